@@ -1,0 +1,3 @@
+"""LayerNorm tuning in JAX."""
+
+from ._errors import LNTuningError as LNTuningError

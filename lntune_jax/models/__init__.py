@@ -1,0 +1,1 @@
+"""Models whose module paths are Hugging Face's own."""
