@@ -1,3 +1,20 @@
-"""LayerNorm tuning in JAX."""
+"""LayerNorm tuning in JAX: train only the norms of a pretrained model, exactly and cheaply."""
 
+from ._config import LNTuningConfig as LNTuningConfig
+from ._errors import AdapterError as AdapterError
+from ._errors import ConfigError as ConfigError
+from ._errors import DataError as DataError
+from ._errors import FreshWeightsWarning as FreshWeightsWarning
 from ._errors import LNTuningError as LNTuningError
+from ._errors import ModelError as ModelError
+from ._errors import PatternError as PatternError
+from ._errors import SelectionError as SelectionError
+from ._errors import TreeError as TreeError
+from ._errors import UnmatchedPatternWarning as UnmatchedPatternWarning
+from ._errors import ZeroGradientWarning as ZeroGradientWarning
+from ._partition import Partition as Partition
+from ._partition import label_params as label_params
+from ._partition import merge_params as merge_params
+from ._partition import partition_params as partition_params
+from ._report import ParamReport as ParamReport
+from ._report import report_params as report_params
