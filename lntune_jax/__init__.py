@@ -12,9 +12,16 @@ from ._errors import SelectionError as SelectionError
 from ._errors import TreeError as TreeError
 from ._errors import UnmatchedPatternWarning as UnmatchedPatternWarning
 from ._errors import ZeroGradientWarning as ZeroGradientWarning
+from ._module_types import norm_modules as norm_modules
+from ._optimizer import adamw as adamw
+from ._optimizer import make_optimizer as make_optimizer
 from ._partition import Partition as Partition
 from ._partition import label_params as label_params
 from ._partition import merge_params as merge_params
 from ._partition import partition_params as partition_params
 from ._report import ParamReport as ParamReport
 from ._report import report_params as report_params
+from ._training import TrainState as TrainState
+from ._training import TrainStep as TrainStep
+from ._training import make_train_step as make_train_step
+from ._training import value_and_grad as value_and_grad

@@ -9,6 +9,9 @@ PEFT has no default: every norm of the model, by its transformers name.
 _LLAMA = ("input_layernorm", "post_attention_layernorm", "norm")
 _GEMMA2 = (*_LLAMA, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 _BLOOM = ("input_layernorm", "post_attention_layernorm", "ln_f")
+_BART = ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
+_WHISPER = (*_BART, "layer_norm")
+_OLMO2 = ("post_attention_layernorm", "post_feedforward_layernorm", "norm", "q_norm", "k_norm")
 _QWEN3_MOE = (*_LLAMA, "q_norm", "k_norm")
 
 PEFT_TARGETS: dict[str, tuple[str, ...]] = {
@@ -17,7 +20,7 @@ PEFT_TARGETS: dict[str, tuple[str, ...]] = {
     "llava": _LLAMA,
     "t5": ("layer_norm", "final_layer_norm"),
     "mt5": ("layer_norm", "final_layer_norm"),
-    "bart": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+    "bart": _BART,
     "gpt2": ("ln_1", "ln_2", "ln_f"),
     "blip-2": ("layernorm", "LayerNorm", "final_layer_norm", "self_attn_layer_norm"),
     "gptj": ("ln_1", "ln_f"),
@@ -42,8 +45,7 @@ OUR_TARGETS: dict[str, tuple[str, ...]] = {
     "vit": ("layernorm_before", "layernorm_after", "layernorm"),
     "clip": ("layer_norm1", "layer_norm2", "pre_layrnorm", "post_layernorm", "final_layer_norm"),
     "opt": ("self_attn_layer_norm", "final_layer_norm"),
-    "whisper": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm")
-    + ("layer_norm",),
+    "whisper": _WHISPER,
     "gpt_neox": ("input_layernorm", "post_attention_layernorm", "final_layer_norm"),
     "phi3": _LLAMA,
     "mixtral": _LLAMA,
@@ -52,8 +54,7 @@ OUR_TARGETS: dict[str, tuple[str, ...]] = {
     "qwen2_moe": _LLAMA,
     "qwen3_moe": _QWEN3_MOE,
     "gemma3": (*_GEMMA2, "q_norm", "k_norm"),
-    "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm", "norm")
-    + ("q_norm", "k_norm"),
+    "olmo2": _OLMO2,
 }
 
 DEFAULT_TARGETS = PEFT_TARGETS | OUR_TARGETS

@@ -19,7 +19,7 @@ class LNTuningError(Exception):
 
 
 class ConfigError(LNTuningError, ValueError):
-    """A field of `LNTuningConfig`, or an `adapter_config.json`, holds a value that cannot be used."""
+    """A field of `LNTuningConfig`, or of an `adapter_config.json`, cannot be used."""
 
 
 class PatternError(ConfigError):

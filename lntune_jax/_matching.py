@@ -55,8 +55,8 @@ def match_saved(
     that lies in no module of its own (`["cls_token"]`).
 
     Example:
-        >>> match_saved(["head"], ["head", "head.out", "ahead"], [])[0].names == {"head", "head.out"}
-        True
+        >>> sorted(match_saved(["head"], ["head", "head.out", "ahead"], [])[0].names)
+        ['head', 'head.out']
     """
     if entries is None:
         return []

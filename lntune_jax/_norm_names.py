@@ -39,6 +39,6 @@ EMPTY_WORDS = frozenset({"layer", "layers", "module", "modules", "block", "block
 
 # Running statistics: they make their module a BatchNorm and are never trained.
 STATISTICS = frozenset(
-    {"mean", "var", "running_mean", "running_var", "moving_mean", "moving_variance"}
-    | {"num_batches_tracked"}
+    {"running_mean", "running_var", "moving_mean", "moving_variance", "num_batches_tracked"}
 )
+AMBIGUOUS_STATISTICS = frozenset({"mean", "var"})  # statistics where a module holds both

@@ -1,5 +1,6 @@
-"""Which modules of a tree are LayerNorm or RMSNorm modules: by type where the object is at hand,
-else by the names and shapes in the tree.
+"""Which modules of a tree are LayerNorm or RMSNorm modules, by type or by names and shapes.
+
+The type decides where the module object is in the tree; names and shapes where it is not.
 
 A module is known by its module path: all segments of its leaves' paths but the last.
 """
@@ -14,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from ._norm_names import (
+    AMBIGUOUS_STATISTICS,
     BEFORE_NORMALIZATION,
     BIAS_NAMES,
     EMPTY_WORDS,
@@ -59,7 +61,7 @@ def find_norms(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path, st
         {('ln_1',): 'norm'}
     """
     leaves = flatten(tree)[0] if leaves is None else leaves
-    typed = _find_by_type(tree)
+    typed = find_by_type(tree)
     with_statistics = {
         leaf.path[1:-1] for leaf in leaves if leaf.path[:1] == ("batch_stats",)
     }  # a Linen variables dict keeps them in a collection of their own
@@ -128,7 +130,7 @@ def _group_by_module(leaves: Iterable[Leaf]) -> dict[Path, dict[str, Leaf]]:
     return modules
 
 
-def _find_by_type(tree: Any) -> dict[Path, str]:
+def find_by_type(tree: Any) -> dict[Path, str]:
     """The norm modules that are objects in the tree itself (Equinox, NNX), whatever their names."""
     kinds = {}
     for module_name, table in _TYPES.items():
@@ -157,9 +159,15 @@ def _split_words(name: str) -> list[str]:
     return [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
 
 
-def is_statistic(leaf: Leaf) -> bool:
-    """Whether a leaf is a running statistic, which no gradient reaches."""
-    return bool(leaf.path) and leaf.path[-1] in STATISTICS
+def find_statistics(leaves: Sequence[Leaf]) -> frozenset[Path]:
+    """The leaves that are running statistics, which no gradient reaches."""
+    found: set[Path] = set()
+    for module, members in _group_by_module(leaves).items():
+        names = STATISTICS & members.keys()
+        if members.keys() >= AMBIGUOUS_STATISTICS:
+            names |= AMBIGUOUS_STATISTICS
+        found.update((*module, name) for name in names)
+    return frozenset(found)
 
 
 def split_modules(norms: Iterable[str] | None) -> frozenset[Path] | None:

@@ -126,8 +126,10 @@ def merge_params(trainable: Mapping[str, Any], frozen: Any, *, cast: bool = True
         >>> import lntune_jax as lnt
         >>> params = {"ln_1": {"scale": jnp.ones(4, jnp.bfloat16)}}
         >>> trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
-        >>> trainable["ln_1.scale"].dtype, lnt.merge_params(trainable, frozen)["ln_1"]["scale"].dtype
-        (dtype('float32'), dtype(bfloat16))
+        >>> trainable["ln_1.scale"].dtype.name
+        'float32'
+        >>> lnt.merge_params(trainable, frozen)["ln_1"]["scale"].dtype.name
+        'bfloat16'
     """
     leaves, treedef = jax.tree_util.tree_flatten(frozen, is_leaf=is_taken)
     holes = {leaf.path: leaf for leaf in leaves if is_taken(leaf)}
@@ -153,7 +155,8 @@ def label_params(params: Any, config: LNTuningConfig, *, norms: Iterable[str] | 
     Example:
         >>> import jax.numpy as jnp
         >>> import lntune_jax as lnt
-        >>> lnt.label_params({"norm": {"scale": jnp.ones(4)}, "bias": jnp.ones(4)}, lnt.LNTuningConfig())
+        >>> params = {"norm": {"scale": jnp.ones(4)}, "bias": jnp.ones(4)}
+        >>> lnt.label_params(params, lnt.LNTuningConfig())
         {'bias': 'frozen', 'norm': {'scale': 'trainable'}}
     """
     selection = select_leaves(params, config, norms)

@@ -111,7 +111,7 @@ def _accepts_nothing(node: Node, *, start: bool, end: bool) -> bool:
 
 
 def _then(first: Node, rest: Node) -> Node:
-    """`first` followed by `rest`, as a set of right-leaning chains, so that equal sets are equal."""
+    """`first` followed by `rest`: a set of right-leaning chains, so that equal ones look equal."""
     if first == NEVER or rest == NEVER:
         return NEVER
     if first == EMPTY:
@@ -198,7 +198,8 @@ def _parse(source: str) -> Node:
     except re.error as error:
         where = "" if error.pos is None else f" at position {error.pos}"
         raise PatternError(
-            f"the pattern {_shorten(source)!r} is not a valid regular expression: {error.msg}{where}"
+            f"the pattern {_shorten(source)!r} is not a valid regular expression: "
+            f"{error.msg}{where}"
         ) from None
     except (RecursionError, OverflowError):
         raise PatternError(f"the pattern {_shorten(source)!r} is nested too deeply") from None

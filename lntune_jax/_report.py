@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from ._config import LNTuningConfig
 from ._paths import get_shape, join
-from ._selection import FROZEN_ROLE, NORM_ROLE, SAVED_ROLE, STATE_ROLE, select_leaves
+from ._roles import NORM_ROLE, SAVED_ROLE, STATE_ROLE
+from ._selection import select_leaves
 
 _TRAINABLE = (NORM_ROLE, SAVED_ROLE)
 
@@ -82,11 +83,8 @@ def report_params(
         for leaf, role in zip(selection.leaves, selection.roles, strict=True)
         if get_shape(leaf.value) is not None
     )
-    counts = dict.fromkeys((NORM_ROLE, SAVED_ROLE, FROZEN_ROLE, STATE_ROLE), 0)
-    for leaf in leaves:
-        counts[leaf.role] += math.prod(leaf.shape)
-    trainable = counts[NORM_ROLE] + counts[SAVED_ROLE]
-    total = trainable + counts[FROZEN_ROLE]
+    trainable = sum(math.prod(leaf.shape) for leaf in leaves if leaf.role in _TRAINABLE)
+    total = sum(math.prod(leaf.shape) for leaf in leaves if leaf.role != STATE_ROLE)
     return ParamReport(trainable, total, 100 * trainable / max(total, 1), leaves)
 
 

@@ -1,0 +1,188 @@
+"""Optax transformations for LayerNorm tuning: a whole-tree form, and AdamW with norms in mind.
+
+Everything acts on the trainable leaves alone: no state, no decay and no clipping ever sees a
+frozen leaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._config import LNTuningConfig
+from ._errors import ConfigError
+from ._masters import keep_masters
+from ._matching import match_saved
+from ._norms import find_norms
+from ._paths import flatten, join
+from ._roles import is_below, list_modules, unite
+from ._selection import select_leaves
+
+NORM, HEAD = "norm", "head"
+
+
+def make_optimizer(
+    tx: optax.GradientTransformation,
+    config: LNTuningConfig,
+    *,
+    norms: Iterable[str] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps `tx` for a training loop that keeps the whole parameter tree.
+
+    An `optax.multi_transform`: `tx` sees the trainable leaves only, and its state holds nothing
+    else; a frozen leaf receives an update of -0.0, which leaves every value as it is (+0.0 would
+    turn -0.0 into +0.0). Leaves of lower precision than `config.param_dtype` are updated through
+    float32 masters (`keep_masters`), so that small steps on a bfloat16 tree are not lost.
+
+    Put clipping, accumulation, decay and EMA into `tx`, not around the result: outside they act
+    on the gradients of all leaves.
+
+    Args:
+        tx: the optimizer of the trainable leaves.
+        config: which leaves train.
+        norms: module paths that are norms, as in `partition_params`.
+
+    Raises:
+        ConfigError: the config is meant for inference.
+        SelectionError: on `init`, nothing trains or a target holds no norm.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import lntune_jax as lnt
+        >>> params = {"norm": {"scale": jnp.ones(4)}, "fc": {"kernel": jnp.ones((4, 4))}}
+        >>> tx = lnt.make_optimizer(optax.sgd(1.0), lnt.LNTuningConfig())
+        >>> updates, _ = tx.update(params, tx.init(params), params)  # a gradient of ones
+        >>> new = optax.apply_updates(params, updates)
+        >>> new["norm"]["scale"][0].item(), new["fc"]["kernel"][0, 0].item()
+        (0.0, 1.0)
+    """
+    refuse_inference(config)
+    norms = None if norms is None else tuple(norms)
+
+    def label(tree: Any) -> Any:
+        return _label_quietly(tree, config, norms)
+
+    transforms = {
+        "trainable": keep_masters(tx, config.param_dtype),
+        "frozen": _set_to_negative_zero(),
+    }
+    wrapped = optax.with_extra_args_support(optax.multi_transform(transforms, label))
+
+    def init(params: Any) -> optax.OptState:
+        select_leaves(params, config, norms)  # warns of patterns that match nothing, once
+        return wrapped.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, wrapped.update)
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    head_learning_rate: optax.ScalarOrSchedule | None = None,
+    weight_decay: float = 0.0,
+    norm_weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    config: LNTuningConfig | None = None,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """AdamW for the trainable leaves: norms and head apart, and no decay on norms by default.
+
+    Weight decay pulls a scale of 1 towards 0, so it acts on the kernels of saved modules only.
+    The gradient is clipped over the trainable leaves together.
+
+    Args:
+        learning_rate: a number or an Optax schedule, for norm leaves.
+        head_learning_rate: the same for the leaves of `modules_to_save`; None is `learning_rate`.
+        weight_decay: decoupled decay of saved kernels (leaves of two axes and more).
+        norm_weight_decay: decoupled decay of norm leaves.
+        clip_norm: largest global norm of the gradient; None does not clip.
+        config: tells norms from saved modules exactly; None tells them by their names.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the denominator.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> trainable = {"norm.scale": jnp.ones(4), "head.kernel": jnp.ones((4, 2))}
+        >>> tx = lnt.adamw(1e-3, head_learning_rate=1e-2)
+        >>> updates, _ = tx.update(trainable, tx.init(trainable), trainable)
+        >>> {path: round(float(u.ravel()[0]), 6) for path, u in updates.items()}
+        {'head.kernel': -0.01, 'norm.scale': -0.001}
+    """
+    head_rate = learning_rate if head_learning_rate is None else head_learning_rate
+    adam = {"b1": b1, "b2": b2, "eps": eps}
+    tx = optax.multi_transform(
+        {
+            NORM: optax.adamw(learning_rate, weight_decay=norm_weight_decay, **adam),
+            HEAD: optax.adamw(head_rate, weight_decay=weight_decay, mask=_is_kernel, **adam),
+        },
+        lambda trainable: label_kinds(trainable, config),
+    )
+    return tx if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), tx)
+
+
+def label_kinds(
+    trainable: Mapping[str, Any], config: LNTuningConfig | None = None
+) -> dict[str, str]:
+    """Says of each trainable leaf whether it is of a "norm" or of the "head" (a saved module).
+
+    Args:
+        trainable: `{leaf path: array}`.
+        config: tells the two apart by its `modules_to_save`; None goes by names and shapes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> label_kinds({"ln_1.scale": jnp.ones(4), "head.kernel": jnp.ones((4, 2))})
+        {'ln_1.scale': 'norm', 'head.kernel': 'head'}
+    """
+    leaves = flatten(dict(trainable))[0]
+    if config is None:
+        found = find_norms(dict(trainable), leaves)
+        kinds = {join(leaf.path): NORM if leaf.path[:-1] in found else HEAD for leaf in leaves}
+    else:
+        paths = [leaf.path for leaf in leaves]
+        saved = match_saved(config.modules_to_save, list_modules(paths), [join(p) for p in paths])
+        names = unite(saved)
+        kinds = {join(path): HEAD if is_below(path, names) else NORM for path in paths}
+    return {name: kinds[name] for name in trainable}
+
+
+def refuse_inference(config: LNTuningConfig | None) -> None:
+    """Raises a `ConfigError` for a config that was saved for inference."""
+    if config is not None and config.inference_mode:
+        raise ConfigError(
+            "the config says inference_mode=True, as PEFT writes into saved adapters; to train "
+            "with it pass config.replace(inference_mode=False)"
+        )
+
+
+def _label_quietly(tree: Any, config: LNTuningConfig, norms: tuple[str, ...] | None) -> Any:
+    """Labels without warnings: Optax asks for labels on every update, and `init` has warned."""
+    selection = select_leaves(tree, config, norms, warn=False)
+    trains = map(selection.is_trainable, range(len(selection.leaves)))
+    return selection.treedef.unflatten(["trainable" if t else "frozen" for t in trains])
+
+
+def _set_to_negative_zero() -> optax.GradientTransformation:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        return jax.tree.map(_negative_zero, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _negative_zero(update: Any) -> Any:
+    if update.dtype == jax.dtypes.float0:
+        return update
+    return jnp.full_like(update, -0.0 if jnp.issubdtype(update.dtype, jnp.inexact) else 0)
+
+
+def _is_kernel(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, tree)

@@ -1,0 +1,133 @@
+"""The role of each leaf under a config: patterns, norms and defaults brought together.
+
+The order is PEFT's: `exclude_modules` first, then `modules_to_save`, then `target_modules`. It
+depends on paths, shapes and dtypes only, never on values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ._architectures import DEFAULT_TARGETS, MODULES_TO_SAVE
+from ._config import LNTuningConfig
+from ._errors import SelectionError
+from ._matching import Match, match_patterns, match_saved
+from ._norms import GROUP_NORM, NORM, find_statistics, is_norm_leaf
+from ._paths import Leaf, Path, get_shape, join
+
+NORM_ROLE, SAVED_ROLE, FROZEN_ROLE, STATE_ROLE = "norm", "saved", "frozen", "state"
+_NAMES_A_GROUP = re.compile(r"group|instance|gn", re.IGNORECASE)
+
+
+class Selection(NamedTuple):
+    """The leaves of a tree, its structure, and each leaf's role: norm, saved, frozen or state."""
+
+    leaves: list[Leaf]
+    treedef: jax.tree_util.PyTreeDef
+    roles: list[str]
+
+    def is_trainable(self, index: int) -> bool:
+        """Whether the leaf at this place trains."""
+        return self.roles[index] in (NORM_ROLE, SAVED_ROLE)
+
+
+class Matches(NamedTuple):
+    """What each pattern of a config matched. `targets` is None where every norm is a target."""
+
+    excluded: list[Match]
+    saved: list[Match]
+    targets: list[Match] | None
+    modules: list[str]
+
+
+def list_modules(paths: Sequence[Path]) -> list[str]:
+    """All module paths above these leaf paths, containers included, in the tree's order."""
+    modules: dict[str, None] = {}
+    for path in paths:
+        for end in range(1, len(path)):
+            modules[join(path[:end])] = None
+    return list(modules)
+
+
+def is_below(path: Path, names: frozenset[str]) -> bool:
+    """Whether a leaf is named itself, or lies in a module that is."""
+    return bool(names) and any(join(path[:end]) in names for end in range(1, len(path) + 1))
+
+
+def is_named(path: Path, names: frozenset[str]) -> bool:
+    """Whether a leaf, or the module that holds it, is named. PEFT excludes like this."""
+    return join(path) in names or join(path[:-1]) in names
+
+
+def unite(matches: Iterable[Match] | None) -> frozenset[str]:
+    """All names that the patterns matched together."""
+    return frozenset[str]().union(*(match.names for match in matches or ()))
+
+
+def match_config(config: LNTuningConfig, paths: Sequence[Path]) -> Matches:
+    """Matches the patterns of a config, or its architecture's, against the paths of a tree."""
+    names, modules = [join(path) for path in paths], list_modules(paths)
+    targets = _get_targets(config)
+    return Matches(
+        excluded=match_patterns(config.exclude_modules, modules, names),
+        saved=match_saved(_get_modules_to_save(config), modules, names),
+        targets=None if targets is None else match_patterns(targets, modules, names),
+        modules=modules,
+    )
+
+
+def assign_roles(leaves: Sequence[Leaf], kinds: dict[Path, str], matches: Matches) -> list[str]:
+    """Gives each leaf its role; `kinds` says which modules are norms, and of which kind."""
+    excluded, saved, targets = (unite(m) for m in (matches[0], matches[1], matches[2]))
+    # A group norm is no LayerNorm: it trains only where a pattern means it.
+    group_targets = unite(match for match in matches.targets or () if _names_groups(match))
+    statistics = find_statistics(leaves)
+
+    def get_role(leaf: Leaf) -> str:
+        kind = kinds.get(leaf.path[:-1])
+        if not leaf.is_parameter or leaf.path in statistics:
+            return STATE_ROLE
+        if is_named(leaf.path, excluded):
+            return FROZEN_ROLE
+        if _is_inexact(leaf) and is_below(leaf.path, saved):
+            return SAVED_ROLE
+        if kind is None or not is_norm_leaf(leaf):
+            return FROZEN_ROLE
+        if matches.targets is None:
+            return NORM_ROLE if kind == NORM else FROZEN_ROLE
+        wanted = group_targets if kind == GROUP_NORM else targets
+        return NORM_ROLE if is_below(leaf.path, wanted) else FROZEN_ROLE
+
+    return [get_role(leaf) for leaf in leaves]
+
+
+def _get_targets(config: LNTuningConfig) -> str | Sequence[str] | None:
+    """The patterns of the config or of its architecture; None where every norm trains."""
+    if config.target_modules is not None or config.model_type is None:
+        return config.target_modules
+    if config.model_type not in DEFAULT_TARGETS:
+        raise SelectionError(
+            f"model_type {config.model_type!r} has no default targets; known are "
+            f"{', '.join(sorted(DEFAULT_TARGETS))}. Set target_modules, or set model_type=None to "
+            "train every norm that is found"
+        )
+    return DEFAULT_TARGETS[config.model_type]
+
+
+def _get_modules_to_save(config: LNTuningConfig) -> str | Sequence[str] | None:
+    if config.target_modules is None and config.modules_to_save is None and config.model_type:
+        return MODULES_TO_SAVE.get(config.model_type)
+    return config.modules_to_save
+
+
+def _names_groups(match: Match) -> bool:
+    return match.is_literal or bool(_NAMES_A_GROUP.search(match.pattern))
+
+
+def _is_inexact(leaf: Leaf) -> bool:
+    return get_shape(leaf.value) is not None and jnp.issubdtype(leaf.value.dtype, jnp.inexact)

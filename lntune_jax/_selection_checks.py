@@ -1,0 +1,134 @@
+"""What is wrong with a selection, said so that the reader knows which argument to change.
+
+A pattern without effect is a warning; a target without a norm, or nothing at all that trains, an
+error.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from ._architectures import DEFAULT_TARGETS
+from ._config import LNTuningConfig
+from ._errors import SelectionError, UnmatchedPatternWarning
+from ._matching import Match, suggest
+from ._paths import Path, join
+from ._roles import Matches, Selection, is_below, is_named, unite
+
+
+def check_selection(
+    selection: Selection,
+    matches: Matches,
+    config: LNTuningConfig,
+    norm_paths: Sequence[Path],
+    warn: bool,
+) -> None:
+    """Raises or warns where the patterns of `config` do not do what they say.
+
+    Raises:
+        SelectionError: nothing trains; a target holds no norm; a saved module cannot train.
+    """
+    # Defaults are written for many models of a kind, and may well not match in one of them.
+    targets = matches.targets if config.target_modules is not None else None
+    saved = matches.saved if config.modules_to_save is not None else ()
+    for match in targets or ():
+        if match.names and not any(is_below(path, match.names) for path in norm_paths):
+            raise SelectionError(
+                f"target_modules {match.pattern!r} matches {write_list(sorted(match.names))}, "
+                "where there is no LayerNorm or RMSNorm leaf. To train a whole module put it into "
+                f"modules_to_save; the norms of this tree are {_write_paths(norm_paths)}"
+            )
+    for match in saved:
+        _check_saved(match, selection, unite(matches.excluded))
+    if warn:
+        _warn_unmatched("target_modules", targets or (), matches.modules)
+        _warn_unmatched("modules_to_save", saved, matches.modules)
+        _warn_unmatched("exclude_modules", matches.excluded, matches.modules)
+        _warn_shallow_exclusions(matches.excluded, selection, norm_paths)
+    if not any(map(selection.is_trainable, range(len(selection.roles)))):
+        raise SelectionError(_explain_nothing(selection, config, norm_paths))
+
+
+def write_list(names: Sequence[str], most: int = 4) -> str:
+    """A list for a message, cut after a few entries."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def _check_saved(match: Match, selection: Selection, excluded: frozenset[str]) -> None:
+    below = [i for i, leaf in enumerate(selection.leaves) if is_below(leaf.path, match.names)]
+    if not below or any(map(selection.is_trainable, below)):
+        return
+    first = selection.leaves[below[0]]
+    dtype = getattr(first.value, "dtype", type(first.value).__name__)
+    why = f"no leaf in it can train: {join(first.path)!r} is {dtype}"
+    if is_named(first.path, excluded):
+        why = "exclude_modules takes it out"
+    raise SelectionError(
+        f"modules_to_save {match.pattern!r} matches {write_list(sorted(match.names))}, but {why}"
+    )
+
+
+def _warn_unmatched(field: str, matches: Sequence[Match], modules: Sequence[str]) -> None:
+    for match in matches:
+        if match.names:
+            continue
+        near = suggest(match.pattern, modules)
+        nearest = f"; the nearest module paths are {write_list(near)}" if near else ""
+        _warn(
+            f"{field} {match.pattern!r} matches no module of this tree, so it has no effect"
+            f"{nearest}"
+        )
+
+
+def _warn_shallow_exclusions(
+    excluded: Sequence[Match], selection: Selection, norm_paths: Sequence[Path]
+) -> None:
+    """Warns where an excluded container holds norms that train all the same, as in PEFT."""
+    for match in excluded:
+        if not match.names or any(is_named(path, match.names) for path in norm_paths):
+            continue
+        missed = [
+            join(leaf.path)
+            for i, leaf in enumerate(selection.leaves)
+            if selection.is_trainable(i) and is_below(leaf.path, match.names)
+        ]
+        if missed:
+            _warn(
+                f"exclude_modules {match.pattern!r} matches {write_list(sorted(match.names))} but, "
+                f"as in PEFT, not what lies below: {write_list(missed)} will train. Write "
+                f"'.*{match.pattern}.*' to exclude all of it"
+            )
+
+
+def _warn(message: str) -> None:
+    # 6: the caller of partition_params, label_params or report_params.
+    warnings.warn(message, UnmatchedPatternWarning, stacklevel=6)
+
+
+def _explain_nothing(
+    selection: Selection, config: LNTuningConfig, norm_paths: Sequence[Path]
+) -> str:
+    if not selection.leaves:
+        return "nothing trains: the tree has no leaves. Pass the parameter tree"
+    if not norm_paths:
+        return (
+            "nothing trains: no LayerNorm or RMSNorm leaf was found in this tree, whose leaves are "
+            f"{_write_paths([leaf.path for leaf in selection.leaves])}. Name modules that are no "
+            "norms in modules_to_save"
+        )
+    fields = ("target_modules", "exclude_modules", "modules_to_save", "model_type")
+    asked = {f: getattr(config, f) for f in fields if getattr(config, f) is not None}
+    given = ", ".join(f"{field}={value!r}" for field, value in asked.items())
+    default = ""
+    if config.target_modules is None and config.model_type in DEFAULT_TARGETS:
+        default = f", whose targets are {write_list(DEFAULT_TARGETS[config.model_type])}"
+    return (
+        f"nothing trains with {given or 'this config'}{default}; the norms of this tree are "
+        f"{_write_paths(norm_paths)}. Change target_modules or exclude_modules"
+    )
+
+
+def _write_paths(paths: Sequence[Path]) -> str:
+    return write_list([join(path) for path in paths])

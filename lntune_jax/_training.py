@@ -1,0 +1,316 @@
+"""A ready training step: the gradient of the trainable half, one compilation, nothing copied.
+
+The frozen half is an argument of the compiled step, neither donated nor returned; all that the
+step owns (optimizer state, EMA, clipping, accumulation) is as small as the trainable half.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ._config import LNTuningConfig
+from ._errors import LNTuningError, TreeError, ZeroGradientWarning
+from ._optimizer import refuse_inference
+from ._partition import merge_params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes in training. A pytree; every part is as small as the trainable half.
+
+    Attributes:
+        step: number of steps taken, an int32 scalar.
+        trainable: `{leaf path: array}`.
+        opt_state: the optimizer's state.
+        rng: a key from which each step's key is derived, or None.
+        ema: exponential moving average of `trainable`, or None.
+    """
+
+    step: jax.Array
+    trainable: dict[str, jax.Array]
+    opt_state: optax.OptState
+    rng: jax.Array | None = None
+    ema: dict[str, jax.Array] | None = None
+
+    @classmethod
+    def create(
+        cls,
+        trainable: Mapping[str, Any],
+        tx: optax.GradientTransformation,
+        *,
+        rng: jax.Array | None = None,
+        ema: bool = False,
+    ) -> TrainState:
+        """Makes the state before the first step.
+
+        The leaves are copied (kilobytes), since the step donates its state and `trainable` may
+        hold the base's own arrays. On a mesh, what has no sharding yet is replicated.
+
+        Example:
+            >>> import jax.numpy as jnp, optax
+            >>> import lntune_jax as lnt
+            >>> state = lnt.TrainState.create({"ln.scale": jnp.ones(4)}, optax.adam(1e-3), ema=True)
+            >>> int(state.step), list(state.ema)
+            (0, ['ln.scale'])
+        """
+        leaves = {path: _copy(leaf) for path, leaf in trainable.items()}
+        state = cls(
+            step=jnp.zeros((), jnp.int32),
+            trainable=leaves,
+            opt_state=tx.init(leaves),
+            rng=None if rng is None else _copy(rng),
+            ema={path: _copy(leaf) for path, leaf in leaves.items()} if ema else None,
+        )
+        return _replicate_rest(state)
+
+
+def value_and_grad(loss_fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+    """Like `jax.value_and_grad`, for the trainable half only.
+
+    Args:
+        loss_fn: `loss_fn(params, *args)` on the merged tree; returns a scalar loss, or
+            `(loss, aux)` with `has_aux`.
+        has_aux: whether `loss_fn` returns more than the loss.
+
+    Returns:
+        `f(trainable, frozen, *args)`, which gives `(loss, gradients)` or
+        `((loss, aux), gradients)`; the gradients have the keys of `trainable`.
+
+    Raises:
+        LNTuningError: when called, `loss_fn` returned no scalar.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln": {"scale": jnp.ones(2)}, "w": jnp.full(2, 3.0)}
+        >>> trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
+        >>> grad = lnt.value_and_grad(lambda p, x: jnp.sum(p["ln"]["scale"] * p["w"] * x))
+        >>> loss, gradients = grad(trainable, frozen, 2.0)
+        >>> loss.item(), gradients["ln.scale"].tolist()
+        (12.0, [6.0, 6.0])
+    """
+
+    def merged_loss(trainable: Any, frozen: Any, *args: Any, **kwargs: Any) -> Any:
+        result = loss_fn(merge_params(trainable, frozen), *args, **kwargs)
+        loss = result[0] if has_aux else result
+        if jnp.shape(loss) != ():
+            raise LNTuningError(
+                f"loss_fn must return a scalar loss, not an array of shape {jnp.shape(loss)}: take "
+                "the mean over the batch"
+            )
+        return result
+
+    return jax.value_and_grad(merged_loss, has_aux=has_aux)
+
+
+def make_train_step(
+    loss_fn: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    config: LNTuningConfig | None = None,
+    *,
+    has_aux: bool = False,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    ema_decay: float | None = None,
+    donate: bool = True,
+) -> TrainStep:
+    """Makes a jitted step, `step(state, frozen, *batch) -> (state, metrics)`.
+
+    The metrics are device scalars: `loss`, `grad_norm` (before clipping), `zero_gradient`, and
+    `aux` where there is one. A gradient that is exactly zero for every trainable leaf also gives a
+    `ZeroGradientWarning`, without making the host wait for the device.
+
+    Args:
+        loss_fn: `loss_fn(params, *batch)`, a scalar loss on the merged tree; with a state that has
+            an `rng` it also takes `rng=`, a key of its own for each step and microbatch.
+        tx: the optimizer of the trainable leaves.
+        config: refused when it is meant for inference; None is not checked.
+        has_aux: whether `loss_fn` returns `(loss, aux)`.
+        accumulate: microbatches per step; the batch's first axis is cut into so many equal parts,
+            whose losses and gradients are averaged. `aux` is stacked along a new first axis.
+        clip_norm: largest global norm of the trainable gradient.
+        ema_decay: decay of the moving average `state.ema`.
+        donate: whether the state passed in may be overwritten in place. The frozen half never is.
+
+    Raises:
+        ConfigError: the config says `inference_mode=True`.
+        LNTuningError: an argument is out of range, or, when called, the loss is no scalar.
+        TreeError: when called, a batch cannot be cut into `accumulate` parts, or `ema_decay` is
+            given and the state has no `ema`.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import lntune_jax as lnt
+        >>> params = {"ln": {"scale": jnp.ones(2)}, "w": jnp.full(2, 3.0)}
+        >>> trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
+        >>> tx = optax.sgd(0.1)
+        >>> step = lnt.make_train_step(lambda p, x: jnp.sum(p["ln"]["scale"] * p["w"] * x), tx)
+        >>> state, metrics = step(lnt.TrainState.create(trainable, tx), frozen, 1.0)
+        >>> metrics["loss"].item(), [round(x, 4) for x in state.trainable["ln.scale"].tolist()]
+        (6.0, [0.7, 0.7])
+    """
+    refuse_inference(config)
+    if accumulate < 1:
+        raise LNTuningError(f"accumulate must be 1 or more, not {accumulate}")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise LNTuningError(f"ema_decay must be at least 0 and less than 1, not {ema_decay}")
+    gradient = value_and_grad(loss_fn, has_aux)
+
+    def train_step(
+        state: TrainState, frozen: Any, *batch: Any
+    ) -> tuple[TrainState, dict[str, Any]]:
+        key = None if state.rng is None else jax.random.fold_in(state.rng, state.step)
+        result, grads = _accumulate(gradient, state.trainable, frozen, batch, key, accumulate)
+        loss, aux = result if has_aux else (result, None)
+        norm = optax.tree.norm(grads)
+        metrics = {"loss": loss, "grad_norm": norm, "zero_gradient": _is_all_zero(grads)}
+        if has_aux:
+            metrics["aux"] = aux
+        if clip_norm is not None:
+            grads = _clip(grads, norm, clip_norm)
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        ema = state.ema
+        if ema_decay is not None:
+            ema = _average(ema, trainable, ema_decay)
+        new = TrainState(state.step + 1, trainable, opt_state, state.rng, ema)  # type: ignore[arg-type]
+        return new, metrics
+
+    return TrainStep(jax.jit(train_step, donate_argnums=(0,) if donate else ()))
+
+
+class TrainStep:
+    """A compiled training step; call it with `(state, frozen, *batch)`.
+
+    A class, because it watches for zero gradients: the flags of past steps are looked at when the
+    device has them, never before.
+    """
+
+    def __init__(self, jitted: Any) -> None:
+        self._jitted = jitted
+        self._flags: collections.deque[tuple[int, jax.Array]] = collections.deque()
+        self._calls = 0
+        self._warned = False
+
+    def __call__(self, state: TrainState, frozen: Any, *batch: Any) -> tuple[TrainState, Any]:
+        """Takes one step; the state passed in is used up (donated)."""
+        state, metrics = self._jitted(state, frozen, *batch)
+        self._calls += 1
+        if not self._warned:
+            self._flags.append((self._calls, metrics["zero_gradient"]))
+            # The first step is waited for: it has just been compiled, and tells most.
+            while self._flags and (self._calls == 1 or self._flags[0][1].is_ready()):
+                self._check(*self._flags.popleft())
+        return state, metrics
+
+    def lower(self, state: TrainState, frozen: Any, *batch: Any) -> Any:
+        """The step lowered for these arguments, as `jax.jit(...).lower` does."""
+        return self._jitted.lower(state, frozen, *batch)
+
+    def compilations(self) -> int:
+        """How many programs have been compiled: one for each set of batch shapes."""
+        return self._jitted._cache_size()
+
+    def _check(self, call: int, flag: jax.Array) -> None:
+        if bool(flag) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the gradient of every trainable leaf was exactly zero in step {call}: the loss "
+                "does not depend on them. Check that loss_fn uses the params it is given, and that "
+                "a quantised forward pass lets gradients through",
+                ZeroGradientWarning,
+                stacklevel=3,
+            )
+
+
+def _accumulate(
+    gradient: Callable[..., Any],
+    trainable: Any,
+    frozen: Any,
+    batch: tuple[Any, ...],
+    key: jax.Array | None,
+    parts: int,
+) -> tuple[Any, Any]:
+    """The mean over `parts` microbatches of what `gradient` returns; aux is stacked."""
+    if parts == 1:
+        extra = {} if key is None else {"rng": key}
+        return gradient(trainable, frozen, *batch, **extra)
+
+    def body(total: Any, item: Any) -> Any:
+        index, part = item
+        extra = {} if key is None else {"rng": jax.random.fold_in(key, index)}
+        result, grads = gradient(trainable, frozen, *part, **extra)
+        loss, aux = result if isinstance(result, tuple) else (result, None)
+        return jax.tree.map(jnp.add, total, (loss, grads)), aux
+
+    cut = jax.tree.map(lambda leaf: _cut(leaf, parts), batch)
+    first = jax.tree.map(lambda leaf: leaf[0], cut)
+    extra = {} if key is None else {"rng": key}
+    shapes = jax.eval_shape(gradient, trainable, frozen, *first, **extra)
+    result, grads = shapes
+    loss = result[0] if isinstance(result, tuple) else result
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss, grads))
+    (loss, grads), aux = jax.lax.scan(body, zeros, (jnp.arange(parts), cut))
+    loss, grads = jax.tree.map(lambda leaf: leaf / parts, (loss, grads))
+    return ((loss, aux) if isinstance(result, tuple) else loss), grads
+
+
+def _cut(leaf: Any, parts: int) -> Any:
+    shape = jnp.shape(leaf)
+    if not shape or shape[0] % parts:
+        raise TreeError(
+            f"a batch leaf of shape {shape} cannot be cut into accumulate={parts} equal parts "
+            "along its first axis"
+        )
+    return jnp.reshape(leaf, (parts, shape[0] // parts, *shape[1:]))
+
+
+def _is_all_zero(grads: Any) -> jax.Array:
+    return ~jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(grads)]))
+
+
+def _clip(grads: Any, norm: jax.Array, largest: float) -> Any:
+    scale = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
+
+
+def _average(ema: Any, trainable: Any, decay: float) -> Any:
+    if ema is None:
+        raise TreeError(
+            "ema_decay is given, but the state has no ema: TrainState.create(..., ema=True)"
+        )
+    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, ema, trainable)
+
+
+def _copy(leaf: Any) -> jax.Array:
+    return jnp.array(leaf, copy=True)
+
+
+def _replicate_rest(state: TrainState) -> TrainState:
+    """Puts leaves without a sharding on the mesh of those that have one.
+
+    A step returns all its state on the mesh; were parts of the first state elsewhere, the second
+    call would compile again.
+    """
+    shardings = [leaf.sharding for leaf in state.trainable.values()]
+    named = [s for s in shardings if isinstance(s, jax.sharding.NamedSharding)]
+    if not named:
+        return state
+    everywhere = jax.sharding.NamedSharding(named[0].mesh, jax.sharding.PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: (
+            leaf
+            if isinstance(leaf.sharding, jax.sharding.NamedSharding)
+            else jax.device_put(leaf, everywhere)
+        ),
+        state,
+    )
