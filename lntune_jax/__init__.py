@@ -21,7 +21,7 @@ from ._partition import merge_params as merge_params
 from ._partition import partition_params as partition_params
 from ._report import ParamReport as ParamReport
 from ._report import report_params as report_params
-from ._training import TrainState as TrainState
+from ._train_state import TrainState as TrainState
 from ._training import TrainStep as TrainStep
 from ._training import make_train_step as make_train_step
 from ._training import value_and_grad as value_and_grad

@@ -53,7 +53,7 @@ def keep_masters(
         )
         return MastersState(residuals, inner.init(_widen_all(params, dtype)))
 
-    def update(updates: Any, state: MastersState, params: Any = None, **extra: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         if not any(residual is not None for residual in state.residuals):
             updates, inner_state = inner.update(updates, state.inner, params, **extra)
             return updates, MastersState(state.residuals, inner_state)

@@ -6,7 +6,7 @@ frozen leaf.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ def make_optimizer(
     def label(tree: Any) -> Any:
         return _label_quietly(tree, config, norms)
 
-    transforms = {
+    transforms: dict[Hashable, optax.GradientTransformation] = {
         "trainable": keep_masters(tx, config.param_dtype),
         "frozen": _set_to_negative_zero(),
     }
@@ -117,7 +117,7 @@ def adamw(
         {'head.kernel': -0.01, 'norm.scale': -0.001}
     """
     head_rate = learning_rate if head_learning_rate is None else head_learning_rate
-    adam = {"b1": b1, "b2": b2, "eps": eps}
+    adam: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps}
     tx = optax.multi_transform(
         {
             NORM: optax.adamw(learning_rate, weight_decay=norm_weight_decay, **adam),

@@ -30,9 +30,7 @@ class Leaf(NamedTuple):
     is_parameter: bool
 
 
-def flatten(
-    tree: Any, is_leaf: Callable[[Any], bool] | None = None
-) -> tuple[list[Leaf], jax.tree_util.PyTreeDef]:
+def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Leaf], Any]:
     """Lists the leaves of `tree` with their paths, in JAX's order, and the tree's structure.
 
     `None` is an empty subtree, as everywhere in JAX, and gives no leaf.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ._architectures import DEFAULT_TARGETS, MODULES_TO_SAVE
@@ -28,7 +27,7 @@ class Selection(NamedTuple):
     """The leaves of a tree, its structure, and each leaf's role: norm, saved, frozen or state."""
 
     leaves: list[Leaf]
-    treedef: jax.tree_util.PyTreeDef
+    treedef: Any  # a jax.tree_util.PyTreeDef
     roles: list[str]
 
     def is_trainable(self, index: int) -> bool:

@@ -1,0 +1,248 @@
+"""Adapter directories: the trainable leaves, the config and checksums, never the base's weights.
+
+Saving writes all or nothing; reading accepts exactly what was saved, on exactly the base it was
+trained on, and says which path or file is otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._adapter_arrays import read_arrays, to_numpy, write_arrays
+from ._adapter_checks import check_trainable, check_values, fill_holes
+from ._adapter_metadata import (
+    METADATA_FILE,
+    Metadata,
+    check_files,
+    describe_files,
+    describe_leaf,
+    read_metadata,
+    write_metadata,
+)
+from ._adapter_place import check_place, place_leaves
+from ._adapter_processes import write_on_first_process
+from ._adapter_target import check_target
+from ._config import CONFIG_FILE, LNTuningConfig
+from ._errors import AdapterError, ConfigError
+from ._files import list_asides, write_directory
+from ._fingerprint import explain_difference, list_frozen, make_fingerprint
+from ._paths import join
+from ._selection import select_leaves
+
+ARRAYS_DIRECTORY = "arrays"
+
+
+class Adapter(NamedTuple):
+    """What an adapter directory holds.
+
+    Attributes:
+        trainable: `{leaf path: array}`, in the order in which it was saved.
+        config: the config it was trained with.
+    """
+
+    trainable: dict[str, np.ndarray]
+    config: LNTuningConfig
+
+
+def save_adapter(
+    path: str | os.PathLike[str],
+    trainable: Mapping[str, Any],
+    config: LNTuningConfig,
+    *,
+    base: Any,
+    overwrite: bool = False,
+    norms: Iterable[str] | None = None,
+) -> Path:
+    """Writes the trainable leaves and the config into one directory, whole or not at all.
+
+    In a run of several processes each must call this, on a shared disk; the first one writes.
+
+    Args:
+        path: the directory to make. Its parents are made too.
+        trainable: `{leaf path: array}`, as `partition_params` gave it or after training.
+        config: the config that `partition_params` was given.
+        base: the parameters that were tuned, or the frozen half of `partition_params`. Only a
+            fingerprint of it is saved.
+        overwrite: whether an adapter that is there is replaced. It is never lost on the way, and
+            nothing else than an adapter is ever replaced.
+        norms: as given to `partition_params`, if it was.
+
+    Returns:
+        The absolute path of the directory.
+
+    Raises:
+        AdapterError: the path exists, the leaves are not those that the config selects in `base`,
+            a value is not finite, or the file system refuses. Nothing has changed then.
+        SelectionError: the config selects nothing in `base`.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln_1": {"scale": jnp.ones(4)}, "fc": {"kernel": jnp.ones((4, 4))}}
+        >>> config = lnt.LNTuningConfig()
+        >>> trainable, frozen = lnt.partition_params(params, config)
+        >>> path = save_adapter(tempfile.mkdtemp() + "/adapter", trainable, config, base=params)
+        >>> sorted(entry.name for entry in path.iterdir())
+        ['adapter_config.json', 'arrays', 'lntune.json']
+    """
+    target = _resolve(path)
+    norms = None if norms is None else [_join_module(module) for module in norms]
+    params, holes = fill_holes(base)
+    selection = select_leaves(params, config, norms, warn=False)
+    expected = {
+        join(leaf.path): leaf.value
+        for index, leaf in enumerate(selection.leaves)
+        if selection.is_trainable(index)
+    }
+    check_trainable(trainable, expected, holes)
+    arrays = {name: to_numpy(name, trainable[name]) for name in expected}
+    check_values(arrays)
+    leaves = {name: describe_leaf(arrays[name], expected[name].dtype) for name in expected}
+    fingerprint = make_fingerprint(list_frozen(selection))
+
+    def fill(new: Path) -> None:
+        config.save_pretrained(new)
+        write_arrays(new / ARRAYS_DIRECTORY, arrays)
+        write_metadata(new, Metadata(leaves, describe_files(new), fingerprint, norms))
+        _read_directory(new)  # what cannot be read back is not put in place
+
+    def write() -> None:
+        check_target(target, overwrite)
+        write_directory(target, fill, overwrite=overwrite)
+
+    write_on_first_process(write)
+    return target
+
+
+def load_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Reads an adapter directory, verifying all of it.
+
+    Args:
+        path: the directory that `save_adapter` wrote.
+
+    Returns:
+        An `Adapter(trainable, config)`; the leaves are numpy arrays in the dtype they trained in.
+
+    Raises:
+        AdapterError: the directory is absent, unfinished, of a later version, or not bit for bit
+            what was saved.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln_1": {"scale": jnp.ones(2)}}
+        >>> trainable, _ = lnt.partition_params(params, lnt.LNTuningConfig())
+        >>> path = tempfile.mkdtemp() + "/adapter"
+        >>> _ = save_adapter(path, trainable, lnt.LNTuningConfig(), base=params)
+        >>> load_adapter(path).trainable
+        {'ln_1.scale': array([1., 1.], dtype=float32)}
+    """
+    return _read_directory(_find_directory(_resolve(path)))[0]
+
+
+def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = True) -> Any:
+    """Puts a saved adapter into the base it was trained on.
+
+    In a run of several processes each must call this.
+
+    Args:
+        path: the directory that `save_adapter` wrote.
+        params: the base: any pytree of arrays, numpy arrays or `jax.ShapeDtypeStruct`, in any
+            container and sharding, in the precision of training or another.
+        cast: whether the leaves take the dtype of the base; False keeps the one they trained in.
+
+    Returns:
+        A tree like `params`, its frozen leaves the same objects. A leaf of the adapter takes the
+        sharding of the leaf it replaces; where that is a numpy array it is one too; where it is a
+        `jax.ShapeDtypeStruct` it is an array, and frozen leaves stay abstract.
+
+    Raises:
+        AdapterError: as for `load_adapter`; or the leaves or shapes are others than those the
+            config selects in `params`; or `params` is another base.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln_1": {"scale": jnp.ones(2)}, "fc": {"kernel": jnp.ones((2, 2))}}
+        >>> trainable, _ = lnt.partition_params(params, lnt.LNTuningConfig())
+        >>> path = tempfile.mkdtemp() + "/adapter"
+        >>> tuned = {"ln_1.scale": trainable["ln_1.scale"] * 3}
+        >>> _ = save_adapter(path, tuned, lnt.LNTuningConfig(), base=params)
+        >>> restore_adapter(path, params)["ln_1"]["scale"].tolist()
+        [3.0, 3.0]
+    """
+    directory = _find_directory(_resolve(path))
+    adapter, metadata = _read_directory(directory)
+    selection = check_place(directory, params, adapter, metadata.norms)
+    difference = explain_difference(metadata.base, list_frozen(selection))
+    if difference:
+        raise AdapterError(_explain_other_base(directory, adapter.config, difference))
+    return place_leaves(selection, adapter.trainable, cast)
+
+
+def _resolve(path: str | os.PathLike[str]) -> Path:
+    """The absolute path, links followed, so that what is replaced is the directory itself."""
+    try:
+        return Path(path).expanduser().resolve()
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise AdapterError(f"{path!r} is no path of an adapter directory: {error}") from None
+
+
+def _join_module(module: str | Iterable[str]) -> str:
+    return module if isinstance(module, str) else ".".join(module)
+
+
+def _find_directory(target: Path) -> Path:
+    """The directory itself, or the older version that a crash while replacing it left beside it."""
+    if target.is_dir():
+        return target
+    if os.path.lexists(target):
+        raise AdapterError(f"{target} is a file: pass the directory that save_adapter wrote")
+    for aside in list_asides(target):
+        if (aside / METADATA_FILE).is_file():
+            warnings.warn(
+                f"{target} is missing: replacing it was interrupted. Reading the version before, "
+                f"{aside}; rename it to {target.name} to keep it",
+                UserWarning,
+                stacklevel=3,
+            )
+            return aside
+    raise AdapterError(f"there is no adapter directory {target}: check the path")
+
+
+def _read_directory(directory: Path) -> tuple[Adapter, Metadata]:
+    metadata = read_metadata(directory)
+    check_files(directory, metadata.files)  # before any other library parses them
+    try:
+        config = LNTuningConfig.from_pretrained(directory)
+    except ConfigError as error:
+        raise AdapterError(f"{directory / CONFIG_FILE} cannot be used: {error}") from error
+    arrays = read_arrays(directory / ARRAYS_DIRECTORY, metadata.leaves)
+    for name, record in metadata.leaves.items():
+        found = describe_leaf(arrays[name], record.base_dtype)
+        for field, expected in record._asdict().items():
+            if getattr(found, field) != expected:
+                raise AdapterError(
+                    f"the leaf {name!r} in {directory} has {field} {getattr(found, field)}, "
+                    f"expected {expected}: copy the adapter anew from where it came from"
+                )
+    return Adapter(arrays, config), metadata
+
+
+def _explain_other_base(directory: Path, config: LNTuningConfig, difference: str) -> str:
+    named = config.base_model_name_or_path or config.model_type
+    trained_on = f" (trained on {named})" if named else ""
+    return (
+        f"the adapter {directory}{trained_on} was trained on another base than params: "
+        f"{difference}. Pass the base it was trained on; to use the leaves all the same, call "
+        "merge_params(load_adapter(path).trainable, frozen)"
+    )

@@ -1,0 +1,16 @@
+"""How lists of leaf paths and files are written in the messages of adapter errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+
+def list_names(names: Sequence[str], write: Callable[[str], str] = repr, most: int = 5) -> str:
+    """The first names of a list, and how many more there are.
+
+    Example:
+        >>> list_names(["a", "b", "c"], most=2)
+        "'a', 'b' and 1 more"
+    """
+    shown = ", ".join(write(name) for name in names[:most])
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,0 +1,131 @@
+"""Putting saved leaves into a tree: whether each has its place there, and on which devices.
+
+A leaf takes the sharding, the device or the host of the leaf it replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ._adapter_checks import fill_holes
+from ._adapter_messages import list_names
+from ._config import LNTuningConfig
+from ._errors import AdapterError, SelectionError
+from ._paths import flatten, get_shape, join
+from ._roles import Selection
+from ._selection import select_leaves
+
+
+def check_place(
+    directory: Path, params: Any, adapter: tuple[Mapping[str, Any], LNTuningConfig], norms: Any
+) -> Selection:
+    """Compares the leaves of an adapter with those that its config selects in `params`.
+
+    Raises:
+        AdapterError: lists what is missing, unexpected, or of another shape or kind.
+    """
+    trainable, config = adapter
+    if fill_holes(params)[1]:
+        raise AdapterError(
+            "params is the frozen half of partition_params, with holes: pass the whole tree, or "
+            "call merge_params(load_adapter(path).trainable, frozen)"
+        )
+    present = {join(leaf.path): leaf.value for leaf in flatten(params)[0]}
+    absent = [name for name in trainable if name not in present]
+    wrong = [f"params lacks {list_names(absent)}"] if absent else []
+    for name, value in trainable.items():
+        wrong += _compare(name, value, present[name]) if name in present else []
+    if wrong:
+        raise _explain(directory, wrong)
+    selection = _select(directory, params, config, norms)
+    selected = [
+        join(leaf.path) for i, leaf in enumerate(selection.leaves) if selection.is_trainable(i)
+    ]
+    missing = [name for name in selected if name not in trainable]
+    if missing:
+        raise _explain(
+            directory, [f"the config selects {list_names(missing)}, which the adapter lacks"]
+        )
+    unexpected = [name for name in trainable if name not in set(selected)]
+    if unexpected:
+        raise _explain(
+            directory, [f"the adapter holds {list_names(unexpected)}, not selected by its config"]
+        )
+    return selection
+
+
+def place_leaves(selection: Selection, trainable: Mapping[str, np.ndarray], cast: bool) -> Any:
+    """The tree of `selection`, with the leaves of `trainable` in place of its own.
+
+    Raises:
+        AdapterError: a value is too large for the base's dtype, or JAX has the dtype turned off.
+    """
+    leaves = []
+    for leaf in selection.leaves:
+        name = join(leaf.path)
+        value = trainable.get(name) if leaf.is_parameter else None
+        leaves.append(leaf.value if value is None else _place(name, value, leaf.value, cast))
+    return selection.treedef.unflatten(leaves)
+
+
+def _compare(name: str, value: np.ndarray, place: Any) -> list[str]:
+    shape = get_shape(place)
+    if isinstance(place, Tracer):
+        return [f"{name!r} is being traced in params: call restore_adapter outside jax.jit"]
+    if shape is None:
+        return [f"{name!r} is a {type(place).__name__} in params, not an array"]
+    if tuple(shape) != value.shape:
+        return [f"{name!r} has shape {tuple(shape)} in params, {value.shape} in the adapter"]
+    kind = jnp.floating if jnp.issubdtype(value.dtype, jnp.floating) else jnp.complexfloating
+    if not jnp.issubdtype(place.dtype, kind):
+        return [f"{name!r} has dtype {place.dtype} in params, {value.dtype} in the adapter"]
+    return []
+
+
+def _select(
+    directory: Path, params: Any, config: LNTuningConfig, norms: Iterable[str] | None
+) -> Selection:
+    try:
+        return select_leaves(params, config, norms, warn=False)
+    except SelectionError as error:
+        raise _explain(directory, [str(error)]) from error
+
+
+def _explain(directory: Path, wrong: list[str]) -> AdapterError:
+    return AdapterError(
+        f"the adapter {directory} does not fit params: {list_names(wrong, str)}. Pass the tree of "
+        "the base it was trained on, with the same names of modules"
+    )
+
+
+def _place(name: str, value: np.ndarray, place: Any, cast: bool) -> Any:
+    value = _cast(name, value, place.dtype) if cast else value
+    if not isinstance(place, jax.Array | jax.ShapeDtypeStruct):
+        return value
+    if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
+        raise AdapterError(
+            f"the leaf {name!r} is {value.dtype}, which JAX has turned off: pass cast=True, or "
+            "call jax.config.update('jax_enable_x64', True)"
+        )
+    sharding = place.sharding
+    if sharding is None or (isinstance(place, jax.Array) and not place.committed):
+        return jnp.asarray(value)  # as free to move as the leaf it replaces
+    return jax.device_put(value, sharding)
+
+
+def _cast(name: str, value: np.ndarray, dtype: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        narrow = value.astype(dtype)
+    if not np.isfinite(narrow).all():
+        raise AdapterError(
+            f"the leaf {name!r} holds values too large for {np.dtype(dtype)}, the dtype of params: "
+            "pass cast=False, or params in a wider dtype"
+        )
+    return narrow
