@@ -36,6 +36,7 @@ from ._paths import join
 from ._selection import select_leaves
 
 ARRAYS_DIRECTORY = "arrays"
+_ATTEMPTS = 10  # to read what another process keeps replacing
 
 
 class Adapter(NamedTuple):
@@ -145,7 +146,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         >>> load_adapter(path).trainable
         {'ln_1.scale': array([1., 1.], dtype=float32)}
     """
-    return _read_directory(_find_directory(_resolve(path)))[0]
+    return _read_target(_resolve(path))[1]
 
 
 def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = True) -> Any:
@@ -180,8 +181,7 @@ def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = T
         >>> restore_adapter(path, params)["ln_1"]["scale"].tolist()
         [3.0, 3.0]
     """
-    directory = _find_directory(_resolve(path))
-    adapter, metadata = _read_directory(directory)
+    directory, adapter, metadata = _read_target(_resolve(path))
     selection = check_place(directory, params, adapter, metadata.norms)
     difference = explain_difference(metadata.base, list_frozen(selection))
     if difference:
@@ -201,6 +201,27 @@ def _join_module(module: str | Iterable[str]) -> str:
     return module if isinstance(module, str) else ".".join(module)
 
 
+def _read_target(target: Path) -> tuple[Path, Adapter, Metadata]:
+    """Reads a directory, again if another process replaced it under the reader's hands."""
+    for _ in range(_ATTEMPTS - 1):
+        directory = _find_directory(target)
+        identity = _identify(directory)
+        try:
+            return directory, *_read_directory(directory)
+        except AdapterError:
+            if _identify(directory) == identity:
+                raise
+    directory = _find_directory(target)
+    return directory, *_read_directory(directory)
+
+
+def _identify(directory: Path) -> int | None:
+    try:
+        return directory.stat().st_ino
+    except OSError:
+        return None
+
+
 def _find_directory(target: Path) -> Path:
     """The directory itself, or the older version that a crash while replacing it left beside it."""
     if target.is_dir():
@@ -213,7 +234,7 @@ def _find_directory(target: Path) -> Path:
                 f"{target} is missing: replacing it was interrupted. Reading the version before, "
                 f"{aside}; rename it to {target.name} to keep it",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             return aside
     raise AdapterError(f"there is no adapter directory {target}: check the path")

@@ -21,6 +21,7 @@ from ._adapter_messages import list_names
 from ._errors import AdapterError
 
 METADATA_FILE = "lntune.json"
+_ADVICE = "copy it anew from where it came from, and move files that are not its own elsewhere"
 FORMAT, FORMAT_VERSION = "lntune_jax adapter", 1
 
 
@@ -97,7 +98,7 @@ def read_metadata(directory: Path) -> Metadata:
         found = fields.get("format") if isinstance(fields, dict) else fields
         raise AdapterError(f"{file} has format {str(found)[:80]!r}, expected {FORMAT!r}")
     found = fields.get("format_version")
-    if found != FORMAT_VERSION or not isinstance(found, int):
+    if found != FORMAT_VERSION or type(found) is not int:
         raise AdapterError(
             f"{file} has format version {found!r}, expected {FORMAT_VERSION}: it was written by "
             f"lntune_jax {fields.get('library_version')!r}. Install that version or a later one"
@@ -132,8 +133,15 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def check_files(directory: Path, expected: Mapping[str, Mapping[str, Any]]) -> None:
+def check_files(
+    directory: Path, expected: Mapping[str, Mapping[str, Any]], advice: str = _ADVICE
+) -> None:
     """Compares every file below `directory` with its record.
+
+    Args:
+        directory: where the files are.
+        expected: what `describe_files` gave.
+        advice: what the message says to do.
 
     Raises:
         AdapterError: a file is missing, unexpected, of another size or has other contents.
@@ -152,8 +160,8 @@ def check_files(directory: Path, expected: Mapping[str, Mapping[str, Any]]) -> N
             wrong.append(f"{path} has a wrong checksum")
     if wrong:
         raise AdapterError(
-            f"the adapter {directory} is not what was saved: {list_names(sorted(wrong), str)}. "
-            "Copy it anew from where it came from, and move other files elsewhere"
+            f"{directory} is not what was saved: {list_names(sorted(wrong), str)}. It is damaged: "
+            f"{advice}"
         )
 
 

@@ -104,7 +104,7 @@ def check_values(directory: Path, manifest: Mapping[str, Any], arrays: Mapping[s
     if damaged:
         raise AdapterError(
             f"the leaves {list_names(damaged)} of the checkpoint {directory} have a wrong "
-            "checksum: it is damaged. Delete this directory to go on from the checkpoint before it"
+            "checksum. It is damaged: delete this step's directory to go on from the one before it"
         )
 
 

@@ -48,8 +48,8 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, overwrite: bo
         _publish(new, target, overwrite)
     except OSError as error:
         raise AdapterError(
-            f"cannot write {target}: {error.strerror or error} ({error.filename or new}). Nothing "
-            "that was there has changed; pass another path or make this one writable"
+            f"cannot write {target}: {error.strerror or error} ({error.filename or new}). What "
+            "was there is not damaged; pass another path or make this one writable"
         ) from error
     finally:
         # Either what was half written, or the older directory after the exchange.
@@ -72,21 +72,22 @@ def sync_tree(directory: Path) -> None:
     """Flushes every file and directory below `directory` to the disk, and itself."""
     for parent, _, names in os.walk(directory, topdown=False):
         for name in names:
-            _sync(Path(parent) / name)
-        _sync(Path(parent))
+            sync(Path(parent) / name)
+        sync(Path(parent))
 
 
-def _name_beside(target: Path, kind: str) -> Path:
-    """A new hidden name in the target's own directory, so that a move never crosses disks."""
-    return target.with_name(f".{target.name}.{kind}-{uuid.uuid4().hex[:12]}")
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flushes one file or directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _name_beside(target: Path, kind: str) -> Path:
+    """A new hidden name in the target's own directory, so that a move never crosses disks."""
+    return target.with_name(f".{target.name}.{kind}-{uuid.uuid4().hex[:12]}")
 
 
 def _publish(new: Path, target: Path, overwrite: bool) -> None:
@@ -102,7 +103,7 @@ def _publish(new: Path, target: Path, overwrite: bool) -> None:
             raced = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
             if not overwrite or error.errno not in raced or attempt == _ATTEMPTS - 1:
                 raise
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _exchange(new: Path, target: Path) -> bool:
@@ -130,5 +131,7 @@ def _move_in_two_steps(new: Path, target: Path) -> None:
         if not os.path.lexists(target):
             aside.rename(target)
         raise
-    _sync(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        sync(target.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -6,7 +6,7 @@ frozen leaf.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import jax
@@ -128,30 +128,30 @@ def adamw(
     return tx if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), tx)
 
 
-def label_kinds(
-    trainable: Mapping[str, Any], config: LNTuningConfig | None = None
-) -> dict[str, str]:
+def label_kinds(trainable: Any, config: LNTuningConfig | None = None) -> Any:
     """Says of each trainable leaf whether it is of a "norm" or of the "head" (a saved module).
 
     Args:
-        trainable: `{leaf path: array}`.
+        trainable: `{leaf path: array}`, or any tree of trainable leaves.
         config: tells the two apart by its `modules_to_save`; None goes by names and shapes.
+
+    Returns:
+        The same tree with a label at each leaf.
 
     Example:
         >>> import jax.numpy as jnp
         >>> label_kinds({"ln_1.scale": jnp.ones(4), "head.kernel": jnp.ones((4, 2))})
-        {'ln_1.scale': 'norm', 'head.kernel': 'head'}
+        {'head.kernel': 'head', 'ln_1.scale': 'norm'}
     """
-    leaves = flatten(dict(trainable))[0]
+    leaves, treedef = flatten(trainable)
+    paths = [leaf.path for leaf in leaves]
     if config is None:
-        found = find_norms(dict(trainable), leaves)
-        kinds = {join(leaf.path): NORM if leaf.path[:-1] in found else HEAD for leaf in leaves}
+        norms = find_norms(trainable, leaves)
+        kinds = [NORM if path[:-1] in norms else HEAD for path in paths]
     else:
-        paths = [leaf.path for leaf in leaves]
         saved = match_saved(config.modules_to_save, list_modules(paths), [join(p) for p in paths])
-        names = unite(saved)
-        kinds = {join(path): HEAD if is_below(path, names) else NORM for path in paths}
-    return {name: kinds[name] for name in trainable}
+        kinds = [HEAD if is_below(path, unite(saved)) else NORM for path in paths]
+    return treedef.unflatten(kinds)
 
 
 def refuse_inference(config: LNTuningConfig | None) -> None:
