@@ -134,25 +134,27 @@ def make_train_step(
         new = TrainState(state.step + 1, trainable, opt_state, state.rng, ema)  # type: ignore[arg-type]
         return new, metrics
 
-    return TrainStep(jax.jit(train_step, donate_argnums=(0,) if donate else ()))
+    return TrainStep(train_step, donate=donate)
 
 
 class TrainStep:
     """A compiled training step; call it with `(state, frozen, *batch)`.
 
     A class, because it watches for zero gradients: the flags of past steps are looked at when the
-    device has them, never before.
+    device has them, never before. On a mesh every part of the state keeps its sharding.
     """
 
-    def __init__(self, jitted: Any) -> None:
-        self._jitted = jitted
+    def __init__(self, function: Callable[..., Any], *, donate: bool) -> None:
+        self._function = function
+        self._donated = (0,) if donate else ()
+        self._jitted: dict[tuple[Any, ...], Any] = {}  # by the shardings of the state
         self._flags: collections.deque[tuple[int, Any]] = collections.deque()
         self._calls = 0
         self._warned = False
 
     def __call__(self, state: TrainState, frozen: Any, *batch: Any) -> tuple[TrainState, Any]:
         """Takes one step; the state passed in is used up (donated)."""
-        state, metrics = self._jitted(state, frozen, *batch)
+        state, metrics = self._jit(state)(state, frozen, *batch)
         self._calls += 1
         if not self._warned:
             self._flags.append((self._calls, metrics["zero_gradient"]))
@@ -163,11 +165,22 @@ class TrainStep:
 
     def lower(self, state: TrainState, frozen: Any, *batch: Any) -> Any:
         """The step lowered for these arguments, as `jax.jit(...).lower` does."""
-        return self._jitted.lower(state, frozen, *batch)
+        return self._jit(state).lower(state, frozen, *batch)
 
     def compilations(self) -> int:
         """How many programs have been compiled: one for each set of batch shapes."""
-        return self._jitted._cache_size()
+        return sum(jitted._cache_size() for jitted in self._jitted.values())
+
+    def _jit(self, state: TrainState) -> Any:
+        """The step for a state with these shardings, which it gives back: else it compiles twice."""
+        leaves, treedef = jax.tree.flatten(state)
+        shardings = tuple(_get_mesh_sharding(leaf) for leaf in leaves)
+        if shardings not in self._jitted:
+            options: dict[str, Any] = {"donate_argnums": self._donated}
+            if any(shardings):
+                options["out_shardings"] = (treedef.unflatten(shardings), None)
+            self._jitted[shardings] = jax.jit(self._function, **options)
+        return self._jitted[shardings]
 
     def _check(self, call: int, flag: Any) -> None:
         if bool(flag) and not self._warned:
@@ -179,6 +192,11 @@ class TrainStep:
                 ZeroGradientWarning,
                 stacklevel=3,
             )
+
+
+def _get_mesh_sharding(leaf: Any) -> jax.sharding.NamedSharding | None:
+    sharding = getattr(leaf, "sharding", None)
+    return sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
 
 
 def _accumulate(

@@ -1,0 +1,43 @@
+# Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment.
+# Another Python: make test PYTHON=python3.13 VENV=.venv313
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
+VENV ?= .venv
+WORKERS ?= 2
+BIN := $(VENV)/bin
+# One thread of XLA and BLAS for each test worker: they would only get in each other's way.
+TEST_ENV := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.PHONY: demo test lint types bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/lntune-jax demo
+
+test: $(VENV)/.test lint types
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --doctest-modules lntune_jax tests
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/import_time.py
+	$(BIN)/python benchmarks/step.py
+
+$(VENV)/.demo: pyproject.toml requirements-demo.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "needs Python 3.11 to 3.13: make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-demo.txt
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,86 @@
+"""The public surface: documented, exemplified, and light to import."""
+
+import doctest
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import lntune_jax as lnt
+
+PUBLIC = sorted(name for name in vars(lnt) if not name.startswith("_"))
+FUNCTIONS = [
+    name
+    for name in PUBLIC
+    if inspect.isroutine(getattr(lnt, name)) or name in ("LNTuningConfig", "LNTuningError")
+]
+CONTRACT = {
+    "LNTuningConfig",
+    "partition_params",
+    "merge_params",
+    "label_params",
+    "make_optimizer",
+    "report_params",
+    "value_and_grad",
+    "TrainState",
+    "make_train_step",
+    "save_adapter",
+    "load_adapter",
+    "restore_adapter",
+    "LNTuningError",
+}
+
+
+def test_the_contract_s_names_are_there():
+    assert set(PUBLIC) >= CONTRACT
+
+
+def get_public_objects():
+    return [getattr(lnt, name) for name in PUBLIC if not inspect.ismodule(getattr(lnt, name))]
+
+
+def test_every_public_name_is_documented():
+    for value in get_public_objects():
+        assert inspect.getdoc(value), value
+        for name, method in vars(value).items() if inspect.isclass(value) else ():
+            if not name.startswith("_") and inspect.isroutine(method):
+                assert inspect.getdoc(method), (value, name)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_public_function_has_a_doctest(name):
+    value = getattr(lnt, name)
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(value) or "")
+    assert examples, name
+
+
+def test_every_error_a_user_can_cause_has_the_base_class():
+    errors = [e for e in get_public_objects() if inspect.isclass(e) and issubclass(e, Exception)]
+    assert len(errors) >= 10
+    for error in errors:
+        assert issubclass(error, lnt.LNTuningError | Warning)
+
+
+def run_python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+
+
+def test_import_loads_no_optional_package():
+    heavy = "transformers torch safetensors orbax flax equinox huggingface_hub rich tyro pandas"
+    code = f"""
+import sys, lntune_jax
+print([name for name in {heavy.split()} if name in sys.modules])
+"""
+    assert run_python(code).strip() == "[]"
+
+
+def test_submodules_import_by_themselves_without_torch_or_transformers():
+    code = """
+import sys
+import lntune_jax.models, lntune_jax.checkpoint, lntune_jax.cli
+print([name for name in ("torch", "transformers") if name in sys.modules])
+"""
+    assert run_python(code).strip() == "[]"
