@@ -1,0 +1,34 @@
+"""Each example runs as a user would run it, and says what it should."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SAYS = {
+    "linen_loop.py": ["trainable params: 258 ||", "step 199", "accuracy 0."],
+    "nnx_loop.py": ["trainable params: 130 ||", "programs compiled: 1", "accuracy 0."],
+    "whole_tree.py": ["Dense_0         0 of", "Dense_1         0 of", "LayerNorm_0  12"],
+    "save_and_restore.py": ["identical True", "bfloat16", "another base: "],
+}
+
+
+def test_every_example_is_tested():
+    assert {file.name for file in EXAMPLES.glob("*.py")} == SAYS.keys()
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_example(name):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for text in SAYS[name]:
+        assert text in done.stdout
+    if "accuracy" in done.stdout:
+        assert float(done.stdout.split("accuracy")[1]) > 0.7
