@@ -1,5 +1,12 @@
 """LayerNorm tuning in JAX: train only the norms of a pretrained model, exactly and cheaply."""
 
+import importlib as _importlib
+from typing import Any as _Any
+
+from ._adapter import Adapter as Adapter
+from ._adapter import load_adapter as load_adapter
+from ._adapter import restore_adapter as restore_adapter
+from ._adapter import save_adapter as save_adapter
 from ._config import LNTuningConfig as LNTuningConfig
 from ._errors import AdapterError as AdapterError
 from ._errors import ConfigError as ConfigError
@@ -25,3 +32,10 @@ from ._train_state import TrainState as TrainState
 from ._training import TrainStep as TrainStep
 from ._training import make_train_step as make_train_step
 from ._training import value_and_grad as value_and_grad
+
+
+def __getattr__(name: str) -> _Any:
+    """Imports a public submodule when it is first used: they need more than JAX and Optax."""
+    if name in ("checkpoint", "cli", "models"):
+        return _importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'lntune_jax' has no attribute {name!r}")

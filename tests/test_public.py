@@ -84,3 +84,12 @@ import lntune_jax.models, lntune_jax.checkpoint, lntune_jax.cli
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
     assert run_python(code).strip() == "[]"
+
+
+def test_submodules_are_attributes_loaded_lazily():
+    code = """
+import sys, lntune_jax as lnt
+before = "lntune_jax.models" in sys.modules
+print(before, lnt.models.from_pretrained.__name__, lnt.checkpoint.save_state.__name__)
+"""
+    assert run_python(code).split() == ["False", "from_pretrained", "save_state"]
