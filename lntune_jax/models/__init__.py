@@ -1,1 +1,11 @@
-"""Models whose module paths are Hugging Face's own."""
+"""Models whose module paths are Hugging Face's own, loaded without PyTorch.
+
+A checkpoint becomes a plain tree of weights and a pure function, ready for `partition_params`
+and for any JAX training loop.
+"""
+
+from ._outputs import ModelOutput as ModelOutput
+from ._outputs import mean_pool as mean_pool
+from ._pretrained import PretrainedModel as PretrainedModel
+from ._pretrained import from_config as from_config
+from ._pretrained import from_pretrained as from_pretrained

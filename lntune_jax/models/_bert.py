@@ -1,0 +1,165 @@
+"""The encoder that BERT and RoBERTa share: embeddings, layers, and a pooler where there is one.
+
+Every attribute is called what PyTorch's transformers calls it, so that the paths of the weights
+are the ones in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from ._activations import ACTIVATIONS
+from ._attention import attend
+from ._dropout import dropout, split_key
+from ._layers import Embed, LayerNorm, dense
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+    from ._inputs import Inputs
+    from ._settings import Settings
+
+    Hidden = Float[Array, "batch length hidden"]
+
+
+class Encoder(nnx.Module):
+    """The bare model: from token ids to hidden states."""
+
+    def __init__(self, settings: Settings, *, pooler: bool, dtype: Any, rngs: nnx.Rngs):
+        """Make the modules, with a pooler only where one is asked for."""
+        self.embeddings = Embeddings(settings, dtype, rngs)
+        self.encoder = LayerStack(settings, dtype, rngs)
+        if pooler:
+            self.pooler = Pooler(settings, dtype, rngs)
+
+    def __call__(self, inputs: Inputs, key: Any) -> Hidden:
+        """Compute the last hidden states."""
+        first, rest = split_key(key, 2)
+        return self.encoder(self.embeddings(inputs, first), inputs.attention_mask, rest)
+
+
+class Embeddings(nnx.Module):
+    """The sum of word, type and position vectors, normalised."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        width = settings.hidden_size
+        self.word_embeddings = Embed(settings.vocab_size, width, dtype=dtype, rngs=rngs)
+        self.position_embeddings = Embed(
+            settings.max_position_embeddings, width, dtype=dtype, rngs=rngs
+        )
+        self.token_type_embeddings = Embed(settings.type_vocab_size, width, dtype=dtype, rngs=rngs)
+        self.LayerNorm = _norm(settings, dtype, rngs)
+        self.rate = settings.hidden_dropout_prob
+
+    def __call__(self, inputs: Inputs, key: Any) -> Hidden:
+        words = self.word_embeddings(inputs.input_ids)
+        types = self.token_type_embeddings(inputs.token_type_ids)
+        positions = self.position_embeddings(inputs.position_ids)
+        return dropout(self.LayerNorm(words + types + positions), self.rate, key)
+
+
+class LayerStack(nnx.Module):
+    """The layers, one after the other."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        count = settings.num_hidden_layers
+        self.layer = nnx.List([Layer(settings, dtype, rngs) for _ in range(count)])
+
+    def __call__(
+        self, hidden: Hidden, mask: Bool[Array, "batch length"] | None, key: Any
+    ) -> Hidden:
+        for layer, own in zip(self.layer, split_key(key, len(self.layer)), strict=True):
+            hidden = layer(hidden, mask, own)
+        return hidden
+
+
+class Layer(nnx.Module):
+    """Attention, then two dense layers, each added to what came in and normalised."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        self.attention = Attention(settings, dtype, rngs)
+        self.intermediate = Intermediate(settings, dtype, rngs)
+        self.output = Residual(settings.intermediate_size, settings, dtype, rngs)
+
+    def __call__(
+        self, hidden: Hidden, mask: Bool[Array, "batch length"] | None, key: Any
+    ) -> Hidden:
+        first, second = split_key(key, 2)
+        attended = self.attention(hidden, mask, first)
+        return self.output(self.intermediate(attended), attended, second)
+
+
+class Attention(nnx.Module):
+    """Self-attention and the projection of its result."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        # An attribute named "self", because the checkpoint's paths are.
+        self.self = SelfAttention(settings, dtype, rngs)
+        self.output = Residual(settings.hidden_size, settings, dtype, rngs)
+
+    def __call__(
+        self, hidden: Hidden, mask: Bool[Array, "batch length"] | None, key: Any
+    ) -> Hidden:
+        first, second = split_key(key, 2)
+        return self.output(self.self(hidden, mask, first), hidden, second)
+
+
+class SelfAttention(nnx.Module):
+    """Queries, keys and values from the hidden states, and attention between them."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        width = settings.hidden_size
+        self.query = dense(width, width, dtype, rngs)
+        self.key = dense(width, width, dtype, rngs)
+        self.value = dense(width, width, dtype, rngs)
+        self.heads = settings.num_attention_heads
+        self.rate = settings.attention_probs_dropout_prob
+
+    def __call__(
+        self, hidden: Hidden, mask: Bool[Array, "batch length"] | None, key: Any
+    ) -> Hidden:
+        shape = (*hidden.shape[:2], self.heads, hidden.shape[2] // self.heads)
+        query, keys, value = (
+            projection(hidden).reshape(shape) for projection in (self.query, self.key, self.value)
+        )
+        return attend(query, keys, value, mask, self.rate, key).reshape(hidden.shape)
+
+
+class Intermediate(nnx.Module):
+    """The wide dense layer and its activation."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        self.dense = dense(settings.hidden_size, settings.intermediate_size, dtype, rngs)
+        self.activation = settings.hidden_act
+
+    def __call__(self, hidden: Hidden) -> Float[Array, "batch length wide"]:
+        return ACTIVATIONS[self.activation](self.dense(hidden))
+
+
+class Residual(nnx.Module):
+    """A dense layer whose result is added to an earlier state and normalised."""
+
+    def __init__(self, inputs: int, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        self.dense = dense(inputs, settings.hidden_size, dtype, rngs)
+        self.LayerNorm = _norm(settings, dtype, rngs)
+        self.rate = settings.hidden_dropout_prob
+
+    def __call__(self, x: Float[Array, "batch length _"], earlier: Hidden, key: Any) -> Hidden:
+        return self.LayerNorm(dropout(self.dense(x), self.rate, key) + earlier)
+
+
+class Pooler(nnx.Module):
+    """A dense layer and tanh on the first position."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        self.dense = dense(settings.hidden_size, settings.hidden_size, dtype, rngs)
+
+    def __call__(self, hidden: Hidden) -> Float[Array, "batch hidden"]:
+        return jnp.tanh(self.dense(hidden[:, 0]))
+
+
+def _norm(settings: Settings, dtype: Any, rngs: nnx.Rngs) -> LayerNorm:
+    return LayerNorm(settings.hidden_size, epsilon=settings.layer_norm_eps, dtype=dtype, rngs=rngs)

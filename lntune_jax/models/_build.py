@@ -1,0 +1,118 @@
+"""From settings to a pure function of a plain tree of weights.
+
+The modules are made once, without memory; `apply` puts the tree's arrays into them, and so is
+the same function however the arrays change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+from flax import nnx
+
+from lntune_jax._errors import ModelError
+
+from ._heads import BareModel, MaskedLanguageModel, SequenceClassifier, TokenClassifier
+from ._inputs import prepare_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._outputs import ModelOutput
+    from ._settings import Settings
+
+    Leaves = dict[tuple[str, ...], jax.ShapeDtypeStruct]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a model's modules.
+
+    Attributes:
+        settings: what the config says.
+        task: one of `TASKS`.
+        pooling: one of `POOLINGS`, for the sequence classifier.
+        pooler: whether a bare model or a mean-pooling classifier has the pooler.
+        dtype: the dtype of weights and activations.
+    """
+
+    settings: Settings
+    task: str | None
+    pooling: str | None
+    pooler: bool
+    dtype: str
+
+
+def build(recipe: Recipe) -> tuple[Leaves, Callable[..., ModelOutput]]:
+    """Give the leaves of the model's tree, by path, and its `apply`."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: _module(recipe)))
+    # Indices of layers are integers here and strings in the params.
+    places = dict(jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))[0])
+    keys = {tuple(str(part.key) for part in path): path for path in places}
+    leaves = {path: places[place] for path, place in keys.items()}
+
+    def apply(
+        params: Any,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        *,
+        dropout_rng: Any = None,
+    ) -> ModelOutput:
+        """Run the model; see `PretrainedModel` for the arguments."""
+        inputs = prepare_inputs(
+            recipe.settings, input_ids, attention_mask, token_type_ids, position_ids
+        )
+        tree: dict[Any, Any] = {}
+        for path, expected in leaves.items():
+            _put(tree, [part.key for part in keys[path]], _leaf(params, path, expected))
+        return nnx.merge(graph, tree).outputs(inputs, dropout_rng)
+
+    return leaves, apply
+
+
+def nest(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Give the nested dict of what is given by path."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        _put(tree, path, leaf)
+    return tree
+
+
+def _module(recipe: Recipe) -> Any:
+    settings = recipe.settings
+    options: dict[str, Any] = {"dtype": recipe.dtype, "rngs": nnx.Rngs(0)}
+    if recipe.task == "SEQ_CLS":
+        return SequenceClassifier(settings, pooling=recipe.pooling, pooler=recipe.pooler, **options)
+    if recipe.task == "TOKEN_CLS":
+        return TokenClassifier(settings, **options)
+    if recipe.task == "MASKED_LM":
+        return MaskedLanguageModel(settings, **options)
+    return BareModel(settings, pooler=recipe.pooler, **options)
+
+
+def _put(tree: dict[Any, Any], path: Any, leaf: Any) -> None:
+    for segment in path[:-1]:
+        tree = tree.setdefault(segment, {})
+    tree[path[-1]] = leaf
+
+
+def _leaf(params: Any, path: tuple[str, ...], expected: jax.ShapeDtypeStruct) -> Any:
+    found = params
+    for segment in path:
+        try:
+            found = found[segment]
+        except (KeyError, TypeError, IndexError):
+            raise ModelError(
+                f"params has no leaf {'.'.join(path)} of the shape {expected.shape}; pass the "
+                "whole tree (merge the trainable half with the frozen one first)"
+            ) from None
+    if getattr(found, "shape", None) != expected.shape:
+        shape = getattr(found, "shape", f"none, as a {type(found).__name__}")
+        raise ModelError(
+            f"params leaf {'.'.join(path)} has the shape {shape}; expected {expected.shape}"
+        )
+    return found

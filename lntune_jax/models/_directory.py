@@ -1,0 +1,94 @@
+"""Where a model's files are, and the config among them.
+
+A name is a directory if there is one, and an id on the Hugging Face hub otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+from lntune_jax._errors import ModelError
+
+from ._names import ARCHITECTURES, HUB_NAME, HUB_PATTERNS
+
+
+def find_directory(
+    name: str | Path, revision: str | None, patterns: tuple[str, ...] = HUB_PATTERNS
+) -> Path:
+    """Give the directory that holds a model's files, fetched from the hub where needed.
+
+    Args:
+        name: a directory, or an id such as "google-bert/bert-base-uncased".
+        revision: a branch, tag or commit on the hub.
+        patterns: the files to fetch.
+
+    Raises:
+        ModelError: `name` is neither.
+    """
+    directory = Path(name).expanduser()
+    if directory.is_dir():
+        return directory
+    if directory.exists():
+        raise ModelError(f"{directory} is a file; pass the directory that holds it")
+    if not HUB_NAME.fullmatch(str(name)):
+        # Something written as a path is not looked up elsewhere.
+        raise ModelError(f"{str(name)!r} is neither a directory nor an id on the hub")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:
+        # Whatever the cause (no network, no such id, no rights), one line says it; the
+        # libraries below raise more types than can be listed.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise ModelError(
+            f"{str(name)!r} is neither a directory nor reachable on the hub "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+def read_config(directory: Path) -> Any:
+    """Read the transformers config of a model directory.
+
+    Raises:
+        ModelError: there is none, it is not JSON, or its `model_type` is not supported.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{directory} is no model directory: it has no config.json")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not a JSON file ({error})") from error
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if model_type not in ARCHITECTURES:
+        supported = ", ".join(sorted(ARCHITECTURES))
+        raise ModelError(
+            f"{path}: config field 'model_type' is {model_type!r}; supported: {supported}"
+        )
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:
+        # The config classes check their fields with errors of several kinds.
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: not a valid {model_type} config ({reason})") from error
+
+
+def with_labels(config: Any, num_labels: int | None) -> Any:
+    """Give the config with that number of labels; the names stay where the number does.
+
+    Raises:
+        ModelError: `num_labels` is no positive integer.
+    """
+    if num_labels is None or num_labels == getattr(config, "num_labels", None):
+        return config
+    if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 1:
+        raise ModelError(f"num_labels is {num_labels!r}; expected an integer of at least 1")
+    changed = copy.deepcopy(config)
+    changed.num_labels = num_labels
+    return changed

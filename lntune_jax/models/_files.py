@@ -1,0 +1,116 @@
+"""Weights in safetensors files, one file or several with an index, read one tensor at a time.
+
+Names, shapes and types of all tensors are known before any is read; a damaged file is an error
+that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lntune_jax._errors import ModelError
+
+from ._names import FLOATING_TYPES, INDEX_FILE, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+
+class Weights:
+    """The tensors of one checkpoint, by the key each has in its file."""
+
+    def __init__(self, directory: Path, handles: dict[str, tuple[Path, Any]]):
+        """Take the open file of every key."""
+        self.directory = directory
+        self._handles = handles
+
+    def keys(self) -> list[str]:
+        """Every tensor's key."""
+        return list(self._handles)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """A tensor's shape, from the header alone."""
+        return tuple(self._handles[key][1].get_slice(key).get_shape())
+
+    def read(self, key: str) -> np.ndarray:
+        """Read one tensor.
+
+        Raises:
+            ModelError: it holds no floating-point numbers of a known type.
+        """
+        path, handle = self._handles[key]
+        kind = handle.get_slice(key).get_dtype()
+        if kind not in FLOATING_TYPES:
+            raise ModelError(
+                f"{path}: tensor {key} is stored as {kind}; supported: {', '.join(FLOATING_TYPES)} "
+                "(weights that are not quantised)"
+            )
+        return handle.get_tensor(key)
+
+
+@contextmanager
+def open_weights(directory: Path) -> Iterator[Weights]:
+    """Open a model directory's safetensors files while the block runs.
+
+    Raises:
+        ModelError: there are none, one is missing or damaged, or the index does not fit them.
+    """
+    single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
+    with ExitStack() as stack:
+        if single.is_file():
+            handle = _open(single, stack)
+            yield Weights(directory, dict.fromkeys(handle.keys(), (single, handle)))
+        elif index.is_file():
+            yield Weights(directory, _indexed(index, stack))
+        else:
+            raise ModelError(_absence(directory))
+
+
+def _open(path: Path, stack: ExitStack) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return stack.enter_context(safe_open(path, framework="numpy"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file, though the index beside it names it") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: damaged or cut short ({error}); fetch it again") from error
+
+
+def _indexed(index: Path, stack: ExitStack) -> dict[str, tuple[Path, Any]]:
+    names = _weight_map(index)
+    shards = {name: _open(index.parent / name, stack) for name in sorted(set(names.values()))}
+    present = {name: set(handle.keys()) for name, handle in shards.items()}
+    for key, name in names.items():
+        if key not in present[name]:
+            raise ModelError(f"{index}: {key} should be in {name}, which does not hold it")
+    return {key: (index.parent / name, shards[name]) for key, name in names.items()}
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{index}: not an index with a weight_map ({error})") from error
+    if not isinstance(names, dict):
+        raise ModelError(f"{index}: weight_map is no object of keys and file names")
+    for key, name in names.items():
+        # An index comes from elsewhere: it may not lead out of its own directory.
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelError(f"{index}: {key} is in {name!r}, which is no plain file name")
+    return names
+
+
+def _absence(directory: Path) -> str:
+    pickled = sorted(path.name for path in directory.glob("pytorch_model*.bin"))
+    if pickled:
+        return (
+            f"{directory}: the weights are only in {pickled[0]}, a pickle, which can run any code "
+            f"when it is read; convert them to {WEIGHTS_FILE} first"
+        )
+    return f"{directory}: no weights; expected {WEIGHTS_FILE} or {INDEX_FILE}"
