@@ -7,48 +7,24 @@ trained on, and says which path or file is otherwise.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from ._adapter_arrays import read_arrays, to_numpy, write_arrays
+from ._adapter_arrays import to_numpy, write_arrays
 from ._adapter_checks import check_trainable, check_values, fill_holes
-from ._adapter_metadata import (
-    METADATA_FILE,
-    Metadata,
-    check_files,
-    describe_files,
-    describe_leaf,
-    read_metadata,
-    write_metadata,
-)
+from ._adapter_metadata import Metadata, describe_files, describe_leaf, write_metadata
 from ._adapter_place import check_place, place_leaves
 from ._adapter_processes import write_on_first_process
+from ._adapter_reading import ARRAYS_DIRECTORY, read_directory, read_target
+from ._adapter_reading import Adapter as Adapter
 from ._adapter_target import check_target
-from ._config import CONFIG_FILE, LNTuningConfig
-from ._errors import AdapterError, ConfigError
-from ._files import list_asides, write_directory
+from ._config import LNTuningConfig
+from ._errors import AdapterError
+from ._files import write_directory
 from ._fingerprint import explain_difference, list_frozen, make_fingerprint
 from ._paths import join
 from ._selection import select_leaves
-
-ARRAYS_DIRECTORY = "arrays"
-_ATTEMPTS = 10  # to read what another process keeps replacing
-
-
-class Adapter(NamedTuple):
-    """What an adapter directory holds.
-
-    Attributes:
-        trainable: `{leaf path: array}`, in the order in which it was saved.
-        config: the config it was trained with.
-    """
-
-    trainable: dict[str, np.ndarray]
-    config: LNTuningConfig
 
 
 def save_adapter(
@@ -112,7 +88,7 @@ def save_adapter(
         config.save_pretrained(new)
         write_arrays(new / ARRAYS_DIRECTORY, arrays)
         write_metadata(new, Metadata(leaves, describe_files(new), fingerprint, norms))
-        _read_directory(new)  # what cannot be read back is not put in place
+        read_directory(new)  # what cannot be read back is not put in place
 
     def write() -> None:
         check_target(target, overwrite)
@@ -146,7 +122,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         >>> load_adapter(path).trainable
         {'ln_1.scale': array([1., 1.], dtype=float32)}
     """
-    return _read_target(_resolve(path))[1]
+    return read_target(_resolve(path))[1]
 
 
 def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = True) -> Any:
@@ -181,7 +157,7 @@ def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = T
         >>> restore_adapter(path, params)["ln_1"]["scale"].tolist()
         [3.0, 3.0]
     """
-    directory, adapter, metadata = _read_target(_resolve(path))
+    directory, adapter, metadata = read_target(_resolve(path))
     selection = check_place(directory, params, adapter, metadata.norms)
     difference = explain_difference(metadata.base, list_frozen(selection))
     if difference:
@@ -199,64 +175,6 @@ def _resolve(path: str | os.PathLike[str]) -> Path:
 
 def _join_module(module: str | Iterable[str]) -> str:
     return module if isinstance(module, str) else ".".join(module)
-
-
-def _read_target(target: Path) -> tuple[Path, Adapter, Metadata]:
-    """Reads a directory, again if another process replaced it under the reader's hands."""
-    for _ in range(_ATTEMPTS - 1):
-        directory = _find_directory(target)
-        identity = _identify(directory)
-        try:
-            return directory, *_read_directory(directory)
-        except AdapterError:
-            if _identify(directory) == identity:
-                raise
-    directory = _find_directory(target)
-    return directory, *_read_directory(directory)
-
-
-def _identify(directory: Path) -> int | None:
-    try:
-        return directory.stat().st_ino
-    except OSError:
-        return None
-
-
-def _find_directory(target: Path) -> Path:
-    """The directory itself, or the older version that a crash while replacing it left beside it."""
-    if target.is_dir():
-        return target
-    if os.path.lexists(target):
-        raise AdapterError(f"{target} is a file: pass the directory that save_adapter wrote")
-    for aside in list_asides(target):
-        if (aside / METADATA_FILE).is_file():
-            warnings.warn(
-                f"{target} is missing: replacing it was interrupted. Reading the version before, "
-                f"{aside}; rename it to {target.name} to keep it",
-                UserWarning,
-                stacklevel=4,
-            )
-            return aside
-    raise AdapterError(f"there is no adapter directory {target}: check the path")
-
-
-def _read_directory(directory: Path) -> tuple[Adapter, Metadata]:
-    metadata = read_metadata(directory)
-    check_files(directory, metadata.files)  # before any other library parses them
-    try:
-        config = LNTuningConfig.from_pretrained(directory)
-    except ConfigError as error:
-        raise AdapterError(f"{directory / CONFIG_FILE} cannot be used: {error}") from error
-    arrays = read_arrays(directory / ARRAYS_DIRECTORY, metadata.leaves)
-    for name, record in metadata.leaves.items():
-        found = describe_leaf(arrays[name], record.base_dtype)
-        for field, expected in record._asdict().items():
-            if getattr(found, field) != expected:
-                raise AdapterError(
-                    f"the leaf {name!r} in {directory} has {field} {getattr(found, field)}, "
-                    f"expected {expected}: copy the adapter anew from where it came from"
-                )
-    return Adapter(arrays, config), metadata
 
 
 def _explain_other_base(directory: Path, config: LNTuningConfig, difference: str) -> str:

@@ -99,7 +99,7 @@ def hash_array(array: np.ndarray) -> str:
         >>> hash_array(np.zeros(1, np.float32)) == hash_array(-np.zeros(1, np.float32))
         False
     """
-    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _open_checkpointer() -> Any:

@@ -83,10 +83,14 @@ def _read_shards(value: jax.Array, places: np.ndarray) -> np.ndarray:
 
 def _read_elements(data: jax.Array, places: np.ndarray) -> np.ndarray:
     """Elements of an array on one device."""
-    on_host = next(iter(data.devices())).platform == "cpu"
-    if on_host or (data.sharding.memory_kind or "").endswith("host") or not data.shape:
-        return np.asarray(data)[tuple(places)]
+    if _is_on_host(data) or not data.shape:
+        return np.asarray(data)[tuple(places)]  # a view, no copy
     return np.asarray(data[tuple(places)])
+
+
+def _is_on_host(data: jax.Array) -> bool:
+    on_cpu = next(iter(data.devices())).platform == "cpu"
+    return on_cpu or (data.sharding.memory_kind or "").endswith("host")
 
 
 def _combine_processes(found: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -1,0 +1,97 @@
+"""Reading an adapter directory: all files against their checksums, then each leaf and its record.
+
+What is in the directory is what was saved, bit for bit, or an error says which part is not.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ._adapter_arrays import read_arrays
+from ._adapter_metadata import METADATA_FILE, Metadata, check_files, describe_leaf, read_metadata
+from ._config import CONFIG_FILE, LNTuningConfig
+from ._errors import AdapterError, ConfigError
+from ._files import list_asides
+
+ARRAYS_DIRECTORY = "arrays"
+_ATTEMPTS = 10  # to read what another process keeps replacing
+
+
+class Adapter(NamedTuple):
+    """What an adapter directory holds.
+
+    Attributes:
+        trainable: `{leaf path: array}`, in the order in which it was saved.
+        config: the config it was trained with.
+    """
+
+    trainable: dict[str, np.ndarray]
+    config: LNTuningConfig
+
+
+def read_target(target: Path) -> tuple[Path, Adapter, Metadata]:
+    """Reads a directory, again if another process replaced it under the reader's hands."""
+    for _ in range(_ATTEMPTS - 1):
+        directory = _find_directory(target)
+        identity = _identify(directory)
+        try:
+            return directory, *read_directory(directory)
+        except AdapterError:
+            if _identify(directory) == identity:
+                raise
+    directory = _find_directory(target)
+    return directory, *read_directory(directory)
+
+
+def read_directory(directory: Path) -> tuple[Adapter, Metadata]:
+    """Reads one directory, verifying every file and every leaf.
+
+    Raises:
+        AdapterError: names the file or leaf, what was expected and what was found.
+    """
+    metadata = read_metadata(directory)
+    check_files(directory, metadata.files)  # before any other library parses them
+    try:
+        config = LNTuningConfig.from_pretrained(directory)
+    except ConfigError as error:
+        raise AdapterError(f"{directory / CONFIG_FILE} cannot be used: {error}") from error
+    arrays = read_arrays(directory / ARRAYS_DIRECTORY, metadata.leaves)
+    for name, record in metadata.leaves.items():
+        found = describe_leaf(arrays[name], record.base_dtype)
+        for field, expected in record._asdict().items():
+            if getattr(found, field) != expected:
+                raise AdapterError(
+                    f"the leaf {name!r} in {directory} has {field} {getattr(found, field)}, "
+                    f"expected {expected}: copy the adapter anew from where it came from"
+                )
+    return Adapter(arrays, config), metadata
+
+
+def _identify(directory: Path) -> int | None:
+    try:
+        return directory.stat().st_ino
+    except OSError:
+        return None
+
+
+def _find_directory(target: Path) -> Path:
+    """The directory itself, or the older version that a crash while replacing it left beside it."""
+    if target.is_dir():
+        return target
+    if os.path.lexists(target):
+        raise AdapterError(f"{target} is a file: pass the directory that save_adapter wrote")
+    for aside in list_asides(target):
+        if (aside / METADATA_FILE).is_file():
+            warnings.warn(
+                f"{target} is missing: replacing it was interrupted. Reading the version before, "
+                f"{aside}; rename it to {target.name} to keep it",
+                UserWarning,
+                stacklevel=4,
+            )
+            return aside
+    raise AdapterError(f"there is no adapter directory {target}: check the path")
