@@ -1,7 +1,8 @@
 """Telling whether an adapter meets the base it was trained on, from a few kilobytes.
 
-The names and shapes of all frozen leaves must be the same, and a few of their values, as closely
-as the coarser of the two dtypes can tell: the same model in another precision passes.
+The names and shapes of all frozen leaves must be the same, and a few of their values: exactly in
+the same dtype, else as closely as the coarser dtype can tell, so that the same model in another
+precision passes.
 """
 
 from __future__ import annotations
@@ -155,10 +156,10 @@ def _compare(sample: Mapping[str, Any], value: Any) -> str | None:
 
 
 def _is_close(found: float, expected: float, *dtypes: Any) -> bool:
-    """Whether two numbers may be one number in two dtypes."""
+    """Whether two numbers may be one number in two dtypes; in one dtype they must be equal."""
     if np.isnan(found) or np.isnan(expected):
         return bool(np.isnan(found) and np.isnan(expected))
-    if np.isinf(found) or np.isinf(expected):
+    if np.isinf(found) or np.isinf(expected) or dtypes[0] == dtypes[1]:
         return found == expected
     relative = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
     absolute = max(float(jnp.finfo(dtype).smallest_subnormal) for dtype in dtypes)
