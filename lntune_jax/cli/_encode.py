@@ -1,0 +1,63 @@
+"""Text to token ids, with the tokenizer that lies beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .._errors import ModelError
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a model directory or hub id.
+
+    Raises:
+        ModelError: If there is none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    # A damaged file surfaces as whatever the parser underneath raises, plain Exception included.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"--model {model} has no tokenizer that can be read (tokenizer.json, or vocab.txt "
+            f"with tokenizer_config.json): {reason}"
+        ) from error
+
+
+def encode(
+    tokenizer: Any, texts: Sequence[str], max_length: int, vocabulary: int
+) -> tuple[np.ndarray, ...]:
+    """Token ids of each text, special tokens included.
+
+    Args:
+        tokenizer: From `load_tokenizer`.
+        texts: The texts.
+        max_length: Longer rows are cut to this many tokens.
+        vocabulary: How many token ids the model has.
+
+    Returns:
+        One int32 array of shape (tokens,) a text.
+
+    Raises:
+        ModelError: If the tokenizer gives an id that the model does not have.
+    """
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    # A tokenizer without special tokens gives nothing for a text it knows no piece of.
+    rows = tuple(np.asarray(ids or [padding_of(tokenizer)], np.int32) for ids in encoded)
+    largest = max(int(row.max()) for row in rows)
+    if largest >= vocabulary:
+        raise ModelError(
+            f"the tokenizer gives token {largest}, but the model has {vocabulary}: the files in "
+            "the --model directory do not belong together"
+        )
+    return rows
+
+
+def padding_of(tokenizer: Any) -> int:
+    """Token id to pad with; any will do where there is none, because padding is masked."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0

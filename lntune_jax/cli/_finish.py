@@ -1,0 +1,92 @@
+"""What every completed run leaves behind: the adapter, a summary, the figure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from ._console import byte_count
+from ._figure import Curves, draw_figure
+from ._fit import Fitted, Work
+from ._metrics import read_metrics
+from ._movement import Movement, measure_movement
+from ._run_files import RunFiles
+from ._settings import Recipe
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of a finished run, as `summary.json` holds them."""
+
+    trainable: int
+    total: int
+    percent: float
+    training_rows: int
+    evaluation_rows: int
+    steps: int
+    planned_steps: int
+    best_step: int
+    best_loss: float
+    best_accuracy: float
+    best_macro_f1: float
+    seconds: float
+    adapter_bytes: int
+    lengths: tuple[int, ...]
+    compilations: int
+
+
+def finish(
+    work: Work, recipe: Recipe, fitted: Fitted, files: RunFiles, *, name: str, title: str
+) -> Summary:
+    """Save the adapter, draw the figure and write the summary, in this order.
+
+    Args:
+        work: What was trained.
+        recipe: How.
+        fitted: The outcome.
+        files: Where everything goes.
+        name: What the figure's legend calls the run.
+        title: Heading of the figure.
+
+    Returns:
+        The figures that were written to `summary.json`.
+    """
+    import lntune_jax as lnt
+
+    lnt.save_adapter(
+        files.adapter, fitted.best, work.config, base=work.model.params, overwrite=True
+    )
+    best = fitted.history.best(recipe.best_by)
+    curves = Curves(name, read_metrics(files.metrics), best.step)
+    draw_figure(files.figure, title, [curves], movements_of(work, fitted))
+    report = lnt.report_params(work.model.params, work.config)
+    summary = Summary(
+        trainable=report.trainable,
+        total=report.total,
+        percent=report.percent,
+        training_rows=len(work.training.tokens),
+        evaluation_rows=len(work.evaluation.tokens),
+        steps=fitted.step,
+        planned_steps=work.steps(recipe),
+        best_step=best.step,
+        best_loss=best.loss,
+        best_accuracy=best.accuracy,
+        best_macro_f1=best.macro_f1,
+        seconds=round(fitted.history.seconds, 2),
+        adapter_bytes=byte_count(files.adapter),
+        lengths=work.buckets,
+        compilations=sum(fitted.compilations),
+    )
+    files.summary.write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def movements_of(work: Work, fitted: Fitted) -> list[Movement]:
+    """How far each norm moved in a run."""
+    import lntune_jax as lnt
+
+    leaves = lnt.report_params(work.model.params, work.config).leaves
+    norms = [leaf.path for leaf in leaves if leaf.role == "norm"]
+    return measure_movement(
+        {path: fitted.start[path] for path in norms}, {path: fitted.best[path] for path in norms}
+    )

@@ -1,0 +1,60 @@
+"""What a run has seen so far: its evaluations, the best of them, and whether to stop.
+
+A small immutable record that goes into every checkpoint as JSON, so that a resumed run decides
+as an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of one evaluation."""
+
+    step: int
+    loss: float
+    accuracy: float
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class History:
+    """The evaluations of a run.
+
+    Attributes:
+        evaluations: All of them, in order.
+        seconds: Time spent in training and evaluation.
+        stopped: Whether the run was stopped early.
+    """
+
+    evaluations: tuple[Evaluation, ...] = ()
+    seconds: float = 0.0
+    stopped: bool = False
+
+    def best(self, metric: str) -> Evaluation:
+        """The best evaluation so far; of equal figures the lower loss, then the earlier step."""
+        sign = -1.0 if metric == "loss" else 1.0
+        return max(
+            self.evaluations,
+            key=lambda each: (sign * getattr(each, metric), -each.loss, -each.step),
+        )
+
+    def add(self, evaluation: Evaluation, metric: str, patience: int | None) -> History:
+        """The history with one more evaluation; stopped when patience has run out."""
+        longer = replace(self, evaluations=(*self.evaluations, evaluation))
+        best = longer.best(metric)
+        since = sum(each.step > best.step for each in longer.evaluations)
+        return replace(longer, stopped=patience is not None and since >= patience)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> History:
+        """The inverse of `to_json`."""
+        evaluations = tuple(Evaluation(**each) for each in content["evaluations"])
+        return cls(evaluations, content["seconds"], content["stopped"])

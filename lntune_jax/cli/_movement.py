@@ -1,0 +1,64 @@
+"""How far training moved each norm: the RMS change of its scale and of its bias."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_BIASES = ("bias", "beta", "offset")
+# Wrappers that every architecture has around its layers; they tell norms apart only rarely.
+_WRAPPERS = {"model", "transformer", "bert", "roberta", "encoder", "layers", "layer", "h", "self"}
+
+
+class Movement(NamedTuple):
+    """The change of one norm; `None` for a leaf that it lacks or that did not train."""
+
+    module: str
+    scale: float | None
+    bias: float | None
+
+
+def measure_movement(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[Movement]:
+    """The root mean square change of each trained norm, in model order.
+
+    Args:
+        start: Leaves of norms before training, by leaf path.
+        end: The same leaves after it.
+
+    Returns:
+        One `Movement` a norm.
+    """
+    changes: dict[str, dict[str, float]] = {}
+    for path in sorted(start, key=_natural_order):
+        module, _, leaf = path.rpartition(".")
+        role = "bias" if leaf in _BIASES else "scale"
+        change = np.asarray(end[path], np.float64) - np.asarray(start[path], np.float64)
+        changes.setdefault(module, {})[role] = float(np.sqrt(np.mean(change**2)))
+    return [Movement(name, each.get("scale"), each.get("bias")) for name, each in changes.items()]
+
+
+def readable_names(modules: list[str]) -> list[str]:
+    """Short names for norms, for the axis of a figure.
+
+    Example:
+        >>> readable_names(["bert.embeddings.LayerNorm", "bert.encoder.layer.0.output.LayerNorm"])
+        ['embeddings', 'layer 0 output']
+    """
+    paths = [module.split(".") for module in modules]
+    everywhere = set.intersection(*map(set, paths)) if len(paths) > 1 else set()
+    for dropped in (everywhere | _WRAPPERS, everywhere):
+        names = [_join(part for part in path if part not in dropped) for path in paths]
+        if all(names) and len(set(names)) == len(names):
+            return names
+    return modules
+
+
+def _join(parts: Iterable[str]) -> str:
+    return " ".join(f"layer {part}" if part.isdigit() else part.replace("_", " ") for part in parts)
+
+
+def _natural_order(path: str) -> list[tuple[int, int, str]]:
+    """Layer 10 comes after layer 9."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.split(".")]

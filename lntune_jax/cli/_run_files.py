@@ -1,0 +1,171 @@
+"""The files of a run's output directory, and whether a new run may write there.
+
+`settings.json` is written first and marks a directory as a run; `summary.json` is written last
+and marks the run as finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .._errors import ConfigError
+from ._checks import flag_of
+
+# Flags of `train` that change where a run stands, but not one bit of its result.
+_WITHOUT_EFFECT = ("output", "resume", "overwrite", "stop_after_steps", "checkpoint_every")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Paths of a run: an output directory and what lies in it."""
+
+    directory: Path
+    adapter: Path
+    checkpoints: Path
+    figure: Path
+    labels: Path
+    metrics: Path
+    settings: Path
+    summary: Path
+    tensorboard: Path
+
+    @classmethod
+    def at(cls, directory: Path) -> RunFiles:
+        """The files of the run in `directory`, whether they exist or not."""
+        whole = directory.expanduser().resolve()
+        return cls(whole, **{name: whole / entry for name, entry in _ENTRIES.items()})
+
+    def is_finished(self) -> bool:
+        """Whether a run has been completed here."""
+        return self.summary.exists()
+
+    def is_started(self) -> bool:
+        """Whether a run has been started here."""
+        return self.settings.exists()
+
+    def clear(self) -> None:
+        """Remove the files of a run, and only these."""
+        for entry in _ENTRIES.values():
+            path = self.directory / entry
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+_ENTRIES = {
+    "adapter": "adapter",
+    "checkpoints": "checkpoints",
+    "figure": "curves.png",
+    "labels": "labels.json",
+    "metrics": "metrics.jsonl",
+    "settings": "settings.json",
+    "summary": "summary.json",
+    "tensorboard": "tensorboard",
+}
+
+
+def check_run(files: RunFiles, settings: Any, *, resume: bool, overwrite: bool) -> None:
+    """Refuse an output directory in which this run may not start or go on.
+
+    Args:
+        files: The directory.
+        settings: The settings of the run, a dataclass.
+        resume: Go on with a run that is there.
+        overwrite: Replace a run that is there.
+
+    Raises:
+        ConfigError: If a run is there and neither flag is given, or both are, or the run was
+            started with other settings.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite contradict each other; give one of them")
+    if files.directory.exists() and not files.directory.is_dir():
+        raise ConfigError(f"--output {files.directory} is a file, not a directory")
+    if overwrite or not files.is_started():
+        return
+    if not resume:
+        state = "a finished run" if files.is_finished() else "an unfinished run"
+        raise ConfigError(
+            f"--output {files.directory} holds {state}; give --resume to go on with it, "
+            "--overwrite to replace it, or another directory"
+        )
+    try:
+        before = json.loads(files.settings.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"cannot resume {files.directory}: its settings.json is damaged ({error}); give "
+            "--overwrite to start again"
+        ) from error
+    _check_same(before, _describe(settings), files)
+
+
+def start_run(files: RunFiles, settings: Any, *, overwrite: bool) -> None:
+    """Make the output directory and write `settings.json`, unless a run goes on there.
+
+    Raises:
+        ConfigError: If the directory cannot be written.
+    """
+    try:
+        if overwrite:
+            files.clear()
+        if not files.is_started():
+            files.directory.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(_describe(settings), indent=2) + "\n"
+            files.settings.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--output {files.directory} cannot be written: {error.strerror or error}"
+        ) from error
+
+
+def _describe(settings: Any) -> dict[str, Any]:
+    """Flags and values as plain JSON, with a checksum for each data file."""
+    described: dict[str, Any] = {}
+    _flatten(asdict(settings), described)
+    # A directory may be named from elsewhere when the run goes on; a hub id stays as it is.
+    if Path(described["model"]).is_dir():
+        described["model"] = str(Path(described["model"]).resolve())
+    for name in ("data", "eval_data"):
+        path = described.get(name)
+        if path is not None and Path(path).is_file():
+            described[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return described
+
+
+def _flatten(values: dict[str, Any], into: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _flatten(value, into)
+        elif name not in _WITHOUT_EFFECT:
+            into[name] = list(value) if isinstance(value, tuple) else value
+            if isinstance(value, Path):
+                into[name] = str(value.expanduser().resolve())
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], files: RunFiles) -> None:
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) == now.get(name):
+            continue
+        if name.endswith("_sha256"):
+            flag = flag_of(name.removesuffix("_sha256"))
+            raise ConfigError(
+                f"cannot resume {files.directory}: the content of {flag} has changed since the "
+                "run was started; give --overwrite to start again"
+            )
+        raise ConfigError(
+            f"cannot resume {files.directory}: it was started with {flag_of(name)} "
+            f"{_shown(before.get(name))}, not {_shown(now.get(name))}; give the same value, or "
+            "--overwrite to start again"
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "unset"
+    return "unset" if value is None else str(value)

@@ -1,0 +1,205 @@
+"""What can be set, one frozen dataclass a subcommand.
+
+The docstrings below are the help text that `--help` prints. Nothing here computes: what a value
+may be is checked in `_checks`, and what it does lives with the code that uses it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+Schedule = Literal["linear", "cosine", "constant"]
+Metric = Literal["accuracy", "macro_f1", "loss"]
+ComputeType = Literal["float32", "bfloat16"]
+Pooling = Literal["default", "mean"]
+
+
+def _shown(default: str, metavar: str):
+    """How a flag whose default is computed appears in the help text."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of the table, and the rows to evaluate on."""
+
+    text_column: str = "text"
+    """Name of the column with the text."""
+    label_column: str = "label"
+    """Name of the column with the label (words or numbers)."""
+    eval_data: Annotated[Path | None, _shown("rows of --data", "FILE")] = None
+    """A second table to evaluate on while training."""
+    eval_fraction: Annotated[float | None, _shown("0.1", "FLOAT")] = None
+    """Share of --data kept out of training and evaluated on, the same share of every label."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which weights train."""
+
+    targets: Annotated[tuple[str, ...], _shown("every norm", "PATTERN ...")] = ()
+    """Norm modules to train: ends of module paths, or regular expressions."""
+    exclude: Annotated[tuple[str, ...], _shown("none", "PATTERN ...")] = ()
+    """Norm modules to leave frozen."""
+    save_modules: Annotated[tuple[str, ...], _shown("the new head", "NAME ...")] = ()
+    """Whole modules that train too and are saved with the norms."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How text reaches the model."""
+
+    max_length: int = 128
+    """Texts with more tokens than this are cut."""
+    buckets: int = 4
+    """Batches are padded to at most so many lengths: one compiled program each."""
+    pooling: Pooling = "default"
+    """How an encoder summarises a text: as its architecture does, or the mean over tokens."""
+    dtype: ComputeType = "float32"
+    """Number format of the frozen weights; what trains is kept in float32."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How training goes."""
+
+    learning_rate: float = 5e-3
+    """Peak learning rate of the norms."""
+    head_learning_rate: float = 1e-3
+    """Peak learning rate of the saved modules (the head)."""
+    schedule: Schedule = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup_fraction: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 0.0
+    """AdamW weight decay of the saved modules; norms are never decayed."""
+    clip_norm: Annotated[float | None, _shown("off", "FLOAT")] = None
+    """Largest gradient norm."""
+    epochs: int = 3
+    """Passes over the training rows."""
+    max_steps: Annotated[int | None, _shown("off", "INT")] = None
+    """Train for so many steps at most; the schedule ends there."""
+    batch_size: int = 32
+    """Rows a step."""
+    eval_batch_size: int = 64
+    """Rows a batch in evaluation."""
+    eval_every: Annotated[int | None, _shown("each epoch", "STEPS")] = None
+    """Evaluate after so many steps."""
+    best_by: Metric = "accuracy"
+    """The evaluation figure that picks the adapter to keep."""
+    patience: Annotated[int | None, _shown("off", "INT")] = None
+    """Stop after so many evaluations in a row without a better one."""
+    dropout: bool = False
+    """Train with the model's own dropout."""
+    seed: int = 0
+    """Seed of the new head, the split, the order of rows and dropout."""
+
+
+@dataclass(frozen=True)
+class InspectSettings:
+    """Show what would train, from the model's config file alone (reads no weights)."""
+
+    model: Positional[str]
+    """Directory of a Hugging Face model, or a hub id."""
+    task: Literal["SEQ_CLS", "CAUSAL_LM", "none"] = "SEQ_CLS"
+    """Which head the model gets."""
+    num_labels: int = 2
+    """Classes of the SEQ_CLS head."""
+    selection: Selection = field(default_factory=Selection)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a text classifier: the norms of a pretrained model and a new head.
+
+    The output directory receives the adapter, metrics, checkpoints and a figure.
+    """
+
+    model: str
+    """Directory of a Hugging Face model, or a hub id."""
+    data: Path
+    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet."""
+    output: Path
+    """Directory that receives the run."""
+    resume: bool = False
+    """Continue the run in --output from its last checkpoint, or start it if there is none."""
+    overwrite: bool = False
+    """Replace the run in --output."""
+    stop_after_steps: Annotated[int | None, _shown("off", "INT")] = None
+    """Stop this call after so many steps with a checkpoint, to go on with --resume."""
+    checkpoint_every: Annotated[int | None, _shown("each evaluation", "STEPS")] = None
+    """Also save a checkpoint after every so many steps."""
+    columns: Columns = field(default_factory=Columns)
+    selection: Selection = field(default_factory=Selection)
+    encoding: Encoding = field(default_factory=Encoding)
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Which trained model to use."""
+
+    run: Annotated[Path | None, _shown("none", "DIR")] = None
+    """Output directory of `lntune-jax train`."""
+    adapter: Annotated[Path | None, _shown("RUN/adapter", "DIR")] = None
+    """An adapter directory, if not the one of --run."""
+    labels: Annotated[Path | None, _shown("labels.json beside the adapter", "FILE")] = None
+    """The labels.json that belongs to --adapter."""
+    model: Annotated[str | None, _shown("the one trained on", "MODEL")] = None
+    """The base model, if it has moved since training."""
+    batch_size: int = 64
+    """Rows a batch."""
+    buckets: int = 4
+    """Batches are padded to at most so many lengths: one compiled program each."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Measure a trained adapter on a table: accuracy, F1, a row a class, confusion."""
+
+    data: Path
+    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet."""
+    text_column: Annotated[str | None, _shown("as in training", "NAME")] = None
+    """Name of the column with the text."""
+    label_column: Annotated[str | None, _shown("as in training", "NAME")] = None
+    """Name of the column with the label."""
+    output: Annotated[Path | None, _shown("none", "FILE")] = None
+    """Also write the figures to this .json file."""
+    trained: Trained = field(default_factory=Trained)
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """Label new texts with a trained adapter."""
+
+    text: Annotated[tuple[str, ...], _shown("none", "TEXT ...")] = ()
+    """Texts to label."""
+    data: Annotated[Path | None, _shown("none", "FILE")] = None
+    """Table of texts: .csv, .tsv, .jsonl or .parquet."""
+    text_column: Annotated[str | None, _shown("as in training", "NAME")] = None
+    """Name of the column with the text."""
+    output: Annotated[Path | None, _shown("the terminal", "FILE")] = None
+    """Where predictions go: .jsonl or .csv."""
+    trained: Trained = field(default_factory=Trained)
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """The whole job on a small real model and real data, on a CPU, in minutes.
+
+    MiniLM on film reviews: a head on the frozen encoder, then norms and head.
+    The adapter is saved, restored into a fresh base, and predictions compared.
+    """
+
+    output: Path = Path("demo-output")
+    """Directory that receives the runs and the figure; an earlier demo there is replaced."""
+    full: bool = False
+    """Also train every weight, for comparison (several times slower)."""
+    seeds: tuple[int, ...] = (0,)
+    """Train once with each of these seeds."""
+    steps: Annotated[int | None, _shown("the whole recipe", "INT")] = None
+    """Train for so few steps only, on fewer rows: a smoke test, not a result."""

@@ -1,0 +1,110 @@
+import pytest
+
+from lntune_jax.cli._main import _print_warning
+
+TRAIN = ["train", "--model", "MODEL", "--data", "DATA", "--output", "OUT"]
+
+
+def check(outcome, *fragments):
+    code, _, complaint = outcome
+    assert code == 2
+    assert complaint.startswith("lntune-jax: error: ")
+    assert complaint.count("\n") == 1
+    assert "Traceback" not in complaint
+    for fragment in fragments:
+        assert fragment in complaint
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        ([], ["Expected one of", "train", "see lntune-jax --help"]),
+        (["trian"], ["trian", "see lntune-jax --help"]),
+        (["train"], ["--model", "--data", "--output", "see lntune-jax train --help"]),
+        ([*TRAIN, "--bach-size", "3"], ["--bach-size", "Perhaps you meant: --batch-size"]),
+        ([*TRAIN, "--batch-size", "many"], ["--batch-size", "'many'"]),
+        ([*TRAIN, "--schedule", "square"], ["'square'", "'linear', 'cosine', 'constant'"]),
+        ([*TRAIN, "--batch-size", "0"], ["--batch-size is 0", "1 or more"]),
+        ([*TRAIN, "--eval-fraction", "1.5"], ["--eval-fraction is 1.5", "between 0 and 1"]),
+        ([*TRAIN, "--learning-rate", "nan"], ["--learning-rate is nan"]),
+        ([*TRAIN, "--seed", "-1"], ["--seed is -1"]),
+        (["demo", "--seeds", "0", "-1"], ["--seeds"]),
+        (["predict", "--run", "nowhere", "--text", "a"], ["nowhere/labels.json does not exist"]),
+        (["predict", "--text", "a"], ["--run"]),
+        (["predict", "--run", "a"], ["--text", "--data"]),
+        (["predict", "--run", "a", "--text", "b", "--output", "c.txt"], [".jsonl or .csv"]),
+        (["evaluate", "--data", "a.csv"], ["--run"]),
+        (["inspect", "./nothing-here"], ["neither a directory nor a hub id"]),
+    ],
+)
+def test_a_bad_command_line_is_one_line_and_exit_code_2(run, words, fragments):
+    check(run(*words), *fragments)
+
+
+def test_a_directory_that_is_no_model(run, table, tmp_path):
+    words = ("--model", tmp_path, "--data", table, "--output", tmp_path / "out")
+    check(run("train", *words), "is not a model directory", "no config.json")
+    check(run("inspect", tmp_path), "is not a model directory")
+    check(run("inspect", table), "is a file")
+
+
+def test_a_damaged_config_or_tokenizer(run, table, tmp_path, model_directory):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    check(run("inspect", broken), "broken")
+    for file in model_directory.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    (broken / "tokenizer.json").write_text("{")
+    words = ("--model", broken, "--data", table, "--output", tmp_path / "out")
+    check(run("train", *words), "has no tokenizer that can be read")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "fragments"),
+    [
+        ("", ["is empty"]),
+        ("text,label\n", ["no rows"]),
+        ("review,label\na,b\n", ["no column 'text'", "'review', 'label'", "--text-column"]),
+        ("text,labels\na,b\n", ["did you mean 'labels'", "--label-column"]),
+        ("text,label\na,b\nc,b\n", ["a classifier needs two or more"]),
+    ],
+)
+def test_a_faulty_table(run, tmp_path, model_directory, content, fragments):
+    path = tmp_path / "data.csv"
+    path.write_text(content)
+    words = ("--model", model_directory, "--data", path, "--output", tmp_path / "out")
+    check(run("train", *words), "data.csv", *fragments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags_that_contradict_each_other(run, table, tmp_path, model_directory):
+    words = ("train", "--model", model_directory, "--data", table, "--output", tmp_path / "out")
+    check(run(*words, "--resume", "--overwrite"), "--resume and --overwrite")
+    both = ("--eval-data", table, "--eval-fraction", "0.2")
+    check(run(*words, *both), "--eval-data and --eval-fraction")
+
+
+def test_an_unknown_label_in_the_evaluation_table(run, table, tmp_path, model_directory):
+    other = tmp_path / "other.csv"
+    other.write_text("text,label\ngood,pos\nso so,neutral\n")
+    words = ("--model", model_directory, "--data", table, "--output", tmp_path / "out")
+    outcome = run("train", *words, "--eval-data", other)
+    check(outcome, "other.csv", "'neutral' in row 2", "'neg', 'pos'")
+
+
+def test_ctrl_c_is_130(monkeypatch, capsys):
+    from lntune_jax.cli import _inspect, main
+
+    def interrupt(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_inspect, "run", interrupt)
+    assert main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == "lntune-jax: stopped\n"
+
+
+def test_a_warning_is_printed_without_its_line_of_code(capsys):
+    _print_warning(UserWarning("two\nlines"), UserWarning, "file.py", 3)
+    assert capsys.readouterr().err == "lntune-jax: warning: two lines\n"

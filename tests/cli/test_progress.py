@@ -1,0 +1,35 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from lntune_jax.cli import _progress
+from lntune_jax.cli._progress import TrainingProgress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that each look moves on by four seconds."""
+    seconds = iter(range(0, 1000, 4))
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: float(next(seconds)))
+
+
+def test_without_a_terminal_a_line_comes_now_and_then(clock):
+    output = io.StringIO()
+    with TrainingProgress(Console(file=output), "training", total=100, done=40) as progress:
+        for step in range(41, 48):
+            progress.update(step, 0.5, 1234.0)
+        progress.note("[bold] stays as it is")
+    assert output.getvalue().splitlines() == [
+        "training  43/100  loss 0.500  1,234 tokens/s  3:48 left",
+        "training  46/100  loss 0.500  1,234 tokens/s  3:36 left",
+        "[bold] stays as it is",
+    ]
+
+
+def test_in_a_terminal_there_is_a_bar():
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=80)
+    with TrainingProgress(console, "training", total=2) as progress:
+        progress.update(2, 0.5, 1234.0)
+    assert "loss 0.500  1,234 tokens/s" in output.getvalue()
