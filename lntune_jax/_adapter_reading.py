@@ -28,6 +28,12 @@ class Adapter(NamedTuple):
     Attributes:
         trainable: `{leaf path: array}`, in the order in which it was saved.
         config: the config it was trained with.
+
+    Example:
+        >>> import numpy as np
+        >>> adapter = Adapter({"ln.scale": np.ones(2)}, LNTuningConfig())
+        >>> list(adapter.trainable), adapter.config.target_modules
+        (['ln.scale'], None)
     """
 
     trainable: dict[str, np.ndarray]

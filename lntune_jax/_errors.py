@@ -19,44 +19,143 @@ class LNTuningError(Exception):
 
 
 class ConfigError(LNTuningError, ValueError):
-    """A field of `LNTuningConfig`, or of an `adapter_config.json`, cannot be used."""
+    """A field of `LNTuningConfig`, or of an `adapter_config.json`, cannot be used.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> try:
+        ...     lnt.LNTuningConfig(peft_type="LORA")
+        ... except lnt.ConfigError as error:
+        ...     print(error)
+        peft_type must be 'LN_TUNING', not 'LORA': this is a config of another kind of adapter
+    """
 
 
 class PatternError(ConfigError):
-    """A module pattern is not a valid regular expression, or cannot be matched in bounded time."""
+    """A module pattern is not a valid regular expression, or cannot be matched in bounded time.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> try:
+        ...     lnt.LNTuningConfig(target_modules="ln_(1")
+        ... except lnt.PatternError as error:
+        ...     print("at position 3" in str(error))
+        True
+    """
 
 
 class SelectionError(LNTuningError, ValueError):
-    """The patterns of a config select nothing, or something that is no norm, in this tree."""
+    """The patterns of a config select nothing, or something that is no norm, in this tree.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> try:
+        ...     lnt.partition_params({"fc": {"kernel": jnp.ones((2, 2))}}, lnt.LNTuningConfig())
+        ... except lnt.SelectionError as error:
+        ...     print(str(error).split(",")[0])
+        nothing trains: no LayerNorm or RMSNorm leaf was found in this tree
+    """
 
 
 class TreeError(LNTuningError, ValueError):
-    """A parameter tree cannot be used: two leaves share a path, or two halves do not fit."""
+    """A parameter tree cannot be used: two leaves share a path, or two halves do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln": {"scale": jnp.ones(2)}}
+        >>> trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
+        >>> try:
+        ...     lnt.merge_params({}, frozen)
+        ... except lnt.TreeError as error:
+        ...     print(str(error).split(":")[0])
+        the leaves ['ln.scale'] are in neither half
+    """
 
 
 class AdapterError(LNTuningError, ValueError):
-    """An adapter directory cannot be written or read, or does not fit these parameters."""
+    """An adapter directory cannot be written or read, or does not fit these parameters.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> try:
+        ...     lnt.load_adapter("no-such-adapter")
+        ... except lnt.AdapterError as error:
+        ...     print(str(error).startswith("there is no adapter directory"))
+        True
+    """
 
 
 class ModelError(LNTuningError, ValueError):
-    """A model directory or its config cannot be honoured exactly."""
+    """A model directory or its config cannot be honoured exactly.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> try:
+        ...     lnt.models.from_pretrained("./no-such-directory")
+        ... except lnt.ModelError as error:
+        ...     print(error)
+        './no-such-directory' is neither a directory nor an id on the hub
+    """
 
 
 class DataError(LNTuningError, ValueError):
-    """A data file lacks a column, is empty, or holds a label that is not known."""
+    """A data file lacks a column, is empty, or holds a label that is not known.
+
+    Raised by the command line, which prints it as one line and exits with 2.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> issubclass(lnt.DataError, lnt.LNTuningError)
+        True
+    """
 
 
 class UnmatchedPatternWarning(UserWarning):
-    """A pattern of the config matched nothing in the tree, so it had no effect."""
+    """A pattern of the config matched nothing in the tree, so it had no effect.
+
+    Example:
+        >>> import warnings
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> config = lnt.LNTuningConfig(exclude_modules=["ln_2"])
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = lnt.partition_params({"ln_1": {"scale": jnp.ones(2)}}, config)
+        >>> caught[0].category.__name__
+        'UnmatchedPatternWarning'
+    """
 
 
 class ZeroGradientWarning(UserWarning):
-    """The gradient of every trainable leaf was exactly zero in a step.
+    """The gradient of every trainable leaf was exactly zero in a step of `make_train_step`.
 
     The loss does not depend on the trainable leaves: activations quantised without
     straight-through gradients, or a forward pass that reads another tree.
+
+    Example:
+        >>> import warnings
+        >>> import jax.numpy as jnp, optax
+        >>> import lntune_jax as lnt
+        >>> params = {"ln": {"scale": jnp.ones(2)}}
+        >>> trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
+        >>> step = lnt.make_train_step(lambda params: jnp.zeros(()), optax.sgd(0.1))
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = step(lnt.TrainState.create(trainable, optax.sgd(0.1)), frozen)
+        >>> caught[0].category.__name__
+        'ZeroGradientWarning'
     """
 
 
 class FreshWeightsWarning(UserWarning):
-    """Weights that the checkpoint does not hold were initialised at random."""
+    """Weights outside the classifier that the checkpoint does not hold were drawn at random.
+
+    Given by `lntune_jax.models.from_pretrained`; the paths are in the model's `fresh`.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> issubclass(lnt.FreshWeightsWarning, UserWarning)
+        True
+    """

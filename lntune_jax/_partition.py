@@ -26,6 +26,13 @@ class Partition(NamedTuple):
     Attributes:
         trainable: `{leaf path: array}` in the tree's order.
         frozen: the tree, its containers kept, with a `Taken` where each trainable leaf was.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> halves = lnt.partition_params({"ln": {"scale": jnp.ones(2)}}, lnt.LNTuningConfig())
+        >>> list(halves.trainable), halves.frozen
+        (['ln.scale'], {'ln': {'scale': Taken('ln.scale', float32[2])}})
     """
 
     trainable: dict[str, Any]

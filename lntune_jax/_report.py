@@ -31,6 +31,16 @@ class ParamReport(NamedTuple):
         total: elements of all parameters; running statistics, caches and random states are none.
         percent: 100 * trainable / total.
         leaves: a `LeafReport` for each array leaf, in the tree's order.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> report = lnt.report_params({"ln": {"scale": jnp.ones(2)}}, lnt.LNTuningConfig())
+        >>> print(report.table())
+        leaf      shape  dtype    role
+        ------------------------------
+        ln.scale  2      float32  norm
+        trainable params: 2 || all params: 2 || trainable%: 100.0000
     """
 
     trainable: int

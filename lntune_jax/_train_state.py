@@ -22,6 +22,13 @@ class TrainState:
         opt_state: the optimizer's state.
         rng: a key from which each step's key is derived, or None.
         ema: exponential moving average of `trainable`, or None.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import lntune_jax as lnt
+        >>> state = lnt.TrainState.create({"ln.scale": jnp.ones(4)}, optax.sgd(0.1))
+        >>> state.step.item(), state.rng, state.ema
+        (0, None, None)
     """
 
     step: jax.Array

@@ -142,6 +142,18 @@ class TrainStep:
 
     A class, because it watches for zero gradients: the flags of past steps are looked at when the
     device has them, never before. On a mesh every part of the state keeps its sharding.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import lntune_jax as lnt
+        >>> tx = optax.sgd(0.1)
+        >>> params = {"ln": {"scale": jnp.ones(2)}}
+        >>> trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
+        >>> step = lnt.make_train_step(lambda params: params["ln"]["scale"].sum(), tx)
+        >>> state, _ = step(lnt.TrainState.create(trainable, tx), frozen)
+        >>> state, _ = step(state, frozen)
+        >>> step.compilations()
+        1
     """
 
     def __init__(self, function: Callable[..., Any], *, donate: bool) -> None:
@@ -172,7 +184,7 @@ class TrainStep:
         return sum(jitted._cache_size() for jitted in self._jitted.values())
 
     def _jit(self, state: TrainState) -> Any:
-        """The step for a state with these shardings, which it gives back: else it compiles twice."""
+        """The step for a state of these shardings, which it gives back: else it compiles twice."""
         leaves, treedef = jax.tree.flatten(state)
         shardings = tuple(_get_mesh_sharding(leaf) for leaf in leaves)
         if shardings not in self._jitted:

@@ -10,11 +10,6 @@ import pytest
 import lntune_jax as lnt
 
 PUBLIC = sorted(name for name in vars(lnt) if not name.startswith("_"))
-FUNCTIONS = [
-    name
-    for name in PUBLIC
-    if inspect.isroutine(getattr(lnt, name)) or name in ("LNTuningConfig", "LNTuningError")
-]
 CONTRACT = {
     "LNTuningConfig",
     "partition_params",
@@ -37,26 +32,28 @@ def test_the_contract_s_names_are_there():
 
 
 def get_public_objects():
-    return [getattr(lnt, name) for name in PUBLIC if not inspect.ismodule(getattr(lnt, name))]
+    """The public names of the package and of its public submodules."""
+    objects = {}
+    for module in (lnt, lnt.models, lnt.checkpoint):
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", "").startswith(module.__name__)
+            if not name.startswith("_") and own and not inspect.ismodule(value):
+                objects[name] = value
+    return objects
 
 
-def test_every_public_name_is_documented():
-    for value in get_public_objects():
-        assert inspect.getdoc(value), value
-        for name, method in vars(value).items() if inspect.isclass(value) else ():
-            if not name.startswith("_") and inspect.isroutine(method):
-                assert inspect.getdoc(method), (value, name)
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_public_function_has_a_doctest(name):
-    value = getattr(lnt, name)
-    examples = doctest.DocTestParser().get_examples(inspect.getdoc(value) or "")
-    assert examples, name
+@pytest.mark.parametrize("name", get_public_objects())
+def test_every_public_name_is_documented_with_a_doctest(name):
+    value = get_public_objects()[name]
+    assert doctest.DocTestParser().get_examples(inspect.getdoc(value) or ""), name
+    for method_name, method in vars(value).items() if inspect.isclass(value) else ():
+        if not method_name.startswith("_") and inspect.isroutine(method):
+            assert inspect.getdoc(method), (value, method_name)
 
 
 def test_every_error_a_user_can_cause_has_the_base_class():
-    errors = [e for e in get_public_objects() if inspect.isclass(e) and issubclass(e, Exception)]
+    classes = filter(inspect.isclass, get_public_objects().values())
+    errors = [error for error in classes if issubclass(error, Exception)]
     assert len(errors) >= 10
     for error in errors:
         assert issubclass(error, lnt.LNTuningError | Warning)
