@@ -29,6 +29,7 @@ def check(outcome, *fragments):
         ([*TRAIN, "--learning-rate", "nan"], ["--learning-rate is nan"]),
         ([*TRAIN, "--seed", "-1"], ["--seed is -1"]),
         (["demo", "--seeds", "0", "-1"], ["--seeds"]),
+        (["demo", "--seeds"], ["--seeds needs one number or more"]),
         (["predict", "--run", "nowhere", "--text", "a"], ["nowhere/labels.json does not exist"]),
         (["predict", "--text", "a"], ["--run"]),
         (["predict", "--run", "a"], ["--text", "--data"]),
