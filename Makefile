@@ -14,7 +14,8 @@ demo: $(VENV)/.demo
 	$(BIN)/lntune-jax demo
 
 test: $(VENV)/.test lint types
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --doctest-modules lntune_jax tests
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules lntune_jax
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 SAYS = {
     "linen_loop.py": ["trainable params: 258 ||", "step 199", "accuracy 0."],
     "nnx_loop.py": ["trainable params: 130 ||", "programs compiled: 1", "accuracy 0."],
-    "whole_tree.py": ["Dense_0         0 of", "Dense_1         0 of", "LayerNorm_0  12"],
+    "whole_tree.py": ["Dense_0         0 of", "Dense_1         0 of", "LayerNorm_0   12"],
     "save_and_restore.py": ["identical True", "bfloat16", "another base: "],
 }
 
