@@ -19,6 +19,7 @@ from ._errors import SelectionError as SelectionError
 from ._errors import TreeError as TreeError
 from ._errors import UnmatchedPatternWarning as UnmatchedPatternWarning
 from ._errors import ZeroGradientWarning as ZeroGradientWarning
+from ._gradients import value_and_grad as value_and_grad
 from ._module_types import norm_modules as norm_modules
 from ._optimizer import adamw as adamw
 from ._optimizer import make_optimizer as make_optimizer
@@ -31,7 +32,6 @@ from ._report import report_params as report_params
 from ._train_state import TrainState as TrainState
 from ._training import TrainStep as TrainStep
 from ._training import make_train_step as make_train_step
-from ._training import value_and_grad as value_and_grad
 
 
 def __getattr__(name: str) -> _Any:

@@ -73,8 +73,6 @@ class LNTuningConfig:
     def __post_init__(self) -> None:
         for field in _PATTERN_FIELDS:
             object.__setattr__(self, field, _check_patterns(field, getattr(self, field)))
-        if isinstance(self.modules_to_save, str):  # PEFT reads a lone string as one module
-            object.__setattr__(self, "modules_to_save", (self.modules_to_save,))
         for field in _TEXT_FIELDS:
             value = getattr(self, field)
             if value is not None and not isinstance(value, str):
@@ -115,8 +113,13 @@ class LNTuningConfig:
             >>> LNTuningConfig.from_dict({"peft_type": "LN_TUNING", "peft_version": "0.21.2"}).extra
             (('peft_version', '"0.21.2"'),)
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a config must be a dict of fields, not {type(values).__name__}")
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        unknown = ((n, json.dumps(v)) for n, v in values.items() if n not in known)
+        try:
+            unknown = [(n, json.dumps(v)) for n, v in values.items() if n not in known]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"a field of the config is no JSON value: {error}") from None
         fields = {name: value for name, value in values.items() if name in known}
         return cls(**fields, extra=tuple(unknown))
 
@@ -173,17 +176,20 @@ class LNTuningConfig:
 def _check_patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
     if value is None:
         return None
-    if isinstance(value, str):
-        if not value:
-            raise ConfigError(f"{field} must not be an empty string; use None")
-        if field != "modules_to_save":
-            Pattern(value)  # raises early on an invalid expression
+    if isinstance(value, str) and value:
+        if field == "modules_to_save":  # PEFT reads a lone string as one module
+            return (value,)
+        Pattern(value)  # raises early on an invalid expression
         return value
     if isinstance(value, set | frozenset) and all(isinstance(entry, str) for entry in value):
         value = sorted(value)
+    if value == "":
+        raise ConfigError(f"{field} must not be an empty string; use None")
     if not isinstance(value, Sequence) or not all(isinstance(e, str) and e for e in value):
         raise ConfigError(f"{field} must be a string or a sequence of strings, not {value!r}")
-    return tuple(value) or None
+    if not value and field == "target_modules":
+        raise ConfigError("target_modules must not be empty; None takes the defaults")
+    return tuple(value)
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def match_saved(
 ) -> list[Match]:
     """Matches the entries of `modules_to_save`: whole segments of a path, and all that lies below.
 
-    Where no module path holds an entry it is read as a regular expression, and then as a leaf
-    that lies in no module of its own (`["cls_token"]`).
+    Where no module path holds an entry it is read as a regular expression, and then as the whole
+    path of a leaf (`["cls_token"]`).
 
     Example:
         >>> sorted(match_saved(["head"], ["head", "head.out", "ahead"], [])[0].names)
@@ -86,14 +86,11 @@ def _match_entry(entry: str, modules: Sequence[str], leaves: Sequence[str]) -> M
 
 def _match_saved(entry: str, modules: Sequence[str], leaves: Sequence[str]) -> Match:
     name = f".{entry.replace('/', '.')}."
-    for paths in (modules, leaves):
-        literal = frozenset(path for path in paths if name in f".{path}.")
-        if literal:
-            return Match(entry, literal, True)
-        found = _match_expression(entry, rf"(.*\.)?(?:{_with_dots(entry)})(\..*)?", paths, ())
-        if found.names:
-            return found
-    return Match(entry, frozenset(), False)
+    literal = frozenset(module for module in modules if name in f".{module}.")
+    literal = literal or frozenset(leaf for leaf in leaves if leaf == name[1:-1])
+    if literal:
+        return Match(entry, literal, True)
+    return _match_expression(entry, rf"(.*\.)?(?:{_with_dots(entry)})(\..*)?", modules, ())
 
 
 def _match_expression(

@@ -13,25 +13,26 @@ BIAS_NAMES = frozenset({"bias", "beta", "offset", "b"})
 ONE_AXIS_NAMES = frozenset({"kernel"})
 
 # Words that end in "norm" count too: qnorm, prelayernorm, CLIP's layrnorm (sic).
-NORM_WORDS = frozenset({"norm", "norms", "ln", "lns", "lnf"})
+NORM_WORDS = frozenset({"norm", "norms", "ln", "lns", "lnf", "gn"})
 
 # `normalization` alone is often a BatchNorm (RegNet, ResNet); it counts after these words.
 NORMALIZATION_WORDS = frozenset({"normalization", "normalisation"})
-BEFORE_NORMALIZATION = frozenset({"layer", "rms"})
+BEFORE_NORMALIZATION = frozenset({"layer", "rms", "group", "instance"})
 
-# Norms over groups of channels: not LayerNorm, tuned only where a pattern names them.
-GROUP_WORDS = frozenset({"group", "groupnorm", "instance", "instancenorm", "gn"})
+# Norms over groups of channels: not LayerNorm, tuned only where a pattern names them. The first
+# stand next to the norm word, the others are one.
+GROUP_WORDS = frozenset({"group", "instance"})
+GROUP_NORM_WORDS = frozenset({"groupnorm", "instancenorm", "gn"})
 
-# Not norms of this kind at all.
-OTHER_WORDS = frozenset(
-    {"batch", "batchnorm", "bn", "sync", "syncbatchnorm", "weight", "weightnorm", "spectral"}
-    | {"spectralnorm", "local", "response"}
-)
+# Not norms of this kind at all: again next to the norm word, or in one with it.
+OTHER_WORDS = frozenset({"batch", "weight", "spectral", "response"})
+OTHER_NORM_WORDS = frozenset({"batchnorm", "syncbatchnorm", "weightnorm", "spectralnorm"})
 
-# After the norm word, these say that the module is something else: norm_proj, norm_head.
-OTHER_NOUNS = frozenset(
-    {"proj", "projection", "projector", "head", "dense", "linear", "fc", "conv", "gate", "router"}
-    | {"embed", "embedding", "embeddings", "modulation", "adapter", "lora", "loss"}
+# A lone scale of two axes may be stacked, or the matrix of a projection (norm_proj, norm_mlp). It
+# is stacked only where nothing else than these, and digits, comes after the norm word.
+AFTER_STACKED = frozenset(
+    {"f", "final", "pre", "post", "before", "after", "attn", "attention", "self", "cross"}
+    | {"ff", "ffn", "ffw", "feedforward", "q", "k", "query", "key", "first", "second"}
 )
 
 # Words that say nothing about a module: an index in a Sequential, Linen's `layers_3`.

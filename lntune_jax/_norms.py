@@ -14,20 +14,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ._norm_names import (
-    AMBIGUOUS_STATISTICS,
-    BEFORE_NORMALIZATION,
-    BIAS_NAMES,
-    EMPTY_WORDS,
-    GROUP_WORDS,
-    NORM_WORDS,
-    NORMALIZATION_WORDS,
-    ONE_AXIS_NAMES,
-    OTHER_NOUNS,
-    OTHER_WORDS,
-    SCALE_NAMES,
-    STATISTICS,
-)
+from . import _norm_names as names
+from ._errors import TreeError
 from ._paths import Leaf, Path, flatten, get_shape
 
 NORM, GROUP_NORM, OTHER = "norm", "group norm", "other"
@@ -65,59 +53,121 @@ def find_norms(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path, st
     with_statistics = {
         leaf.path[1:-1] for leaf in leaves if leaf.path[:1] == ("batch_stats",)
     }  # a Linen variables dict keeps them in a collection of their own
+    modules = _group_by_module(leaves)
+    parents = {module[:end] for module in modules for end in range(len(module))}
     norms: dict[Path, str] = {}
-    for module, members in _group_by_module(leaves).items():
+    for module, members in modules.items():
         if module in typed:
             kind = typed[module]
         elif module in with_statistics:
             kind = OTHER
         else:
-            kind = _judge(module, members)
+            kind = _judge(module, members, has_children=module in parents)
         if kind != OTHER:
             norms[module] = kind
     return norms
 
 
-def is_norm_leaf(leaf: Leaf) -> bool:
-    """Whether a leaf of a norm module is one that trains: a floating-point parameter."""
+def find_by_type(tree: Any) -> dict[Path, str]:
+    """The norm modules that are objects in the tree itself (Equinox, NNX), whatever their names."""
+    kinds = {}
+    for module_name, table in _TYPES.items():
+        library = sys.modules.get(module_name)  # not loaded: no such object can be in the tree
+        for kind, types in table.items() if library else ():
+            kinds |= {getattr(library, n): kind for n in types if hasattr(library, n)}
+    if not kinds:
+        return {}
+    all_types = tuple(kinds)
+    found: dict[Path, str] = {}
+    for leaf in flatten(tree, is_leaf=lambda x: isinstance(x, all_types))[0]:
+        for parent in type(leaf.value).__mro__:
+            if parent in kinds:
+                found[leaf.path] = kinds[parent]
+                break
+    return found
+
+
+def find_statistics(leaves: Sequence[Leaf]) -> frozenset[Path]:
+    """The leaves that are running statistics, which no gradient reaches."""
+    found: set[Path] = set()
+    for module, members in _group_by_module(leaves).items():
+        statistics = names.STATISTICS & members.keys()
+        if members.keys() >= names.AMBIGUOUS_STATISTICS:
+            statistics |= names.AMBIGUOUS_STATISTICS
+        found.update((*module, name) for name in statistics)
+    return frozenset(found)
+
+
+def is_trainable_array(leaf: Leaf) -> bool:
+    """Whether a leaf is a floating-point parameter with an axis, as the leaves of norms are."""
     shape = get_shape(leaf.value)
     return leaf.is_parameter and bool(shape) and jnp.issubdtype(leaf.value.dtype, jnp.floating)
+
+
+def split_modules(norms: Iterable[str] | None) -> frozenset[Path] | None:
+    """Module paths given by the caller, as strings or as tuples of segments.
+
+    Raises:
+        TreeError: an entry is neither.
+    """
+    if norms is None:
+        return None
+    paths: set[Path] = set()
+    try:
+        for entry in [norms] if isinstance(norms, str) else norms:
+            path = tuple(re.split(r"[./]", entry)) if isinstance(entry, str) else tuple(entry)
+            paths.add(path[1:] if path[:1] == ("params",) else path)
+    except TypeError:
+        raise TreeError(
+            f"norms must be module paths such as 'encoder.ln_1', not {norms!r}: pass what "
+            "norm_modules(model) returns"
+        ) from None
+    return frozenset(paths)
 
 
 def judge_name(name: str) -> str:
     """What the name of a module says: `NORM`, `GROUP_NORM` or `OTHER`.
 
     Example:
-        >>> [judge_name(name) for name in ("pre_layrnorm", "norm_proj", "GroupNorm_0")]
+        >>> [judge_name(name) for name in ("pre_layrnorm", "BatchNorm_0", "GroupNorm_0")]
         ['norm', 'other', 'group norm']
     """
     words = _split_words(name)
-    places = [i for i, word in enumerate(words) if _is_norm_word(words, i, word)]
-    if not places or OTHER_WORDS.intersection(words[: places[-1] + 1]):
+    place = _find_norm_word(words)
+    if place is None:
         return OTHER
-    if OTHER_NOUNS.intersection(words[places[-1] + 1 :]):
+    beside = {*words[max(place - 1, 0) : place], *words[place + 1 : place + 2]}
+    if words[place] in names.OTHER_NORM_WORDS or names.OTHER_WORDS & set(words[:place][-1:]):
         return OTHER
-    return GROUP_NORM if GROUP_WORDS.intersection(words) else NORM
+    if words[place] in names.GROUP_NORM_WORDS or names.GROUP_WORDS & beside:
+        return GROUP_NORM
+    return NORM
 
 
-def _judge(module: Path, members: Mapping[str, Leaf]) -> str:
+def _judge(module: Path, members: Mapping[str, Leaf], *, has_children: bool) -> str:
     """What the names and shapes of a module's own leaves say about it."""
-    if not members.keys() <= SCALE_NAMES | BIAS_NAMES:
+    if not members.keys() <= names.SCALE_NAMES | names.BIAS_NAMES:
         return OTHER
-    if not all(is_norm_leaf(leaf) for leaf in members.values()):
+    if not all(is_trainable_array(leaf) for leaf in members.values()):
         return OTHER
     shapes = {get_shape(leaf.value) for leaf in members.values()}
-    if len(shapes) != 1 or not members.keys() & SCALE_NAMES:
+    if len(shapes) != 1 or not members.keys() & names.SCALE_NAMES:
         return OTHER
     axes = len(shapes.pop() or ())
-    if axes > 1 and members.keys() & ONE_AXIS_NAMES:
+    if axes > 1 and members.keys() & names.ONE_AXIS_NAMES:
         return OTHER
     name = module[-1] if module else ""
     if name.isdigit() and len(module) > 1 and judge_name(module[-2]) != OTHER:
-        return judge_name(module[-2])  # an entry of a list that is called `norms`
-    says_nothing = all(word.isdigit() or word in EMPTY_WORDS for word in _split_words(name))
-    if says_nothing and re.search(r"\d", name):
-        return NORM if axes == 1 and len(members) == 2 else OTHER
+        name = module[-2]  # an entry of a list that is called `norms`
+    words = _split_words(name)
+    says_nothing = all(word.isdigit() or word in names.EMPTY_WORDS for word in words)
+    if says_nothing and name[-1:].isdigit():
+        return NORM if axes == 1 and len(members) == 2 and not has_children else OTHER
+    place = _find_norm_word(words)
+    if axes > 1 and len(members) == 1 and place is not None:
+        after = words[place + 1 :]
+        if not all(word.isdigit() or word in names.AFTER_STACKED for word in after):
+            return OTHER
     return judge_name(name)
 
 
@@ -130,48 +180,17 @@ def _group_by_module(leaves: Iterable[Leaf]) -> dict[Path, dict[str, Leaf]]:
     return modules
 
 
-def find_by_type(tree: Any) -> dict[Path, str]:
-    """The norm modules that are objects in the tree itself (Equinox, NNX), whatever their names."""
-    kinds = {}
-    for module_name, table in _TYPES.items():
-        library = sys.modules.get(module_name)  # not loaded: no such object can be in the tree
-        for kind, names in table.items() if library else ():
-            kinds |= {getattr(library, n): kind for n in names if hasattr(library, n)}
-    if not kinds:
-        return {}
-    types = tuple(kinds)
-    found: dict[Path, str] = {}
-    for leaf in flatten(tree, is_leaf=lambda x: isinstance(x, types))[0]:
-        for parent in type(leaf.value).__mro__:
-            if parent in kinds:
-                found[leaf.path] = kinds[parent]
-                break
-    return found
-
-
-def _is_norm_word(words: Sequence[str], place: int, word: str) -> bool:
-    if word in NORMALIZATION_WORDS:
-        return bool((BEFORE_NORMALIZATION | GROUP_WORDS).intersection(words[:place]))
-    return word in NORM_WORDS or word.endswith(("norm", "norms"))
+def _find_norm_word(words: Sequence[str]) -> int | None:
+    """The place of the last word that means a norm."""
+    for place in reversed(range(len(words))):
+        word = words[place]
+        if word in names.NORMALIZATION_WORDS:
+            if names.BEFORE_NORMALIZATION.intersection(words[:place]):
+                return place
+        elif word in names.NORM_WORDS or word.endswith(("norm", "norms")):
+            return place
+    return None
 
 
 def _split_words(name: str) -> list[str]:
     return [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
-
-
-def find_statistics(leaves: Sequence[Leaf]) -> frozenset[Path]:
-    """The leaves that are running statistics, which no gradient reaches."""
-    found: set[Path] = set()
-    for module, members in _group_by_module(leaves).items():
-        names = STATISTICS & members.keys()
-        if members.keys() >= AMBIGUOUS_STATISTICS:
-            names |= AMBIGUOUS_STATISTICS
-        found.update((*module, name) for name in names)
-    return frozenset(found)
-
-
-def split_modules(norms: Iterable[str] | None) -> frozenset[Path] | None:
-    """Module paths given by the caller as strings, as tuples of segments."""
-    if norms is None:
-        return None
-    return frozenset(tuple(re.split(r"[./]", n)) if isinstance(n, str) else tuple(n) for n in norms)

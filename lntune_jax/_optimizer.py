@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import optax
 
 from ._config import LNTuningConfig
-from ._errors import ConfigError
+from ._errors import ConfigError, LNTuningError
 from ._masters import keep_masters
 from ._matching import match_saved
 from ._norms import find_norms
+from ._partition import label_selection
 from ._paths import flatten, join
-from ._roles import is_below, list_modules, unite
+from ._roles import get_modules_to_save, is_below, list_modules, unite
 from ._selection import select_leaves
 
 NORM, HEAD = "norm", "head"
@@ -64,7 +65,8 @@ def make_optimizer(
     norms = None if norms is None else tuple(norms)
 
     def label(tree: Any) -> Any:
-        return _label_quietly(tree, config, norms)
+        # Quietly: Optax asks for labels on every update, and `init` has warned.
+        return label_selection(select_leaves(tree, config, norms, warn=False))
 
     transforms: dict[Hashable, optax.GradientTransformation] = {
         "trainable": keep_masters(tx, config.param_dtype),
@@ -107,6 +109,9 @@ def adamw(
         b2: decay of the second moment.
         eps: added to the denominator.
 
+    Raises:
+        LNTuningError: `clip_norm` is not positive.
+
     Example:
         >>> import jax.numpy as jnp
         >>> import lntune_jax as lnt
@@ -116,6 +121,8 @@ def adamw(
         >>> {path: round(float(u.ravel()[0]), 6) for path, u in updates.items()}
         {'head.kernel': -0.01, 'norm.scale': -0.001}
     """
+    if clip_norm is not None and not clip_norm > 0:
+        raise LNTuningError(f"clip_norm must be more than 0, not {clip_norm}")
     head_rate = learning_rate if head_learning_rate is None else head_learning_rate
     adam: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps}
     tx = optax.multi_transform(
@@ -149,7 +156,9 @@ def label_kinds(trainable: Any, config: LNTuningConfig | None = None) -> Any:
         norms = find_norms(trainable, leaves)
         kinds = [NORM if path[:-1] in norms else HEAD for path in paths]
     else:
-        saved = match_saved(config.modules_to_save, list_modules(paths), [join(p) for p in paths])
+        saved = match_saved(
+            get_modules_to_save(config), list_modules(paths), [join(p) for p in paths]
+        )
         kinds = [HEAD if is_below(path, unite(saved)) else NORM for path in paths]
     return treedef.unflatten(kinds)
 
@@ -161,13 +170,6 @@ def refuse_inference(config: LNTuningConfig | None) -> None:
             "the config says inference_mode=True, as PEFT writes into saved adapters; to train "
             "with it pass config.replace(inference_mode=False)"
         )
-
-
-def _label_quietly(tree: Any, config: LNTuningConfig, norms: tuple[str, ...] | None) -> Any:
-    """Labels without warnings: Optax asks for labels on every update, and `init` has warned."""
-    selection = select_leaves(tree, config, norms, warn=False)
-    trains = map(selection.is_trainable, range(len(selection.leaves)))
-    return selection.treedef.unflatten(["trainable" if t else "frozen" for t in trains])
 
 
 def _set_to_negative_zero() -> optax.GradientTransformation:

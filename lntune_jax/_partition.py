@@ -17,7 +17,11 @@ import numpy as np
 from ._config import LNTuningConfig
 from ._errors import ConfigError, TreeError
 from ._paths import flatten, get_shape, join
+from ._roles import Selection
 from ._selection import select_leaves
+
+# What may stand for an array in a tree of marks: a label, a mask, a sharding.
+_MARKS = (str, bool, jax.sharding.Sharding, jax.sharding.PartitionSpec)
 
 
 class Partition(NamedTuple):
@@ -125,8 +129,8 @@ def merge_params(trainable: Mapping[str, Any], frozen: Any, *, cast: bool = True
             they are, for models that compute their norms in float32.
 
     Raises:
-        TreeError: a leaf is in both halves or in neither, or its shape has changed; the message
-            names the path.
+        TreeError: a leaf is in both halves or in neither, its shape has changed, or it is no
+            floating-point array; the message names the path.
 
     Example:
         >>> import jax.numpy as jnp
@@ -166,7 +170,11 @@ def label_params(params: Any, config: LNTuningConfig, *, norms: Iterable[str] | 
         >>> lnt.label_params(params, lnt.LNTuningConfig())
         {'bias': 'frozen', 'norm': {'scale': 'trainable'}}
     """
-    selection = select_leaves(params, config, norms)
+    return label_selection(select_leaves(params, config, norms))
+
+
+def label_selection(selection: Selection) -> Any:
+    """The tree of a selection with "trainable" or "frozen" at each leaf."""
     trains = map(selection.is_trainable, range(len(selection.leaves)))
     return selection.treedef.unflatten(["trainable" if t else "frozen" for t in trains])
 
@@ -198,8 +206,13 @@ def widen(value: Any, dtype: str | None) -> Any:
 
 def _fill(hole: Taken, value: Any, cast: bool) -> Any:
     shape = get_shape(value)
-    if shape is None:
-        return value  # not an array: a label, a sharding, a spec
+    if shape is None and isinstance(value, _MARKS):
+        return value
+    if shape is None or not jnp.issubdtype(value.dtype, jnp.inexact):
+        found = type(value).__name__ if shape is None else f"an array of {value.dtype}"
+        raise TreeError(
+            f"the leaf {hole.path!r} of trainable must be a floating-point array, not {found}"
+        )
     if tuple(shape) != hole.shape:
         raise TreeError(
             f"the leaf {hole.path!r} has shape {tuple(shape)} in trainable, but {hole.shape} in "

@@ -36,12 +36,16 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[li
     `None` is an empty subtree, as everywhere in JAX, and gives no leaf.
 
     Raises:
-        TreeError: two leaves have one path, as in `{"a.b": x, "a": {"b": y}}`.
+        TreeError: two leaves have one path, as in `{"a.b": x, "a": {"b": y}}`, or the keys of a
+            dict cannot be sorted.
     """
     is_box = _make_box_test()
     stop = (lambda x: is_box(x) or (is_leaf is not None and is_leaf(x))) if is_box else is_leaf
-    found, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stop)
-    treedef = jax.tree_util.tree_structure(tree, is_leaf=is_leaf)
+    try:
+        found, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=stop)
+        treedef = jax.tree_util.tree_structure(tree, is_leaf=is_leaf)
+    except ValueError as error:  # dict keys that cannot be sorted
+        raise TreeError(f"JAX cannot flatten the tree: {error}") from error
     has_params_collection = any(_get_first_key(keys) == "params" for keys, _ in found)
     leaves: list[Leaf] = []
     for keys, value in found:

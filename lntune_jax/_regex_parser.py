@@ -66,10 +66,8 @@ def _translate(source: str, items: list[Any], rest: Node, flags: int, *, repeate
                 rest = make_then(
                     make_repeat(inner, low, None if high is codes.MAXREPEAT else high), rest
                 )
-        elif code is codes.AT and value in (codes.AT_BEGINNING, codes.AT_BEGINNING_STRING):
-            rest = make_then(("begin",), rest)
-        elif code is codes.AT and value in (codes.AT_END, codes.AT_END_STRING):
-            rest = make_then(("end",), rest)
+        elif code is codes.AT and value in _ANCHORS and not repeated:
+            rest = make_then(_ANCHORS[value], rest)
         elif code in (codes.ASSERT, codes.ASSERT_NOT) and value[0] == 1 and not repeated:
             ahead = _translate(source, list(value[1]), ANYTHING, flags, repeated=False)
             rest = make_and(ahead if code is codes.ASSERT else ("not", ahead), rest)
@@ -78,10 +76,17 @@ def _translate(source: str, items: list[Any], rest: Node, flags: int, *, repeate
     return rest
 
 
+_ANCHORS: dict[Any, Node] = {
+    codes.AT_BEGINNING: ("begin",),
+    codes.AT_BEGINNING_STRING: ("begin",),
+    codes.AT_END: ("end",),
+    codes.AT_END_STRING: ("end",),
+}
+
 _CONSTRUCTS = {
     codes.ASSERT: "a lookbehind, or a lookahead inside a repetition",
     codes.ASSERT_NOT: "a lookbehind, or a lookahead inside a repetition",
-    codes.AT: r"a word boundary (\b or \B)",
+    codes.AT: r"a word boundary (\b or \B), or an anchor inside a repetition",
     codes.GROUPREF: "a backreference",
     codes.GROUPREF_EXISTS: "a conditional group",
     codes.POSSESSIVE_REPEAT: "a possessive repetition",

@@ -16,11 +16,11 @@ from ._architectures import DEFAULT_TARGETS, MODULES_TO_SAVE
 from ._config import LNTuningConfig
 from ._errors import SelectionError
 from ._matching import Match, match_patterns, match_saved
-from ._norms import GROUP_NORM, NORM, find_statistics, is_norm_leaf
+from ._norms import GROUP_NORM, NORM, find_statistics, is_trainable_array
 from ._paths import Leaf, Path, get_shape, join
 
 NORM_ROLE, SAVED_ROLE, FROZEN_ROLE, STATE_ROLE = "norm", "saved", "frozen", "state"
-_NAMES_A_GROUP = re.compile(r"group|instance|gn", re.IGNORECASE)
+_NAMES_A_GROUP = re.compile(r"group|instance|(?<![a-z])gn(?![a-z])", re.IGNORECASE)
 
 
 class Selection(NamedTuple):
@@ -74,7 +74,7 @@ def match_config(config: LNTuningConfig, paths: Sequence[Path]) -> Matches:
     targets = _get_targets(config)
     return Matches(
         excluded=match_patterns(config.exclude_modules, modules, names),
-        saved=match_saved(_get_modules_to_save(config), modules, names),
+        saved=match_saved(get_modules_to_save(config), modules, names),
         targets=None if targets is None else match_patterns(targets, modules, names),
         modules=modules,
     )
@@ -82,8 +82,10 @@ def match_config(config: LNTuningConfig, paths: Sequence[Path]) -> Matches:
 
 def assign_roles(leaves: Sequence[Leaf], kinds: dict[Path, str], matches: Matches) -> list[str]:
     """Gives each leaf its role; `kinds` says which modules are norms, and of which kind."""
-    excluded, saved, targets = (unite(m) for m in (matches[0], matches[1], matches[2]))
-    # A group norm is no LayerNorm: it trains only where a pattern means it.
+    excluded, saved, targets = (
+        unite(m) for m in (matches.excluded, matches.saved, matches.targets)
+    )
+    # A group norm is no LayerNorm: it trains only where a pattern names it, itself.
     group_targets = unite(match for match in matches.targets or () if _names_groups(match))
     statistics = find_statistics(leaves)
 
@@ -95,12 +97,13 @@ def assign_roles(leaves: Sequence[Leaf], kinds: dict[Path, str], matches: Matche
             return FROZEN_ROLE
         if _is_inexact(leaf) and is_below(leaf.path, saved):
             return SAVED_ROLE
-        if kind is None or not is_norm_leaf(leaf):
+        if kind is None or not is_trainable_array(leaf):
             return FROZEN_ROLE
         if matches.targets is None:
             return NORM_ROLE if kind == NORM else FROZEN_ROLE
-        wanted = group_targets if kind == GROUP_NORM else targets
-        return NORM_ROLE if is_below(leaf.path, wanted) else FROZEN_ROLE
+        if kind == GROUP_NORM:
+            return NORM_ROLE if is_named(leaf.path, group_targets) else FROZEN_ROLE
+        return NORM_ROLE if is_below(leaf.path, targets) else FROZEN_ROLE
 
     return [get_role(leaf) for leaf in leaves]
 
@@ -118,7 +121,8 @@ def _get_targets(config: LNTuningConfig) -> str | Sequence[str] | None:
     return DEFAULT_TARGETS[config.model_type]
 
 
-def _get_modules_to_save(config: LNTuningConfig) -> str | Sequence[str] | None:
+def get_modules_to_save(config: LNTuningConfig) -> str | Sequence[str] | None:
+    """The modules to save of the config or of its architecture."""
     if config.target_modules is None and config.modules_to_save is None and config.model_type:
         return MODULES_TO_SAVE.get(config.model_type)
     return config.modules_to_save

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ._config import LNTuningConfig
-from ._norms import NORM, find_norms, is_norm_leaf, split_modules
+from ._errors import ConfigError
+from ._norms import NORM, find_norms, is_trainable_array, split_modules
 from ._paths import flatten
 from ._roles import Selection, assign_roles, match_config
 from ._selection_checks import check_selection
@@ -28,16 +29,21 @@ def select_leaves(
         warn: whether a pattern that has no effect gives an `UnmatchedPatternWarning`.
 
     Raises:
+        ConfigError: `config` is no `LNTuningConfig`.
         SelectionError: nothing trains; a target names modules that hold no norm; `model_type` is
             not known.
         TreeError: two leaves have the same path.
     """
+    if not isinstance(config, LNTuningConfig):
+        raise ConfigError(f"config must be an LNTuningConfig, not {type(config).__name__}")
     leaves, treedef = flatten(params)
     known = split_modules(norms)
     kinds = find_norms(params, leaves) if known is None else dict.fromkeys(known, NORM)
     matches = match_config(config, [leaf.path for leaf in leaves])
     roles = assign_roles(leaves, kinds, matches)
     selection = Selection(leaves, treedef, roles)
-    norm_paths = [leaf.path for leaf in leaves if leaf.path[:-1] in kinds and is_norm_leaf(leaf)]
+    norm_paths = [
+        leaf.path for leaf in leaves if leaf.path[:-1] in kinds and is_trainable_array(leaf)
+    ]
     check_selection(selection, matches, config, norm_paths, warn)
     return selection

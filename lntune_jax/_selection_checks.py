@@ -98,7 +98,7 @@ def _warn_shallow_exclusions(
             _warn(
                 f"exclude_modules {match.pattern!r} matches {write_list(sorted(match.names))} but, "
                 f"as in PEFT, not what lies below: {write_list(missed)} will train. Write "
-                f"'.*{match.pattern}.*' to exclude all of it"
+                rf"'(.*\.)?{match.pattern}\..*' to exclude it"
             )
 
 

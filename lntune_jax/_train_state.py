@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ._partition import widen
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class TrainState:
         trainable: `{leaf path: array}`.
         opt_state: the optimizer's state.
         rng: a key from which each step's key is derived, or None.
-        ema: exponential moving average of `trainable`, or None.
+        ema: exponential moving average of `trainable`, in float32 at least, or None.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -62,11 +64,20 @@ class TrainState:
         state = cls(
             step=jnp.zeros((), jnp.int32),
             trainable=leaves,
-            opt_state=tx.init(leaves),
+            opt_state=_init(tx, leaves),
             rng=None if rng is None else _copy(rng),
-            ema={path: _copy(leaf) for path, leaf in leaves.items()} if ema else None,
+            ema={path: _copy(widen(leaf, "float32")) for path, leaf in leaves.items()}
+            if ema
+            else None,
         )
         return _replicate_rest(state)
+
+
+def _init(tx: optax.GradientTransformation, leaves: dict[str, jax.Array]) -> optax.OptState:
+    """The optimizer's first state; some hold the leaves themselves, and none is donated twice."""
+    own = {id(leaf) for leaf in leaves.values()}
+    state = tx.init(leaves)
+    return jax.tree.map(lambda leaf: _copy(leaf) if id(leaf) in own else leaf, state)
 
 
 def _copy(leaf: Any) -> jax.Array:

@@ -14,51 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from ._config import LNTuningConfig
 from ._errors import LNTuningError, TreeError, ZeroGradientWarning
+from ._gradients import accumulate_gradients, differentiate, value_and_grad
 from ._optimizer import refuse_inference
-from ._partition import merge_params
+from ._paths import flatten, join
 from ._train_state import TrainState
-
-
-def value_and_grad(loss_fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
-    """Like `jax.value_and_grad`, for the trainable half only.
-
-    Args:
-        loss_fn: `loss_fn(params, *args)` on the merged tree; returns a scalar loss, or
-            `(loss, aux)` with `has_aux`.
-        has_aux: whether `loss_fn` returns more than the loss.
-
-    Returns:
-        `f(trainable, frozen, *args)`, which gives `(loss, gradients)` or
-        `((loss, aux), gradients)`; the gradients have the keys of `trainable`.
-
-    Raises:
-        LNTuningError: when called, `loss_fn` returned no scalar.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import lntune_jax as lnt
-        >>> params = {"ln": {"scale": jnp.ones(2)}, "w": jnp.full(2, 3.0)}
-        >>> trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
-        >>> grad = lnt.value_and_grad(lambda p, x: jnp.sum(p["ln"]["scale"] * p["w"] * x))
-        >>> loss, gradients = grad(trainable, frozen, 2.0)
-        >>> loss.item(), gradients["ln.scale"].tolist()
-        (12.0, [6.0, 6.0])
-    """
-
-    def merged_loss(trainable: Any, frozen: Any, *args: Any, **kwargs: Any) -> Any:
-        result = loss_fn(merge_params(trainable, frozen), *args, **kwargs)
-        loss = result[0] if has_aux else result
-        if jnp.shape(loss) != ():
-            raise LNTuningError(
-                f"loss_fn must return a scalar loss, not an array of shape {jnp.shape(loss)}: take "
-                "the mean over the batch"
-            )
-        return result
-
-    return jax.value_and_grad(merged_loss, has_aux=has_aux)
 
 
 def make_train_step(
@@ -76,7 +39,8 @@ def make_train_step(
 
     The metrics are device scalars: `loss`, `grad_norm` (before clipping), `zero_gradient`, and
     `aux` where there is one. A gradient that is exactly zero for every trainable leaf also gives a
-    `ZeroGradientWarning`, without making the host wait for the device.
+    `ZeroGradientWarning`, without making the host wait for the device: the first step's at once, a
+    later one's on the first call after the device has finished it.
 
     Args:
         loss_fn: `loss_fn(params, *batch)`, a scalar loss on the merged tree; with a state that has
@@ -93,8 +57,9 @@ def make_train_step(
     Raises:
         ConfigError: the config says `inference_mode=True`.
         LNTuningError: an argument is out of range, or, when called, the loss is no scalar.
-        TreeError: when called, a batch cannot be cut into `accumulate` parts, or `ema_decay` is
-            given and the state has no `ema`.
+        TreeError: when called, a leaf of `frozen` is no array (an Equinox module holds functions:
+            split them off with `eqx.partition(frozen, eqx.is_array)`); a batch cannot be cut into
+            `accumulate` parts; or `ema_decay` is given and the state has no `ema`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -108,25 +73,34 @@ def make_train_step(
         (6.0, [0.7, 0.7])
     """
     refuse_inference(config)
-    if accumulate < 1:
-        raise LNTuningError(f"accumulate must be 1 or more, not {accumulate}")
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise LNTuningError(f"accumulate must be a whole number of 1 or more, not {accumulate!r}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise LNTuningError(f"clip_norm must be more than 0, not {clip_norm}")
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise LNTuningError(f"ema_decay must be at least 0 and less than 1, not {ema_decay}")
     gradient = value_and_grad(loss_fn, has_aux)
+    optimizer = optax.with_extra_args_support(tx)
 
     def train_step(
         state: TrainState, frozen: Any, *batch: Any
     ) -> tuple[TrainState, dict[str, Any]]:
         key = None if state.rng is None else jax.random.fold_in(state.rng, state.step)
-        result, grads = _accumulate(gradient, state.trainable, frozen, batch, key, accumulate)
-        loss, aux = result if has_aux else (result, None)
+        if accumulate == 1:
+            (loss, aux), grads = differentiate(gradient, has_aux, state, frozen, batch, key)
+        else:
+            (loss, aux), grads = accumulate_gradients(
+                gradient, has_aux, state, frozen, batch, key, accumulate
+            )
         norm = optax.tree.norm(grads)
         metrics = {"loss": loss, "grad_norm": norm, "zero_gradient": _is_all_zero(grads)}
         if has_aux:
             metrics["aux"] = aux
         if clip_norm is not None:
             grads = _clip(grads, norm, clip_norm)
-        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.trainable, value=loss, grad=grads
+        )
         trainable = optax.apply_updates(state.trainable, updates)
         ema = state.ema
         if ema_decay is not None:
@@ -159,16 +133,16 @@ class TrainStep:
     def __init__(self, function: Callable[..., Any], *, donate: bool) -> None:
         self._function = function
         self._donated = (0,) if donate else ()
-        self._jitted: dict[tuple[Any, ...], Any] = {}  # by the shardings of the state
+        self._jitted: dict[tuple[Any, ...], Any] = {}  # by structure and shardings of the state
         self._flags: collections.deque[tuple[int, Any]] = collections.deque()
         self._calls = 0
         self._warned = False
 
     def __call__(self, state: TrainState, frozen: Any, *batch: Any) -> tuple[TrainState, Any]:
         """Takes one step; the state passed in is used up (donated)."""
-        state, metrics = self._jit(state)(state, frozen, *batch)
+        state, metrics = self._jit(state, frozen)(state, frozen, *batch)
         self._calls += 1
-        if not self._warned:
+        if not self._warned and not isinstance(metrics["zero_gradient"], Tracer):
             self._flags.append((self._calls, metrics["zero_gradient"]))
             # The first step is waited for: it has just been compiled, and tells most.
             while self._flags and (self._calls == 1 or self._flags[0][1].is_ready()):
@@ -177,22 +151,24 @@ class TrainStep:
 
     def lower(self, state: TrainState, frozen: Any, *batch: Any) -> Any:
         """The step lowered for these arguments, as `jax.jit(...).lower` does."""
-        return self._jit(state).lower(state, frozen, *batch)
+        return self._jit(state, frozen).lower(state, frozen, *batch)
 
     def compilations(self) -> int:
         """How many programs have been compiled: one for each set of batch shapes."""
         return sum(jitted._cache_size() for jitted in self._jitted.values())
 
-    def _jit(self, state: TrainState) -> Any:
+    def _jit(self, state: TrainState, frozen: Any) -> Any:
         """The step for a state of these shardings, which it gives back: else it compiles twice."""
         leaves, treedef = jax.tree.flatten(state)
         shardings = tuple(_get_mesh_sharding(leaf) for leaf in leaves)
-        if shardings not in self._jitted:
+        kind = (treedef, shardings)
+        if kind not in self._jitted:
+            _check_frozen(frozen)
             options: dict[str, Any] = {"donate_argnums": self._donated}
             if any(shardings):
                 options["out_shardings"] = (treedef.unflatten(shardings), None)
-            self._jitted[shardings] = jax.jit(self._function, **options)
-        return self._jitted[shardings]
+            self._jitted[kind] = jax.jit(self._function, **options)
+        return self._jitted[kind]
 
     def _check(self, call: int, flag: Any) -> None:
         if bool(flag) and not self._warned:
@@ -211,46 +187,15 @@ def _get_mesh_sharding(leaf: Any) -> jax.sharding.NamedSharding | None:
     return sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
 
 
-def _accumulate(
-    gradient: Callable[..., Any],
-    trainable: Any,
-    frozen: Any,
-    batch: tuple[Any, ...],
-    key: jax.Array | None,
-    parts: int,
-) -> tuple[Any, Any]:
-    """The mean over `parts` microbatches of what `gradient` returns; aux is stacked."""
-    if parts == 1:
-        extra = {} if key is None else {"rng": key}
-        return gradient(trainable, frozen, *batch, **extra)
-
-    def body(total: Any, item: Any) -> Any:
-        index, part = item
-        extra = {} if key is None else {"rng": jax.random.fold_in(key, index)}
-        result, grads = gradient(trainable, frozen, *part, **extra)
-        loss, aux = result if isinstance(result, tuple) else (result, None)
-        return jax.tree.map(jnp.add, total, (loss, grads)), aux
-
-    cut = jax.tree.map(lambda leaf: _cut(leaf, parts), batch)
-    first = jax.tree.map(lambda leaf: leaf[0], cut)
-    extra = {} if key is None else {"rng": key}
-    shapes = jax.eval_shape(gradient, trainable, frozen, *first, **extra)
-    result, grads = shapes
-    loss = result[0] if isinstance(result, tuple) else result
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (loss, grads))
-    (loss, grads), aux = jax.lax.scan(body, zeros, (jnp.arange(parts), cut))
-    loss, grads = jax.tree.map(lambda leaf: leaf / parts, (loss, grads))
-    return ((loss, aux) if isinstance(result, tuple) else loss), grads
-
-
-def _cut(leaf: Any, parts: int) -> Any:
-    shape = jnp.shape(leaf)
-    if not shape or shape[0] % parts:
-        raise TreeError(
-            f"a batch leaf of shape {shape} cannot be cut into accumulate={parts} equal parts "
-            "along its first axis"
-        )
-    return jnp.reshape(leaf, (parts, shape[0] // parts, *shape[1:]))
+def _check_frozen(frozen: Any) -> None:
+    """Raises for leaves that `jax.jit` does not take, before it does so with a longer message."""
+    for leaf in flatten(frozen)[0]:
+        if not isinstance(leaf.value, int | float | complex) and not hasattr(leaf.value, "dtype"):
+            raise TreeError(
+                f"the frozen leaf {join(leaf.path)!r} is no array but a "
+                f"{type(leaf.value).__name__}, which jax.jit does not take: split such leaves off "
+                "(eqx.partition(frozen, eqx.is_array)) and combine them in loss_fn"
+            )
 
 
 def _is_all_zero(grads: Any) -> jax.Array:
@@ -267,4 +212,6 @@ def _average(ema: Any, trainable: Any, decay: float) -> Any:
         raise TreeError(
             "ema_decay is given, but the state has no ema: TrainState.create(..., ema=True)"
         )
-    return jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, ema, trainable)
+    return jax.tree.map(
+        lambda mean, new: decay * mean + (1 - decay) * new.astype(mean.dtype), ema, trainable
+    )

@@ -38,7 +38,6 @@ def test_is_immutable_hashable_and_static_under_jit():
 
 def test_a_set_becomes_a_sorted_tuple():
     assert lnt.LNTuningConfig(target_modules={"b", "a"}).target_modules == ("a", "b")
-    assert lnt.LNTuningConfig(target_modules=[]).target_modules is None
 
 
 def test_reads_and_writes_back_a_file_of_peft(tmp_path):
@@ -75,6 +74,7 @@ def test_unknown_fields_are_kept(extra):
         ({"target_modules": ["a", 3]}, "target_modules must be a string or a sequence"),
         ({"exclude_modules": ""}, "exclude_modules must not be an empty string"),
         ({"exclude_modules": [""]}, "exclude_modules must be"),
+        ({"target_modules": []}, "target_modules must not be empty"),
         ({"task_type": 1}, "task_type must be a string"),
         ({"inference_mode": "yes"}, "inference_mode must be True or False"),
         ({"peft_type": "LORA"}, "'LORA'.*another kind of adapter"),
@@ -85,6 +85,14 @@ def test_unknown_fields_are_kept(extra):
 def test_a_wrong_field_is_named(fields, message):
     with pytest.raises(lnt.ConfigError, match=message):
         lnt.LNTuningConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [(None, "must be a dict"), ({"new": {1}}, "no JSON value")]
+)
+def test_from_dict_refuses_what_is_no_json(values, message):
+    with pytest.raises(lnt.ConfigError, match=message):
+        lnt.LNTuningConfig.from_dict(values)
 
 
 def test_replace_names_an_unknown_field():

@@ -23,11 +23,12 @@ def test_selects_the_norms_of_each_naming_and_nothing_else(name):
     {
         "norm": "LayerNorm LayerNorm_3 layer_norm input_layernorm ln_1 ln1 ln_f lnf norm norm1 "
         "RMSNorm_0 pre_layrnorm q_norm k_norm final_norm ln_attn norm_final LlamaRMSNorm "
-        "T5LayerNorm FusedLayerNorm_0 qnorm layernorm_before rms_normalization norm_f",
-        "group norm": "GroupNorm GroupNorm_0 group_norm groupnorm InstanceNorm_1 norm_group",
+        "T5LayerNorm FusedLayerNorm_0 qnorm layernorm_before rms_normalization norm_f "
+        "layernorm_embedding norm_conv ln_embed local_attn_norm weight_layer_norm local_norm",
+        "group norm": "GroupNorm GroupNorm_0 group_norm groupnorm InstanceNorm_1 norm_group gn gn1",
         "other": "BatchNorm_0 batch_norm bn bn1 batchnorm SyncBatchNorm weight_norm spectral_norm "
-        "norm_proj norm_head normalizer normal dense mlp normalization ln_projection attention "
-        "scale kernel 0 layers_1 colnorms_router",
+        "local_response_norm normalizer normal dense mlp normalization attention scale kernel 0 "
+        "layers_1",
     }.items(),
 )
 def test_names(kind, names):
@@ -46,6 +47,11 @@ def test_group_norm_trains_only_where_it_is_named():
     assert select(target_modules=".*") == layer
     assert select(target_modules=["GroupNorm_0"]) == group
     assert select(target_modules=r".*(Group|Layer)Norm.*") == layer | group
+    tree = {"unet": {"gn1": norm(), "ln": norm()}, "sign": {"GroupNorm_0": norm()}}
+    assert select(target_modules=["unet"]) == {"unet.ln.scale", "unet.ln.bias"}
+    assert select(target_modules=["gn1"]) == {"unet.gn1.scale", "unet.gn1.bias"}
+    with pytest.raises(lnt.SelectionError, match="nothing trains"):
+        select(target_modules="sign.*")
 
 
 class NNXModel(nnx.Module):
@@ -155,6 +161,15 @@ def test_linen_partitioned_boxes_are_no_segment():
 def test_norm_modules_refuses_a_parameter_tree():
     with pytest.raises(lnt.TreeError, match="not its parameters"):
         lnt.norm_modules({"ln_1": norm()})
+
+
+def test_norms_may_be_one_path_and_must_be_paths():
+    tree = {"params": {"alpha": norm()}}
+    for norms in ("alpha", "params.alpha", [("alpha",)]):
+        trainable, _ = lnt.partition_params(tree, lnt.LNTuningConfig(), norms=norms)
+        assert set(trainable) == {"alpha.scale", "alpha.bias"}
+    with pytest.raises(lnt.TreeError, match="norms must be module paths"):
+        lnt.partition_params(tree, lnt.LNTuningConfig(), norms=5)
 
 
 def test_a_leaf_in_the_root_is_no_norm():

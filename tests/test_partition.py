@@ -224,6 +224,17 @@ class TestErrors:
         with pytest.raises(lnt.TreeError, match=r"'ln\.scale' has shape \(5,\).*\(8,\)"):
             lnt.merge_params(trainable | {"ln.scale": shape(5)}, frozen)
 
+    @pytest.mark.parametrize("junk", [None, 1.0, [1.0], np.ones(8, np.int32)])
+    def test_no_floating_point_array(self, junk):
+        trainable, frozen = lnt.partition_params(self.tree, self.config)
+        with pytest.raises(lnt.TreeError, match=r"'ln\.scale' of trainable must be a floating"):
+            lnt.merge_params(trainable | {"ln.scale": junk}, frozen)
+
+    def test_marks_may_stand_for_arrays(self):
+        trainable, frozen = lnt.partition_params(self.tree, self.config)
+        marks = lnt.merge_params(dict.fromkeys(trainable, "norm"), frozen)
+        assert marks["ln"] == {"scale": "norm", "bias": "norm"}
+
     def test_halves_the_wrong_way_round(self):
         trainable, frozen = lnt.partition_params(self.tree, self.config)
         with pytest.raises(lnt.TreeError):

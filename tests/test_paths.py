@@ -72,6 +72,11 @@ def test_two_leaves_with_one_path_are_an_error(tree):
         flatten(tree)
 
 
+def test_keys_that_cannot_be_sorted_are_an_error():
+    with pytest.raises(lnt.TreeError, match="JAX cannot flatten the tree"):
+        flatten({"a": 1.0, 1: 2.0})
+
+
 keys = st.text("abc", min_size=1, max_size=2)
 
 

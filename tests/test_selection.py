@@ -101,6 +101,9 @@ def test_a_saved_module_keeps_its_integers_and_statistics_frozen():
 def test_a_saved_leaf_without_a_module():
     tree = {"cls_token": shape(1, 1, 8), "ln": norm()}
     assert "cls_token" in select(tree, modules_to_save=["cls_token"])
+    tree = {"ln": norm(), "fc": dense()}
+    with pytest.warns(lnt.UnmatchedPatternWarning, match="modules_to_save 'bias'"):
+        assert select(tree, modules_to_save=["bias"]) == {"ln.scale", "ln.bias"}
 
 
 def test_llava_saves_the_three_modules_that_are_no_norms():
@@ -113,6 +116,7 @@ def test_llava_saves_the_three_modules_that_are_no_norms():
         "model.norm.weight",
     } < chosen
     assert "model.layers.0.mlp.up_proj.weight" not in chosen
+    assert "lm_head.weight" not in select(tree, model_type="llava", modules_to_save=[])
 
 
 def test_collections_other_than_params_never_train():
@@ -193,6 +197,11 @@ class TestErrors:
         with pytest.raises(lnt.SelectionError, match="exclude_modules takes it out"):
             select(tree, modules_to_save=["head"], exclude_modules=["head"])
 
+    def test_a_config_that_is_none(self):
+        for function in (lnt.partition_params, lnt.label_params, lnt.report_params):
+            with pytest.raises(lnt.ConfigError, match="config must be an LNTuningConfig, not dict"):
+                function({"ln": norm()}, {})
+
     def test_an_empty_tree(self):
         with pytest.raises(lnt.SelectionError, match="no leaves"):
             select({})
@@ -216,7 +225,9 @@ class TestWarnings:
             select({"ln": norm()}, modules_to_save=["missing"])
 
     def test_an_excluded_container_does_not_exclude_what_lies_below(self):
-        with pytest.warns(lnt.UnmatchedPatternWarning, match=r"as in PEFT.*'\.\*encoder\.\*'"):
+        with pytest.warns(
+            lnt.UnmatchedPatternWarning, match=r"as in PEFT.*encoder\\\.\.\*' to exclude"
+        ):
             chosen = select(encoder_decoder(), exclude_modules=["encoder"])
         assert any(path.startswith("encoder.") for path in chosen)
 

@@ -175,12 +175,76 @@ def test_a_zero_gradient_in_the_first_step_is_reported_at_once():
         step(state, frozen, make_batch())
 
 
+def clipped_adamw(norm):
+    return lnt.adamw(1e-3, clip_norm=norm)
+
+
+@pytest.mark.parametrize(
+    ("loss", "has_aux", "message"),
+    [
+        (lambda p, b: (loss_fn(p, b), 1), False, "pass has_aux=True"),
+        (loss_fn, True, r"returns \(loss, aux\)"),
+        (lambda p, b: None, False, "scalar, not NoneType"),
+        (lambda p, b: {"loss": 1.0}, False, "scalar, not dict"),
+        (lambda p, b: jnp.zeros((), jnp.int32), False, "scalar, not int32"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused(loss, has_aux, message):
+    state, frozen = start(optax.sgd(1.0))
+    step = lnt.make_train_step(loss, optax.sgd(1.0), has_aux=has_aux)
+    with pytest.raises(lnt.LNTuningError, match=message):
+        step(state, frozen, make_batch())
+
+
+def test_a_frozen_leaf_that_is_no_array_is_named():
+    params = make_params() | {"activation": jax.nn.gelu}
+    state, frozen = start(optax.sgd(1.0), params)
+    with pytest.raises(lnt.TreeError, match=r"'activation' is no array.*eqx\.partition"):
+        lnt.make_train_step(loss_fn, optax.sgd(1.0))(state, frozen, make_batch())
+
+
+def test_the_step_can_be_traced():
+    tx = relax(optax.sgd(1e-1))
+    step, (state, frozen) = lnt.make_train_step(loss_fn, tx), start(tx)
+    batches = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(make_batch, (8, 8), (1, 2)))
+    end, metrics = jax.lax.scan(lambda s, b: step(s, frozen, b), state, batches)
+    assert metrics["loss"].shape == (2,)
+    assert int(end.step) == 2
+
+
+@pytest.mark.parametrize("name", ["prodigy", "reduce_on_plateau", "schedule_free_adamw"])
+def test_contributed_optimizers(name):
+    tx = getattr(optax.contrib, name)()
+    tx = relax(optax.chain(optax.sgd(1e-1), tx) if name == "reduce_on_plateau" else tx)
+    step, (state, frozen) = lnt.make_train_step(loss_fn, tx), start(tx)
+    before = np.asarray(state.trainable["ln_f.scale"])
+    for seed in range(2):
+        state, _ = step(state, frozen, make_batch(seed=seed))
+    assert np.any(before != np.asarray(state.trainable["ln_f.scale"]))
+
+
+def test_the_average_of_narrow_leaves_is_kept_in_float32():
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), make_params())
+    trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig(param_dtype=None))
+    tx = optax.sgd(1e-1)
+    state = lnt.TrainState.create(trainable, tx, ema=True)
+    step = lnt.make_train_step(loss_fn, relax(tx), ema_decay=0.999, accumulate=2)
+    state, _ = step(state, frozen, make_batch())
+    assert state.trainable["ln_f.scale"].dtype == jnp.bfloat16
+    assert state.ema["ln_f.scale"].dtype == jnp.float32
+    assert np.any(np.asarray(state.ema["ln_f.scale"]) != 1)
+
+
 def test_refusals():
     tx = optax.sgd(1.0)
     with pytest.raises(lnt.ConfigError, match=r"config\.replace\(inference_mode=False\)"):
         lnt.make_train_step(loss_fn, tx, CONFIG.replace(inference_mode=True))
-    with pytest.raises(lnt.LNTuningError, match="accumulate must be 1 or more"):
-        lnt.make_train_step(loss_fn, tx, accumulate=0)
+    for parts in (0, 2.0, "2"):
+        with pytest.raises(lnt.LNTuningError, match="accumulate must be a whole number"):
+            lnt.make_train_step(loss_fn, tx, accumulate=parts)
+    for make in (lambda norm: lnt.make_train_step(loss_fn, tx, clip_norm=norm), clipped_adamw):
+        with pytest.raises(lnt.LNTuningError, match="clip_norm must be more than 0, not -1"):
+            make(-1)
     with pytest.raises(lnt.LNTuningError, match="ema_decay must be"):
         lnt.make_train_step(loss_fn, tx, ema_decay=1.0)
     state, frozen = start(tx)
@@ -188,7 +252,7 @@ def test_refusals():
         lnt.make_train_step(loss_fn, tx, accumulate=3)(state, frozen, make_batch(16))
     with pytest.raises(lnt.TreeError, match=r"TrainState\.create\(\.\.\., ema=True\)"):
         lnt.make_train_step(loss_fn, tx, ema_decay=0.5)(state, frozen, make_batch(16))
-    with pytest.raises(lnt.LNTuningError, match=r"scalar loss, not an array of shape \(16, 2\)"):
+    with pytest.raises(lnt.LNTuningError, match=r"scalar, not float32 of shape \(16, 2\)"):
         lnt.make_train_step(lambda p, b: apply(p, b["x"]), tx)(state, frozen, make_batch(16))
 
 

@@ -197,10 +197,26 @@ NAMINGS = {
     "a norm_proj kernel": Naming(
         {
             "norm_proj": {"kernel": shape(8, 8)},
-            "norm_out_proj": {"weight": shape(8)},
+            "norm_mlp": {"weight": shape(4, 8)},
+            "norm_in": dense(name="weight"),
             "norm": {"weight": shape(8)},
         },
         {"norm.weight"},
+    ),
+    "a noun after the norm word": Naming(
+        {
+            "layernorm_embedding": norm(),  # BART
+            "norm_conv": norm(),  # Conformer
+            "ln_mlp": norm(),  # Falcon
+            "ln_attn": {"scale": shape(4, 8)},  # the same, stacked
+            "local_attn_norm": {"scale": shape(8)},
+        },
+        both("layernorm_embedding", "norm_conv", "ln_mlp")
+        | {"ln_attn.scale", "local_attn_norm.scale"},
+    ),
+    "a scale and a shift on a block itself": Naming(
+        {"layers_0": norm() | {"attention": dense()}, "layers_1": norm()},
+        both("layers_1"),
     ),
     "sequential, by shape": Naming(
         {
