@@ -4,6 +4,7 @@ Processes alternate, so that a busy machine slows both alike; medians of `--roun
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,8 @@ PROGRAMS = {"jax, optax": "import jax, optax", "lntune_jax": "import jax, optax,
 
 def measure(program: str) -> float:
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", program], check=True)
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
     return time.perf_counter() - start
 
 
@@ -25,6 +27,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     rounds = parser.parse_args().rounds
     times: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    for program in PROGRAMS.values():  # what a first import compiles and keeps is not measured
+        measure(program)
     for _ in range(rounds):
         for name, program in PROGRAMS.items():
             times[name].append(measure(program))
