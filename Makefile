@@ -1,7 +1,10 @@
 # Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment.
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
+# The first of these that runs and is supported.
+IS_SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	$$python -c '$(IS_SUPPORTED)' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
@@ -29,7 +32,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/step.py
 
 $(VENV)/.demo: pyproject.toml requirements-demo.txt
-	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "needs Python 3.11 to 3.13: make PYTHON=python3.12"'
+	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'

@@ -131,6 +131,11 @@ def test_labels_report_and_partition_agree(tree, config):
     report = lnt.report_params(tree, config)
     reported = {leaf.path for leaf in report.leaves if leaf.role in ("norm", "saved")}
     assert labelled == reported == set(halves.trainable)
+    mask = jax.tree.map(lambda label: label == "trainable", labels)
+    marks = lnt.merge_params(
+        dict.fromkeys(halves.trainable, True), jax.tree.map(lambda leaf: False, halves.frozen)
+    )
+    assert jax.tree.leaves(marks) == jax.tree.leaves(mask)
     assert report.trainable == sum(leaf.size for leaf in halves.trainable.values())
 
 
