@@ -44,7 +44,8 @@ def advance(state: lnt.TrainState) -> lnt.TrainState:
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes the two dtypes
         updates, opt_state = make_tx().update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-    return lnt.TrainState(state.step + 1, trainable, opt_state, state.rng, trainable)
+    ema = jax.tree.map(lambda new, old: new.astype(old.dtype), trainable, state.ema)
+    return lnt.TrainState(state.step + 1, trainable, opt_state, state.rng, ema)
 
 
 def assert_same_state(found: Any, expected: Any) -> None:
