@@ -203,6 +203,31 @@ def test_a_frozen_leaf_that_is_no_array_is_named():
         lnt.make_train_step(loss_fn, optax.sgd(1.0))(state, frozen, make_batch())
 
 
+def test_an_equinox_model_trains_with_its_functions_split_off():
+    import equinox as eqx
+
+    class Model(eqx.Module):
+        first: eqx.nn.LayerNorm
+        mlp: eqx.nn.MLP  # holds its activation function
+
+    model = Model(eqx.nn.LayerNorm(4), eqx.nn.MLP(4, 2, 8, 2, key=jax.random.key(0)))
+    params, static = eqx.partition(model, eqx.is_array)
+
+    def square(params, x):
+        whole = eqx.combine(params, static)
+        return jnp.mean(jax.vmap(lambda row: whole.mlp(whole.first(row)))(x) ** 2)
+
+    trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
+    tx = relax(optax.adam(1e-2))
+    step, state = lnt.make_train_step(square, tx), lnt.TrainState.create(trainable, tx)
+    losses = []
+    for _ in range(3):
+        state, metrics = step(state, frozen, jax.random.normal(jax.random.key(1), (8, 4)))
+        losses.append(float(metrics["loss"]))
+    assert set(state.trainable) == {"first.weight", "first.bias"}
+    assert losses[2] < losses[0]
+
+
 def test_the_step_can_be_traced():
     tx = relax(optax.sgd(1e-1))
     step, (state, frozen) = lnt.make_train_step(loss_fn, tx), start(tx)
