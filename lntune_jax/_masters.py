@@ -76,14 +76,25 @@ def keep_masters(
                 steps.append(step)
                 residuals.append(None)
                 continue
-            new = value + step
-            rounded_step = (new.astype(leaf.dtype) - leaf).astype(leaf.dtype)
-            landed = leaf + rounded_step  # what apply_updates will make of it
-            steps.append(rounded_step)
-            residuals.append(new - landed.astype(dtype))
+            new, start = value + step, leaf.astype(dtype)
+            rounded_step = _round(_round(new, leaf.dtype) - start, leaf.dtype)
+            landed = _round(start + rounded_step, leaf.dtype)  # what apply_updates will make of it
+            steps.append(rounded_step.astype(leaf.dtype))
+            residuals.append(new - landed)
         return treedef.unflatten(steps), MastersState(tuple(residuals), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _round(value: Any, dtype: Any) -> Any:
+    """Rounds to the values that `dtype` has, keeping the value's own dtype.
+
+    A cast there and back may be dropped by XLA (its option `xla_allow_excess_precision` is on by
+    default), and the residual would be lost with it.
+    """
+    if dtype == jnp.bfloat16:
+        return jax.lax.reduce_precision(value, exponent_bits=8, mantissa_bits=7)
+    return jax.lax.optimization_barrier(value.astype(dtype)).astype(value.dtype)
 
 
 def _is_narrow(leaf: Any, dtype: str) -> bool:

@@ -9,6 +9,7 @@ from small import loss_fn, make_batch, make_params, relax
 from trees import norm
 
 import lntune_jax as lnt
+from lntune_jax._masters import MastersState
 
 CONFIG = lnt.LNTuningConfig(modules_to_save=["classifier"])
 OPTIMIZERS = {
@@ -107,6 +108,43 @@ def test_keeps_bfloat16_trees_moving():
         ends[name] = float(tree["ln"]["scale"][0])
     assert ends["plain"] == 1.0
     assert ends["ours"] == float(jnp.bfloat16(1.0 - 100 * 1e-4))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_masters_follow_the_float32_run_under_jit(dtype):
+    """The leaf and what rounding took from it are the float32 run, step for step."""
+    config, rate = lnt.LNTuningConfig(), 1e-3
+    tx = relax(lnt.make_optimizer(optax.adam(rate), config))
+    ends, states = [], []
+    for kind in ("float32", dtype):
+        tree = {"ln": {"scale": jnp.ones(64, kind), "bias": jnp.zeros(64, kind)}}
+
+        def step(carry, key):
+            tree, state = carry
+            grads = jax.tree.map(
+                lambda leaf: jax.random.normal(key, leaf.shape).astype(leaf.dtype), tree
+            )
+            # The same gradients in both runs: those that the narrow dtype can hold.
+            grads = jax.tree.map(lambda g: g.astype(dtype).astype(g.dtype), grads)
+            updates, state = tx.update(grads, state, tree)
+            with jax.numpy_dtype_promotion("standard"):
+                return (optax.apply_updates(tree, updates), state), None
+
+        keys = jax.random.split(jax.random.key(0), 300)
+        (tree, state), _ = jax.jit(lambda carry, k, f=step: jax.lax.scan(f, carry, k))(
+            (tree, tx.init(tree)), keys
+        )
+        ends.append(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree))
+        states.append(state)
+    (masters,) = (
+        leaf
+        for leaf in jax.tree.leaves(states[1], is_leaf=lambda x: isinstance(x, MastersState))
+        if isinstance(leaf, MastersState)
+    )
+    for place, name in enumerate(("bias", "scale")):
+        exact = ends[1]["ln"][name] + np.asarray(masters.residuals[place])
+        np.testing.assert_allclose(exact, ends[0]["ln"][name], rtol=1e-5, atol=1e-6)
+        assert np.any(ends[1]["ln"][name] != ends[0]["ln"][name])  # the tree itself is rounded
 
 
 def test_masters_follow_a_leaf_that_somebody_else_changed():
