@@ -1,7 +1,6 @@
 """Round trips of adapter directories: bits, bytes on disk, containers, dtypes, shardings."""
 
 import asyncio
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from devices import run_on_devices
 from flax import nnx
 
 import lntune_jax as lnt
@@ -274,7 +274,6 @@ def test_saving_inside_a_running_event_loop(tmp_path: Path) -> None:
 _SHARDED = """
 import sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P, Mesh
-sys.path.insert(0, sys.argv[2])
 from test_adapter import CONFIG, make_params, tune
 from lntune_jax._adapter import save_adapter, restore_adapter
 params, trainable, where = make_params(), tune(make_params()), sys.argv[1]
@@ -299,19 +298,7 @@ def test_one_device_to_many_and_back(tmp_path: Path) -> None:
     params = make_params()
     trainable = tune(params)
     save_adapter(tmp_path / "one", trainable, CONFIG, base=params)
-    done = subprocess.run(
-        [sys.executable, "-c", _SHARDED, str(tmp_path), str(Path(__file__).parent)],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(lnt.__file__).parents[1]),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.strip() == "done", done.stderr
+    run_on_devices(_SHARDED, 8, tmp_path)
     restored = restore_adapter(tmp_path / "many", params)
     np.testing.assert_array_equal(
         restored["layers"][1]["norm"]["scale"], trainable["layers.1.norm.scale"]

@@ -1,9 +1,6 @@
 """Training checkpoints: bit for bit, into the same structure, and no silent repair."""
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from devices import run_on_devices
 
 import lntune_jax as lnt
 from lntune_jax.checkpoint import open_checkpoints, restore_state, save_state
@@ -191,7 +189,6 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 _SHARDED = """
 import sys, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-sys.path.insert(0, sys.argv[2])
 from test_checkpoint import make_state, advance, assert_same_state
 from lntune_jax.checkpoint import open_checkpoints, restore_state, save_state
 mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
@@ -208,19 +205,7 @@ print("done")
 
 
 def test_from_four_devices_to_one(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _SHARDED, str(tmp_path), str(Path(__file__).parent)],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(lnt.__file__).parents[1]),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.strip() == "done", done.stderr
+    run_on_devices(_SHARDED, 8, tmp_path)
     with open_checkpoints(tmp_path) as manager:
         restored = restore_state(manager, make_state(seed=2))
     assert restored is not None

@@ -1,9 +1,6 @@
 """On a mesh: shardings are kept, and a step still compiles once. Eight simulated devices."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from devices import run_on_devices
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -49,22 +46,9 @@ wide, _ = lnt.partition_params(narrow, config)
 for path, leaf in wide.items():
     assert leaf.dtype == jnp.float32 and isinstance(leaf.sharding, NamedSharding), path
 assert wide["classifier.kernel"].sharding.spec == P(None, "model")
-print("ok")
+print("done")
 """
 
 
 def test_eight_devices_agree_with_one():
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(Path(__file__).parent),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "ok"
+    run_on_devices(PROGRAM, 8)
