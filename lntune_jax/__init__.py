@@ -10,6 +10,7 @@ from ._adapter import save_adapter as save_adapter
 from ._config import LNTuningConfig as LNTuningConfig
 from ._errors import AdapterError as AdapterError
 from ._errors import ConfigError as ConfigError
+from ._errors import CopiedModuleWarning as CopiedModuleWarning
 from ._errors import DataError as DataError
 from ._errors import FreshWeightsWarning as FreshWeightsWarning
 from ._errors import LNTuningError as LNTuningError
@@ -27,6 +28,9 @@ from ._partition import Partition as Partition
 from ._partition import label_params as label_params
 from ._partition import merge_params as merge_params
 from ._partition import partition_params as partition_params
+from ._peft_export import export_peft as export_peft
+from ._peft_import import import_peft as import_peft
+from ._peft_import import load_peft as load_peft
 from ._report import ParamReport as ParamReport
 from ._report import report_params as report_params
 from ._train_state import TrainState as TrainState
@@ -36,6 +40,6 @@ from ._training import make_train_step as make_train_step
 
 def __getattr__(name: str) -> _Any:
     """Imports a public submodule when it is first used: they need more than JAX and Optax."""
-    if name in ("checkpoint", "cli", "models"):
+    if name in ("checkpoint", "cli", "models", "peft", "torchax"):
         return _importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'lntune_jax' has no attribute {name!r}")

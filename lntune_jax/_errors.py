@@ -159,3 +159,15 @@ class FreshWeightsWarning(UserWarning):
         >>> issubclass(lnt.FreshWeightsWarning, UserWarning)
         True
     """
+
+
+class CopiedModuleWarning(UserWarning):
+    """A PEFT adapter copied modules that are no norms; they are imported as saved modules.
+
+    PEFT's LN tuning copies whatever module a target matches, here only norms are targets.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> issubclass(lnt.CopiedModuleWarning, UserWarning)
+        True
+    """

@@ -17,7 +17,7 @@ NORM_WORDS = frozenset({"norm", "norms", "ln", "lns", "lnf", "gn"})
 
 # `normalization` alone is often a BatchNorm (RegNet, ResNet); it counts after these words.
 NORMALIZATION_WORDS = frozenset({"normalization", "normalisation"})
-BEFORE_NORMALIZATION = frozenset({"layer", "rms", "group", "instance"})
+BEFORE_NORMALIZATION = frozenset({"layer", "rms", "group", "instance", "final"})
 
 # Norms over groups of channels: not LayerNorm, tuned only where a pattern names them. The first
 # stand next to the norm word, the others are one.
@@ -33,6 +33,7 @@ OTHER_NORM_WORDS = frozenset({"batchnorm", "syncbatchnorm", "weightnorm", "spect
 AFTER_STACKED = frozenset(
     {"f", "final", "pre", "post", "before", "after", "attn", "attention", "self", "cross"}
     | {"ff", "ffn", "ffw", "feedforward", "q", "k", "query", "key", "first", "second"}
+    | {"local", "global"}
 )
 
 # Words that say nothing about a module: an index in a Sequential, Linen's `layers_3`.

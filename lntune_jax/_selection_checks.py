@@ -15,6 +15,7 @@ from ._errors import SelectionError, UnmatchedPatternWarning
 from ._matching import Match, suggest
 from ._paths import Path, join
 from ._roles import Matches, Selection, is_below, is_named, unite
+from ._task_heads import TASK_HEADS
 
 
 def check_selection(
@@ -43,7 +44,7 @@ def check_selection(
         _check_saved(match, selection, unite(matches.excluded))
     if warn:
         _warn_unmatched("target_modules", targets or (), matches.modules)
-        _warn_unmatched("modules_to_save", saved, matches.modules)
+        _warn_unmatched("modules_to_save", _drop_peft_s_own(saved, config), matches.modules)
         _warn_unmatched("exclude_modules", matches.excluded, matches.modules)
         _warn_shallow_exclusions(matches.excluded, selection, norm_paths)
     if not any(map(selection.is_trainable, range(len(selection.roles)))):
@@ -54,6 +55,14 @@ def write_list(names: Sequence[str], most: int = 4) -> str:
     """A list for a message, cut after a few entries."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def _drop_peft_s_own(saved: Sequence[Match], config: LNTuningConfig) -> list[Match]:
+    """Without the heads that PEFT adds for a task by all their names, if the model has one."""
+    heads = TASK_HEADS.get(config.task_type or "", ())
+    if not any(match.names for match in saved if match.pattern in heads):
+        heads = ()
+    return [match for match in saved if match.names or match.pattern not in heads]
 
 
 def _check_saved(match: Match, selection: Selection, excluded: frozenset[str]) -> None:

@@ -23,6 +23,9 @@ CONTRACT = {
     "save_adapter",
     "load_adapter",
     "restore_adapter",
+    "export_peft",
+    "import_peft",
+    "load_peft",
     "LNTuningError",
 }
 
@@ -34,9 +37,10 @@ def test_the_contract_s_names_are_there():
 def get_public_objects():
     """The public names of the package and of its public submodules."""
     objects = {}
-    for module in (lnt, lnt.models, lnt.checkpoint):
+    for module in (lnt, lnt.models, lnt.checkpoint, lnt.peft, lnt.torchax):
         for name, value in vars(module).items():
-            own = getattr(value, "__module__", "").startswith(module.__name__)
+            prefix = "lntune_jax" if module is lnt.peft else module.__name__  # it re-exports
+            own = getattr(value, "__module__", "").startswith(prefix)
             if not name.startswith("_") and own and not inspect.ismodule(value):
                 objects[name] = value
     return objects
@@ -77,7 +81,8 @@ print([name for name in {heavy.split()} if name in sys.modules])
 def test_submodules_import_by_themselves_without_torch_or_transformers():
     code = """
 import sys
-import lntune_jax.models, lntune_jax.checkpoint, lntune_jax.cli
+import lntune_jax.models, lntune_jax.checkpoint, lntune_jax.cli, lntune_jax.peft
+import lntune_jax.torchax
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
     assert run_python(code).strip() == "[]"

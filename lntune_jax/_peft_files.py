@@ -1,0 +1,176 @@
+"""The two files of a PEFT adapter: reading and writing them, and the keys inside.
+
+The keys are those of PEFT's `get_peft_model_state_dict` (src/peft/utils/save_and_load.py, 0.21):
+`base_model.model.<module>.ln_tuning_layers.<leaf>` for a module that LN tuning copied,
+`base_model.model.<module>.<leaf>` for a saved one. Weights are read from safetensors alone: a
+pickle can run any code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._adapter_messages import list_names
+from ._config import CONFIG_FILE, LNTuningConfig
+from ._errors import AdapterError, ConfigError
+from ._files import write_directory
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+_ENTRIES = {CONFIG_FILE, WEIGHTS_FILE, "README.md"}  # PEFT writes a model card too
+_PREFIX, _COPY, _BASE = "base_model.model.", ".ln_tuning_layers.", ".base_layer."
+_FLOATING = ("F64", "F32", "F16", "BF16")
+
+
+class Key(NamedTuple):
+    """What a key of the file says.
+
+    Attributes:
+        parameter: the parameter's name in transformers, or None for a key of another form.
+        copied: the module that LN tuning copied, or None where the parameter is a saved module's.
+        is_base: whether it is the base's own value, which PEFT saves beside some copies.
+    """
+
+    parameter: str | None
+    copied: str | None = None
+    is_base: bool = False
+
+
+def write_key(parameter: str, *, is_norm: bool) -> str:
+    """The key of a parameter.
+
+    Example:
+        >>> write_key("model.norm.weight", is_norm=True)
+        'base_model.model.model.norm.ln_tuning_layers.weight'
+    """
+    module, _, leaf = parameter.rpartition(".")
+    return f"{_PREFIX}{module}{_COPY}{leaf}" if is_norm else _PREFIX + parameter
+
+
+def read_key(key: str) -> Key:
+    """What a key says.
+
+    Example:
+        >>> read_key("base_model.model.model.norm.ln_tuning_layers.weight")
+        Key(parameter='model.norm.weight', copied='model.norm', is_base=False)
+    """
+    if not key.startswith(_PREFIX):
+        return Key(None)
+    name = key.removeprefix(_PREFIX)
+    module, copy, leaf = name.partition(_COPY)
+    if copy:
+        return Key(f"{module}.{leaf}", module)
+    module, base, leaf = name.partition(_BASE)
+    if base:
+        return Key(f"{module}.{leaf}", module, is_base=True)
+    return Key(name)
+
+
+def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], LNTuningConfig]:
+    """Reads the tensors and the config of a PEFT adapter.
+
+    Raises:
+        AdapterError: a file is absent, damaged, a pickle, or of another kind of adapter.
+    """
+    weights = directory / WEIGHTS_FILE
+    if not directory.is_dir():
+        raise AdapterError(f"there is no PEFT adapter directory {directory}: check the path")
+    if not weights.is_file():
+        raise AdapterError(_explain_absence(directory))
+    try:
+        config = LNTuningConfig.from_pretrained(directory)
+    except ConfigError as error:
+        raise AdapterError(
+            f"{directory / CONFIG_FILE} is no config of an LN tuning adapter: {error}"
+        ) from error
+    return _read_tensors(weights), config
+
+
+def write_peft_directory(
+    target: Path, tensors: Mapping[str, np.ndarray], config: LNTuningConfig, *, overwrite: bool
+) -> None:
+    """Writes both files, whole or not at all.
+
+    Raises:
+        AdapterError: the target exists, holds other files, or the file system refuses.
+    """
+    from safetensors.numpy import save_file
+
+    def fill(new: Path) -> None:
+        config.save_pretrained(new)
+        # Copies in row order: the format stores the bytes of an array as they lie in memory.
+        rows = {key: np.array(value, order="C", copy=True) for key, value in tensors.items()}
+        save_file(rows, new / WEIGHTS_FILE, metadata={"format": "pt"})
+        _check_written(new, tensors)
+
+    check_target(target, overwrite)
+    write_directory(target, fill, overwrite=overwrite)
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuses a path that exists, unless it is a PEFT adapter (or empty) and may be replaced.
+
+    Raises:
+        AdapterError: the message says what is there.
+    """
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise AdapterError(
+            f"{target} exists: pass another path, or overwrite=True to replace the adapter there"
+        )
+    if not target.is_dir():
+        raise AdapterError(f"{target} is a file, and overwrite=True replaces adapters only")
+    foreign = sorted(path.name for path in target.iterdir() if path.name not in _ENTRIES)
+    if foreign:
+        raise AdapterError(
+            f"{target} holds what is no PEFT adapter ({list_names(foreign)}), and overwrite=True "
+            "replaces adapters only: pass another path, or move these files"
+        )
+
+
+def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            kinds = {key: handle.get_slice(key).get_dtype() for key in handle.keys()}  # noqa: SIM118
+            wrong = [f"{key!r} is {kind}" for key, kind in kinds.items() if kind not in _FLOATING]
+            if wrong:
+                raise AdapterError(
+                    f"{file} holds tensors of a type that an adapter cannot have: "
+                    f"{list_names(wrong, str)}; expected {', '.join(_FLOATING)}"
+                )
+            return {key: handle.get_tensor(key) for key in kinds}
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(
+            f"{file} is damaged or cut short ({error}): copy it anew from where it came from"
+        ) from error
+
+
+def _check_written(directory: Path, tensors: Mapping[str, Any]) -> None:
+    found, _ = read_directory(directory)
+    for key, value in tensors.items():
+        if key not in found or found[key].tobytes() != np.ascontiguousarray(value).tobytes():
+            raise AdapterError(f"{directory / WEIGHTS_FILE} does not read back as written: {key!r}")
+
+
+def _explain_absence(directory: Path) -> str:
+    if (directory / _PICKLE).is_file():
+        return (
+            f"{directory} holds its weights in {_PICKLE}, a pickle, which can run any code when it "
+            "is read: load it with PEFT and save it again with safe_serialization=True"
+        )
+    if (directory / "lntune.json").is_file():
+        return (
+            f"{directory} is an adapter of save_adapter, not of PEFT: read it with "
+            "restore_adapter or load_adapter"
+        )
+    return (
+        f"{directory} has no {WEIGHTS_FILE}: pass the directory that PEFT's save_pretrained wrote"
+    )

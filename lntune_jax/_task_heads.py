@@ -1,0 +1,9 @@
+"""The heads that PEFT trains and saves with every adapter of a task. Data only."""
+
+# The modules that PEFT adds to `modules_to_save` for a task, and expects in the file
+# (src/peft/peft_model.py, PeftModelForSequenceClassification and its siblings).
+TASK_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
