@@ -1,4 +1,5 @@
 # Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment.
+# `make parity` compares with PEFT in PyTorch, in an environment of its own.
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 
 # The first of these that runs and is supported.
@@ -11,14 +12,21 @@ BIN := $(VENV)/bin
 # One thread of XLA and BLAS for each test worker: they would only get in each other's way.
 TEST_ENV := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: demo test lint types bench clean
+# Modules whose doctests need PyTorch: `make parity` runs them.
+NEED_TORCH := lntune_jax/torchax.py $(wildcard lntune_jax/_torchax*.py)
+
+.PHONY: demo test parity lint types bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lntune-jax demo
 
 test: $(VENV)/.test lint types
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules lntune_jax
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules lntune_jax $(NEED_TORCH:%=--ignore=%)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
+
+parity: $(VENV)-parity/.parity
+	$(TEST_ENV) $(VENV)-parity/bin/python -m pytest -n $(WORKERS) --doctest-modules $(NEED_TORCH)
+	$(TEST_ENV) $(VENV)-parity/bin/python -m pytest -n $(WORKERS) --dist worksteal tests/parity
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -43,5 +51,13 @@ $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+$(VENV)-parity/.parity: pyproject.toml requirements-parity.txt
+	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)-parity
+	$(VENV)-parity/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-parity/bin/python -m pip install --quiet --requirement requirements-parity.txt
+	$(VENV)-parity/bin/python -m pip install --quiet --editable '.[torchax,test]' --requirement requirements-parity.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-parity .pytest_cache .ruff_cache .hypothesis

@@ -5,14 +5,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import make_architectures as facts
 import pytest
+from architectures import MODELS, WITH_PEFT_DEFAULT, WITHOUT_PEFT_DEFAULT, make_model
 
 import lntune_jax as lnt
 from lntune_jax._architectures import DEFAULT_TARGETS, MODULES_TO_SAVE, PEFT_TARGETS
-
-pytest.importorskip("peft", reason="needs torch, transformers and PEFT", exc_type=ImportError)
-import make_architectures as facts
-from architectures import MODELS, WITH_PEFT_DEFAULT, WITHOUT_PEFT_DEFAULT, make_model
 
 REFERENCE = json.loads(facts.REFERENCE.read_text())
 REMAKE = "run tests/parity/make_architectures.py and look at the difference"
