@@ -115,7 +115,8 @@ def split_modules(norms: Iterable[str] | None) -> frozenset[Path] | None:
     paths: set[Path] = set()
     try:
         for entry in [norms] if isinstance(norms, str) else norms:
-            path = tuple(re.split(r"[./]", entry)) if isinstance(entry, str) else tuple(entry)
+            parts = re.split(r"[./]", entry) if isinstance(entry, str) else entry
+            path = tuple(part for part in parts if part)  # "" is the root itself
             paths.add(path[1:] if path[:1] == ("params",) else path)
     except TypeError:
         raise TreeError(

@@ -175,3 +175,9 @@ def test_norms_may_be_one_path_and_must_be_paths():
 def test_a_leaf_in_the_root_is_no_norm():
     with pytest.raises(lnt.SelectionError, match="no LayerNorm or RMSNorm leaf"):
         lnt.partition_params({"scale": shape(4)}, lnt.LNTuningConfig())
+
+
+def test_a_module_that_is_a_norm_itself_has_the_empty_path():
+    params = {"weight": jnp.ones(4), "bias": jnp.ones(4)}
+    trainable, _ = lnt.partition_params(params, lnt.LNTuningConfig(), norms=[""])
+    assert list(trainable) == ["bias", "weight"]
