@@ -36,6 +36,7 @@ def make_peft_config(
         >>> made.target_modules, made.modules_to_save
         (('a.norm',), ('head',))
     """
+    norms = list(norms)
     modules = list_parents(norms)
     targets, excluded = config.target_modules, config.exclude_modules
     if targets is None and config.model_type is not None:
@@ -44,10 +45,15 @@ def make_peft_config(
         targets, excluded = tuple(modules) or None, None
     heads = list_parents(saved)
     kept = tuple(get_modules_to_save(config) or ())
-    if is_renamed or config.exclude_modules or not all(_names_module(e, heads) for e in kept):
-        kept = _join_heads(heads, TASK_HEADS.get(config.task_type or "", ()))
+    tasks = TASK_HEADS.get(config.task_type or "", ())
+    is_clear = all(_names_module(entry, heads) for entry in kept)
+    # By the end of its name PEFT would also save a norm that it copies, and cannot do both.
+    is_clear = is_clear and not any(is_saved_by_peft(norm, kept) for norm in norms)
+    if is_renamed or config.exclude_modules or not is_clear:
+        kept = _join_heads(heads, tasks)
     else:  # and a head that was added for the task
-        kept += tuple(head for head in heads if not any(is_in(head, entry) for entry in kept))
+        added = [head for head in heads if not any(is_in(head, entry) for entry in kept)]
+        kept += _join_heads(added, tasks)
     return config.replace(
         target_modules=targets,
         exclude_modules=excluded,

@@ -18,7 +18,7 @@ from ._config import LNTuningConfig
 from ._errors import AdapterError
 from ._name_maps import NameMap, Place, take
 from ._norm_names import BIAS_NAMES, SCALE_NAMES
-from ._norms import split_modules
+from ._norms import NORM, split_modules
 from ._paths import Leaf, Path, join
 from ._peft_config import is_in, is_saved_by_peft, make_peft_config
 from ._peft_tree import Index, index_tree
@@ -96,45 +96,32 @@ def collect_parameters(
 
 def _read_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | None) -> _Tree:
     """What the trainable half alone says, for an adapter that needs nothing of the base."""
-    tree = _index_trainable(trainable, config, name_map)
-    paths = {name: tuple(name.split(".")) for name in tree.roles}
-    norms = [paths[name][:-1] for name, role in tree.roles.items() if role == NORM_ROLE]
-    saved = [name for name, role in tree.roles.items() if role == SAVED_ROLE]
-    named = unite(match_config(config, list(paths.values())).saved)
-    partial = _find_partial(norms, config)
-    partial += [name for name in saved if name in named]
-    partial += saved if config.exclude_modules else []
-    if partial:
-        raise AdapterError(
-            f"the config trains leaves of {list_names(partial)} one by one, and PEFT keeps whole "
-            "modules: pass base=params, so that the rest of each module is written too"
-        )
-    return tree
-
-
-def _index_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | None) -> _Tree:
     if not isinstance(trainable, Mapping) or not trainable:
         raise AdapterError(
             f"trainable must be a dict of leaf paths, not {type(trainable).__name__}: pass the "
             "first half that partition_params returned"
         )
     leaves = [Leaf(tuple(str(n).split(".")), value, True) for n, value in trainable.items()]
-    modules = [leaf.path[:-1] for leaf in leaves]
     matches = match_config(config, [leaf.path for leaf in leaves])
-    roles = assign_roles(leaves, dict.fromkeys(modules, "norm"), matches)
-    frozen = [
-        join(leaf.path)
-        for leaf, role in zip(leaves, roles, strict=True)
-        if role not in (NORM_ROLE, SAVED_ROLE)
-    ]
+    kinds = dict.fromkeys((leaf.path[:-1] for leaf in leaves), NORM)
+    roles = dict(zip(map(_name, leaves), assign_roles(leaves, kinds, matches), strict=True))
+    frozen = [name for name, role in roles.items() if role not in (NORM_ROLE, SAVED_ROLE)]
     if frozen:
         raise AdapterError(
             f"trainable holds {list_names(frozen)}, which the config does not select: pass the "
             "config that partition_params was given"
         )
-    norms = [leaf.path[:-1] for leaf, role in zip(leaves, roles, strict=True) if role == NORM_ROLE]
-    index = index_tree({}, leaves, name_map, norms=norms)
-    return _Tree(index, dict(zip(map(_name, leaves), roles, strict=True)), {})
+    norms = [leaf.path[:-1] for leaf in leaves if roles[_name(leaf)] == NORM_ROLE]
+    saved = [name for name, role in roles.items() if role == SAVED_ROLE]
+    named = unite(matches.saved)
+    partial = _find_partial(norms, config) + [name for name in saved if name in named]
+    partial += saved if config.exclude_modules else []
+    if partial:
+        raise AdapterError(
+            f"the config trains leaves of {list_names(partial)} one by one, and PEFT keeps whole "
+            "modules: pass base=params, so that the rest of each module is written too"
+        )
+    return _Tree(index_tree({}, leaves, name_map, norms=norms), roles, {})
 
 
 def _read_base(
@@ -225,7 +212,7 @@ def _find_partial(modules: Iterable[Path], config: LNTuningConfig) -> list[str]:
     unique = list(dict.fromkeys(modules))
     likely = [Leaf((*m, n), np.empty(1), True) for m in unique for n in SCALE_NAMES | BIAS_NAMES]
     matches = match_config(config, [leaf.path for leaf in likely])
-    roles = assign_roles(likely, dict.fromkeys(unique, "norm"), matches)
+    roles = assign_roles(likely, dict.fromkeys(unique, NORM), matches)
     left_out = [
         leaf.path[:-1] for leaf, role in zip(likely, roles, strict=True) if role != NORM_ROLE
     ]

@@ -47,7 +47,18 @@ def make_skeleton(module: Any, params: Mapping[str, Any], buffers: Mapping[str, 
     bare = Skeleton(module, strip(params), strip(buffers))
     tensors = {**params, **buffers}
     replacements = {**bare.params, **bare.buffers}
-    return bare._replace(module=_copy(module, tensors, replacements))
+    copied = _copy(module, tensors, replacements)
+    _choose_experts(getattr(copied, "config", None))
+    return bare._replace(module=copied)
+
+
+def _choose_experts(config: Any) -> None:
+    """Sets the one way to compute a mixture of experts that torchax can run and jit compile.
+
+    The others call a kernel that torchax lacks, or branch on values.
+    """
+    if getattr(config, "_experts_implementation", None) is not None:
+        config._experts_implementation = "batched_mm"
 
 
 def fill(skeleton: Skeleton, values: Mapping[str, Any]) -> Any:

@@ -65,8 +65,14 @@ def run(
         module.train(train)
         if "use_cache" in inspect.signature(module.forward).parameters:
             kwargs.setdefault("use_cache", False)
-        with environment.override_property(prng=seed), environment:
-            result = module(*args, **kwargs)
+        try:
+            with environment.override_property(prng=seed), environment:
+                result = module(*args, **kwargs)
+        except torchax.tensor.OperatorNotFound as error:
+            raise ModelError(
+                f"torchax cannot run this module: {error}. Another implementation may avoid the "
+                'operator: for attention, set attn_implementation="eager" in the config'
+            ) from error
         return _to_jax(result, "the result")
 
 

@@ -99,7 +99,8 @@ class TorchModel:
         Raises:
             TreeError: params or buffers do not fit the module; the message names the keys.
             LNTuningError: training mode without a key, or with layers that draw on the host.
-            ModelError: `forward` returns something that jit cannot return.
+            ModelError: `forward` uses an operator that torchax lacks, or returns something that
+                jit cannot return.
 
         Example:
             >>> import jax, jax.numpy as jnp, torch
@@ -116,6 +117,9 @@ class TorchModel:
 
 def from_torch(module: Any) -> TorchModel:
     """Takes a torch module over to JAX: its weights are copied, the module is left as it is.
+
+    A mixture of experts of transformers is computed as `experts_implementation="batched_mm"`
+    does, whatever the module's own way: torchax cannot run the others under jit.
 
     Args:
         module: a `torch.nn.Module`, on any device and in any mode.

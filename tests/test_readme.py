@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from small import loss_fn, make_batch, make_params
 
+import lntune_jax as lnt
+
 README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def test_the_loop_of_the_readme(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    block = BLOCKS[0]
     base = make_params()
     names = {"params": base, "loss_fn": loss_fn}
     with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs it
@@ -26,6 +29,18 @@ def test_the_loop_of_the_readme(tmp_path, monkeypatch, capsys):
     assert jnp.isfinite(loss)
     assert np.any(np.asarray(trainable["ln_f.scale"]) != 1)
     jax.tree.map(np.testing.assert_array_equal, names["params"], base)  # restored, untrained
+
+
+def test_the_way_from_peft_and_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params, config = make_params(), lnt.LNTuningConfig()
+    tuned = jax.tree.map(lambda x: x + 1, lnt.partition_params(params, config).trainable)
+    lnt.export_peft("peft_adapter", tuned, config)
+    names = {"lnt": lnt, "params": params}
+    exec(BLOCKS[1], names)
+    assert np.all(np.asarray(names["params"]["ln_f"]["scale"]) == 2)
+    written = [Path(name) / "adapter_model.safetensors" for name in ("peft_adapter", "for_peft")]
+    assert written[0].read_bytes() == written[1].read_bytes()
 
 
 def test_every_relative_link_leads_somewhere():

@@ -4,6 +4,8 @@ A checkpoint becomes a plain tree of weights and a pure function, ready for `par
 and for any JAX training loop.
 """
 
+from ._merging import MergedCheckpoint as MergedCheckpoint
+from ._merging import merge_checkpoint as merge_checkpoint
 from ._outputs import ModelOutput as ModelOutput
 from ._outputs import mean_pool as mean_pool
 from ._pretrained import PretrainedModel as PretrainedModel

@@ -1,0 +1,67 @@
+"""What can be set for `convert` and `merge`; as in `_settings`, the docstrings are the help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from ._settings import Pooling
+
+ConvertTask = Literal["SEQ_CLS", "TOKEN_CLS", "MASKED_LM", "none"]
+MergeTask = Literal[
+    "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "MASKED_LM", "CAUSAL_LM", "SEQ_2_SEQ_LM"
+]
+
+
+def _shown(default: str, metavar: str):
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """Turn an adapter of this library into one of PEFT, or one of PEFT into ours.
+
+    The kind is recognised by the files; no value is rounded.
+    """
+
+    adapter: Positional[Path]
+    """An adapter directory of either kind, or an output directory of `lntune-jax train`."""
+    output: Positional[Path]
+    """Directory that receives the other kind."""
+    model: Annotated[str | None, _shown("none", "MODEL")] = None
+    """The base model; needed from PEFT to ours, and where PEFT wants more than what trained."""
+    task: Annotated[ConvertTask | None, _shown("the adapter's", "TASK")] = None
+    """Task of a BERT or RoBERTa: SEQ_CLS, TOKEN_CLS, MASKED_LM, or none for the bare model."""
+    pooling: Pooling = "default"
+    """How the classifier pools, from PEFT to ours: as `train --pooling`."""
+    name_map: Annotated[str | None, _shown("none", "NAME")] = None
+    """Table of names, for an adapter whose tree has other names than transformers."""
+    overwrite: bool = False
+    """Replace the adapter in OUTPUT."""
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Write a full Hugging Face checkpoint with an adapter in place.
+
+    What the adapter does not hold is copied from the base, bit for bit.
+    """
+
+    model: str
+    """The base model: directory of a Hugging Face model, or a hub id."""
+    adapter: Path
+    """An adapter directory, ours or PEFT's, or an output directory of `lntune-jax train`."""
+    output: Path
+    """Directory that receives the checkpoint."""
+    norms_only: bool = False
+    """Write the tuned norms, and leave out the head and other saved modules."""
+    task: Annotated[MergeTask | None, _shown("the adapter's", "TASK")] = None
+    """Task of a head that the base lacks: SEQ_CLS, TOKEN_CLS, QUESTION_ANS, MASKED_LM, CAUSAL_LM
+    or SEQ_2_SEQ_LM."""
+    name_map: Annotated[str | None, _shown("none", "NAME")] = None
+    """Table of names, for an adapter whose tree has other names than transformers."""
+    overwrite: bool = False
+    """Replace the merged checkpoint in --output; nothing else is ever replaced."""

@@ -1,0 +1,199 @@
+"""An adapter of either kind, read for the sake of the parameters of transformers that it holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lntune_jax._adapter_messages import list_names
+from lntune_jax._adapter_metadata import METADATA_FILE, read_metadata
+from lntune_jax._adapter_reading import Adapter, read_target
+from lntune_jax._errors import AdapterError, DataError
+from lntune_jax._name_maps import get_name_map, take
+from lntune_jax._paths import Leaf, join
+from lntune_jax._peft_files import WEIGHTS_FILE, read_directory, read_key
+from lntune_jax._peft_tree import index_tree
+from lntune_jax._roles import NORM_ROLE, assign_roles, match_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lntune_jax._config import LNTuningConfig
+    from lntune_jax._name_maps import NameMap
+
+OURS, PEFT = "lntune_jax", "PEFT"
+_RUN_ADAPTER, _RUN_LABELS = "adapter", "labels.json"
+
+
+class Found(NamedTuple):
+    """Where an adapter is, and of which kind.
+
+    Attributes:
+        directory: the adapter's own directory.
+        kind: `OURS` or `PEFT`.
+        labels: the names of the classes, from the run that trained it, or None.
+        pooling: how its classifier pooled, from the run ("default" or "mean"), or None.
+    """
+
+    directory: Path
+    kind: str
+    labels: tuple[str, ...] | None
+    pooling: str | None
+
+
+class Tuned(NamedTuple):
+    """What an adapter holds, in the names of transformers.
+
+    Attributes:
+        arrays: parameters by name, in PyTorch's layout.
+        norms: the names of those that belong to norms.
+        config: the adapter's config.
+        names: other names that a parameter may have, for some of them.
+        fingerprint: of the base, or None where the file has none.
+    """
+
+    arrays: dict[str, np.ndarray]
+    norms: frozenset[str]
+    config: LNTuningConfig
+    names: dict[str, tuple[str, ...]]
+    fingerprint: Mapping[str, Any] | None
+
+
+def find_adapter(path: Path) -> Found:
+    """Recognise an adapter by its files; a run of `lntune-jax train` stands for its adapter.
+
+    Raises:
+        AdapterError: there is none, or the directory holds one of each kind.
+        DataError: the run's labels.json is damaged.
+    """
+    target = path.expanduser().resolve()
+    directory = target
+    if not _list_kinds(target) and (target / _RUN_LABELS).is_file():
+        directory = target / _RUN_ADAPTER
+    kinds = _list_kinds(directory)
+    if len(kinds) > 1:
+        raise AdapterError(
+            f"{directory} holds {METADATA_FILE} and {WEIGHTS_FILE}, two adapters: move one of them "
+            "into a directory of its own"
+        )
+    if not kinds:
+        raise AdapterError(_explain_absence(directory))
+    labels, pooling = _read_run(directory.parent / _RUN_LABELS)
+    return Found(directory, kinds[0], labels, pooling)
+
+
+def read_adapter(found: Found, name_map: str | NameMap | None = None) -> Tuned:
+    """Read an adapter, verifying all that can be verified without its base.
+
+    Raises:
+        AdapterError: the adapter is damaged, or a leaf has no name in transformers.
+    """
+    if found.kind == PEFT:
+        if name_map is not None:
+            raise AdapterError(
+                f"{found.directory} is PEFT's and has the names of transformers already: leave "
+                "the name map out"
+            )
+        return _read_peft(found.directory)
+    directory, adapter, metadata = read_target(found.directory)
+    arrays, norms = _name_leaves(directory, adapter, get_name_map(name_map))
+    return Tuned(arrays, norms, adapter.config, {}, metadata.base)
+
+
+def read_norms(directory: Path) -> list[str] | None:
+    """The modules that the caller of `save_adapter` named as norms, or None."""
+    return read_metadata(directory).norms
+
+
+def _list_kinds(directory: Path) -> list[str]:
+    files = {METADATA_FILE: OURS, WEIGHTS_FILE: PEFT}
+    return [kind for name, kind in files.items() if (directory / name).is_file()]
+
+
+def _explain_absence(directory: Path) -> str:
+    if not directory.is_dir():
+        return f"there is no adapter directory {directory}: check the path"
+    if (directory / "adapter_model.bin").is_file():
+        return (
+            f"{directory} holds its weights in adapter_model.bin, a pickle, which can run any code "
+            "when it is read: load it with PEFT and save it again with safe_serialization=True"
+        )
+    return (
+        f"{directory} holds no adapter: expected {METADATA_FILE} (written by save_adapter) or "
+        f"{WEIGHTS_FILE} (written by PEFT)"
+    )
+
+
+def _read_run(file: Path) -> tuple[tuple[str, ...] | None, str | None]:
+    """Label names and pooling from the labels.json of a run, if that is what lies there."""
+    if not file.is_file():
+        return None, None
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{file} is damaged ({error}), and would say how the head pools: mend it, or move the "
+            "adapter away from it"
+        ) from error
+    if not isinstance(fields, dict) or not {"labels", "pooling"} <= fields.keys():
+        return None, None  # a file of another program
+    return tuple(map(str, fields["labels"])), str(fields["pooling"])
+
+
+def _name_leaves(
+    directory: Path, adapter: Adapter, name_map: NameMap | None
+) -> tuple[dict[str, np.ndarray], frozenset[str]]:
+    trainable = adapter.trainable
+    leaves = [Leaf(tuple(name.split(".")), value, True) for name, value in trainable.items()]
+    kinds = dict.fromkeys((leaf.path[:-1] for leaf in leaves), "norm")
+    matches = match_config(adapter.config, [leaf.path for leaf in leaves])
+    roles = assign_roles(leaves, kinds, matches)
+    norms = [leaf.path for leaf, role in zip(leaves, roles, strict=True) if role == NORM_ROLE]
+    index = index_tree({}, leaves, name_map, norms=[path[:-1] for path in norms])
+    nameless = [join(leaf.path) for leaf in leaves if join(leaf.path) not in index.places]
+    if nameless:
+        reasons = [index.unclear.get(name, repr(name)) for name in nameless]
+        raise AdapterError(
+            f"leaves of {directory} have no name in transformers: {list_names(reasons, str)}. Pass "
+            "the name map of the library that made the tree"
+        )
+    arrays = {
+        name: np.asarray(take(place, trainable[place.leaf]))
+        for name, place in index.parameters.items()
+    }
+    tuned = {join(path) for path in norms}
+    names = [name for name, place in index.parameters.items() if place.leaf in tuned]
+    stacked = [name for name in names if arrays[name].ndim != 1]
+    if stacked:
+        raise AdapterError(
+            f"norms of {directory} are stacks of layers ({list_names(stacked)}), which "
+            "checkpoints keep one by one: pass a name map that says along which axis they lie"
+        )
+    return arrays, frozenset(names)
+
+
+def _read_peft(directory: Path) -> Tuned:
+    """The file's own view; what fits and what not is for `load_peft` to say, with the base."""
+    tensors, config = read_directory(directory)
+    arrays, norms, names = {}, set(), {}
+    strange = [key for key in tensors if read_key(key).parameter is None]
+    if strange:
+        raise AdapterError(
+            f"{directory / WEIGHTS_FILE} holds keys of another form than those of LN tuning: "
+            f"{list_names(strange)}; expected 'base_model.model.' before a module path"
+        )
+    for key, tensor in tensors.items():
+        read = read_key(key)
+        if read.parameter is None or read.is_base:
+            continue
+        arrays[read.parameter] = tensor
+        if read.copied is not None:
+            norms.add(read.parameter)
+            # PEFT writes its adapter's name into the keys of copied containers.
+            rest = read.parameter.removeprefix(read.copied + ".").partition(".")[2]
+            if rest:
+                names[read.parameter] = (read.parameter, f"{read.copied}.{rest}")
+    return Tuned(arrays, frozenset(norms), config, names, None)

@@ -1,0 +1,165 @@
+"""A full Hugging Face checkpoint with an adapter in place, written file by file.
+
+Whatever the adapter does not hold is copied bit for bit; no more than one tensor's piece of a few
+megabytes, and the adapter, is in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lntune_jax._errors import AdapterError
+from lntune_jax._files import write_directory
+
+from ._directory import find_directory
+from ._merge_adapter import find_adapter
+from ._merge_files import check_target, sort_files, write_checkpoint
+from ._merge_parts import read_parts
+from ._merge_plan import plan_merge
+from ._names import HUB_PATTERNS
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from lntune_jax._name_maps import NameMap
+
+# What a checkpoint on the hub may hold beside its weights.
+_PATTERNS = (*HUB_PATTERNS, "*.txt", "*.md", "*.jinja", "*.tiktoken", "*.spm", "*.py", "LICENSE*")
+
+
+@dataclass(frozen=True)
+class MergedCheckpoint:
+    """What `merge_checkpoint` wrote.
+
+    Attributes:
+        path: the absolute path of the new directory.
+        adapter: the adapter's own directory.
+        kind: what wrote the adapter: "lntune_jax" or "PEFT".
+        tuned: the keys of the tensors that hold the adapter's values.
+        added: those of them that the base lacks: a new head.
+        left_out: the base's tensors that the class with the new head does not read.
+        unused: the adapter's parameters that were not written (`norms_only`).
+        compared: how many of the base's tensors were compared with those of the training; 0 where
+            the adapter does not say (PEFT's) or its names are not those of the checkpoint.
+        architecture: the class in config.json, or None.
+        files: the weight files.
+        skipped: the base's files that were not copied: other weights, pickles, hidden files.
+
+    Example:
+        >>> from lntune_jax.models import MergedCheckpoint
+        >>> sorted(MergedCheckpoint.__dataclass_fields__)[:3]
+        ['adapter', 'added', 'architecture']
+    """
+
+    path: Path
+    adapter: Path
+    kind: str
+    tuned: tuple[str, ...]
+    added: tuple[str, ...]
+    left_out: tuple[str, ...]
+    unused: tuple[str, ...]
+    compared: int
+    architecture: str | None
+    files: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def merge_checkpoint(
+    model: str | os.PathLike[str],
+    adapter: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    norms_only: bool = False,
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    name_map: str | NameMap | None = None,
+    revision: str | None = None,
+) -> MergedCheckpoint:
+    """Writes a Hugging Face checkpoint with an adapter in place, which transformers loads.
+
+    For any architecture whose checkpoint has the names of transformers' own modules. Files,
+    shards, types and keys are the base's; tensors that the adapter does not hold are the same
+    bit for bit, the others are rounded once to the base's type. A head that the base lacks is
+    added to the last file, and `config.json` names its class and labels; the keys then get the
+    prefix that the class has, and tensors that it does not read (an old head) are left out.
+
+    Args:
+        model: the base: a directory, or an id on the Hugging Face hub.
+        adapter: a directory of `save_adapter` or of PEFT, or a run of `lntune-jax train`.
+        output: the directory to make, whole or not at all.
+        overwrite: whether a merged checkpoint that is there is replaced. Nothing else ever is.
+        norms_only: write the norms alone, and leave a head and other saved modules out.
+        task: the task of a new head ("SEQ_CLS", "TOKEN_CLS", ...); None for the adapter's.
+        labels: names of the classes, for `config.json`; None for the run's, or numbers.
+        name_map: for an adapter of `save_adapter` whose tree had other names than transformers:
+            the name of a table (`lntune_jax.peft.NAME_MAPS`) or a `NameMap`.
+        revision: a branch, tag or commit on the hub.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ModelError: the base is quantised, pickled, damaged, or has no class for the new head;
+            weights that the head needs are nowhere; or tied embeddings came apart.
+        AdapterError: the adapter cannot be read, or is another model's; a value is too large
+            for the base's type; the head pools as no class of transformers does; the output
+            exists or lies in what is read; or the file system refuses.
+        DataError: the run's labels.json is damaged.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> from safetensors.flax import load_file, save_file
+        >>> place = pathlib.Path(tempfile.mkdtemp())
+        >>> (place / "base").mkdir()
+        >>> _ = (place / "base/config.json").write_text('{"model_type": "llama"}')
+        >>> params = {"model.norm.weight": jnp.ones(2), "lm_head.weight": jnp.ones((3, 2))}
+        >>> save_file(dict(params), place / "base/model.safetensors")
+        >>> config = lnt.LNTuningConfig()
+        >>> tuned = {"model.norm.weight": jnp.array([2.0, 3.0])}
+        >>> _ = lnt.save_adapter(place / "adapter", tuned, config, base=params)
+        >>> merged = lnt.models.merge_checkpoint(
+        ...     place / "base", place / "adapter", place / "merged"
+        ... )
+        >>> load_file(merged.path / "model.safetensors")["model.norm.weight"].tolist()
+        [2.0, 3.0]
+    """
+    target = _resolve(output)
+    directory = find_directory(Path(model), revision, _PATTERNS).resolve()
+    found = find_adapter(Path(adapter))
+    others = {"base": directory, "adapter": found.directory}
+    check_target(target, others, overwrite=overwrite)
+    parts = read_parts(directory, Path(adapter), name_map)
+    plan = plan_merge(parts, task=task, labels=labels, norms_only=norms_only)
+    copied, skipped = sort_files(parts.checkpoint)
+
+    def fill(new: Path) -> None:
+        write_checkpoint(new, parts.checkpoint, plan, copied)
+
+    write_directory(target, fill, overwrite=overwrite)
+    fields = parts.fields if plan.fields is None else plan.fields
+    return MergedCheckpoint(
+        path=target,
+        adapter=parts.found.directory,
+        kind=parts.found.kind,
+        tuned=plan.tuned,
+        added=plan.added,
+        left_out=plan.left_out,
+        unused=plan.unused,
+        compared=parts.compared,
+        architecture=next(iter(fields.get("architectures") or ()), None),
+        files=tuple(plan.files),
+        skipped=tuple(skipped),
+    )
+
+
+def _resolve(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).expanduser().resolve()
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise AdapterError(f"{path!r} is no path of a directory: {error}") from None

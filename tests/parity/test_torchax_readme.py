@@ -1,0 +1,17 @@
+"""The README's lines on torchax run as written."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from small_models import make
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_lines_of_the_readme():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "from_torch" in block]
+    names = {"torch_module": make("llama"), "tokens": np.ones((2, 5), "int32")}
+    exec(block, names)
+    assert names["logits"].shape[:2] == (2, 5)
