@@ -24,7 +24,7 @@ from ._peft_config import is_in, is_saved_by_peft, make_peft_config
 from ._peft_tree import Index, index_tree
 from ._roles import NORM_ROLE, SAVED_ROLE, assign_roles, match_config, unite
 from ._selection import select_leaves
-from ._task_heads import TASK_HEADS
+from ._task_heads import SAVED_WITH_HEAD, TASK_HEADS
 
 
 class Parameters(NamedTuple):
@@ -84,7 +84,7 @@ def collect_parameters(
     while base is not None and _add_saved(tree.names, written, wanted):
         written = _write_config(config, wanted, is_renamed)
     if base is None:
-        _check_head(written)
+        _check_head(written, wanted)
     tensors: dict[str, np.ndarray] = {}
     for parameter, is_norm in wanted.items():
         place = tree.names.parameters[parameter]
@@ -184,14 +184,25 @@ def _add_saved(names: Index, written: LNTuningConfig, wanted: dict[str, bool]) -
     return bool(found)
 
 
-def _check_head(written: LNTuningConfig) -> None:
+def _check_head(written: LNTuningConfig, wanted: Iterable[str]) -> None:
     heads = TASK_HEADS.get(written.task_type or "", ())
-    if heads and not any(is_in(e, head) for e in written.modules_to_save or () for head in heads):
+    missing = "" if _has(written, heads) else " or ".join(heads)
+    for root in {name.partition(".")[0] for name in wanted} & SAVED_WITH_HEAD.keys():
+        entries = (*heads, *(written.modules_to_save or ()))
+        beside = SAVED_WITH_HEAD[root]
+        if beside.endswith(tuple(entries)) and not _has(written, [beside]):
+            missing = missing or beside
+    if missing:
         raise AdapterError(
-            f"PEFT saves the head ({' or '.join(heads)}) with every {written.task_type} adapter "
-            "and cannot load one without it: pass base=params, so that the head is written as it "
-            "is in the base, or clear the task with config.replace(task_type=None)"
+            f"PEFT saves the head ({missing}) with every {written.task_type} adapter of this model "
+            "and cannot load one without it: pass base=params, so that it is written as it is in "
+            "the base, or clear the task with config.replace(task_type=None)"
         )
+
+
+def _has(written: LNTuningConfig, heads: Iterable[str]) -> bool:
+    entries = written.modules_to_save or ()
+    return not heads or any(is_in(entry, head) for entry in entries for head in heads)
 
 
 def _check_layout(place: Place, tensor: np.ndarray, is_norm: bool, is_renamed: bool) -> None:

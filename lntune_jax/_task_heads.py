@@ -7,3 +7,7 @@ TASK_HEADS = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+
+# Modules that PEFT saves with a head because their names end alike, by the first segment of the
+# model's paths. They are outside the head, so the base has to give them.
+SAVED_WITH_HEAD = {"distilbert": "pre_classifier"}

@@ -201,6 +201,16 @@ def test_a_task_s_head_that_did_not_train_is_taken_from_the_base(tmp_path):
     assert written["modules_to_save"] == ["classifier"]
 
 
+def test_distilbert_s_second_head_layer_is_asked_for(tmp_path):
+    config = lnt.LNTuningConfig(task_type="SEQ_CLS", modules_to_save=["classifier"])
+    leaves = {"distilbert.ln.scale": np.ones(4), "classifier.bias": np.ones(2)}
+    with pytest.raises(lnt.AdapterError, match=r"saves the head \(pre_classifier\).*base=params"):
+        export(tmp_path, config, leaves)
+    both = config.replace(modules_to_save=["classifier", "pre_classifier"])
+    tensors, _ = export(tmp_path, both, leaves | {"pre_classifier.bias": np.ones(4)})
+    assert "base_model.model.pre_classifier.bias" in tensors
+
+
 def test_a_leaf_that_is_saved_alone_needs_the_rest_of_its_module(tmp_path):
     config = lnt.LNTuningConfig(modules_to_save=["classifier.bias"])
     with pytest.raises(lnt.AdapterError, match=r"'classifier.bias'.*base=params"):
