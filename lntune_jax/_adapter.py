@@ -21,7 +21,7 @@ from ._adapter_reading import Adapter as Adapter
 from ._adapter_target import check_target
 from ._config import LNTuningConfig
 from ._errors import AdapterError
-from ._files import write_directory
+from ._files import resolve_path, write_directory
 from ._fingerprint import explain_difference, list_frozen, make_fingerprint
 from ._paths import join
 from ._selection import select_leaves
@@ -69,7 +69,7 @@ def save_adapter(
         >>> sorted(entry.name for entry in path.iterdir())
         ['adapter_config.json', 'arrays', 'lntune.json']
     """
-    target = _resolve(path)
+    target = resolve_path(path)
     norms = None if norms is None else [_join_module(module) for module in norms]
     params, holes = fill_holes(base)
     selection = select_leaves(params, config, norms, warn=False)
@@ -122,7 +122,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         >>> load_adapter(path).trainable
         {'ln_1.scale': array([1., 1.], dtype=float32)}
     """
-    return read_target(_resolve(path))[1]
+    return read_target(resolve_path(path))[1]
 
 
 def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = True) -> Any:
@@ -157,20 +157,12 @@ def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = T
         >>> restore_adapter(path, params)["ln_1"]["scale"].tolist()
         [3.0, 3.0]
     """
-    directory, adapter, metadata = read_target(_resolve(path))
+    directory, adapter, metadata = read_target(resolve_path(path))
     selection = check_place(directory, params, adapter, metadata.norms)
     difference = explain_difference(metadata.base, list_frozen(selection))
     if difference:
         raise AdapterError(_explain_other_base(directory, adapter.config, difference))
     return place_leaves(selection, adapter.trainable, cast)
-
-
-def _resolve(path: str | os.PathLike[str]) -> Path:
-    """The absolute path, links followed, so that what is replaced is the directory itself."""
-    try:
-        return Path(path).expanduser().resolve()
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
-        raise AdapterError(f"{path!r} is no path of an adapter directory: {error}") from None
 
 
 def _join_module(module: str | Iterable[str]) -> str:

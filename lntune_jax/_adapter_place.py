@@ -41,7 +41,7 @@ def check_place(
     absent = [name for name in trainable if name not in present]
     wrong = [f"params lacks {list_names(absent)}"] if absent else []
     for name, value in trainable.items():
-        wrong += _compare(name, value, present[name]) if name in present else []
+        wrong += compare_leaf(name, value, present[name]) if name in present else []
     if wrong:
         raise _explain(directory, wrong)
     selection = _select(directory, params, config, norms)
@@ -75,10 +75,11 @@ def place_leaves(selection: Selection, trainable: Mapping[str, np.ndarray], cast
     return selection.treedef.unflatten(leaves)
 
 
-def _compare(name: str, value: np.ndarray, place: Any) -> list[str]:
+def compare_leaf(name: str, value: np.ndarray, place: Any) -> list[str]:
+    """What keeps a saved leaf from the place of one of the tree: nothing, or one sentence."""
     shape = get_shape(place)
     if isinstance(place, Tracer):
-        return [f"{name!r} is being traced in params: call restore_adapter outside jax.jit"]
+        return [f"{name!r} is being traced in params: call this outside jax.jit"]
     if shape is None:
         return [f"{name!r} is a {type(place).__name__} in params, not an array"]
     if tuple(shape) != value.shape:

@@ -58,6 +58,18 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, overwrite: bo
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def resolve_path(path: str | os.PathLike[str]) -> Path:
+    """The absolute path, links followed, so that what is replaced is the directory itself.
+
+    Raises:
+        AdapterError: it is no path, or none that the file system can have.
+    """
+    try:
+        return Path(path).expanduser().resolve()
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise AdapterError(f"{path!r} is no path of a directory: {error}") from None
+
+
 def list_asides(target: Path) -> list[Path]:
     """Older versions of `target` that an interrupted replacement left beside it, newest first."""
     prefix = f".{target.name}.old-"

@@ -7,10 +7,16 @@ Nothing here knows what a norm is. Source of the rules: PEFT's `check_target_mod
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from ._errors import PatternError
 from ._regex import Pattern
+
+# An expression is matched against every path, so that their number bounds the time.
+MOST_EXPRESSIONS = 256
+_PLAIN = re.compile(r"[\w.-]+")  # the end of a path, and not meant as an expression
 
 
 class Match(NamedTuple):
@@ -43,7 +49,7 @@ def match_patterns(
         return []
     if isinstance(patterns, str):
         return [_match_expression(patterns, _with_dots(patterns), modules, leaves)]
-    return [_match_entry(entry, modules, leaves) for entry in patterns]
+    return _match_entries(patterns, modules, leaves, _with_dots)
 
 
 def match_saved(
@@ -51,8 +57,8 @@ def match_saved(
 ) -> list[Match]:
     """Matches the entries of `modules_to_save`: whole segments of a path, and all that lies below.
 
-    Where no module path holds an entry it is read as a regular expression, and then as the whole
-    path of a leaf (`["cls_token"]`).
+    An entry may also be the whole path of a leaf (`["cls_token"]`), and is read as a regular
+    expression where it is neither.
 
     Example:
         >>> sorted(match_saved(["head"], ["head", "head.out", "ahead"], [])[0].names)
@@ -60,10 +66,14 @@ def match_saved(
     """
     if entries is None:
         return []
-    return [
-        _match_saved(e, modules, leaves)
-        for e in ([entries] if isinstance(entries, str) else entries)
-    ]
+    patterns = [entries] if isinstance(entries, str) else entries
+    return _match_entries(
+        patterns,
+        modules,
+        leaves,
+        lambda entry: rf"(.*\.)?(?:{_with_dots(entry)})(\..*)?",
+        is_inside=True,
+    )
 
 
 def suggest(pattern: str, modules: Iterable[str]) -> list[str]:
@@ -76,21 +86,52 @@ def suggest(pattern: str, modules: Iterable[str]) -> list[str]:
     return [ends[end] for end in near]
 
 
-def _match_entry(entry: str, modules: Sequence[str], leaves: Sequence[str]) -> Match:
-    name = entry.replace("/", ".")
-    literal = frozenset(m for m in modules if m == name or m.endswith("." + name))
-    if literal:
-        return Match(entry, literal, True)
-    return _match_expression(entry, _with_dots(entry), modules, leaves)
+def _match_entries(
+    entries: Sequence[str],
+    modules: Sequence[str],
+    leaves: Sequence[str],
+    write_expression: Callable[[str], str],
+    *,
+    is_inside: bool = False,
+) -> list[Match]:
+    """Each entry as the end of module paths, else as a leaf's path, else as an expression.
+
+    With `is_inside` an entry may also end before the path does: what lies below counts.
+    """
+    names = {entry: entry.replace("/", ".") for entry in entries}
+    ends, whole = _find_ends(set(names.values()), modules, is_inside), set(leaves)
+    # PEFT reads `modules_to_save` with `re.match`, so that dots there are an expression's.
+    plain = {n for n in ends if _PLAIN.fullmatch(n) and not (is_inside and "." in n)}
+    expressions = [e for e, name in names.items() if not ends[name] and name not in plain]
+    if len(expressions) > MOST_EXPRESSIONS:
+        raise PatternError(
+            f"a list of patterns holds {len(expressions):,} that are no ends of module paths, such "
+            f"as {expressions[0][:80]!r}; at most {MOST_EXPRESSIONS} are read as regular "
+            "expressions: join them, or list the modules"
+        )
+    matches = {}
+    for entry, name in names.items():
+        if ends[name] or name in plain or name in whole:
+            found = ends[name] or ([name] if name in whole else [])
+            matches[entry] = Match(entry, frozenset(found), True)
+        else:
+            matches[entry] = _match_expression(entry, write_expression(entry), modules, leaves)
+    return [matches[entry] for entry in entries]
 
 
-def _match_saved(entry: str, modules: Sequence[str], leaves: Sequence[str]) -> Match:
-    name = f".{entry.replace('/', '.')}."
-    literal = frozenset(module for module in modules if name in f".{module}.")
-    literal = literal or frozenset(leaf for leaf in leaves if leaf == name[1:-1])
-    if literal:
-        return Match(entry, literal, True)
-    return _match_expression(entry, rf"(.*\.)?(?:{_with_dots(entry)})(\..*)?", modules, ())
+def _find_ends(names: set[str], modules: Iterable[str], is_inside: bool) -> dict[str, list[str]]:
+    """For each name, the module paths that end with it (or hold it): one pass over the modules."""
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for module in modules:
+        prefix = module
+        while prefix:
+            end = prefix
+            while end:
+                if end in found:
+                    found[end].append(module)
+                end = end.partition(".")[2]
+            prefix = prefix.rpartition(".")[0] if is_inside else ""
+    return found
 
 
 def _match_expression(

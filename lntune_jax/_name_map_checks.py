@@ -43,12 +43,14 @@ def check_rule(rule: NameRule) -> None:
     _check_numbers(rule, where)
 
 
-def check_map(rules: Iterable[NameRule]) -> None:
-    """Refuses rules for one leaf, and rules that give one parameter.
+def check_map(rules: Iterable[NameRule], kind: type) -> None:
+    """Refuses what is no rule, rules for one leaf, and rules that give one parameter.
 
     Raises:
         ConfigError: naming both rules.
     """
+    if not isinstance(rules, tuple) or not all(isinstance(rule, kind) for rule in rules):
+        raise ConfigError(f"name_map: rules must be a tuple of NameRule, not {str(rules)[:200]}")
     for one, other in combinations(rules, 2):
         if one.leaf == other.leaf:
             raise ConfigError(f"name_map: two rules are for the leaf {one.leaf!r}")
@@ -69,6 +71,13 @@ def _check_numbers(rule: NameRule, where: str) -> None:
             raise ConfigError(f"{where}{field} must be an integer from {minimum}, not {number!r}")
     if LAYER not in rule.parameter and (rule.first, rule.stride, rule.layers) != (0, 1, None):
         raise ConfigError(f"{where}first, stride and layers are for leaves of numbered layers")
+    axes = rule.axes
+    if axes is not None and (rule.transpose or sorted(axes) != list(range(len(axes)))):
+        raise ConfigError(
+            f"{where}axes must be a permutation such as (1, 0), without transpose, not {axes!r}"
+        )
+    if not isinstance(rule.transpose, bool):
+        raise ConfigError(f"{where}transpose must be True or False, not {rule.transpose!r}")
     if not isinstance(rule.offset, int | float) or not isfinite(rule.offset):
         raise ConfigError(f"{where}offset must be a finite number, not {rule.offset!r}")
 

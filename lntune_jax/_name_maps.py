@@ -175,9 +175,15 @@ def _get_axes(leaf: str, shape: tuple[int, ...], rule: NameRule) -> tuple[int, .
             f"the leaf {leaf!r} has shape {tuple(shape)}, which has no axis {rule.layer_axis} "
             "where name_map says that the layers are stacked"
         )
+    rank = len(shape) - (rule.layer_axis is not None)
+    if rule.axes is not None and len(rule.axes) != rank:
+        raise TreeError(
+            f"the leaf {leaf!r} has shape {tuple(shape)}, but name_map gives it {len(rule.axes)} "
+            "axes (apart from the layers')"
+        )
     if not rule.transpose:
-        return None
-    if len(shape) - (rule.layer_axis is not None) != 2:
+        return rule.axes
+    if rank != 2:
         raise TreeError(
             f"the leaf {leaf!r} has shape {tuple(shape)}, but name_map says that it holds matrices"
         )

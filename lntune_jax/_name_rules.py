@@ -23,6 +23,8 @@ class NameRule:
         offset: what the tree's values have more than transformers': 1.0 where a tree holds
             Gemma's 1 + w and transformers w.
         transpose: whether the matrix (one layer's) is transposed.
+        axes: for arrays of other ranks: where in the leaf (one layer's) each axis of transformers'
+            array is; (3, 2, 0, 1) for a Flax convolution of two dimensions.
 
     Raises:
         ConfigError: the fields contradict each other.
@@ -47,6 +49,7 @@ class NameRule:
     layers: int | None = None
     offset: float = 0.0
     transpose: bool = False
+    axes: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         checks.check_rule(self)
@@ -80,7 +83,7 @@ class NameMap:
     rules: tuple[NameRule, ...]
 
     def __post_init__(self) -> None:
-        checks.check_map(self.rules)
+        checks.check_map(self.rules, NameRule)
 
     def with_prefix(self, old: str, new: str) -> NameMap:
         """The same map for a model that holds this one under another name.

@@ -20,7 +20,12 @@ _PLAIN = re.compile(r"[\w.-]+")
 
 
 def make_peft_config(
-    config: LNTuningConfig, norms: Iterable[str], saved: Iterable[str], *, is_renamed: bool
+    config: LNTuningConfig,
+    norms: Iterable[str],
+    saved: Iterable[str],
+    *,
+    known: Iterable[str],
+    is_renamed: bool,
 ) -> LNTuningConfig:
     """A config with which PEFT copies and saves exactly these modules.
 
@@ -28,36 +33,42 @@ def make_peft_config(
         config: the config of the training.
         norms: the parameters of norms, as transformers calls them.
         saved: the parameters of saved modules.
+        known: all parameters of the model that are known, these among them.
         is_renamed: whether the tree's own names, which the config speaks of, are others.
 
     Example:
         >>> config = LNTuningConfig(target_modules=".*norm", modules_to_save=["head"])
-        >>> made = make_peft_config(config, ["a.norm.weight"], ["head.bias"], is_renamed=False)
+        >>> names = ["a.norm.weight", "head.bias"]
+        >>> made = make_peft_config(config, names[:1], names[1:], known=names, is_renamed=False)
         >>> made.target_modules, made.modules_to_save
         (('a.norm',), ('head',))
     """
-    norms = list(norms)
-    modules = list_parents(norms)
+    norms, modules = list(norms), list_modules([tuple(name.split(".")) for name in known])
+    copied = list_parents(norms)
     targets, excluded = config.target_modules, config.exclude_modules
     if targets is None and config.model_type is not None:
         targets = DEFAULT_TARGETS.get(config.model_type)
-    if is_renamed or not _reads_alike(targets, excluded, modules):
-        targets, excluded = tuple(modules) or None, None
-    heads = list_parents(saved)
-    kept = tuple(get_modules_to_save(config) or ())
+    if is_renamed or not _reads_alike(targets, excluded, copied):
+        targets = tuple(copied) or None
+        # A path may be the end of another one, which PEFT would copy too.
+        excluded = tuple(_list_ends(modules, copied) - set(copied)) or None
+    heads, kept = list_parents(saved), tuple(get_modules_to_save(config) or ())
     tasks = TASK_HEADS.get(config.task_type or "", ())
-    is_clear = all(_names_module(entry, heads) for entry in kept)
-    # By the end of its name PEFT would also save a norm that it copies, and cannot do both.
-    is_clear = is_clear and not any(is_saved_by_peft(norm, kept) for norm in norms)
-    if is_renamed or config.exclude_modules or not is_clear:
-        kept = _join_heads(heads, tasks)
-    else:  # and a head that was added for the task
-        added = [head for head in heads if not any(is_in(head, entry) for entry in kept)]
-        kept += _join_heads(added, tasks)
+    added = [head for head in heads if not any(is_in(head, entry) for entry in kept)]
+    written = kept + _join_heads(added, tasks)
+    if (
+        is_renamed
+        or config.exclude_modules
+        or not all(_names_module(entry, heads) for entry in kept)
+        # By the end of its name PEFT would also save a norm that it copies, and cannot do both.
+        or any(is_saved_by_peft(norm, kept) for norm in norms)
+        or not _is_flat(modules, (*written, *tasks))
+    ):
+        written = _join_heads(heads, tasks)
     return config.replace(
         target_modules=targets,
         exclude_modules=excluded,
-        modules_to_save=kept or None,
+        modules_to_save=written or None,
         inference_mode=True,  # as PEFT writes every adapter
         model_type=None,  # PEFT knows neither of these fields
         param_dtype="float32",
@@ -84,8 +95,8 @@ def is_saved_by_peft(parameter: str, entries: Iterable[str]) -> bool:
         >>> is_saved_by_peft("pre_classifier.weight", ["classifier"])
         True
     """
-    modules = list_modules([tuple(parameter.split("."))])
-    return any(module.endswith(entry) for module in modules for entry in entries)
+    ends = tuple(entries)
+    return any(module.endswith(ends) for module in list_modules([tuple(parameter.split("."))]))
 
 
 def _reads_alike(
@@ -99,9 +110,8 @@ def _reads_alike(
     if not is_plain(targets) or not is_plain(excluded):
         return False
     above = list_modules([tuple(module.split(".")) for module in modules])
-    return all(_ends(module, targets) for module in modules) and not any(
-        _ends(container, targets) for container in above if container not in modules
-    )
+    named = _list_ends([*above, *modules], targets)
+    return named == set(modules)
 
 
 def is_plain(patterns: str | Sequence[str] | None) -> bool:
@@ -112,7 +122,8 @@ def is_plain(patterns: str | Sequence[str] | None) -> bool:
 
 def _names_module(entry: str, heads: Sequence[str]) -> bool:
     """Whether an entry of `modules_to_save` is one of these modules, or contains some."""
-    return entry in _PEFT_HEADS or any(is_in(head, entry) for head in heads)
+    is_plain_entry = _PLAIN.fullmatch(entry) is not None
+    return entry in _PEFT_HEADS or (is_plain_entry and any(is_in(head, entry) for head in heads))
 
 
 def _join_heads(modules: Sequence[str], heads: Sequence[str]) -> tuple[str, ...]:
@@ -121,8 +132,27 @@ def _join_heads(modules: Sequence[str], heads: Sequence[str]) -> tuple[str, ...]
     for module in modules:
         above = list_modules([(*module.split("."), "leaf")])
         roots[next((path for path in above if path.endswith(tuple(heads))), module)] = None
-    return tuple(r for r in roots if not any(r.startswith(f"{other}.") for other in roots))
+    return tuple(r for r in roots if not any(parent in roots for parent in _list_above(r)))
 
 
-def _ends(module: str, entries: Sequence[str]) -> bool:
-    return any(module == entry or module.endswith("." + entry) for entry in entries)
+def _is_flat(modules: Sequence[str], entries: tuple[str, ...]) -> bool:
+    """Whether PEFT can save by these entries: no module within another, and none that is a list."""
+    saved = [module for module in modules if module.endswith(entries)]
+    roots = set(saved)
+    nested = any(parent in roots for module in saved for parent in _list_above(module))
+    lists = {m.rpartition(".")[0] for m in modules if m.rpartition(".")[2].isdigit()}
+    return not nested and not roots & lists
+
+
+def _list_above(module: str) -> list[str]:
+    return list_modules([tuple(module.split("."))])
+
+
+def _list_ends(modules: Iterable[str], entries: Iterable[str]) -> set[str]:
+    """The modules that equal an entry or end with one, segment by segment."""
+    wanted, found = set(entries), set()
+    for module in modules:
+        segments = module.split(".")
+        if any(".".join(segments[i:]) in wanted for i in range(len(segments))):
+            found.add(module)
+    return found

@@ -5,7 +5,7 @@ PEFT itself loads with `strict=False`: a key that fits nothing is dropped there 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,19 +22,20 @@ from ._peft_config import is_in, is_saved_by_peft
 from ._peft_files import Key, read_key
 from ._peft_tree import Index
 from ._roles import NORM_ROLE, SAVED_ROLE, assign_roles, match_config, unite
+from ._tied_embeddings import check_untied, is_embedding
 
 
 class Contents(NamedTuple):
     """The parameters of an adapter, by the names that transformers has for them.
 
     Attributes:
-        arrays: their values.
+        keys: the file's keys.
         norms: those that belong to copied norms.
-        copies: the modules that were copied and are no norms.
+        copies: the modules that were copied, or saved as embeddings, and are no norms.
         saved: the other parameters: of copies, and of saved modules.
     """
 
-    arrays: dict[str, np.ndarray]
+    keys: dict[str, str]
     norms: frozenset[str]
     copies: tuple[str, ...]
     saved: frozenset[str]
@@ -42,7 +43,7 @@ class Contents(NamedTuple):
 
 def check_contents(
     directory: Path,
-    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
     config: LNTuningConfig,
     index: Index,
     values: Mapping[str, Any],
@@ -51,7 +52,7 @@ def check_contents(
 
     Args:
         directory: the adapter's, for messages.
-        tensors: by the file's keys.
+        shapes: of the file's tensors, by their keys.
         config: the file's.
         index: the tree's parameters.
         values: the tree's leaves by leaf path.
@@ -59,35 +60,52 @@ def check_contents(
     Raises:
         AdapterError: lists the keys that belong to nothing, are missing, or are otherwise.
     """
-    keys = {key: _resolve(read_key(key), index) for key in tensors}
-    copies = {read.copied for read in keys.values() if not read.is_base}
+    read = {key: _resolve(read_key(key), index) for key in shapes}
+    copied = {key.copied for key in read.values() if not key.is_base}
     strange = [
         key
-        for key, read in keys.items()
-        if read.parameter not in index.parameters or (read.is_base and read.copied not in copies)
+        for key, found in read.items()
+        if found.parameter not in index.parameters or (found.is_base and found.copied not in copied)
     ]
     if strange:
-        raise AdapterError(_explain_strange(directory, strange, keys, index))
-    arrays: dict[str, np.ndarray] = {}
+        raise AdapterError(_explain_strange(directory, strange, read, index))
+    keys: dict[str, str] = {}
     wrong: list[str] = []
-    for key, read in keys.items():
-        assert read.parameter is not None
-        wrong += _check_tensor(key, tensors[key], index.parameters[read.parameter], values)
-        if read.is_base:
-            continue
-        if read.parameter in arrays:
-            wrong.append(f"{key!r} is {read.parameter!r}, which another key holds too")
-        arrays[read.parameter] = tensors[key]
+    for key, found in read.items():
+        assert found.parameter is not None
+        wrong += _check_shape(key, shapes[key], index.parameters[found.parameter], values)
+        if not found.is_base and keys.setdefault(found.parameter, key) != key:
+            wrong.append(f"{key!r} is {found.parameter!r}, which another key holds too")
     if wrong:
         raise AdapterError(_explain(directory, wrong))
-    copied = {
-        read.parameter: read.copied for read in keys.values() if read.copied and not read.is_base
-    }
-    norms = frozenset(str(name) for name in copied if name in index.norms)
-    others = tuple(dict.fromkeys(m for name, m in copied.items() if m and name not in index.norms))
-    contents = Contents(arrays, norms, others, frozenset(arrays) - norms)
-    _check_selected(directory, config, index, contents, values)
+    owners = {name: read[key].copied for name, key in keys.items()}
+    norms = frozenset(name for name in keys if owners[name] and name in index.norms)
+    saved = frozenset(keys) - norms
+    others = dict.fromkeys(m for name, m in owners.items() if m and name in saved)
+    # PEFT saves embeddings beside an adapter by itself (`save_embedding_layers`).
+    entries = config.modules_to_save or ()
+    own = [
+        n for n in saved if is_embedding(n) and not owners[n] and not is_saved_by_peft(n, entries)
+    ]
+    others |= dict.fromkeys(name.rpartition(".")[0] for name in own)
+    contents = Contents(keys, norms, tuple(others), saved)
+    _check_selected(directory, config, index, contents, values, own)
+    check_untied(saved, config.task_type, index.parameters)
     return contents
+
+
+def check_finite(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuses values that are not finite.
+
+    Raises:
+        AdapterError: lists the keys.
+    """
+    wrong = []
+    for key, tensor in tensors.items():
+        broken = int(tensor.size - np.isfinite(tensor.astype(np.float64)).sum())
+        wrong += [f"{key!r} holds {broken:,} values that are not finite"] if broken else []
+    if wrong:
+        raise AdapterError(_explain(directory, wrong))
 
 
 def _resolve(read: Key, index: Index) -> Key:
@@ -99,18 +117,17 @@ def _resolve(read: Key, index: Index) -> Key:
     return read._replace(parameter=name) if name in index.parameters else read
 
 
-def _check_tensor(
-    key: str, tensor: np.ndarray, place: Place, values: Mapping[str, Any]
+def _check_shape(
+    key: str, found: tuple[int, ...], place: Place, values: Mapping[str, Any]
 ) -> list[str]:
     shape = tuple(get_shape(values[place.leaf]) or ())
     if place.layer_axis is not None:
         shape = shape[: place.layer_axis] + shape[place.layer_axis + 1 :]
     if place.axes is not None:
         shape = tuple(shape[axis] for axis in place.axes)
-    if tensor.shape != shape:
-        return [f"{key!r} has shape {tensor.shape}, expected {shape} (leaf {place.leaf!r})"]
-    broken = int(tensor.size - np.isfinite(tensor.astype(np.float64)).sum())
-    return [f"{key!r} holds {broken:,} values that are not finite"] if broken else []
+    if found != shape:
+        return [f"{key!r} has shape {found}, expected {shape} (leaf {place.leaf!r})"]
+    return []
 
 
 def _check_selected(
@@ -119,6 +136,7 @@ def _check_selected(
     index: Index,
     contents: Contents,
     values: Mapping[str, Any],
+    embeddings: Collection[str],
 ) -> None:
     """Compares the file with what its config selects, in the names of transformers."""
     leaves = [
@@ -131,11 +149,12 @@ def _check_selected(
     selected = [name for name, role in roles.items() if role in (NORM_ROLE, SAVED_ROLE)]
     targets = unite(matches.targets)
     wrong = []
-    missing = [name for name in selected if name not in contents.arrays]
+    missing = [name for name in selected if name not in contents.keys]
     if missing:
         wrong.append(f"missing keys, which its config selects: {list_names(missing)}")
     stray = [name for name in sorted(contents.norms) if roles[name] != NORM_ROLE]
-    stray += [module for module in contents.copies if module not in targets]
+    own = {name.rpartition(".")[0] for name in embeddings}
+    stray += [module for module in contents.copies if module not in targets | own]
     stray += [
         name
         for name in sorted(contents.saved)
@@ -148,9 +167,9 @@ def _check_selected(
     partial = [
         place.parameter
         for places in index.places.values()
-        if any(place.parameter in contents.arrays for place in places)
+        if any(place.parameter in contents.keys for place in places)
         for place in places
-        if place.parameter not in contents.arrays
+        if place.parameter not in contents.keys
     ]
     if partial:
         wrong.append(
@@ -175,8 +194,8 @@ def _explain_strange(
     firsts = [name for name in list(index.parameters) if name in index.norms][:3]
     return (
         f"{text}. The norms of params are called {list_names(firsts) or 'nothing that is known'}: "
-        "pass the model that the adapter was trained on, with the same head, and a name_map if "
-        "its module paths are not those of transformers"
+        "pass the model that the adapter was trained on, with the same head (not tied, where the "
+        "adapter holds it), and a name_map if its module paths are not those of transformers"
     )
 
 

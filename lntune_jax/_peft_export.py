@@ -16,6 +16,7 @@ import numpy as np
 from ._adapter_processes import write_on_first_process
 from ._config import LNTuningConfig
 from ._errors import AdapterError, ConfigError
+from ._files import resolve_path
 from ._name_maps import NameMap, get_name_map
 from ._peft_files import check_target, write_key, write_peft_directory
 from ._peft_parameters import Parameters, collect_parameters
@@ -44,18 +45,20 @@ def export_peft(
         base: the parameters that were tuned, or the frozen half of `partition_params`. Needed only
             where PEFT's file holds more than what trained: a module of which some leaves trained,
             or the head of a classification task that did not train.
-        norms: as given to `partition_params`, if it was.
+        norms: as given to `partition_params`, if it was; read together with `base`.
         name_map: the name of a table (`lntune_jax.peft.NAME_MAPS`) or a `NameMap`, for trees
             whose module paths are not those of transformers.
-        overwrite: whether a PEFT adapter that is there is replaced.
+        overwrite: whether a PEFT adapter that is there is replaced, its model card with it.
 
     Returns:
         The absolute path of the directory.
 
     Raises:
         AdapterError: the path exists; a leaf has no name in transformers; a value is not finite;
-            PEFT needs more than the leaves that trained; or the file system refuses.
+            PEFT needs more than the leaves that trained; an embedding trained that the model
+            seems to share with its output; or the file system refuses.
         ConfigError: `name_map` is not known.
+        SelectionError: the config selects nothing in `base`.
         TreeError: the layout of a saved kernel cannot be known, or two leaves are one parameter.
 
     Source: PEFT's `get_peft_model_state_dict` (src/peft/utils/save_and_load.py, 0.21).
@@ -73,7 +76,7 @@ def export_peft(
     """
     if not isinstance(config, LNTuningConfig):
         raise ConfigError(f"config must be an LNTuningConfig, not {type(config).__name__}")
-    target = Path(path).expanduser().resolve()
+    target = resolve_path(path)
     parameters = collect_parameters(
         trainable, config, base=base, norms=norms, name_map=get_name_map(name_map)
     )

@@ -9,7 +9,8 @@ pickle can run any code.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,11 @@ from ._files import write_directory
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
-_ENTRIES = {CONFIG_FILE, WEIGHTS_FILE, "README.md"}  # PEFT writes a model card too
+_ENTRIES = {
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    "README.md",
+}  # PEFT writes a model card too, replaced as well
 _PREFIX, _COPY, _BASE = "base_model.model.", ".ln_tuning_layers.", ".base_layer."
 _FLOATING = ("F64", "F32", "F16", "BF16")
 
@@ -71,8 +76,8 @@ def read_key(key: str) -> Key:
     return Key(name)
 
 
-def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], LNTuningConfig]:
-    """Reads the tensors and the config of a PEFT adapter.
+def read_header(directory: Path) -> tuple[dict[str, tuple[int, ...]], LNTuningConfig]:
+    """The shapes of a PEFT adapter's tensors by their keys, and its config; no values yet.
 
     Raises:
         AdapterError: a file is absent, damaged, a pickle, or of another kind of adapter.
@@ -88,7 +93,35 @@ def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], LNTuningConf
         raise AdapterError(
             f"{directory / CONFIG_FILE} is no config of an LN tuning adapter: {error}"
         ) from error
-    return _read_tensors(weights), config
+    with _open(weights) as handle:
+        kinds = {key: handle.get_slice(key).get_dtype() for key in handle.keys()}  # noqa: SIM118
+        wrong = [f"{key!r} is {kind}" for key, kind in kinds.items() if kind not in _FLOATING]
+        if wrong:
+            raise AdapterError(
+                f"{weights} holds tensors of a type that an adapter cannot have: "
+                f"{list_names(wrong, str)}; expected {', '.join(_FLOATING)}"
+            )
+        return {key: tuple(handle.get_slice(key).get_shape()) for key in kinds}, config
+
+
+def read_tensors(directory: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """The values of some tensors of a PEFT adapter.
+
+    Raises:
+        AdapterError: the file is damaged, or larger than the memory.
+    """
+    with _open(directory / WEIGHTS_FILE) as handle:
+        return {key: handle.get_tensor(key) for key in keys}
+
+
+def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], LNTuningConfig]:
+    """All tensors of a PEFT adapter by their keys, and its config.
+
+    Raises:
+        AdapterError: as for `read_header` and `read_tensors`.
+    """
+    shapes, config = read_header(directory)
+    return read_tensors(directory, shapes), config
 
 
 def write_peft_directory(
@@ -126,7 +159,9 @@ def check_target(target: Path, overwrite: bool) -> None:
         )
     if not target.is_dir():
         raise AdapterError(f"{target} is a file, and overwrite=True replaces adapters only")
-    foreign = sorted(path.name for path in target.iterdir() if path.name not in _ENTRIES)
+    entries = {path.name for path in target.iterdir()}
+    is_adapter = not entries or bool(entries & {CONFIG_FILE, WEIGHTS_FILE})
+    foreign = sorted(entries - _ENTRIES if is_adapter else entries)
     if foreign:
         raise AdapterError(
             f"{target} holds what is no PEFT adapter ({list_names(foreign)}), and overwrite=True "
@@ -134,22 +169,20 @@ def check_target(target: Path, overwrite: bool) -> None:
         )
 
 
-def _read_tensors(file: Path) -> dict[str, np.ndarray]:
+@contextmanager
+def _open(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy") as handle:
-            kinds = {key: handle.get_slice(key).get_dtype() for key in handle.keys()}  # noqa: SIM118
-            wrong = [f"{key!r} is {kind}" for key, kind in kinds.items() if kind not in _FLOATING]
-            if wrong:
-                raise AdapterError(
-                    f"{file} holds tensors of a type that an adapter cannot have: "
-                    f"{list_names(wrong, str)}; expected {', '.join(_FLOATING)}"
-                )
-            return {key: handle.get_tensor(key) for key in kinds}
-    except (SafetensorError, OSError) as error:
+            yield handle
+    # Also for shapes that numpy cannot have, and for those that no memory holds.
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+        if isinstance(error, AdapterError):
+            raise
         raise AdapterError(
-            f"{file} is damaged or cut short ({error}): copy it anew from where it came from"
+            f"{file} is damaged or cut short ({str(error)[:200] or type(error).__name__}): copy it "
+            "anew from where it came from"
         ) from error
 
 

@@ -7,19 +7,21 @@ and the shapes must agree; otherwise nothing is read and the error lists the key
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._adapter_checks import fill_holes
-from ._adapter_place import place_leaves
+from ._adapter_place import compare_leaf, place_leaves
 from ._adapter_reading import Adapter
 from ._errors import AdapterError
+from ._files import resolve_path
 from ._name_maps import NameMap, assemble, get_name_map
+from ._norms import split_modules
 from ._paths import flatten, get_shape, join
-from ._peft_contents import Contents, check_contents
-from ._peft_files import read_directory
+from ._peft_contents import check_contents, check_finite
+from ._peft_files import read_header, read_tensors
 from ._peft_selection import make_own_config
 from ._peft_tree import Index, index_tree
 from ._roles import Selection
@@ -29,6 +31,7 @@ def import_peft(
     path: str | os.PathLike[str],
     params: Any,
     *,
+    norms: Iterable[str] | None = None,
     name_map: str | NameMap | None = None,
     cast: bool = True,
 ) -> Any:
@@ -37,6 +40,8 @@ def import_peft(
     Args:
         path: the directory with `adapter_config.json` and `adapter_model.safetensors`.
         params: the base: any pytree of arrays, numpy arrays or `jax.ShapeDtypeStruct`.
+        norms: module paths that are norms, where the caller knows them (`norm_modules`); None
+            finds them by type, name and shape.
         name_map: the name of a table (`lntune_jax.peft.NAME_MAPS`) or a `NameMap`, for trees
             whose module paths are not those of transformers.
         cast: whether the leaves take the dtype of the base; False keeps the file's, widened to
@@ -48,8 +53,11 @@ def import_peft(
 
     Raises:
         AdapterError: a file is absent, damaged, a pickle, or of another kind of adapter; keys
-            belong to nothing or are missing; a shape or a value is wrong.
-        ConfigError: `name_map` is not known.
+            belong to nothing or are missing; a shape or a value is wrong; an embedding crosses
+            that the tree seems to share with its output.
+        ConfigError: `name_map` is not known, or a pattern of the file is no valid expression.
+        SelectionError: the file names an unknown `model_type`.
+        TreeError: two leaves are one parameter, or have one path.
 
     Warns:
         CopiedModuleWarning: the adapter copied modules that are no norms.
@@ -65,18 +73,24 @@ def import_peft(
         >>> lnt.import_peft(path, params)["model"]["norm"]["scale"].tolist()
         [2.0, 3.0]
     """
-    read = _read(path, params, name_map)
+    read = _read(path, params, norms, name_map)
     return place_leaves(read.selection, read.adapter.trainable, cast)
 
 
 def load_peft(
-    path: str | os.PathLike[str], params: Any, *, name_map: str | NameMap | None = None
+    path: str | os.PathLike[str],
+    params: Any,
+    *,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
 ) -> Adapter:
     """Reads an adapter that PEFT wrote, as leaves of `params` and a config that selects them.
 
     Args:
         path: the directory with `adapter_config.json` and `adapter_model.safetensors`.
         params: the base: any pytree of arrays, numpy arrays or `jax.ShapeDtypeStruct`.
+        norms: module paths that are norms, where the caller knows them (`norm_modules`); None
+            finds them by type, name and shape.
         name_map: the name of a table (`lntune_jax.peft.NAME_MAPS`) or a `NameMap`, for trees
             whose module paths are not those of transformers.
 
@@ -87,8 +101,7 @@ def load_peft(
         on, clear PEFT's mark: `config.replace(inference_mode=False)`.
 
     Raises:
-        AdapterError: as for `import_peft`.
-        ConfigError: `name_map` is not known.
+        AdapterError, ConfigError, SelectionError, TreeError: as for `import_peft`.
 
     Warns:
         CopiedModuleWarning: the adapter copied modules that are no norms.
@@ -104,7 +117,7 @@ def load_peft(
         >>> lnt.load_peft(path, params).trainable
         {'model.norm.scale': array([2., 3.], dtype=float32)}
     """
-    return _read(path, params, name_map).adapter
+    return _read(path, params, norms, name_map).adapter
 
 
 class _Read(NamedTuple):
@@ -112,34 +125,48 @@ class _Read(NamedTuple):
     selection: Selection  # the leaves of params and their structure
 
 
-def _read(path: str | os.PathLike[str], params: Any, name_map: str | NameMap | None) -> _Read:
-    directory = Path(path).expanduser().resolve()
+def _read(
+    path: str | os.PathLike[str],
+    params: Any,
+    norms: Iterable[str] | None,
+    name_map: str | NameMap | None,
+) -> _Read:
+    directory = resolve_path(path)
     known = get_name_map(name_map)
-    tensors, config = read_directory(directory)
+    norms = norms if norms is None or isinstance(norms, str) else list(norms)
+    shapes, config = read_header(directory)
     if fill_holes(params)[1]:
         raise AdapterError(
             "params is the frozen half of partition_params, with holes: pass the whole tree, or "
             "merge the halves first"
         )
     leaves, treedef = flatten(params)
-    index = index_tree(params, leaves, known)
+    index = index_tree(params, leaves, known, norms=split_modules(norms))
     values = {join(leaf.path): leaf.value for leaf in leaves}
-    contents = check_contents(directory, tensors, config, index, values)
-    names = [name for name in index.places if _is_touched(index, name, contents)]
+    contents = check_contents(directory, shapes, config, index, values)
+    tensors = read_tensors(directory, contents.keys.values())
+    check_finite(directory, tensors)
+    arrays = {parameter: tensors[key] for parameter, key in contents.keys.items()}
+    names = [
+        name
+        for name, places in index.places.items()
+        if any(place.parameter in arrays for place in places)
+    ]
     trainable = {
-        name: _assemble(index, name, contents, values[name], config.param_dtype) for name in names
+        name: _assemble(index, name, arrays, values[name], config.param_dtype) for name in names
     }
-    made = make_own_config(directory, params, config, index, contents, list(trainable))
+    wrong = [text for name in names for text in compare_leaf(name, trainable[name], values[name])]
+    if wrong:
+        raise AdapterError(f"the adapter {directory} does not fit params: {'; '.join(wrong[:5])}")
+    made = make_own_config(directory, params, config, norms, index, contents, names)
     return _Read(Adapter(trainable, made), Selection(leaves, treedef, []))
 
 
-def _is_touched(index: Index, name: str, contents: Contents) -> bool:
-    return any(place.parameter in contents.arrays for place in index.places[name])
-
-
-def _assemble(index: Index, name: str, contents: Contents, value: Any, dtype: str | None) -> Any:
+def _assemble(
+    index: Index, name: str, arrays: Mapping[str, np.ndarray], value: Any, dtype: str | None
+) -> np.ndarray:
     places = index.places[name]
-    kinds = {contents.arrays[place.parameter].dtype for place in places}
+    kinds = {arrays[place.parameter].dtype for place in places}
     widest = np.result_type(*kinds, *([dtype] if dtype else []))
     # Wide from the start: an offset shifts the values, and would round them in a narrow dtype.
-    return assemble(places, contents.arrays, tuple(get_shape(value) or ()), widest)
+    return assemble(places, arrays, tuple(get_shape(value) or ()), widest)

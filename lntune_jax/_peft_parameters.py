@@ -6,25 +6,23 @@ a classification task in every file. The base gives what is missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._adapter_arrays import to_numpy
-from ._adapter_checks import check_trainable, check_values, fill_holes
+from ._adapter_checks import check_values
 from ._adapter_messages import list_names
 from ._config import LNTuningConfig
 from ._errors import AdapterError
 from ._name_maps import NameMap, Place, take
-from ._norm_names import BIAS_NAMES, SCALE_NAMES
-from ._norms import NORM, split_modules
-from ._paths import Leaf, Path, join
 from ._peft_config import is_in, is_saved_by_peft, make_peft_config
-from ._peft_tree import Index, index_tree
-from ._roles import NORM_ROLE, SAVED_ROLE, assign_roles, match_config, unite
-from ._selection import select_leaves
+from ._peft_trainable import Tree, check_arrays, read_base, read_trainable
+from ._peft_tree import Index
+from ._roles import NORM_ROLE
 from ._task_heads import SAVED_WITH_HEAD, TASK_HEADS
+from ._tied_embeddings import check_untied
 
 
 class Parameters(NamedTuple):
@@ -39,14 +37,6 @@ class Parameters(NamedTuple):
     arrays: dict[str, np.ndarray]
     norms: frozenset[str]
     config: LNTuningConfig
-
-
-class _Tree(NamedTuple):
-    """What is known of the tree: its parameters, its leaves' roles, and the base's values."""
-
-    names: Index
-    roles: dict[str, str]
-    values: Mapping[str, Any]
 
 
 def collect_parameters(
@@ -71,80 +61,39 @@ def collect_parameters(
             the base is needed and not given.
         TreeError: two leaves are one parameter.
     """
+    check_arrays(trainable)
     if base is None:
-        tree = _read_trainable(trainable, config, name_map)
+        tree = read_trainable(trainable, config, name_map)
     else:
-        tree = _read_base(trainable, config, base, norms, name_map)
+        tree = read_base(trainable, config, base, norms, name_map)
     arrays = {name: to_numpy(name, value) for name, value in trainable.items()}
-    check_values(arrays)
     _check_names(tree.names, arrays)
     wanted = _list_parameters(tree, arrays)
     is_renamed = name_map is not None
-    written = _write_config(config, wanted, is_renamed)
+    written = _write_config(config, wanted, tree.names, is_renamed)
     while base is not None and _add_saved(tree.names, written, wanted):
-        written = _write_config(config, wanted, is_renamed)
+        written = _write_config(config, wanted, tree.names, is_renamed)
     if base is None:
-        _check_head(written, wanted)
+        _check_head(written, wanted, tree.saved)
+    check_untied(wanted, config.task_type, tree.names.parameters if base is not None else None)
     tensors: dict[str, np.ndarray] = {}
     for parameter, is_norm in wanted.items():
         place = tree.names.parameters[parameter]
         value = arrays[place.leaf] if place.leaf in arrays else tree.values[place.leaf]
         tensors[parameter] = np.asarray(take(place, to_numpy(place.leaf, value)))
         _check_layout(place, tensors[parameter], is_norm, is_renamed)
+    check_values(tensors)
     return Parameters(tensors, frozenset(n for n, is_norm in wanted.items() if is_norm), written)
 
 
-def _read_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | None) -> _Tree:
-    """What the trainable half alone says, for an adapter that needs nothing of the base."""
-    if not isinstance(trainable, Mapping) or not trainable:
+def _check_names(names: Index, leaves: Collection[str]) -> None:
+    nowhere = [place.leaf for place in names.parameters.values() if "." not in place.parameter]
+    nowhere = sorted(set(nowhere) & set(leaves))
+    if nowhere:
         raise AdapterError(
-            f"trainable must be a dict of leaf paths, not {type(trainable).__name__}: pass the "
-            "first half that partition_params returned"
+            f"these leaves lie in no module, and PEFT keeps modules only: {list_names(nowhere)}. "
+            "Leave them out of the training, or keep the adapter with save_adapter"
         )
-    leaves = [Leaf(tuple(str(n).split(".")), value, True) for n, value in trainable.items()]
-    matches = match_config(config, [leaf.path for leaf in leaves])
-    kinds = dict.fromkeys((leaf.path[:-1] for leaf in leaves), NORM)
-    roles = dict(zip(map(_name, leaves), assign_roles(leaves, kinds, matches), strict=True))
-    frozen = [name for name, role in roles.items() if role not in (NORM_ROLE, SAVED_ROLE)]
-    if frozen:
-        raise AdapterError(
-            f"trainable holds {list_names(frozen)}, which the config does not select: pass the "
-            "config that partition_params was given"
-        )
-    norms = [leaf.path[:-1] for leaf in leaves if roles[_name(leaf)] == NORM_ROLE]
-    saved = [name for name, role in roles.items() if role == SAVED_ROLE]
-    named = unite(matches.saved)
-    partial = _find_partial(norms, config) + [name for name in saved if name in named]
-    partial += saved if config.exclude_modules else []
-    if partial:
-        raise AdapterError(
-            f"the config trains leaves of {list_names(partial)} one by one, and PEFT keeps whole "
-            "modules: pass base=params, so that the rest of each module is written too"
-        )
-    return _Tree(index_tree({}, leaves, name_map, norms=norms), roles, {})
-
-
-def _read_base(
-    trainable: Mapping[str, Any],
-    config: LNTuningConfig,
-    base: Any,
-    norms: Iterable[str] | None,
-    name_map: NameMap | None,
-) -> _Tree:
-    params, holes = fill_holes(base)
-    norms = None if norms is None else list(norms)
-    selection = select_leaves(params, config, norms, warn=False)
-    roles = dict(zip(map(_name, selection.leaves), selection.roles, strict=True))
-    values = {_name(leaf): leaf.value for leaf in selection.leaves}
-    expected = {
-        name: values[name] for name, role in roles.items() if role in (NORM_ROLE, SAVED_ROLE)
-    }
-    check_trainable(trainable, expected, holes)
-    index = index_tree(params, selection.leaves, name_map, norms=split_modules(norms))
-    return _Tree(index, roles, values)
-
-
-def _check_names(names: Index, leaves: Iterable[str]) -> None:
     nameless = [name for name in leaves if name not in names.places]
     if nameless:
         reasons = [names.unclear.get(name, repr(name)) for name in nameless]
@@ -154,7 +103,7 @@ def _check_names(names: Index, leaves: Iterable[str]) -> None:
         )
 
 
-def _list_parameters(tree: _Tree, leaves: Iterable[str]) -> dict[str, bool]:
+def _list_parameters(tree: Tree, leaves: Iterable[str]) -> dict[str, bool]:
     """The parameters that trained and the rest of their norms, and whether each is a norm's."""
     wanted = {
         place.parameter: tree.roles[name] == NORM_ROLE
@@ -169,11 +118,12 @@ def _list_parameters(tree: _Tree, leaves: Iterable[str]) -> dict[str, bool]:
 
 
 def _write_config(
-    config: LNTuningConfig, wanted: Mapping[str, bool], is_renamed: bool
+    config: LNTuningConfig, wanted: Mapping[str, bool], names: Index, is_renamed: bool
 ) -> LNTuningConfig:
     norms = [name for name, is_norm in wanted.items() if is_norm]
     saved = [name for name, is_norm in wanted.items() if not is_norm]
-    return make_peft_config(config, norms, saved, is_renamed=is_renamed)
+    known = names.parameters
+    return make_peft_config(config, norms, saved, known=known, is_renamed=is_renamed)
 
 
 def _add_saved(names: Index, written: LNTuningConfig, wanted: dict[str, bool]) -> bool:
@@ -184,25 +134,24 @@ def _add_saved(names: Index, written: LNTuningConfig, wanted: dict[str, bool]) -
     return bool(found)
 
 
-def _check_head(written: LNTuningConfig, wanted: Iterable[str]) -> None:
+def _check_head(written: LNTuningConfig, wanted: Iterable[str], saved: Iterable[str]) -> None:
+    """Whether what PEFT saves beside what trained is there, as far as that can be known."""
     heads = TASK_HEADS.get(written.task_type or "", ())
-    missing = "" if _has(written, heads) else " or ".join(heads)
-    for root in {name.partition(".")[0] for name in wanted} & SAVED_WITH_HEAD.keys():
-        entries = (*heads, *(written.modules_to_save or ()))
-        beside = SAVED_WITH_HEAD[root]
-        if beside.endswith(tuple(entries)) and not _has(written, [beside]):
-            missing = missing or beside
-    if missing:
+    entries = (*heads, *(written.modules_to_save or ()))
+    if heads and not any(f".{name}".endswith(f".{head}") for name in saved for head in heads):
         raise AdapterError(
-            f"PEFT saves the head ({missing}) with every {written.task_type} adapter of this model "
+            f"PEFT saves the head ({' or '.join(heads)}) with every {written.task_type} adapter "
             "and cannot load one without it: pass base=params, so that it is written as it is in "
             "the base, or clear the task with config.replace(task_type=None)"
         )
-
-
-def _has(written: LNTuningConfig, heads: Iterable[str]) -> bool:
-    entries = written.modules_to_save or ()
-    return not heads or any(is_in(entry, head) for entry in entries for head in heads)
+    for root in {name.partition(".")[0] for name in wanted} & SAVED_WITH_HEAD.keys():
+        beside = SAVED_WITH_HEAD[root]
+        if beside.endswith(entries) and not any(is_in(name, beside) for name in saved):
+            raise AdapterError(
+                f"PEFT also saves {beside!r}, whose name ends like a saved module's, and cannot "
+                "load an adapter without it: pass base=params, so that it is written as it is in "
+                "the base"
+            )
 
 
 def _check_layout(place: Place, tensor: np.ndarray, is_norm: bool, is_renamed: bool) -> None:
@@ -216,19 +165,3 @@ def _check_layout(place: Place, tensor: np.ndarray, is_norm: bool, is_renamed: b
             f"the layout of {place.leaf!r} in PyTorch cannot be known: with three axes it may be a "
             "convolution's or an attention's. Pass a name_map with a rule for it"
         )
-
-
-def _find_partial(modules: Iterable[Path], config: LNTuningConfig) -> list[str]:
-    """The modules of which the config would leave a scale or a bias out."""
-    unique = list(dict.fromkeys(modules))
-    likely = [Leaf((*m, n), np.empty(1), True) for m in unique for n in SCALE_NAMES | BIAS_NAMES]
-    matches = match_config(config, [leaf.path for leaf in likely])
-    roles = assign_roles(likely, dict.fromkeys(unique, NORM), matches)
-    left_out = [
-        leaf.path[:-1] for leaf, role in zip(likely, roles, strict=True) if role != NORM_ROLE
-    ]
-    return [join(module) for module in dict.fromkeys(left_out)]
-
-
-def _name(leaf: Leaf) -> str:
-    return join(leaf.path)

@@ -5,9 +5,8 @@ The file's own config is kept wherever it does; else its patterns are written as
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ def make_own_config(
     directory: Path,
     params: Any,
     config: LNTuningConfig,
+    norms: Iterable[str] | None,
     index: Index,
     contents: Contents,
     wanted: Sequence[str],
@@ -38,33 +38,34 @@ def make_own_config(
     """
     if contents.copies:
         warnings.warn(
-            f"the adapter {directory} copied modules that are no norms: "
+            f"the adapter {directory} holds copies of modules that are no norms: "
             f"{list_names(contents.copies)}. They are imported whole, as modules_to_save",
             CopiedModuleWarning,
             stacklevel=5,  # the caller of import_peft or load_peft
         )
-    elif _selects(params, config, wanted):
+    elif _selects(params, config, norms, wanted):
         return config
-    is_norm = {
-        name: all(place.parameter in contents.norms for place in index.places[name])
+    own = [
+        name
         for name in wanted
-    }
-    norms = [name for name in wanted if is_norm[name]]
-    saved = _list_modules([name for name in wanted if not is_norm[name]])
+        if all(place.parameter in contents.norms for place in index.places[name])
+    ]
+    saved = _list_modules([name for name in wanted if name not in set(own)])
     # Without targets every norm would train: leave all of them out where none is wanted.
     others = (
-        [] if norms else [p.leaf for name, p in index.parameters.items() if name in index.norms]
+        [] if own else [place.leaf for n, place in index.parameters.items() if n in index.norms]
     )
     written = config.replace(
-        target_modules=_list_modules(norms) or None,
+        target_modules=_list_modules(own) or None,
         exclude_modules=_list_modules(others) or None,
         modules_to_save=saved or None,
+        model_type=None,
     )
-    # A path may be the end of another one. As an expression it is exact, but harder to read.
-    expressions = [f"(?:{re.escape(module)})" for module in written.target_modules or ()]
-    exact = written.replace(target_modules=expressions or None)
+    # A path may be the end of another one, which is then left out by name.
+    extra = _list_modules(sorted(_select(params, written, norms) - set(wanted)))
+    exact = written.replace(exclude_modules=extra) if extra else written
     for candidate in (written, exact):
-        if _selects(params, candidate, wanted):
+        if _selects(params, candidate, norms, wanted):
             return candidate
     raise AdapterError(
         f"no config selects just the leaves of the adapter {directory} in params: "
@@ -76,10 +77,15 @@ def _list_modules(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
-def _selects(params: Any, config: LNTuningConfig, wanted: Sequence[str]) -> bool:
+def _selects(
+    params: Any, config: LNTuningConfig, norms: Iterable[str] | None, wanted: Sequence[str]
+) -> bool:
+    return _select(params, config, norms) == set(wanted)
+
+
+def _select(params: Any, config: LNTuningConfig, norms: Iterable[str] | None) -> set[str]:
     try:
-        selection = select_leaves(params, config, warn=False)
+        selection = select_leaves(params, config, norms, warn=False)
     except SelectionError:
-        return False
-    found = {join(x.path) for i, x in enumerate(selection.leaves) if selection.is_trainable(i)}
-    return found == set(wanted)
+        return set()
+    return {join(x.path) for i, x in enumerate(selection.leaves) if selection.is_trainable(i)}

@@ -7,6 +7,7 @@ import warnings
 
 import jax.numpy as jnp
 import numpy as np
+import peft_files
 import pytest
 from checkpoints import REFERENCE, rewritten
 from safetensors import safe_open
@@ -459,8 +460,15 @@ def test_tied_embeddings(tmp_path):
     lnt.save_adapter(tmp_path / "embed", trainable, config, base=tensors)
     merge_checkpoint(base, tmp_path / "embed", tmp_path / "tied")
     assert (tmp_path / "tied" / "config.json").read_bytes() == (base / "config.json").read_bytes()
-    lnt.export_peft(tmp_path / "peft", trainable, config, base=tensors)
-    refuse(lnt.ModelError, "config.json ties to it", base, tmp_path / "peft", tmp_path / "x")
+    keys = {norm: "model.norm.ln_tuning_layers.weight", embed: embed}
+    peft_files.write_adapter(
+        tmp_path / "peft",
+        {f"base_model.model.{keys[name]}": value for name, value in trainable.items()},
+        target_modules=["norm"],
+        modules_to_save=["embed_tokens"],
+    )
+    match = "no output weight of its own"
+    refuse(lnt.AdapterError, match, base, tmp_path / "peft", tmp_path / "x")
     nested = make_llama(tmp_path / "nested", {"text_config": {}}, tensors)
     refuse(lnt.ModelError, "text_config", nested, tmp_path / "head", tmp_path / "x")
 

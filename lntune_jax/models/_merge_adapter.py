@@ -13,10 +13,9 @@ from lntune_jax._adapter_metadata import METADATA_FILE, read_metadata
 from lntune_jax._adapter_reading import Adapter, read_target
 from lntune_jax._errors import AdapterError, DataError
 from lntune_jax._name_maps import get_name_map, take
-from lntune_jax._paths import Leaf, join
 from lntune_jax._peft_files import WEIGHTS_FILE, read_directory, read_key
-from lntune_jax._peft_tree import index_tree
-from lntune_jax._roles import NORM_ROLE, assign_roles, match_config
+from lntune_jax._peft_trainable import name_trainable
+from lntune_jax._roles import NORM_ROLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,13 +146,9 @@ def _name_leaves(
     directory: Path, adapter: Adapter, name_map: NameMap | None
 ) -> tuple[dict[str, np.ndarray], frozenset[str]]:
     trainable = adapter.trainable
-    leaves = [Leaf(tuple(name.split(".")), value, True) for name, value in trainable.items()]
-    kinds = dict.fromkeys((leaf.path[:-1] for leaf in leaves), "norm")
-    matches = match_config(adapter.config, [leaf.path for leaf in leaves])
-    roles = assign_roles(leaves, kinds, matches)
-    norms = [leaf.path for leaf, role in zip(leaves, roles, strict=True) if role == NORM_ROLE]
-    index = index_tree({}, leaves, name_map, norms=[path[:-1] for path in norms])
-    nameless = [join(leaf.path) for leaf in leaves if join(leaf.path) not in index.places]
+    tree = name_trainable(trainable, adapter.config, name_map)
+    index = tree.names
+    nameless = [name for name in trainable if name not in index.places]
     if nameless:
         reasons = [index.unclear.get(name, repr(name)) for name in nameless]
         raise AdapterError(
@@ -164,7 +159,7 @@ def _name_leaves(
         name: np.asarray(take(place, trainable[place.leaf]))
         for name, place in index.parameters.items()
     }
-    tuned = {join(path) for path in norms}
+    tuned = {name for name, role in tree.roles.items() if role == NORM_ROLE}
     names = [name for name, place in index.parameters.items() if place.leaf in tuned]
     stacked = [name for name in names if arrays[name].ndim != 1]
     if stacked:

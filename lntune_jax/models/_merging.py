@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lntune_jax._errors import AdapterError
-from lntune_jax._files import write_directory
+from lntune_jax._files import resolve_path, write_directory
 
 from ._directory import find_directory
 from ._merge_adapter import find_adapter
@@ -129,7 +128,7 @@ def merge_checkpoint(
         >>> load_file(merged.path / "model.safetensors")["model.norm.weight"].tolist()
         [2.0, 3.0]
     """
-    target = _resolve(output)
+    target = resolve_path(output)
     directory = find_directory(Path(model), revision, _PATTERNS).resolve()
     found = find_adapter(Path(adapter))
     others = {"base": directory, "adapter": found.directory}
@@ -156,10 +155,3 @@ def merge_checkpoint(
         files=tuple(plan.files),
         skipped=tuple(skipped),
     )
-
-
-def _resolve(path: str | os.PathLike[str]) -> Path:
-    try:
-        return Path(path).expanduser().resolve()
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
-        raise AdapterError(f"{path!r} is no path of a directory: {error}") from None

@@ -1,0 +1,131 @@
+"""What an adapter's leaves are, from the trainable half alone or with the base's help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._adapter_checks import check_trainable, fill_holes
+from ._adapter_messages import list_names
+from ._config import LNTuningConfig
+from ._errors import AdapterError
+from ._name_maps import NameMap
+from ._norm_names import BIAS_NAMES, SCALE_NAMES
+from ._norms import NORM, find_norms, split_modules
+from ._paths import Leaf, get_shape, join
+from ._peft_tree import Index, index_tree
+from ._roles import NORM_ROLE, SAVED_ROLE, assign_roles, match_config, unite
+from ._selection import select_leaves
+
+_STORABLE = ("float64", "float32", "float16", "bfloat16")
+
+
+class Tree(NamedTuple):
+    """What is known of the tree: its parameters, its leaves' roles, and the base's values."""
+
+    names: Index
+    roles: dict[str, str]
+    values: Mapping[str, Any]
+    saved: frozenset[str]  # what `modules_to_save` matched
+
+
+def check_arrays(trainable: Any) -> None:
+    """Refuses what no adapter file can hold.
+
+    Raises:
+        AdapterError: names the leaves and what they are.
+    """
+    if not isinstance(trainable, Mapping) or not trainable:
+        found = "an empty one" if isinstance(trainable, Mapping) else type(trainable).__name__
+        raise AdapterError(
+            f"trainable must be a dict of leaf paths, not {found}: pass the first half that "
+            "partition_params returned"
+        )
+    wrong = [f"{name!r} ({_describe(v)})" for name, v in trainable.items() if not _is_storable(v)]
+    if wrong:
+        raise AdapterError(
+            f"trainable holds what is no array of {', '.join(_STORABLE)}: {list_names(wrong, str)}"
+        )
+
+
+def _is_storable(value: Any) -> bool:
+    return get_shape(value) is not None and str(value.dtype) in _STORABLE
+
+
+def _describe(value: Any) -> str:
+    return type(value).__name__ if get_shape(value) is None else str(value.dtype)
+
+
+def read_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | None) -> Tree:
+    """What the trainable half alone says, for an adapter that needs nothing of the base.
+
+    Raises:
+        AdapterError: a leaf is not selected by the config, or PEFT keeps more than what trained.
+    """
+    tree = name_trainable(trainable, config, name_map)
+    frozen = [name for name, role in tree.roles.items() if role not in (NORM_ROLE, SAVED_ROLE)]
+    if frozen:
+        raise AdapterError(
+            f"trainable holds {list_names(frozen)}, which the config does not select: pass the "
+            "config that partition_params was given"
+        )
+    saved = [name for name, role in tree.roles.items() if role == SAVED_ROLE]
+    partial = _find_partial([name for name in tree.roles if name not in saved], config)
+    partial += [name for name in saved if name in tree.saved]
+    partial += saved if config.exclude_modules else []
+    if partial:
+        raise AdapterError(
+            f"the config trains leaves of {list_names(partial)} one by one, and PEFT keeps whole "
+            "modules: pass base=params, so that the rest of each module is written too"
+        )
+    return tree
+
+
+def name_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | None) -> Tree:
+    """The roles of trainable leaves, and their names in transformers, without their tree."""
+    leaves = [Leaf(tuple(str(n).split(".")), value, True) for n, value in trainable.items()]
+    matches = match_config(config, [leaf.path for leaf in leaves])
+    kinds = dict.fromkeys((leaf.path[:-1] for leaf in leaves), NORM)
+    roles = dict(zip(map(_name, leaves), assign_roles(leaves, kinds, matches), strict=True))
+    norms = {leaf.path[:-1] for leaf in leaves if roles[_name(leaf)] == NORM_ROLE}
+    inside = find_norms({}, leaves)  # norms in saved modules, whose scales are called so too
+    index = index_tree({}, leaves, name_map, norms={*norms, *inside})
+    return Tree(index, roles, {}, unite(matches.saved))
+
+
+def read_base(
+    trainable: Mapping[str, Any],
+    config: LNTuningConfig,
+    base: Any,
+    norms: Iterable[str] | None,
+    name_map: NameMap | None,
+) -> Tree:
+    params, holes = fill_holes(base)
+    norms = None if norms is None else list(norms)
+    selection = select_leaves(params, config, norms, warn=False)
+    roles = dict(zip(map(_name, selection.leaves), selection.roles, strict=True))
+    values = {_name(leaf): leaf.value for leaf in selection.leaves}
+    expected = {
+        name: values[name] for name, role in roles.items() if role in (NORM_ROLE, SAVED_ROLE)
+    }
+    check_trainable(trainable, expected, holes)
+    index = index_tree(params, selection.leaves, name_map, norms=split_modules(norms))
+    return Tree(index, roles, values, frozenset())
+
+
+def _find_partial(norms: Iterable[str], config: LNTuningConfig) -> list[str]:
+    """The modules of these leaves of which the config would leave a scale or a bias out."""
+    unique = list(dict.fromkeys(tuple(name.split("."))[:-1] for name in norms))
+    likely = [Leaf((*m, n), np.empty(1), True) for m in unique for n in SCALE_NAMES | BIAS_NAMES]
+    matches = match_config(config, [leaf.path for leaf in likely])
+    roles = assign_roles(likely, dict.fromkeys(unique, NORM), matches)
+    left_out = [
+        leaf.path[:-1] for leaf, role in zip(likely, roles, strict=True) if role != NORM_ROLE
+    ]
+    return [join(module) for module in dict.fromkeys(left_out)]
+
+
+def _name(leaf: Leaf) -> str:
+    return join(leaf.path)
