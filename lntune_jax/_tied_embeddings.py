@@ -38,22 +38,23 @@ def check_untied(
     Example:
         >>> check_untied(["wte.weight"], None, {"wte.weight": 0, "lm_head.weight": 0})
     """
+    saved = list(saved)
     names = [name for name in saved if is_embedding(name)]
-    if not names or task_type == "FEATURE_EXTRACTION":
+    known = saved if parameters is None else parameters
+    if not names or task_type == "FEATURE_EXTRACTION" or any(map(_OUTPUT.fullmatch, known)):
         return
     if parameters is None:
         raise AdapterError(
             f"the adapter holds the embedding {list_names(names)}, which the model's output may "
             "share: pass base=params, so that it can be seen whether it does"
         )
-    if not any(_OUTPUT.fullmatch(name) for name in parameters):
-        raise AdapterError(
-            f"the adapter holds the embedding {list_names(names)}, and the tree has no output "
-            "weight of its own, as if the two were one. PEFT trains a copy of the embedding and "
-            "leaves the output as it was, so the adapter would not mean the same there. Use a "
-            "tree with an untied output (tie_word_embeddings=False), or, for a model without an "
-            "output, set task_type='FEATURE_EXTRACTION' in the config"
-        )
+    raise AdapterError(
+        f"the adapter holds the embedding {list_names(names)}, and the tree has no output weight "
+        "of its own, as if the two were one. PEFT trains a copy of the embedding and leaves the "
+        "output as it was, so the adapter would not mean the same there. Use a tree with an untied "
+        "output (tie_word_embeddings=False), or, for a model without an output, set "
+        "task_type='FEATURE_EXTRACTION' in the config"
+    )
 
 
 def is_embedding(parameter: str) -> bool:

@@ -40,6 +40,8 @@ def test_an_embedding_that_the_output_shares_does_not_cross(tmp_path):
     assert found[EMBED].max() == 2
     assert found[HEAD].max() == 1
     lnt.export_peft(tmp_path / "a", trainable, config, base=UNTIED)
+    both = config.replace(modules_to_save=["embed_tokens", "lm_head"])
+    lnt.export_peft(tmp_path / "both", lnt.partition_params(UNTIED, both).trainable, both)
     bare = config.replace(task_type="FEATURE_EXTRACTION")
     lnt.export_peft(tmp_path / "b", trainable, bare, base=TIED)
 
