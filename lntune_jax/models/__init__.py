@@ -4,6 +4,8 @@ A checkpoint becomes a plain tree of weights and a pure function, ready for `par
 and for any JAX training loop.
 """
 
+from ._cache import Cache as Cache
+from ._cache import empty_cache as empty_cache
 from ._outputs import ModelOutput as ModelOutput
 from ._outputs import mean_pool as mean_pool
 from ._pretrained import PretrainedModel as PretrainedModel

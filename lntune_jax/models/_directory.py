@@ -12,7 +12,8 @@ from typing import Any
 
 from lntune_jax._errors import ModelError
 
-from ._names import ARCHITECTURES, HUB_NAME, HUB_PATTERNS
+from ._layout import LAYOUTS
+from ._names import HUB_NAME, HUB_PATTERNS
 
 
 def find_directory(
@@ -63,20 +64,33 @@ def read_config(directory: Path) -> Any:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path}: not a JSON file ({error})") from error
+    return config_of(fields, str(path))
+
+
+def config_of(fields: Any, source: str) -> Any:
+    """Give the transformers config of a config.json's content.
+
+    Args:
+        fields: the content, in the spelling of transformers 5 or 4.
+        source: what errors call it.
+
+    Raises:
+        ModelError: its `model_type` is not supported, or transformers refuses a field.
+    """
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    if model_type not in ARCHITECTURES:
-        supported = ", ".join(sorted(ARCHITECTURES))
+    if model_type not in LAYOUTS:
+        supported = ", ".join(sorted(LAYOUTS))
         raise ModelError(
-            f"{path}: config field 'model_type' is {model_type!r}; supported: {supported}"
+            f"{source}: config field 'model_type' is {model_type!r}; supported: {supported}"
         )
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        return type(AutoConfig.for_model(model_type)).from_dict(copy.deepcopy(fields))
     except Exception as error:
         # The config classes check their fields with errors of several kinds.
         reason = " ".join(str(error).split())
-        raise ModelError(f"{path}: not a valid {model_type} config ({reason})") from error
+        raise ModelError(f"{source}: not a valid {model_type} config ({reason})") from error
 
 
 def with_labels(config: Any, num_labels: int | None) -> Any:
