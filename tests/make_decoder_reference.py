@@ -3,13 +3,14 @@
 Each folder holds a tiny random checkpoint whose config differs from its class's defaults in every
 field that changes a number, and reference.npz with inputs and what PyTorch computes from them. A
 folder without weights is the checkpoint named in VARIANTS under another config. Run it with an
-environment that has torch and transformers:
+environment that has torch and transformers, and gguf for the last folder:
 
-    python tests/make_decoder_reference.py
+    python tests/make_decoder_reference.py --smollm2 DIRECTORY_OF_SMOLLM2_135M_Q4_1
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 from pathlib import Path
@@ -236,10 +237,31 @@ VARIANTS = {
 }
 
 
+SENTENCES = (
+    "The capital of Japan is",
+    "Layer normalisation has two vectors: a scale and a bias. Which of them",
+    "def mean(values):",
+)
+# What is kept of 49,152 logits: every so many-th.
+STRIDE = 24
+
+
 def main() -> None:
     """Write every folder anew."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--smollm2", type=Path)
+    parser.add_argument("--only-smollm2", action="store_true")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
+    if arguments.smollm2 is not None:
+        write_smollm2(arguments.smollm2)
+    if not arguments.only_smollm2:
+        write_tiny()
+
+
+def write_tiny() -> None:
+    """Write the folders of random checkpoints, and of their variants."""
     for seed, (name, (config_class, model_class, changes)) in enumerate(CHECKPOINTS.items()):
         tiny = GPT2_TINY if config_class == "GPT2Config" else TINY
         config = getattr(transformers, config_class)(**(tiny | changes))
@@ -335,6 +357,29 @@ def cases(base: str | None) -> dict[str, dict[str, np.ndarray]]:
         },
     }
     return whole if base is None else {case: whole[case] for case in ("plain", "long", "right")}
+
+
+def write_smollm2(directory: Path) -> None:
+    """Some of the logits that transformers gives for SmolLM2 out of its GGUF file."""
+    (name,) = (path.name for path in directory.glob("*.gguf"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, gguf_file=name)
+    tokenizer.padding_side = "right"
+    inputs = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, gguf_file=name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    mask = inputs["attention_mask"]
+    logits = model(input_ids=inputs["input_ids"], attention_mask=mask).logits
+    rows, last = torch.arange(len(SENTENCES)), mask.sum(1) - 1
+    arrays = {
+        "input_ids": inputs["input_ids"].numpy().astype(np.int32),
+        "attention_mask": mask.numpy().astype(np.int32),
+        "last_logits": logits[rows, last][:, ::STRIDE].numpy(),
+        "first_logits": logits[:, 1, ::STRIDE].numpy(),
+        "next_tokens": logits[rows, last].argmax(-1).numpy().astype(np.int32),
+    }
+    (REFERENCE / "smollm2").mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(REFERENCE / "smollm2" / "reference.npz", **arrays)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ and for any JAX training loop.
 
 from ._cache import Cache as Cache
 from ._cache import empty_cache as empty_cache
+from ._gguf_tokenizer import tokenizer_from_gguf as tokenizer_from_gguf
+from ._loss import causal_lm_loss as causal_lm_loss
 from ._outputs import ModelOutput as ModelOutput
 from ._outputs import mean_pool as mean_pool
 from ._pretrained import PretrainedModel as PretrainedModel

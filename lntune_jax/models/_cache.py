@@ -23,6 +23,12 @@ class Cache(NamedTuple):
         values: the same for the values.
         valid: true in a slot whose token may be seen.
         next_slot: the slot of each row's next token.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lntune_jax.models import Cache
+        >>> Cache((), (), jnp.zeros((1, 4), bool), jnp.array([0])).next_slot
+        Array([0], dtype=int32)
     """
 
     keys: tuple[Float[Array, "batch slots heads size"], ...]

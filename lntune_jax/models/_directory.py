@@ -21,6 +21,8 @@ def find_directory(
 ) -> Path:
     """Give the directory that holds a model's files, fetched from the hub where needed.
 
+    Or the GGUF file, where that is what the name says or all that the directory has.
+
     Args:
         name: a directory, or an id such as "google-bert/bert-base-uncased".
         revision: a branch, tag or commit on the hub.
@@ -31,6 +33,8 @@ def find_directory(
     """
     directory = Path(name).expanduser()
     if directory.is_dir():
+        return _gguf_in(directory) or directory
+    if directory.suffix == ".gguf" and directory.is_file():
         return directory
     if directory.exists():
         raise ModelError(f"{directory} is a file; pass the directory that holds it")
@@ -49,6 +53,16 @@ def find_directory(
             f"{str(name)!r} is neither a directory nor reachable on the hub "
             f"({type(error).__name__}: {reason})"
         ) from error
+
+
+def _gguf_in(directory: Path) -> Path | None:
+    if (directory / "config.json").is_file():
+        return None
+    files = sorted(directory.glob("*.gguf"))
+    if len(files) > 1:
+        listed = ", ".join(path.name for path in files)
+        raise ModelError(f"{directory} holds several GGUF files; pass one of them: {listed}")
+    return files[0] if files else None
 
 
 def read_config(directory: Path) -> Any:

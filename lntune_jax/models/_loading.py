@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ._build import Leaves
     from ._files import Weights
+    from ._gguf import GgufFile
     from ._layout import Layout
     from ._matching import Plan
 
@@ -34,7 +35,7 @@ _HEADS = ("classifier", "score")
 def load_leaves(
     leaves: Leaves,
     plan: Plan,
-    weights: Weights,
+    weights: Weights | GgufFile,
     names: dict[str, str],
     layout: Layout,
     *,
@@ -84,7 +85,7 @@ def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return leaf.size * leaf.dtype.itemsize
 
 
-def _check_tied(weights: Weights, output: str, embeddings: str) -> None:
+def _check_tied(weights: Weights | GgufFile, output: str, embeddings: str) -> None:
     if not np.array_equal(weights.read(output), weights.read(embeddings)):
         raise ModelError(
             f"{weights.directory}: {output} and {embeddings} differ, but config field "

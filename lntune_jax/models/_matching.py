@@ -17,6 +17,7 @@ from ._layout import TENSORFLOW_LEAVES, Layout
 if TYPE_CHECKING:
     from ._build import Leaves
     from ._files import Weights
+    from ._gguf import GgufFile
 
 LISTED = 8
 
@@ -36,7 +37,7 @@ class Plan:
     tied: str | None
 
 
-def canonical_keys(weights: Weights, prefix: str) -> dict[str, str]:
+def canonical_keys(weights: Weights | GgufFile, prefix: str) -> dict[str, str]:
     """Give each key under the name it has in a bare model, whatever the file calls it.
 
     Raises:
@@ -57,7 +58,11 @@ def canonical_keys(weights: Weights, prefix: str) -> dict[str, str]:
 
 
 def match(
-    leaves: Leaves, names: dict[str, str], weights: Weights, task: str | None, layout: Layout
+    leaves: Leaves,
+    names: dict[str, str],
+    weights: Weights | GgufFile,
+    task: str | None,
+    layout: Layout,
 ) -> Plan:
     """Find the tensor of every leaf, and say so where that cannot be done.
 
@@ -104,7 +109,7 @@ def _report(
     sources: dict[tuple[str, ...], str],
     missing: list[str],
     unexpected: list[str],
-    weights: Weights,
+    weights: Weights | GgufFile,
     layout: Layout,
 ) -> None:
     wrong = []

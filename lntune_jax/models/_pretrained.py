@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ._blueprint import Choices, check_choices, draw_up
 from ._build import nest
-from ._directory import config_of, find_directory, read_config, with_labels
-from ._files import open_weights
+from ._directory import config_of, find_directory, with_labels
 from ._layout import LAYOUTS
 from ._loading import load_leaves
 from ._matching import canonical_keys, match
+from ._source import config_from, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,14 +87,15 @@ def from_pretrained(
 ) -> PretrainedModel:
     """Load a BERT, RoBERTa, Llama, Mistral, Qwen, Gemma or GPT-2 checkpoint.
 
-    The weights come from `model.safetensors`, or from several such files with an index. Only a
+    The weights come from `model.safetensors`, from several such files with an index, or, for
+    Llama and Qwen, from a GGUF file, quantised or not, which holds the config too. Only a
     head (and the pooler that BERT's sequence classifier reads) may be missing in them: it is
     drawn from the normal distribution with the config's `initializer_range`, biases zero. A
     bare model whose checkpoint has no pooler has none, and a language model's head is never
     drawn. Tensors are read, cast and placed one at a time.
 
     Args:
-        name_or_directory: a model directory, or an id on the Hugging Face hub.
+        name_or_directory: a model directory, a GGUF file, or an id on the Hugging Face hub.
         task: `None` for the bare model; for BERT and RoBERTa "SEQ_CLS", "TOKEN_CLS" or
             "MASKED_LM", for the others "CAUSAL_LM" or "SEQ_CLS".
         dtype: of weights and activations: "float32" or "bfloat16", whatever the file's is.
@@ -129,10 +130,9 @@ def from_pretrained(
         './no-such-directory' is neither a directory nor an id on the hub
     """
     choices = check_choices(Choices(task, pooling, dtype, attention, remat))
-    directory = find_directory(name_or_directory, revision)
-    config = with_labels(read_config(directory), num_labels)
-    layout = LAYOUTS[config.model_type]
-    with open_weights(directory) as weights:
+    with open_source(find_directory(name_or_directory, revision)) as (found, weights):
+        config = with_labels(found, num_labels)
+        layout = LAYOUTS[config.model_type]
         names = canonical_keys(weights, layout.prefix)
         pooler = any(name.startswith("pooler.") for name in names)
         blueprint = draw_up(config, choices, pooler=pooler)
@@ -199,7 +199,7 @@ def from_config(
     choices = check_choices(Choices(task, pooling, dtype, attention, remat))
     config = directory_or_config
     if isinstance(config, str | Path):
-        config = read_config(find_directory(config, revision, ("config.json",)))
+        config = config_from(find_directory(config, revision, ("config.json",)))
     elif isinstance(config, dict):
         config = config_of(config, "the config")
     config = with_labels(config, num_labels)
