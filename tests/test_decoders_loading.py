@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from devices import run_on_devices
 from safetensors.numpy import load_file, save_file
 
 from lntune_jax._errors import ModelError
-from lntune_jax.models import from_pretrained
+from lntune_jax.models import from_config, from_pretrained
 
 REFERENCE = ROOT / "decoders"
 
@@ -23,7 +24,7 @@ ON_A_MESH = """
 import sys
 import jax, numpy as np
 from jax.sharding import AxisType, PartitionSpec as P
-from lntune_jax.models import from_pretrained
+from lntune_jax.models import from_config, from_pretrained
 
 mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
@@ -139,3 +140,25 @@ def test_shards_with_an_index_and_progress(tmp_path):
 
 def test_leaves_laid_out_over_a_mesh():
     run_on_devices(ON_A_MESH, 4, REFERENCE / "llama")
+
+
+def test_peak_memory_is_the_model_s_and_one_tensor_s(tmp_path):
+    """Not the file beside the model, and not the model twice."""
+    fields = {"model_type": "llama", "vocab_size": 64, "hidden_size": 256, "num_hidden_layers": 8}
+    fields |= {"intermediate_size": 1024, "num_attention_heads": 4, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    tensors = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(from_config(fields).params):
+        *module, last = (key.key for key in path)
+        shape = leaf.shape[::-1] if last == "kernel" else leaf.shape
+        tensors[".".join([*module, "weight"])] = np.ones(shape, np.float16)
+    save_file(tensors, tmp_path / "model.safetensors")
+    del tensors
+    tracemalloc.start()  # It sees numpy's memory, which is all that is on the way to the arrays.
+    model = from_pretrained(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(model.params)]
+    assert max(sizes) < sum(sizes) / 20
+    # A tensor as it is in the file (half the size) and as it is in the model.
+    assert peak < sum(sizes) + 2 * max(sizes) + 2**20
