@@ -161,4 +161,6 @@ VARIANTS = {
     "is_causal": (True, "True (a position sees the ones before it)"),
     "use_bidirectional_attention": (False, "False (a position sees the ones before it)"),
     "pruned_heads": ({}, "no pruned heads"),
+    "rope_interleaved": (False, "False (a pair is an entry of each half)"),
+    "use_mrope": (False, "False"),
 }

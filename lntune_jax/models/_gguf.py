@@ -155,7 +155,7 @@ class GgufFile:
             )
 
     def _dequantized(self, tensor: Any) -> np.ndarray:
-        from gguf import dequantize
+        from gguf import dequantize  # pyright: ignore[reportMissingImports]
 
         try:
             with np.errstate(all="ignore"):  # Whatever overflows is found by its value.
@@ -179,7 +179,7 @@ def open_gguf(path: Path) -> Iterator[GgufFile]:
 
 def _reader(path: Path) -> Any:
     try:
-        from gguf import GGUFReader
+        from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ModelError(
             f"{path}: reading GGUF needs the package gguf: pip install 'lntune-jax[gguf]'"
