@@ -317,3 +317,31 @@ def test_smollm2_s_tokenizer(smollm2):
     if chat is not None:
         text = chat([{"role": "user", "content": "Hello"}], tokenize=False)
         assert "<|im_start|>user\nHello<|im_end|>" in text
+
+
+def tokenizer_file(path: Path, pre: str) -> Path:
+    config, tensors = plain("llama_tied")
+    with pytest.MonkeyPatch.context() as patch:
+        write_header = gguf.GGUFWriter.write_header_to_file
+
+        def with_tokens(writer, *arguments, **options):
+            writer.add_tokenizer_model("gpt2")
+            writer.add_tokenizer_pre(pre)
+            writer.add_token_list(["a", "b", "ab", "1", "2", "12", "<end>"])
+            writer.add_token_types([1, 1, 1, 1, 1, 1, 3])
+            writer.add_token_merges(["a b", "1 2"])
+            writer.add_eos_token_id(6)
+            return write_header(writer, *arguments, **options)
+
+        patch.setattr(gguf.GGUFWriter, "write_header_to_file", with_tokens)
+        return write(path, config, tensors)
+
+
+def test_ways_to_split_text(tmp_path):
+    plain_split = tokenizer_from_gguf(tokenizer_file(tmp_path / "plain.gguf", "gpt-2"))
+    assert plain_split("ab12<end>")["input_ids"] == [2, 5, 6]
+    assert plain_split.eos_token == "<end>"
+    digits = tokenizer_from_gguf(tokenizer_file(tmp_path / "digits.gguf", "smollm"))
+    assert digits("ab12<end>")["input_ids"] == [2, 3, 4, 6]
+    with pytest.raises(ModelError, match=r"odd\.gguf: field tokenizer\.ggml\.pre is 'odd'"):
+        tokenizer_from_gguf(tokenizer_file(tmp_path / "odd.gguf", "odd"))

@@ -28,7 +28,7 @@ _SPECIAL = {
 # Ways to split text before merging that are GPT-2's own, or need no entry of their own.
 _PLAIN_SPLITS = ("default", "gpt-2", "gpt2")
 # GPT-2's way, but with every digit on its own.
-_DIGIT_SPLITS = ("smollm", "codeshell", "starcoder", "refact", "command-r", "exaone")
+_DIGIT_SPLITS = ("smollm",)
 
 
 def tokenizer_from_gguf(path: str | Path) -> Any:
@@ -66,6 +66,10 @@ def tokenizer_from_gguf(path: str | Path) -> Any:
     split = parts.get("pre_tokenizer_type", "default")
     if split not in (*_PLAIN_SPLITS, *_DIGIT_SPLITS, *GGUF_PRE_TOKENIZER_SPLITS):
         raise ModelError(f"{path}: field {_PREFIX}pre is {split!r}, a way to split text not known")
+    if parts.get("tokenizer_type") == "llama" and not file.field(
+        _PREFIX + "add_space_prefix", True
+    ):
+        raise ModelError(f"{path}: field {_PREFIX}add_space_prefix is False; supported: True")
     try:
         backend, _ = convert_gguf_tokenizer(file.architecture, parts)
     except (KeyError, ValueError) as error:

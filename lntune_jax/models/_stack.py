@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How a decoder computes, none of which changes what it computes.
+    """How a decoder computes, whatever its config says.
 
     Attributes:
         dtype: of weights and activations.
