@@ -12,8 +12,6 @@ from ._console import byte_count, make_console, say, short_path
 from ._flag_words import flags_in_messages
 from ._transfer_settings import ConvertSettings
 
-_TASKS = ("SEQ_CLS", "TOKEN_CLS", "MASKED_LM")
-
 
 def run(settings: ConvertSettings) -> None:
     """Recognise the adapter, write the other kind, and say what went where."""
@@ -112,17 +110,22 @@ def _read_base(settings: ConvertSettings, found: Any) -> tuple[Any, tuple[str, .
     """The base as the tree in which an adapter of ours has its leaves, and what is random in it."""
     from .. import models
     from ..models._directory import find_directory
+    from ..models._layout import LAYOUTS
     from ..models._merge_parts import map_parameters, read_parts
-    from ..models._names import ARCHITECTURES
 
     assert settings.model is not None
     directory = find_directory(settings.model, None)
     parts = read_parts(directory, found.directory)
     model_type = str(parts.fields.get("model_type"))
-    if model_type not in ARCHITECTURES:
+    if settings.leaf_names == "flax" and model_type not in LAYOUTS:
+        raise ConfigError(
+            f"--leaf-names flax: lntune_jax.models has no {model_type!r}, only "
+            f"{', '.join(sorted(LAYOUTS))}; give --leaf-names torch"
+        )
+    if settings.leaf_names == "torch" or model_type not in LAYOUTS:
         return map_parameters(parts), ()
     arrays = parts.tuned.arrays
-    task = _choose_task(settings, parts, ARCHITECTURES[model_type].prefix)
+    task = _choose_task(settings, parts, LAYOUTS[model_type])
     pooling = found.pooling or settings.pooling
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FreshWeightsWarning)  # said after, for what stays random
@@ -141,20 +144,24 @@ def _count_labels(arrays: dict[str, Any]) -> int | None:
     return count_labels({name: array.shape for name, array in arrays.items()})
 
 
-def _choose_task(settings: ConvertSettings, parts: Any, prefix: str) -> str | None:
+def _choose_task(settings: ConvertSettings, parts: Any, layout: Any) -> str | None:
     """The task whose tree the adapter's leaves are in."""
     if settings.task is not None:
         return None if settings.task == "none" else settings.task
     names, task = list(parts.tuned.arrays), parts.tuned.config.task_type
-    if task in _TASKS:
+    tasks = [known for known in layout.fresh if known]
+    if task in tasks:
         return task
+    language = next(known for known in ("MASKED_LM", "CAUSAL_LM") if known in tasks)
     if any(name.startswith(("cls.", "lm_head.")) for name in names):
-        return "MASKED_LM"
-    if not any(name.startswith((f"{prefix}.", "classifier.")) for name in names):
+        return language
+    if not any(name.startswith((f"{layout.prefix}.", "classifier.", "score.")) for name in names):
         return None
+    if language == "CAUSAL_LM" and not any(name.startswith("score.") for name in names):
+        return language
     raise ConfigError(
         f"{parts.found.directory} does not say which head its model had (task_type {task!r}): give "
-        f"--task as one of {', '.join(_TASKS)}"
+        f"--task as one of {', '.join(tasks)}"
     )
 
 

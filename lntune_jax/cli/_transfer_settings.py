@@ -10,7 +10,8 @@ from tyro.conf import Positional, arg
 
 from ._settings import Pooling
 
-ConvertTask = Literal["SEQ_CLS", "TOKEN_CLS", "MASKED_LM", "none"]
+ConvertTask = Literal["SEQ_CLS", "TOKEN_CLS", "MASKED_LM", "CAUSAL_LM", "none"]
+LeafNames = Literal["auto", "flax", "torch"]
 MergeTask = Literal[
     "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "MASKED_LM", "CAUSAL_LM", "SEQ_2_SEQ_LM"
 ]
@@ -34,11 +35,15 @@ class ConvertSettings:
     model: Annotated[str | None, _shown("none", "MODEL")] = None
     """The base model; needed from PEFT to ours, and where PEFT wants more than what trained."""
     task: Annotated[ConvertTask | None, _shown("the adapter's", "TASK")] = None
-    """Task of a BERT or RoBERTa: SEQ_CLS, TOKEN_CLS, MASKED_LM, or none for the bare model."""
+    """Task of the base, from PEFT to ours: SEQ_CLS, TOKEN_CLS, MASKED_LM, CAUSAL_LM, or none for
+    the bare model."""
     pooling: Pooling = "default"
     """How the classifier pools, from PEFT to ours: as `train --pooling`."""
     name_map: Annotated[str | None, _shown("none", "NAME")] = None
     """Table of names, for an adapter whose tree has other names than transformers."""
+    leaf_names: LeafNames = "auto"
+    """How leaves are called, from PEFT to ours: flax as in lntune_jax.models, torch as in PyTorch
+    and lntune_jax.torchax; auto takes flax where lntune_jax.models has the architecture."""
     overwrite: bool = False
     """Replace the adapter in OUTPUT."""
 

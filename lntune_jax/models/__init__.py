@@ -4,6 +4,10 @@ A checkpoint becomes a plain tree of weights and a pure function, ready for `par
 and for any JAX training loop.
 """
 
+from ._cache import Cache as Cache
+from ._cache import empty_cache as empty_cache
+from ._gguf_tokenizer import tokenizer_from_gguf as tokenizer_from_gguf
+from ._loss import causal_lm_loss as causal_lm_loss
 from ._merging import MergedCheckpoint as MergedCheckpoint
 from ._merging import merge_checkpoint as merge_checkpoint
 from ._outputs import ModelOutput as ModelOutput

@@ -1,7 +1,7 @@
-"""Attention of every position to every position that the mask leaves.
+"""Attention: to every position that the mask leaves, or to the ones before.
 
-JAX's own function does the work; it knows no dropout on the probabilities, so that training with
-such dropout takes the explicit path.
+JAX's own function does the work; it knows no dropout on the probabilities and no soft cap on the
+scores, so that a model with either takes the explicit path.
 """
 
 from __future__ import annotations
@@ -43,17 +43,82 @@ def attend(
     return attend_with_dropout(query, key, value, spread, rate, dropout_rng)
 
 
-def attend_with_dropout(
+def attend_causally(
     query: Float[Array, "batch length heads size"],
-    key: Float[Array, "batch length heads size"],
-    value: Float[Array, "batch length heads size"],
-    mask: Bool[Array, "batch 1 1 length"] | None,
+    key: Float[Array, "batch slots shared size"],
+    value: Float[Array, "batch slots shared size"],
+    mask: Bool[Array, "_ 1 length slots"] | None,
+    *,
+    window: int | None,
+    scale: float,
+    cap: float | None,
+    implementation: Any,
     rate: float,
     dropout_rng: Any,
 ) -> Float[Array, "batch length heads size"]:
+    """Mix the values of a position and the ones before it.
+
+    Args:
+        query: what each position looks for.
+        key: what each position offers, each of its heads to a group of the query's.
+        value: what each position passes on.
+        mask: true where a query sees a key, the order of positions and the window included;
+            `None` where only these two decide.
+        window: how many positions a query sees, its own included; `None` for all before.
+        scale: what the products are multiplied by.
+        cap: the bound that the scores approach through tanh, or `None`.
+        implementation: "xla" or "cudnn".
+        rate: the share of probabilities dropped when there is a key for it.
+        dropout_rng: a JAX random key, or `None` for no dropout.
+    """
+    if cap is None and (dropout_rng is None or rate == 0):
+        near = None if mask is not None or window is None else (window - 1, 0)
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.nn.dot_product_attention(
+                query,
+                key,
+                value,
+                mask=mask,
+                scale=scale,
+                is_causal=mask is None,
+                local_window_size=near,
+                implementation=implementation,
+            )
+    if mask is None:
+        mask = sees(jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None], window)
+    groups = query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
+    return attend_with_dropout(query, key, value, mask, rate, dropout_rng, scale=scale, cap=cap)
+
+
+def sees(queries: Any, keys: Any, window: int | None) -> Bool[Array, "rows 1 length slots"]:
+    """Whether the query at each place sees the key at each other, by the order and the window.
+
+    Args:
+        queries: (rows, length), the places of queries.
+        keys: (rows, slots), the places of keys.
+        window: how many places a query sees, its own included; `None` for all before.
+    """
+    distance = queries[:, None, :, None] - keys[:, None, None, :]
+    return (distance >= 0) & (True if window is None else distance < window)
+
+
+def attend_with_dropout(
+    query: Float[Array, "batch length heads size"],
+    key: Float[Array, "batch slots heads size"],
+    value: Float[Array, "batch slots heads size"],
+    mask: Bool[Array, "_ 1 _ slots"] | None,
+    rate: float,
+    dropout_rng: Any,
+    *,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> Float[Array, "batch length heads size"]:
     """Do the same in full, with the softmax in float32 and dropout on its result."""
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    scores = scores / query.shape[-1] ** 0.5
+    scores = scores / query.shape[-1] ** 0.5 if scale is None else scores * scale
+    if cap is not None:
+        scores = jnp.tanh(scores / cap) * cap
     if mask is not None:
         # The lowest finite number: a row with nothing to attend to stays free of NaN.
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)

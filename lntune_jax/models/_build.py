@@ -47,11 +47,7 @@ class Recipe:
 
 def build(recipe: Recipe) -> tuple[Leaves, Callable[..., ModelOutput]]:
     """Give the leaves of the model's tree, by path, and its `apply`."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: _module(recipe)))
-    # Indices of layers are integers here and strings in the params.
-    places = dict(jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))[0])
-    keys = {tuple(str(part.key) for part in path): path for path in places}
-    leaves = {path: places[place] for path, place in keys.items()}
+    leaves, bind = skeleton(lambda: _module(recipe))
 
     def apply(
         params: Any,
@@ -66,12 +62,26 @@ def build(recipe: Recipe) -> tuple[Leaves, Callable[..., ModelOutput]]:
         inputs = prepare_inputs(
             recipe.settings, input_ids, attention_mask, token_type_ids, position_ids
         )
+        return bind(params).outputs(inputs, dropout_rng)
+
+    return leaves, apply
+
+
+def skeleton(make: Callable[[], Any]) -> tuple[Leaves, Callable[[Any], Any]]:
+    """Give a module's leaves, by path, and the function that puts a tree of arrays into it."""
+    graph, state = nnx.split(nnx.eval_shape(make))
+    # Indices of layers are integers here and strings in the params.
+    places = dict(jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))[0])
+    keys = {tuple(str(part.key) for part in path): path for path in places}
+    leaves = {path: places[place] for path, place in keys.items()}
+
+    def bind(params: Any) -> Any:
         tree: dict[Any, Any] = {}
         for path, expected in leaves.items():
             _put(tree, [part.key for part in keys[path]], _leaf(params, path, expected))
-        return nnx.merge(graph, tree).outputs(inputs, dropout_rng)
+        return nnx.merge(graph, tree)
 
-    return leaves, apply
+    return leaves, bind
 
 
 def nest(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:

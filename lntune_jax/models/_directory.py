@@ -12,13 +12,16 @@ from typing import Any
 
 from lntune_jax._errors import ModelError
 
-from ._names import ARCHITECTURES, HUB_NAME, HUB_PATTERNS
+from ._layout import LAYOUTS
+from ._names import HUB_NAME, HUB_PATTERNS
 
 
 def find_directory(
     name: str | Path, revision: str | None, patterns: tuple[str, ...] = HUB_PATTERNS
 ) -> Path:
     """Give the directory that holds a model's files, fetched from the hub where needed.
+
+    Or the GGUF file, where that is what the name says or all that the directory has.
 
     Args:
         name: a directory, or an id such as "google-bert/bert-base-uncased".
@@ -30,6 +33,8 @@ def find_directory(
     """
     directory = Path(name).expanduser()
     if directory.is_dir():
+        return _gguf_in(directory) or directory
+    if directory.suffix == ".gguf" and directory.is_file():
         return directory
     if directory.exists():
         raise ModelError(f"{directory} is a file; pass the directory that holds it")
@@ -50,6 +55,16 @@ def find_directory(
         ) from error
 
 
+def _gguf_in(directory: Path) -> Path | None:
+    if (directory / "config.json").is_file():
+        return None
+    files = sorted(directory.glob("*.gguf"))
+    if len(files) > 1:
+        listed = ", ".join(path.name for path in files)
+        raise ModelError(f"{directory} holds several GGUF files; pass one of them: {listed}")
+    return files[0] if files else None
+
+
 def read_config(directory: Path) -> Any:
     """Read the transformers config of a model directory.
 
@@ -63,20 +78,33 @@ def read_config(directory: Path) -> Any:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path}: not a JSON file ({error})") from error
+    return config_of(fields, str(path))
+
+
+def config_of(fields: Any, source: str) -> Any:
+    """Give the transformers config of a config.json's content.
+
+    Args:
+        fields: the content, in the spelling of transformers 5 or 4.
+        source: what errors call it.
+
+    Raises:
+        ModelError: its `model_type` is not supported, or transformers refuses a field.
+    """
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    if model_type not in ARCHITECTURES:
-        supported = ", ".join(sorted(ARCHITECTURES))
+    if model_type not in LAYOUTS:
+        supported = ", ".join(sorted(LAYOUTS))
         raise ModelError(
-            f"{path}: config field 'model_type' is {model_type!r}; supported: {supported}"
+            f"{source}: config field 'model_type' is {model_type!r}; supported: {supported}"
         )
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        return type(AutoConfig.for_model(model_type)).from_dict(copy.deepcopy(fields))
     except Exception as error:
         # The config classes check their fields with errors of several kinds.
         reason = " ".join(str(error).split())
-        raise ModelError(f"{path}: not a valid {model_type} config ({reason})") from error
+        raise ModelError(f"{source}: not a valid {model_type} config ({reason})") from error
 
 
 def with_labels(config: Any, num_labels: int | None) -> Any:

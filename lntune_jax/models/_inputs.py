@@ -40,36 +40,48 @@ def prepare_inputs(
         ModelError: an input has the wrong rank, shape or type of number, or is longer than the
             position table.
     """
-    tokens = _integers("input_ids", input_ids)
-    if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ModelError(
-            f"input_ids has the shape {tokens.shape}; expected (batch, length), both at least 1"
-        )
+    tokens = tokens_of(input_ids)
     if position_ids is None:
         _check_length(settings, tokens.shape[1])
         positions = _positions(settings, tokens)
     else:
-        positions = _integers("position_ids", position_ids)
-        _check_shape("position_ids", positions, tokens.shape, (1, tokens.shape[1]))
+        positions = integers("position_ids", position_ids)
+        check_shape("position_ids", positions, tokens.shape, (1, tokens.shape[1]))
     if token_type_ids is None:
         types = jnp.zeros_like(tokens)
     else:
-        types = _integers("token_type_ids", token_type_ids)
-        _check_shape("token_type_ids", types, tokens.shape)
+        types = integers("token_type_ids", token_type_ids)
+        check_shape("token_type_ids", types, tokens.shape)
     if attention_mask is not None:
-        attention_mask = _mask(attention_mask)
-        _check_shape("attention_mask", attention_mask, tokens.shape)
+        attention_mask = mask_of(attention_mask)
+        check_shape("attention_mask", attention_mask, tokens.shape)
     return Inputs(tokens, attention_mask, types, positions)
 
 
-def _integers(name: str, value: Any) -> Int[Array, "*axes"]:
+def tokens_of(input_ids: Any) -> Int[Array, "batch length"]:
+    """Give the tokens as 32-bit integers.
+
+    Raises:
+        ModelError: they are no integers, or not of two axes.
+    """
+    tokens = integers("input_ids", input_ids)
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ModelError(
+            f"input_ids has the shape {tokens.shape}; expected (batch, length), both at least 1"
+        )
+    return tokens
+
+
+def integers(name: str, value: Any) -> Int[Array, "*axes"]:
+    """Give an input as 32-bit integers, or refuse it."""
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ModelError(f"{name} holds {array.dtype} numbers; expected integers")
     return array.astype(jnp.int32)
 
 
-def _mask(value: Any) -> Bool[Array, "*axes"]:
+def mask_of(value: Any) -> Bool[Array, "*axes"]:
+    """Give an attention mask as booleans, or refuse it."""
     array = jnp.asarray(value)
     # A mask of floats may mean 0 and 1, or 0 and minus infinity: the opposite.
     if array.dtype != jnp.bool_ and not jnp.issubdtype(array.dtype, jnp.integer):
@@ -80,7 +92,8 @@ def _mask(value: Any) -> Bool[Array, "*axes"]:
     return array.astype(jnp.bool_)
 
 
-def _check_shape(name: str, array: Array, *expected: tuple[int, ...]) -> None:
+def check_shape(name: str, array: Array, *expected: tuple[int, ...]) -> None:
+    """Refuse an input of another shape than these."""
     if array.shape not in expected:
         wanted = " or ".join(map(str, expected))
         raise ModelError(f"{name} has the shape {array.shape}; expected {wanted}, as input_ids")

@@ -1,6 +1,6 @@
-"""The three kinds of layer that hold weights: dense, embedding, layer norm.
+"""The kinds of layer that hold weights: dense, embedding, layer norm, RMS norm.
 
-They are Flax's own, so that tools which look for `nnx.LayerNorm` find them; the norm does its
+They are Flax's own, so that tools which look for `nnx.LayerNorm` find them; the norms do their
 arithmetic in float32 and the embedding never reads a wrong row.
 """
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
 
-def dense(inputs: int, outputs: int, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
+def dense(
+    inputs: int, outputs: int, dtype: Any, rngs: nnx.Rngs, *, bias: bool = True
+) -> nnx.Linear:
     """A linear layer that keeps its weights and computes in `dtype`."""
-    return nnx.Linear(inputs, outputs, dtype=dtype, param_dtype=dtype, rngs=rngs)
+    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -47,6 +49,25 @@ class LayerNorm(nnx.LayerNorm):
         scale = jnp.asarray(self.scale[...]).astype(jnp.float32)
         bias = jnp.asarray(self.bias[...]).astype(jnp.float32)
         return (normal * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nnx.RMSNorm):
+    """Division by the root of the mean square, and a scale, all computed in float32."""
+
+    def __init__(self, width: int, *, epsilon: float, offset: float, dtype: Any, rngs: nnx.Rngs):
+        """Make a norm over a last axis of `width` entries, whose scale is stored less `offset`."""
+        super().__init__(width, epsilon=epsilon, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.offset = offset
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Array, "... width"]
+    ) -> Float[Array, "... width"]:
+        """Normalise the last axis, and return the type of number that came in."""
+        assert self.scale is not None
+        exact = x.astype(jnp.float32)
+        square = jnp.square(exact).mean(axis=-1, keepdims=True)
+        scale = jnp.asarray(self.scale[...]).astype(jnp.float32) + self.offset
+        return (exact * jax.lax.rsqrt(square + self.epsilon) * scale).astype(x.dtype)
 
 
 class Embed(nnx.Embed):

@@ -1,7 +1,7 @@
 """Arrays for every leaf: read, transposed, cast and placed one tensor at a time.
 
-The host holds one tensor more than the model at any moment; leaves that the checkpoint lacks
-are drawn from the seed and their path, so that no other leaf changes them.
+The host holds one tensor more than the model's own share at any moment; leaves that the
+checkpoint lacks are drawn from the seed and their path, so that no other leaf changes them.
 """
 
 from __future__ import annotations
@@ -17,23 +17,33 @@ import numpy as np
 from lntune_jax._errors import FreshWeightsWarning, ModelError
 
 from ._matching import LISTED
-from ._names import WORD_EMBEDDINGS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._build import Leaves
     from ._files import Weights
+    from ._gguf import GgufFile
+    from ._layout import Layout
     from ._matching import Plan
+
+
+# Heads that are always fresh when a task begins: no reason to warn.
+_HEADS = ("classifier", "score")
 
 
 def load_leaves(
     leaves: Leaves,
     plan: Plan,
-    weights: Weights,
+    weights: Weights | GgufFile,
     names: dict[str, str],
+    layout: Layout,
     *,
     mesh: Any,
+    specs: Callable[[str, Any], Any] | None,
     seed: int,
     spread: float,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[tuple[str, ...], jax.Array]:
     """Read what the plan found in the checkpoint, and draw the rest.
 
@@ -42,28 +52,40 @@ def load_leaves(
         plan: where each comes from.
         weights: the checkpoint.
         names: its keys, from `canonical_keys`.
-        mesh: devices to copy every leaf to, or `None` for the default device.
+        layout: the architecture's names.
+        mesh: devices to put every leaf on, or `None` for the default device.
+        specs: how each leaf lies on the mesh; `None` for a copy on each device.
         seed: for the leaves that are drawn.
         spread: their standard deviation.
+        progress: told after each leaf how many bytes of how many are in place.
 
     Raises:
         ModelError: tied weights differ, or a tensor is not floating point.
     """
     if plan.tied is not None:
-        _check_tied(weights, plan.tied, names[WORD_EMBEDDINGS])
+        _check_tied(weights, plan.tied, names[layout.embeddings])
     arrays = {}
+    total, done = sum(map(_bytes, leaves.values())), 0
     for path, leaf in leaves.items():
         if path in plan.sources:
             array = weights.read(plan.sources[path])
-            array = array.T if path[-1] == "kernel" else array
+            array = array.T if layout.transposed(path) else array
         else:
             array = _draw(path, leaf.shape, seed, spread)
-        arrays[path] = _place(array.astype(leaf.dtype), mesh)
+        array = np.ascontiguousarray(array, leaf.dtype)
+        arrays[path] = _place(array, _sharding(path, leaf, mesh, specs))
+        done += _bytes(leaf)
+        if progress is not None:
+            progress(done, total)
     _warn(plan)
     return arrays
 
 
-def _check_tied(weights: Weights, output: str, embeddings: str) -> None:
+def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    return leaf.size * leaf.dtype.itemsize
+
+
+def _check_tied(weights: Weights | GgufFile, output: str, embeddings: str) -> None:
     if not np.array_equal(weights.read(output), weights.read(embeddings)):
         raise ModelError(
             f"{weights.directory}: {output} and {embeddings} differ, but config field "
@@ -80,16 +102,27 @@ def _draw(path: tuple[str, ...], shape: tuple[int, ...], seed: int, spread: floa
     return np.asarray(jax.random.normal(key, shape, jnp.float32) * spread)
 
 
-def _place(array: np.ndarray, mesh: Any) -> jax.Array:
+def _sharding(
+    path: tuple[str, ...],
+    leaf: jax.ShapeDtypeStruct,
+    mesh: Any,
+    specs: Callable[[str, Any], Any] | None,
+) -> Any:
     if mesh is None:
+        return None
+    spec = jax.sharding.PartitionSpec() if specs is None else specs(".".join(path), leaf)
+    return jax.sharding.NamedSharding(mesh, spec)
+
+
+def _place(array: np.ndarray, sharding: Any) -> jax.Array:
+    if sharding is None:
         return jnp.asarray(array)
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    # By callback: each process of several hands over its own devices' copies.
-    return jax.make_array_from_callback(array.shape, whole, lambda index: array[index])
+    # By callback: each process of several hands over its own devices' parts.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _warn(plan: Plan) -> None:
-    names = [".".join(path) for path in plan.fresh if path[0] != "classifier"]
+    names = [".".join(path) for path in plan.fresh if path[0] not in _HEADS]
     if names:
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
         warnings.warn(

@@ -12,18 +12,12 @@ from typing import TYPE_CHECKING
 
 from lntune_jax._errors import ModelError
 
-from ._names import (
-    FRESH_MODULES,
-    HARMLESS_KEYS,
-    OUTPUT_BIASES,
-    TENSORFLOW_LEAVES,
-    TIED_WEIGHTS,
-    TORCH_LEAVES,
-)
+from ._layout import TENSORFLOW_LEAVES, Layout
 
 if TYPE_CHECKING:
     from ._build import Leaves
     from ._files import Weights
+    from ._gguf import GgufFile
 
 LISTED = 8
 
@@ -43,7 +37,7 @@ class Plan:
     tied: str | None
 
 
-def canonical_keys(weights: Weights, prefix: str) -> dict[str, str]:
+def canonical_keys(weights: Weights | GgufFile, prefix: str) -> dict[str, str]:
     """Give each key under the name it has in a bare model, whatever the file calls it.
 
     Raises:
@@ -64,7 +58,11 @@ def canonical_keys(weights: Weights, prefix: str) -> dict[str, str]:
 
 
 def match(
-    leaves: Leaves, names: dict[str, str], weights: Weights, task: str | None, prefix: str
+    leaves: Leaves,
+    names: dict[str, str],
+    weights: Weights | GgufFile,
+    task: str | None,
+    layout: Layout,
 ) -> Plan:
     """Find the tensor of every leaf, and say so where that cannot be done.
 
@@ -73,13 +71,13 @@ def match(
         names: the checkpoint's keys, from `canonical_keys`.
         weights: the checkpoint.
         task: the model's task.
-        prefix: what the architecture calls its encoder.
+        layout: the architecture's names.
 
     Raises:
         ModelError: keys are missing or unexpected, or shapes differ.
     """
-    wanted = {path: _torch_name(path, prefix) for path in leaves}
-    found = {path: _find(name, names) for path, name in wanted.items()}
+    wanted = {path: layout.name(path) for path in leaves}
+    found = {path: _find(name, names, layout) for path, name in wanted.items()}
     used = {name for name in found.values() if name is not None}
     groups = {name.split(".")[0] for name in used}
     fresh, missing = [], []
@@ -87,28 +85,23 @@ def match(
         if found[path] is None:
             group = name.split(".")[0]
             # A module of which the file holds a part is damaged, not absent.
-            absent = group in FRESH_MODULES[task] and group not in groups
+            absent = group in layout.fresh[task] and group not in groups
             (fresh if absent else missing).append(path)
-    tied = [name for name in names if name in TIED_WEIGHTS and name not in used]
+    tied = [name for name in names if name in layout.tied and name not in used]
     left = [name for name in names if name not in used and name not in tied]
-    unexpected = [names[name] for name in left if not _harmless(name, task)]
+    unexpected = [names[name] for name in left if not _harmless(name, layout.harmless[task])]
     sources = {path: names[name] for path, name in found.items() if name is not None}
-    _report(leaves, sources, [wanted[path] for path in missing], unexpected, weights)
-    needed = task == "MASKED_LM" and bool(tied)
+    _report(leaves, sources, [wanted[path] for path in missing], unexpected, weights, layout)
+    needed = task == layout.tied_task and bool(tied)
     return Plan(sources, tuple(fresh), names[tied[0]] if needed else None)
 
 
-def _torch_name(path: tuple[str, ...], prefix: str) -> str:
-    module = path[1:-1] if path[0] == prefix else path[:-1]
-    return ".".join((*module, TORCH_LEAVES[path[-1]]))
+def _find(name: str, names: dict[str, str], layout: Layout) -> str | None:
+    return next((n for n in (name, layout.synonyms.get(name)) if n in names), None)
 
 
-def _find(name: str, names: dict[str, str]) -> str | None:
-    return next((n for n in (name, OUTPUT_BIASES.get(name)) if n in names), None)
-
-
-def _harmless(name: str, task: str | None) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in HARMLESS_KEYS[task])
+def _harmless(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _report(
@@ -116,12 +109,13 @@ def _report(
     sources: dict[tuple[str, ...], str],
     missing: list[str],
     unexpected: list[str],
-    weights: Weights,
+    weights: Weights | GgufFile,
+    layout: Layout,
 ) -> None:
     wrong = []
     for path, key in sources.items():
         shape = leaves[path].shape
-        expected = shape[::-1] if path[-1] == "kernel" else shape
+        expected = shape[::-1] if layout.transposed(path) else shape
         if weights.shape(key) != expected:
             wrong.append(f"{key} (expected {expected}, found {weights.shape(key)})")
     faults = {
@@ -130,7 +124,7 @@ def _report(
         "wrong shapes": wrong,
     }
     lines = [f"  {fault}: {_listed(names)}" for fault, names in faults.items() if names]
-    if any(entry.startswith("classifier.") for entry in wrong):
+    if any(entry.startswith(("classifier.", "score.")) for entry in wrong):
         lines.append("  a classifier of another size: leave num_labels out, or pass the file's")
     if lines:
         raise ModelError("\n".join([f"{weights.directory} does not fit the model:", *lines]))

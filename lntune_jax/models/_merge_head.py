@@ -15,8 +15,9 @@ from lntune_jax._adapter_messages import list_names
 from lntune_jax._errors import ModelError
 
 from ._directory import read_config, with_labels
+from ._layout import LAYOUTS
 from ._matching import canonical_keys, match
-from ._names import ARCHITECTURES, TASKS
+from ._names import ARCHITECTURES, ENCODER_TASKS
 from ._pretrained import from_config
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def find_unread(
     Raises:
         ModelError: the class needs a key that is not there, or one has another shape.
     """
-    if fields.get("model_type") in ARCHITECTURES and task in TASKS:
+    if fields.get("model_type") in ARCHITECTURES and task in ENCODER_TASKS:
         return _compare(directory, task, shapes)
     kept = {key.split(".")[0] for key in own}
     return [key for key in shapes if is_head(key) and key.split(".")[0] not in kept]
@@ -137,13 +138,13 @@ def find_unread(
 
 def _compare(directory: Path, task: str | None, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     config = with_labels(read_config(directory), count_labels(shapes))
-    prefix = ARCHITECTURES[config.model_type].prefix
+    layout = LAYOUTS[config.model_type]
     tree = from_config(config, task).params
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     leaves = {tuple(part.key for part in path): leaf for path, leaf in paths}
     weights: Any = Shapes(directory, shapes)
-    names = canonical_keys(weights, prefix)
-    plan = match(leaves, names, weights, task, prefix)
+    names = canonical_keys(weights, layout.prefix)
+    plan = match(leaves, names, weights, task, layout)
     if plan.fresh:
         fresh = [".".join(path) for path in plan.fresh]
         raise ModelError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lntune_jax._adapter_messages import list_names
 from lntune_jax._errors import AdapterError, ModelError
 
-from ._names import TENSORFLOW_LEAVES
+from ._layout import TENSORFLOW_LEAVES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

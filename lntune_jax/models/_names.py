@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-TASKS = (None, "SEQ_CLS", "TOKEN_CLS", "MASKED_LM")
+ENCODER_TASKS = (None, "SEQ_CLS", "TOKEN_CLS", "MASKED_LM")
+TASKS = (*ENCODER_TASKS, "CAUSAL_LM")
 POOLINGS = (None, "mean")
 # Not float16: its narrow range asks for loss scaling, and JAX's attention refuses it on CPU.
 DTYPES = ("float32", "bfloat16")
@@ -35,50 +36,6 @@ class Architecture:
 ARCHITECTURES = {
     "bert": Architecture("bert", False, True, "cls"),
     "roberta": Architecture("roberta", True, False, "lm_head"),
-}
-
-# The last segment of a leaf path here: the one PyTorch uses for it.
-TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-
-# What checkpoints converted from TensorFlow call the leaves of a LayerNorm.
-TENSORFLOW_LEAVES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-
-# The output bias goes by two names, of which a file may hold only one.
-OUTPUT_BIASES = {
-    "cls.predictions.bias": "cls.predictions.decoder.bias",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-    "lm_head.bias": "lm_head.decoder.bias",
-    "lm_head.decoder.bias": "lm_head.bias",
-}
-
-# Tied output weights that a file may hold beside the word embeddings they equal.
-TIED_WEIGHTS = ("cls.predictions.decoder.weight", "lm_head.decoder.weight")
-WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
-
-# Modules that a checkpoint may lack, all their leaves together, and gets at random for a task.
-FRESH_MODULES = {
-    None: (),
-    "SEQ_CLS": ("classifier", "pooler"),
-    "TOKEN_CLS": ("classifier",),
-    "MASKED_LM": ("cls", "lm_head"),
-}
-
-# Keys (whole, as regular expressions) that a checkpoint may hold though a task does not use them:
-# buffers which older versions saved, the pooler, and the heads of other tasks.
-_BUFFERS = (r"embeddings\.(position|token_type)_ids", r"pooler\.dense\.(weight|bias)")
-_CLASSIFIER = r"classifier\.((dense|out_proj)\.)?(weight|bias)"
-_LANGUAGE = (r"cls\.predictions\..*", r"lm_head\..*")
-_OTHERS = (r"cls\.seq_relationship\..*", r"qa_outputs\..*")
-HARMLESS_KEYS = {
-    None: (*_BUFFERS, _CLASSIFIER, *_LANGUAGE, *_OTHERS),
-    "SEQ_CLS": (*_BUFFERS, _CLASSIFIER, *_LANGUAGE, *_OTHERS),
-    "TOKEN_CLS": (*_BUFFERS, _CLASSIFIER, *_LANGUAGE, *_OTHERS),
-    "MASKED_LM": (
-        *_BUFFERS,
-        _CLASSIFIER,
-        *_OTHERS,
-        r"(cls\.predictions|lm_head)\.(decoder\.)?bias",
-    ),
 }
 
 # How safetensors names the types of numbers that weights can be read from.

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
+    from ._cache import Cache
+
 
 class ModelOutput(NamedTuple):
     """The arrays a model computed; `None` for those it has not.
@@ -21,17 +23,19 @@ class ModelOutput(NamedTuple):
         pooler_output: (batch, hidden), of a bare model that has a pooler.
         logits: (batch, labels), (batch, length, labels) or (batch, length, vocabulary), of a
             model with a head.
+        cache: of a decoder that was given one, with the keys and values of its inputs added.
 
     Example:
         >>> import jax
         >>> from lntune_jax.models import ModelOutput
         >>> jax.tree.map(abs, ModelOutput(logits=-1.0))
-        ModelOutput(last_hidden_state=None, pooler_output=None, logits=1.0)
+        ModelOutput(last_hidden_state=None, pooler_output=None, logits=1.0, cache=None)
     """
 
     last_hidden_state: Float[Array, "batch length hidden"] | None = None
     pooler_output: Float[Array, "batch hidden"] | None = None
     logits: Float[Array, "batch ..."] | None = None
+    cache: Cache | None = None
 
 
 def mean_pool(

@@ -10,17 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lntune_jax._errors import ModelError
-
-from ._build import Recipe, build, nest
-from ._directory import find_directory, read_config, with_labels
-from ._files import open_weights
+from ._blueprint import Choices, check_choices, draw_up
+from ._build import nest
+from ._directory import config_of, find_directory, with_labels
+from ._layout import LAYOUTS
 from ._loading import load_leaves
 from ._matching import canonical_keys, match
-from ._names import DTYPES, POOLINGS, TASKS
-from ._settings import read_settings
+from ._source import config_from, open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,14 +33,22 @@ class PretrainedModel:
             module paths, the leaves Flax's: `kernel` (inputs, outputs) and `bias`, `scale` and
             `bias`, `embedding`.
         config: the transformers config.
-        apply: `apply(params, input_ids, attention_mask=None, token_type_ids=None,
-            position_ids=None, *, dropout_rng=None) -> ModelOutput`: a pure function, which jit,
-            grad and vmap can take. All inputs are integers of the shape (batch, length), the
-            mask may hold booleans. Without `dropout_rng` nothing is dropped. Ids outside their
-            table give NaN. Weights may be wider than the model's dtype: norms compute in
-            float32 in any case, the others are cast.
+        apply: a pure function, which jit, grad and vmap can take: of an encoder
+            `apply(params, input_ids, attention_mask=None, token_type_ids=None,
+            position_ids=None, *, dropout_rng=None) -> ModelOutput`, of a decoder
+            `apply(params, input_ids, attention_mask=None, position_ids=None, *,
+            segment_ids=None, cache=None, dropout_rng=None, with_logits=True)`. All inputs are
+            integers of the shape (batch, length), the mask may hold booleans. Without
+            `dropout_rng` nothing is dropped. Ids outside their table give NaN. Weights may be
+            wider than the model's dtype: norms compute in float32 in any case, the others are
+            cast. A decoder's positions are the columns unless they are given, as in PyTorch;
+            with `segment_ids` (several texts in one row) they begin anew in each segment, and
+            tokens see their own segment only. `cache` is what `empty_cache` gives, or the
+            `cache` of the output before.
         task: the task it was made for.
         fresh: the leaf paths, with dots, that were drawn at random.
+        settings: what was read from the config, every field checked.
+        dtype: of weights and activations.
 
     Example:
         >>> import jax
@@ -62,6 +66,8 @@ class PretrainedModel:
     apply: Callable[..., ModelOutput] = field(repr=False)
     task: str | None = None
     fresh: tuple[str, ...] = ()
+    settings: Any = field(default=None, repr=False)
+    dtype: str = "float32"
 
 
 def from_pretrained(
@@ -70,28 +76,42 @@ def from_pretrained(
     *,
     dtype: Any = "float32",
     mesh: Any = None,
+    specs: Callable[[str, Any], Any] | None = None,
     num_labels: int | None = None,
     pooling: str | None = None,
+    attention: str = "xla",
+    remat: str = "none",
     seed: int = 0,
     revision: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> PretrainedModel:
-    """Load a BERT or RoBERTa checkpoint.
+    """Load a BERT, RoBERTa, Llama, Mistral, Qwen, Gemma or GPT-2 checkpoint.
 
-    The weights come from `model.safetensors`, or from several such files with an index. Only a
+    The weights come from `model.safetensors`, from several such files with an index, or, for
+    Llama and Qwen, from a GGUF file, quantised or not, which holds the config too. Only a
     head (and the pooler that BERT's sequence classifier reads) may be missing in them: it is
     drawn from the normal distribution with the config's `initializer_range`, biases zero. A
-    bare model whose checkpoint has no pooler has none.
+    bare model whose checkpoint has no pooler has none, and a language model's head is never
+    drawn. Tensors are read, cast and placed one at a time.
 
     Args:
-        name_or_directory: a model directory, or an id on the Hugging Face hub.
-        task: `None` for the bare encoder, "SEQ_CLS", "TOKEN_CLS" or "MASKED_LM".
+        name_or_directory: a model directory, a GGUF file, or an id on the Hugging Face hub.
+        task: `None` for the bare model; for BERT and RoBERTa "SEQ_CLS", "TOKEN_CLS" or
+            "MASKED_LM", for the others "CAUSAL_LM" or "SEQ_CLS".
         dtype: of weights and activations: "float32" or "bfloat16", whatever the file's is.
-        mesh: a `jax.sharding.Mesh`, to put a copy of the weights on each of its devices.
+        mesh: a `jax.sharding.Mesh` to put the weights on: a copy on each of its devices, or
+            what `specs` says.
+        specs: `specs(path, leaf)` gives the `PartitionSpec` of a leaf on the mesh, from its
+            path with dots and its shape and dtype.
         num_labels: outputs of a classifier, in place of the config's.
         pooling: what a sequence classifier reads: `None` for the architecture's own, "mean" for
-            the mean of the last hidden states over the tokens that count.
+            the mean of the last hidden states over the tokens that count (encoders only).
+        attention: "xla", or "cudnn" for flash attention on NVIDIA GPUs (decoders only).
+        remat: what a decoder's backward pass computes again to store less: "none", "dots"
+            (everything but matrix products) or "full" (each layer from its input).
         seed: for leaves that the checkpoint lacks.
         revision: a branch, tag or commit on the hub.
+        progress: called as `progress(done, total)`, in bytes, after each tensor.
 
     Raises:
         ModelError: the name is neither a directory nor on the hub; a file is missing, damaged
@@ -99,7 +119,7 @@ def from_pretrained(
             do not fit the model. The message names file, field or keys.
 
     Warns:
-        FreshWeightsWarning: leaves outside `classifier` were drawn at random.
+        FreshWeightsWarning: leaves outside `classifier` and `score` were drawn at random.
 
     Example:
         >>> from lntune_jax.models import from_pretrained
@@ -109,22 +129,30 @@ def from_pretrained(
         ...     print(error)
         './no-such-directory' is neither a directory nor an id on the hub
     """
-    number = _check_options(task, pooling, dtype)
-    directory = find_directory(name_or_directory, revision)
-    config = with_labels(read_config(directory), num_labels)
-    settings = read_settings(config)
-    prefix = settings.architecture.prefix
-    with open_weights(directory) as weights:
-        names = canonical_keys(weights, prefix)
-        reads_pooler = task == "SEQ_CLS" and pooling is None
-        pooler = reads_pooler or any(name.startswith("pooler.") for name in names)
-        recipe = _recipe(settings, task, pooling, number, pooler=pooler)
-        leaves, apply = build(recipe)
-        plan = match(leaves, names, weights, task, prefix)
-        spread = settings.initializer_range
-        arrays = load_leaves(leaves, plan, weights, names, mesh=mesh, seed=seed, spread=spread)
+    choices = check_choices(Choices(task, pooling, dtype, attention, remat))
+    with open_source(find_directory(name_or_directory, revision)) as (found, weights):
+        config = with_labels(found, num_labels)
+        layout = LAYOUTS[config.model_type]
+        names = canonical_keys(weights, layout.prefix)
+        pooler = any(name.startswith("pooler.") for name in names)
+        blueprint = draw_up(config, choices, pooler=pooler)
+        plan = match(blueprint.leaves, names, weights, task, layout)
+        arrays = load_leaves(
+            blueprint.leaves,
+            plan,
+            weights,
+            names,
+            layout,
+            mesh=mesh,
+            specs=specs,
+            seed=seed,
+            spread=blueprint.settings.initializer_range,
+            progress=progress,
+        )
     fresh = tuple(".".join(path) for path in plan.fresh)
-    return PretrainedModel(nest(arrays), config, apply, task, fresh)
+    return PretrainedModel(
+        nest(arrays), config, blueprint.apply, task, fresh, blueprint.settings, blueprint.dtype
+    )
 
 
 def from_config(
@@ -134,17 +162,21 @@ def from_config(
     dtype: Any = "float32",
     num_labels: int | None = None,
     pooling: str | None = None,
+    attention: str = "xla",
+    remat: str = "none",
     revision: str | None = None,
 ) -> PretrainedModel:
     """Give the model of a config, with shapes in place of weights.
 
     Args:
-        directory_or_config: a transformers config, a directory with a config.json, or an id on
-            the Hugging Face hub; no weights are read or fetched.
+        directory_or_config: a transformers config, the dict of a config.json, a directory with
+            one, or an id on the Hugging Face hub; no weights are read or fetched.
         task: as in `from_pretrained`.
         dtype: as in `from_pretrained`.
         num_labels: as in `from_pretrained`.
         pooling: as in `from_pretrained`.
+        attention: as in `from_pretrained`.
+        remat: as in `from_pretrained`.
         revision: as in `from_pretrained`.
 
     Returns:
@@ -164,35 +196,19 @@ def from_config(
         >>> sorted(model.params["bert"]["encoder"]["layer"]["0"]["output"]["LayerNorm"])
         ['bias', 'scale']
     """
-    number = _check_options(task, pooling, dtype)
+    choices = check_choices(Choices(task, pooling, dtype, attention, remat))
     config = directory_or_config
     if isinstance(config, str | Path):
-        config = read_config(find_directory(config, revision, ("config.json",)))
+        config = config_from(find_directory(config, revision, ("config.json",)))
+    elif isinstance(config, dict):
+        config = config_of(config, "the config")
     config = with_labels(config, num_labels)
-    leaves, apply = build(_recipe(read_settings(config), task, pooling, number, pooler=True))
-    return PretrainedModel(nest(leaves), config, apply, task)
-
-
-def _check_options(task: str | None, pooling: str | None, dtype: Any) -> str:
-    if task not in TASKS:
-        raise ModelError(f"task is {task!r}; supported: {', '.join(map(repr, TASKS))}")
-    if pooling not in POOLINGS:
-        raise ModelError(f"pooling is {pooling!r}; supported: {', '.join(map(repr, POOLINGS))}")
-    if pooling is not None and task != "SEQ_CLS":
-        raise ModelError(f"pooling is {pooling!r}, which only the task 'SEQ_CLS' reads")
-    try:
-        name = np.dtype(dtype).name
-    except TypeError:
-        name = str(dtype)
-    if name not in DTYPES:
-        raise ModelError(f"dtype is {name!r}; supported: {', '.join(DTYPES)}")
-    return name
-
-
-def _recipe(
-    settings: Any, task: str | None, pooling: str | None, dtype: str, *, pooler: bool
-) -> Recipe:
-    # RoBERTa's classifier never reads a pooler, and its PyTorch class has none.
-    headless = task is None
-    pooled = task == "SEQ_CLS" and settings.architecture.pooled_classifier
-    return Recipe(settings, task, pooling, pooler and (headless or pooled), dtype)
+    blueprint = draw_up(config, choices, pooler=True)
+    return PretrainedModel(
+        nest(blueprint.leaves),
+        config,
+        blueprint.apply,
+        task,
+        settings=blueprint.settings,
+        dtype=blueprint.dtype,
+    )

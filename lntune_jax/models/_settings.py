@@ -7,11 +7,9 @@ and nothing is skipped in silence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
-from lntune_jax._errors import ModelError
-
-from ._activations import ACTIVATIONS
+from . import _fields as fields
 from ._names import ARCHITECTURES, Architecture
 
 
@@ -47,30 +45,28 @@ def read_settings(config: Any) -> Settings:
     Raises:
         ModelError: a field holds a value that the models do not honour.
     """
-    model_type = _read(config, "model_type")
-    _require("model_type", model_type, model_type in ARCHITECTURES, _one_of(ARCHITECTURES))
-    architecture = ARCHITECTURES[model_type]
-    _refuse_variants(config)
-    sizes = {name: _size(config, name) for name in _SIZES}
-    _require(
+    architecture = ARCHITECTURES[config.model_type]
+    fields.refuse_variants(config, _VARIANTS)
+    sizes = {name: fields.size(config, name) for name in _SIZES}
+    fields.require(
         "hidden_size",
         sizes["hidden_size"],
         sizes["hidden_size"] % sizes["num_attention_heads"] == 0,
         f"a multiple of num_attention_heads ({sizes['num_attention_heads']})",
     )
-    rates: dict[str, Any] = {name: _rate(config, name) for name in _RATES}
-    if rates["classifier_dropout"] is None:
-        rates["classifier_dropout"] = rates["hidden_dropout_prob"]
+    hidden = fields.rate(config, "hidden_dropout_prob")
     return Settings(
         architecture=architecture,
         **sizes,
-        **rates,
-        hidden_act=_activation(config),
-        layer_norm_eps=_positive(config, "layer_norm_eps"),
-        initializer_range=_positive(config, "initializer_range"),
+        hidden_dropout_prob=hidden,
+        attention_probs_dropout_prob=fields.rate(config, "attention_probs_dropout_prob"),
+        classifier_dropout=_classifier_dropout(config, hidden),
+        hidden_act=fields.activation(config),
+        layer_norm_eps=fields.positive(config, "layer_norm_eps"),
+        initializer_range=fields.positive(config, "initializer_range"),
         pad_token_id=_padding(config, architecture, sizes["max_position_embeddings"]),
         tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", True)),
-        num_labels=_size(config, "num_labels"),
+        num_labels=fields.size(config, "num_labels"),
     )
 
 
@@ -83,7 +79,6 @@ _SIZES = (
     "max_position_embeddings",
     "type_vocab_size",
 )
-_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 # Field: (the value that means "not in use", what is supported).
 _VARIANTS = {
@@ -96,65 +91,16 @@ _VARIANTS = {
 }
 
 
-def _refuse_variants(config: Any) -> None:
-    for field, (unused, supported) in _VARIANTS.items():
-        value = _read(config, field)
-        _require(field, value, value is None or value == unused, supported)
-
-
-def _size(config: Any, field: str) -> int:
-    value = _read(config, field)
-    _require(field, value, _is_integer(value) and value >= 1, "an integer of at least 1")
-    return int(value)
-
-
-def _rate(config: Any, field: str) -> float | None:
-    value = _read(config, field)
-    if value is None and field == "classifier_dropout":
-        return None
-    _require(field, value, _is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
-    return value
-
-
-def _positive(config: Any, field: str) -> float:
-    value = _read(config, field)
-    _require(field, value, _is_number(value) and value > 0, "a number above 0")
-    return float(value)
-
-
-def _activation(config: Any) -> str:
-    value = _read(config, "hidden_act")
-    known = isinstance(value, str) and value in ACTIVATIONS
-    _require("hidden_act", value, known, _one_of(ACTIVATIONS))
-    return value
+def _classifier_dropout(config: Any, hidden: float) -> float:
+    unset = fields.read(config, "classifier_dropout") is None
+    return hidden if unset else fields.rate(config, "classifier_dropout")
 
 
 def _padding(config: Any, architecture: Architecture, positions: int) -> int:
-    value = _read(config, "pad_token_id")
+    value = fields.read(config, "pad_token_id")
     if not architecture.positions_follow_padding:
         return 0  # Not read: BERT's positions are its columns.
-    fits = _is_integer(value) and 0 <= value < positions - 1
+    fits = fields.is_integer(value) and 0 <= value < positions - 1
     # Positions start after it, so that it must leave room in the position table.
-    _require("pad_token_id", value, fits, f"an integer from 0 to {positions - 2}")
+    fields.require("pad_token_id", value, fits, f"an integer from 0 to {positions - 2}")
     return int(value)
-
-
-def _read(config: Any, field: str) -> Any:
-    return getattr(config, field, None)
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _one_of(names: Any) -> str:
-    return "one of " + ", ".join(sorted(names))
-
-
-def _require(field: str, value: Any, accepted: bool, supported: str) -> None:
-    if not accepted:
-        raise ModelError(f"config field {field!r} is {value!r}; supported: {supported}")

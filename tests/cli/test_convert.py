@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from checkpoints import REFERENCE
 from safetensors.numpy import load_file, save_file
 
 import lntune_jax as lnt
@@ -93,7 +94,7 @@ def test_another_architecture_is_a_flat_tree_of_its_checkpoint(run, tmp_path):
     """The tree that PyTorch's own names make; nothing of the base is read but a few values."""
     base, random = tmp_path / "base", np.random.default_rng(0)
     base.mkdir()
-    fields = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    fields = {"model_type": "granite", "architectures": ["GraniteForCausalLM"]}
     (base / "config.json").write_text(json.dumps(fields))
     tensors = {"lm_head.weight": random.normal(size=(6, 4)).astype("f")}
     for layer in range(2):
@@ -112,6 +113,25 @@ def test_another_architecture_is_a_flat_tree_of_its_checkpoint(run, tmp_path):
     assert lnt.load_adapter(tmp_path / "ours").config.inference_mode is False
     assert run("convert", tmp_path / "ours", tmp_path / "back", "--model", base)[0] == 0
     assert same_tensors(tmp_path / "peft", tmp_path / "back")
+
+
+@pytest.mark.parametrize("names", ["flax", "torch"])
+def test_a_decoder_s_leaves_are_called_as_asked(run, tmp_path, names):
+    base = REFERENCE / "decoders" / "llama"
+    model = lnt.models.from_pretrained(base, "CAUSAL_LM")
+    config = lnt.LNTuningConfig(task_type="CAUSAL_LM", model_type="llama")
+    trainable, _ = lnt.partition_params(model.params, config)
+    tuned = {name: np.asarray(value) + 1 for name, value in trainable.items()}
+    lnt.export_peft(tmp_path / "peft", tuned, config)
+    words = ("convert", tmp_path / "peft", tmp_path / "ours", "--model", base)
+    assert run(*words, *([] if names == "flax" else ["--leaf-names", names]))[0] == 0
+    found = lnt.load_adapter(tmp_path / "ours").trainable
+    if names == "flax":
+        restored = lnt.restore_adapter(tmp_path / "ours", model.params)
+        assert np.array_equal(restored["model"]["norm"]["scale"], tuned["model.norm.scale"])
+        assert found.keys() == tuned.keys()
+    else:
+        assert found["model.norm.weight"].tobytes() == tuned["model.norm.scale"].tobytes()
 
 
 def test_what_is_refused(run, make_run, model_directory, tmp_path):

@@ -1,0 +1,140 @@
+"""A decoder's inputs: checked, completed, and turned into who sees whom.
+
+Positions are columns unless they are given, as in PyTorch's transformers; with segment ids they
+begin anew in each segment.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lntune_jax._errors import ModelError
+
+from ._attention import sees
+from ._cache import advance
+from ._inputs import check_shape, integers, mask_of, tokens_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Int
+
+    from ._cache import Cache
+
+
+class DecoderInputs(NamedTuple):
+    """Arrays ready for the layers.
+
+    Attributes:
+        input_ids: the tokens.
+        position_ids: where each is in its text.
+        attention_mask: true for a token that others may see; `None` for all.
+        segments: a number for each run of tokens that see one another only; `None` for one run.
+        slots: with a cache, where each token's keys and values go.
+        cache: with a cache, the one after this call, keys and values still the old ones.
+    """
+
+    input_ids: Int[Array, "batch length"]
+    position_ids: Int[Array, "rows length"]
+    attention_mask: Bool[Array, "batch length"] | None
+    segments: Int[Array, "rows length"] | None
+    slots: Int[Array, "batch length"] | None = None
+    cache: Cache | None = None
+
+    def mask(self, window: int | None) -> Bool[Array, "_ 1 length slots"] | None:
+        """Give what each token sees in a layer with this window; `None` for all before it."""
+        if self.cache is not None and self.slots is not None:
+            places = jnp.arange(self.cache.valid.shape[1], dtype=jnp.int32)[None]
+            return sees(self.slots, places, window) & self.cache.valid[:, None, None, :]
+        if self.attention_mask is None and self.segments is None:
+            return None
+        columns = jnp.arange(self.input_ids.shape[1], dtype=jnp.int32)[None]
+        mask = sees(columns, columns, window)
+        if self.attention_mask is not None:
+            mask = mask & self.attention_mask[:, None, None, :]
+        if self.segments is not None:
+            mask = mask & (self.segments[:, None, :, None] == self.segments[:, None, None, :])
+        return mask
+
+
+def prepare_decoder_inputs(
+    input_ids: Any,
+    attention_mask: Any,
+    position_ids: Any,
+    segment_ids: Any,
+    cache: Cache | None,
+    table: int | None,
+) -> DecoderInputs:
+    """Check the inputs and fill in the ones that are `None`.
+
+    Args:
+        input_ids: the tokens.
+        attention_mask: 1 where a token counts.
+        position_ids: where each is in its text.
+        segment_ids: which text of several in a row each belongs to.
+        cache: the tokens before these.
+        table: how many positions the model has a vector for; `None` where it computes them.
+
+    Raises:
+        ModelError: an input has the wrong rank, shape or type of number, is longer than the
+            position table, or does not go with a cache.
+    """
+    tokens = tokens_of(input_ids)
+    if attention_mask is not None:
+        attention_mask = mask_of(attention_mask)
+        check_shape("attention_mask", attention_mask, tokens.shape)
+    if position_ids is not None:
+        position_ids = integers("position_ids", position_ids)
+        check_shape("position_ids", position_ids, tokens.shape, (1, tokens.shape[1]))
+    if cache is not None:
+        return _with_cache(tokens, attention_mask, position_ids, segment_ids, cache)
+    columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    segments = None
+    if segment_ids is not None:
+        segment_ids = integers("segment_ids", segment_ids)
+        check_shape("segment_ids", segment_ids, tokens.shape)
+        segments = _runs(segment_ids)
+        if position_ids is None:
+            position_ids = columns - _starts(segments, columns)
+    if position_ids is None:
+        position_ids = columns
+        if table is not None and tokens.shape[1] > table:
+            raise ModelError(
+                f"input_ids has {tokens.shape[1]} positions, the model's table holds {table}; "
+                "shorten the inputs (max_length in the tokenizer)"
+            )
+    return DecoderInputs(tokens, position_ids, attention_mask, segments)
+
+
+def _with_cache(
+    tokens: Int[Array, "batch length"],
+    attention_mask: Bool[Array, "batch length"] | None,
+    position_ids: Int[Array, "rows length"] | None,
+    segment_ids: Any,
+    cache: Cache,
+) -> DecoderInputs:
+    if segment_ids is not None:
+        raise ModelError("segment_ids go without a cache: decode one text in each row")
+    if cache.valid.shape[0] != tokens.shape[0]:
+        raise ModelError(
+            f"the cache has {cache.valid.shape[0]} rows; expected {tokens.shape[0]}, as input_ids"
+        )
+    counted = jnp.ones(tokens.shape, jnp.bool_) if attention_mask is None else attention_mask
+    slots = cache.next_slot[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    positions = slots if position_ids is None else position_ids
+    return DecoderInputs(tokens, positions, None, None, slots, advance(cache, counted))
+
+
+def _runs(segment_ids: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
+    """Number the runs of equal ids in each row."""
+    begins = (jnp.diff(segment_ids, axis=1) != 0).astype(jnp.int32)
+    return jnp.pad(jnp.cumsum(begins, axis=1), ((0, 0), (1, 0)))
+
+
+def _starts(
+    runs: Int[Array, "rows length"], columns: Int[Array, "1 length"]
+) -> Int[Array, "rows length"]:
+    """Give the column in which each token's run begins."""
+    first = jnp.pad(jnp.diff(runs, axis=1) != 0, ((0, 0), (1, 0)), constant_values=True)
+    return jax.lax.cummax(jnp.where(first, columns, 0), axis=1)

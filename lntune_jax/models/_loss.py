@@ -1,0 +1,186 @@
+"""The loss of a causal language model, without its logits ever being there as a whole.
+
+Logits of 128 thousand entries for every token are larger than all else in a step of norm tuning.
+Here the vocabulary is gone through in chunks: each chunk's logits are added to a running sum of
+exponentials, forgotten, and computed again on the way back.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from lntune_jax._errors import ModelError
+
+from ._inputs import check_shape, integers, mask_of, tokens_of
+from ._layout import LAYOUTS
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+    from ._pretrained import PretrainedModel
+
+IGNORED = -100
+
+
+def causal_lm_loss(
+    model: PretrainedModel,
+    params: Any,
+    input_ids: Any,
+    labels: Any = None,
+    *,
+    attention_mask: Any = None,
+    position_ids: Any = None,
+    segment_ids: Any = None,
+    dropout_rng: Any = None,
+    chunk: int = 8192,
+) -> Float[Array, ""]:
+    """Give the mean loss of predicting each token from the ones before it, in float32.
+
+    Args:
+        model: a model with the task "CAUSAL_LM".
+        params: its weights, whole.
+        input_ids: (batch, length), integers.
+        labels: (batch, length), the tokens to predict, in their own columns: the shift by one is
+            made here. Where it is -100 nothing is predicted; any other number outside the
+            vocabulary gives NaN. `None` for `input_ids`, less what `attention_mask` leaves out
+            and, with `segment_ids`, what has the id 0.
+        attention_mask: as in `model.apply`.
+        position_ids: as in `model.apply`.
+        segment_ids: as in `model.apply`; the first token of a segment is not predicted.
+        dropout_rng: as in `model.apply`.
+        chunk: rows of the vocabulary at a time.
+
+    Returns:
+        The mean over the predicted tokens; NaN where there is none.
+
+    Raises:
+        ModelError: the model has another task, or an input the wrong shape.
+
+    Example:
+        >>> import jax
+        >>> from transformers import LlamaConfig
+        >>> from lntune_jax.models import causal_lm_loss, from_config
+        >>> tiny = LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+        >>> model = from_config(tiny, task="CAUSAL_LM")
+        >>> tokens = jax.ShapeDtypeStruct((2, 16), "int32")
+        >>> loss = lambda params, tokens: causal_lm_loss(model, params, tokens)
+        >>> jax.eval_shape(loss, model.params, tokens)
+        ShapeDtypeStruct(shape=(), dtype=float32)
+    """
+    if model.task != "CAUSAL_LM":
+        raise ModelError(f"the model's task is {model.task!r}; the loss needs 'CAUSAL_LM'")
+    if not isinstance(chunk, int) or chunk < 1:
+        raise ModelError(f"chunk is {chunk!r}; expected an integer of at least 1")
+    tokens = tokens_of(input_ids)
+    targets = _targets(tokens, labels, attention_mask, segment_ids)
+    hidden = model.apply(
+        params,
+        tokens,
+        attention_mask,
+        position_ids,
+        segment_ids=segment_ids,
+        dropout_rng=dropout_rng,
+        with_logits=False,
+    ).last_hidden_state
+    assert hidden is not None
+    states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    wanted = targets[:, 1:].reshape(-1)
+    counted = wanted != IGNORED
+    losses = _losses(states, _output(model, params), wanted, model.settings.final_cap, chunk)
+    return jnp.where(counted, losses, 0).sum() / counted.sum().astype(jnp.float32)
+
+
+def _targets(
+    tokens: Int[Array, "batch length"], labels: Any, attention_mask: Any, segment_ids: Any
+) -> Int[Array, "batch length"]:
+    if labels is not None:
+        targets = integers("labels", labels)
+        check_shape("labels", targets, tokens.shape)
+    else:
+        targets = tokens
+        if attention_mask is not None:
+            # Nor the first token after padding: there is nothing to predict it from.
+            counts = mask_of(attention_mask)
+            before = jnp.pad(counts[:, :-1], ((0, 0), (1, 0)))
+            targets = jnp.where(counts & before, targets, IGNORED)
+    if segment_ids is not None:
+        segments = integers("segment_ids", segment_ids)
+        check_shape("segment_ids", segments, tokens.shape)
+        begins = jnp.pad(jnp.diff(segments, axis=1) != 0, ((0, 0), (1, 0)))
+        left_out = begins if labels is not None else begins | (segments == 0)
+        targets = jnp.where(left_out, IGNORED, targets)
+    return targets
+
+
+def _output(model: PretrainedModel, params: Any) -> tuple[Array, int]:
+    """Give the output weights as they are, and the axis along which the vocabulary lies."""
+    if not model.settings.tie_word_embeddings:
+        return jnp.asarray(params["lm_head"]["kernel"]), 1
+    layout = LAYOUTS[model.settings.model_type]
+    table = params[layout.prefix][layout.embeddings.split(".")[0]]["embedding"]
+    return jnp.asarray(table), 0
+
+
+def _losses(
+    states: Float[Array, "tokens hidden"],
+    output: tuple[Array, int],
+    wanted: Int[Array, " tokens"],
+    cap: float | None,
+    chunk: int,
+) -> Float[Array, " tokens"]:
+    weights, axis = output
+    weights = weights.astype(states.dtype)
+    size = min(chunk, weights.shape[axis])
+    chunks = -(-weights.shape[axis] // size)
+
+    # Computed again on the way back: no chunk's logits are kept.
+    @jax.checkpoint
+    def add(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple[Array, ...], None]:
+        highest, total, found = carry
+        logits, seen = _chunk(states, weights, axis, index, size, cap)
+        top = jnp.maximum(highest, jnp.where(seen, -jnp.inf, logits).max(axis=1))
+        # The shift only keeps the exponentials in range: its own gradient is none.
+        top = jax.lax.stop_gradient(top)
+        more = jnp.where(seen, 0, jnp.exp(logits - top[:, None])).sum(axis=1)
+        total = total * jnp.exp(jax.lax.stop_gradient(highest) - top) + more
+        columns = _columns(weights.shape[axis], index, size)
+        here = (columns == wanted[:, None]) & ~seen
+        return (top, total, found + jnp.where(here, logits, 0).sum(axis=1)), None
+
+    zeros = jnp.zeros(states.shape[:1], jnp.float32)
+    start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros)
+    (highest, total, found), _ = jax.lax.scan(add, start, jnp.arange(chunks, dtype=jnp.int32))
+    known = (wanted >= 0) & (wanted < weights.shape[axis])
+    return jnp.where(known, highest + jnp.log(total) - found, jnp.nan)
+
+
+def _first(rows: int, index: Array, size: int) -> Array:
+    """The first row of a chunk; the last chunk reaches back to be as large as the others."""
+    return jnp.minimum(index * size, rows - size)
+
+
+def _columns(rows: int, index: Array, size: int) -> Int[Array, "1 chunk"]:
+    return (_first(rows, index, size) + jnp.arange(size, dtype=jnp.int32))[None]
+
+
+@partial(jax.named_call, name="vocabulary_chunk")
+def _chunk(
+    states: Float[Array, "tokens hidden"],
+    weights: Array,
+    axis: int,
+    index: Array,
+    size: int,
+    cap: float | None,
+) -> tuple[Float[Array, "tokens chunk"], Bool[Array, "1 chunk"]]:
+    """Give one chunk's logits in float32, and which of its rows an earlier chunk had."""
+    rows = weights.shape[axis]
+    part = jax.lax.dynamic_slice_in_dim(weights, _first(rows, index, size), size, axis)
+    logits = jax.lax.dot_general(
+        states, part, (((1,), (1 - axis,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    logits = logits if cap is None else jnp.tanh(logits / cap) * cap
+    return logits, _columns(rows, index, size) < index * size
