@@ -7,7 +7,7 @@ error.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ._architectures import DEFAULT_TARGETS
 from ._config import LNTuningConfig
@@ -33,20 +33,24 @@ def check_selection(
     # Defaults are written for many models of a kind, and may well not match in one of them.
     targets = matches.targets if config.target_modules is not None else None
     saved = matches.saved if config.modules_to_save is not None else ()
+    above_norms = _list_above(norm_paths)
     for match in targets or ():
-        if match.names and not any(is_below(path, match.names) for path in norm_paths):
+        if match.names and above_norms.isdisjoint(match.names):
             raise SelectionError(
                 f"target_modules {match.pattern!r} matches {write_list(sorted(match.names))}, "
                 "where there is no LayerNorm or RMSNorm leaf. To train a whole module put it into "
                 f"modules_to_save; the norms of this tree are {_write_paths(norm_paths)}"
             )
+    trained = [x.path for i, x in enumerate(selection.leaves) if selection.is_trainable(i)]
+    above_trained, excluded = _list_above(trained), unite(matches.excluded)
     for match in saved:
-        _check_saved(match, selection, unite(matches.excluded))
+        if above_trained.isdisjoint(match.names):
+            _check_saved(match, selection, excluded)
     if warn:
         _warn_unmatched("target_modules", targets or (), matches.modules)
         _warn_unmatched("modules_to_save", _drop_peft_s_own(saved, config), matches.modules)
         _warn_unmatched("exclude_modules", matches.excluded, matches.modules)
-        _warn_shallow_exclusions(matches.excluded, selection, norm_paths)
+        _warn_shallow_exclusions(matches.excluded, trained, norm_paths)
     if not any(map(selection.is_trainable, range(len(selection.roles)))):
         raise SelectionError(_explain_nothing(selection, config, norm_paths))
 
@@ -66,10 +70,11 @@ def _drop_peft_s_own(saved: Sequence[Match], config: LNTuningConfig) -> list[Mat
 
 
 def _check_saved(match: Match, selection: Selection, excluded: frozenset[str]) -> None:
-    below = [i for i, leaf in enumerate(selection.leaves) if is_below(leaf.path, match.names)]
-    if not below or any(map(selection.is_trainable, below)):
+    """Raises where a saved module is there, but no leaf in it trains."""
+    below = (leaf for leaf in selection.leaves if is_below(leaf.path, match.names))
+    first = next(below, None)
+    if first is None:
         return
-    first = selection.leaves[below[0]]
     dtype = getattr(first.value, "dtype", type(first.value).__name__)
     why = f"no leaf in it can train: {join(first.path)!r} is {dtype}"
     if is_named(first.path, excluded):
@@ -92,23 +97,25 @@ def _warn_unmatched(field: str, matches: Sequence[Match], modules: Sequence[str]
 
 
 def _warn_shallow_exclusions(
-    excluded: Sequence[Match], selection: Selection, norm_paths: Sequence[Path]
+    excluded: Sequence[Match], trained: Sequence[Path], norm_paths: Sequence[Path]
 ) -> None:
     """Warns where an excluded container holds norms that train all the same, as in PEFT."""
+    named = {name for path in norm_paths for name in (join(path), join(path[:-1]))}
+    above_trained = _list_above(trained)
     for match in excluded:
-        if not match.names or any(is_named(path, match.names) for path in norm_paths):
+        if not named.isdisjoint(match.names) or above_trained.isdisjoint(match.names):
             continue
-        missed = [
-            join(leaf.path)
-            for i, leaf in enumerate(selection.leaves)
-            if selection.is_trainable(i) and is_below(leaf.path, match.names)
-        ]
-        if missed:
-            _warn(
-                f"exclude_modules {match.pattern!r} matches {write_list(sorted(match.names))} but, "
-                f"as in PEFT, not what lies below: {write_list(missed)} will train. Write "
-                rf"'(.*\.)?{match.pattern}\..*' to exclude it"
-            )
+        missed = [join(path) for path in trained if is_below(path, match.names)]
+        _warn(
+            f"exclude_modules {match.pattern!r} matches {write_list(sorted(match.names))} but, "
+            f"as in PEFT, not what lies below: {write_list(missed)} will train. Write "
+            rf"'(.*\.)?{match.pattern}\..*' to exclude it"
+        )
+
+
+def _list_above(paths: Iterable[Path]) -> set[str]:
+    """The leaves' own names, and those of all modules that hold them."""
+    return {join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
 
 
 def _warn(message: str) -> None:
