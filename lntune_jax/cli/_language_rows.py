@@ -6,6 +6,7 @@ very same rows.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,16 +95,25 @@ def pack(parts: Sequence[Encoded], length: int) -> LanguageRows:
         parts: Documents, none longer than `length`.
         length: Tokens in a row.
     """
-    # Rows by the room that is left in them: the tightest fit is a look at each room at most.
-    by_room: list[list[list[int]]] = [[] for _ in range(length + 1)]
+    # Rows by the room that is left in them, and the sizes of room that there are, in order.
+    by_room: dict[int, list[list[int]]] = {}
+    rooms: list[int] = []
     order = sorted(range(len(parts)), key=lambda number: (-len(parts[number].tokens), number))
     for number in order:
         size = len(parts[number].tokens)
-        room = next((room for room in range(size, length + 1) if by_room[room]), None)
-        row = [] if room is None else by_room[room].pop()
+        row, room = [], length
+        place = bisect_left(rooms, size)
+        if place < len(rooms):
+            room = rooms[place]
+            row = by_room[room].pop()
+            if not by_room[room]:
+                del by_room[room], rooms[place]
         row.append(number)
-        by_room[(length if room is None else room) - size].append(row)
-    rows = sorted(row for rows in by_room for row in rows)
+        if room - size not in by_room:
+            by_room[room - size] = []
+            insort(rooms, room - size)
+        by_room[room - size].append(row)
+    rows = sorted(row for rows in by_room.values() for row in rows)
     return LanguageRows(
         tuple(np.concatenate([parts[number].tokens for number in row]) for row in rows),
         tuple(np.concatenate([parts[number].labels for number in row]) for row in rows),

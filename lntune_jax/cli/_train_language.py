@@ -35,7 +35,10 @@ def read(settings: TrainSettings) -> tuple[Documents, Documents]:
     if columns.eval_data is None:
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
         return split_documents(documents, fraction, settings.recipe.seed)
-    other = read_documents(columns.eval_data, form, columns.text_column, flag="--eval-data")
+    # What counts as a document must be the same on both sides.
+    other = read_documents(
+        columns.eval_data, documents.form, columns.text_column, flag="--eval-data"
+    )
     return documents, other
 
 
