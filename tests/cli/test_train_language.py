@@ -193,6 +193,22 @@ def test_evaluate_measures_what_training_measured(run, finished, words, texts, t
     assert f"perplexity {measured['perplexity']:.4f}" in printed
 
 
+def test_a_run_is_converted_to_peft_and_merged(run, finished, decoder, tmp_path):
+    code, printed, complaint = run("convert", finished, tmp_path / "peft")
+    assert (code, complaint) == (0, "")
+    assert "5 trained leaves" in printed
+    words = ("--model", decoder, "--adapter", finished, "--output", tmp_path / "merged")
+    code, _, complaint = run("merge", *words)
+    assert (code, complaint) == (0, "")
+    tuned, config = lnt.load_adapter(finished / "adapter")
+    merged = from_pretrained(tmp_path / "merged", task="CAUSAL_LM")
+    leaves, _ = lnt.partition_params(merged.params, config)
+    assert leaves.keys() == tuned.keys()
+    for path in tuned:
+        # Rounded once, to the type of the checkpoint's weights.
+        assert np.allclose(leaves[path], tuned[path], rtol=2**-8)
+
+
 def test_predict_says_that_a_language_model_has_no_labels(run, finished):
     check(run("predict", "--run", finished, "--text", "w1"), "does not label texts")
 
@@ -274,8 +290,7 @@ def test_a_template_that_changes_earlier_messages_is_refused(decoder, tmp_path):
         encoded_from(directory, data)
 
 
-@needs_jinja
-@pytest.mark.parametrize("form", ["completion", "messages"])
+@pytest.mark.parametrize("form", ["completion", pytest.param("messages", marks=needs_jinja)])
 def test_every_form_trains(run, decoder, tmp_path, form):
     pairs = [(f"w{number} w1", f"w{number} w2 w3") for number in range(12)]
     if form == "completion":
