@@ -1,4 +1,4 @@
-"""The base model of a classifier, and the config that says which of its leaves train."""
+"""The base model, and the config that says which of its leaves train."""
 
 from __future__ import annotations
 
@@ -42,24 +42,60 @@ def load_base(model: str, *, labels: int, pooling: str, dtype: str, seed: int) -
         )
 
 
+def load_language_model(model: str, *, dtype: str) -> Any:
+    """Load a pretrained causal language model; nothing in it is drawn at random.
+
+    Args:
+        model: Directory, GGUF file, or hub id.
+        dtype: Number format of the weights.
+
+    Returns:
+        A model of `lntune_jax.models`.
+
+    Raises:
+        ModelError: If `model` is none of these, or holds a model that is not supported.
+    """
+    check_model_directory(model)
+    from .. import models
+
+    return models.from_pretrained(model, task="CAUSAL_LM", dtype=dtype)
+
+
+def model_location(model: str) -> str:
+    """A model's name for a run's files: a path made absolute, a hub id as it is."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
+
+
 def check_model_directory(model: str) -> None:
     """Refuse what is clearly no model before anything is imported or downloaded.
 
     Raises:
-        ModelError: If `model` is a path without a `config.json`.
+        ModelError: If `model` is a path with neither a `config.json` nor a GGUF file.
     """
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{model} is not a model directory: it has no config.json")
+        if not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+            raise ModelError(
+                f"{model} is not a model directory: it has no config.json, and no .gguf file"
+            )
     elif path.is_file():
-        raise ModelError(f"{model} is a file; give the directory with config.json")
+        if path.suffix != ".gguf":
+            raise ModelError(
+                f"{model} is a file; give the directory with config.json, or a .gguf file"
+            )
     elif path.is_absolute() or model.startswith(".") or model.count("/") != 1:
         raise ModelError(f"{model} is neither a directory nor a hub id (owner/name)")
 
 
-def tuning_config(model: str, params: Any, fresh: tuple[str, ...], selection: Selection) -> Any:
-    """The `LNTuningConfig` of a classifier.
+def tuning_config(
+    model: str,
+    params: Any,
+    fresh: tuple[str, ...],
+    selection: Selection,
+    task_type: str = "SEQ_CLS",
+) -> Any:
+    """The `LNTuningConfig` of a run.
 
     Args:
         model: Name of the base model, to be recorded.
@@ -67,6 +103,7 @@ def tuning_config(model: str, params: Any, fresh: tuple[str, ...], selection: Se
         fresh: Leaf paths that the checkpoint lacked: unless modules to save are named, their
             modules are, because random weights must train.
         selection: Patterns from the command line.
+        task_type: What the model is for, in PEFT's words.
     """
     import lntune_jax as lnt
 
@@ -77,7 +114,7 @@ def tuning_config(model: str, params: Any, fresh: tuple[str, ...], selection: Se
         target_modules=selection.targets or None,
         exclude_modules=selection.exclude or None,
         modules_to_save=saved or None,
-        task_type="SEQ_CLS",
+        task_type=task_type,
         base_model_name_or_path=model,
     )
 

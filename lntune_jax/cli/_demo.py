@@ -18,12 +18,13 @@ from rich.table import Table as RichTable
 from .._errors import ConfigError
 from ._base import load_base, position_limit, tuning_config
 from ._batches import Rows, choose_lengths
+from ._classification import ClassificationWork
 from ._console import byte_count, duration, make_console, say, short_path
 from ._demo_data import DemoRows, find_model, read_rows
 from ._encode import encode, load_tokenizer, padding_of
 from ._figure import Curves, draw_figure
 from ._finish import Summary, finish, movements_of
-from ._fit import Fitted, Work, fit
+from ._fit import Fitted, fit
 from ._labels import Task, save_task
 from ._metrics import read_metrics
 from ._programs import Classifier
@@ -65,7 +66,7 @@ _FULL = Method(
 class Outcome:
     """One method with one seed."""
 
-    work: Work
+    work: ClassificationWork
     fitted: Fitted
     summary: Summary
     files: RunFiles
@@ -150,7 +151,7 @@ def _train(
     say(console, f"{method.name}, seed {seed}: {lnt.report_params(base.params, config)}")
     everything = Rows(shared.tokens, shared.rows.classes)
     training, validation, _ = (everything.take(part) for part in shared.rows.parts)
-    work = Work(base, config, training, validation, shared.buckets, shared.padding)
+    work = ClassificationWork(base, config, training, validation, shared.buckets, shared.padding)
     recipe = replace(method.recipe, seed=seed, max_steps=settings.steps)
     name = f"{method.name.lower().replace(' ', '-')}-seed-{seed}"
     files = RunFiles.at(settings.output / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,18 @@ from .._errors import ModelError
 
 
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a model directory or hub id.
+    """The tokenizer of a model directory, a GGUF file or a hub id.
 
     Raises:
         ModelError: If there is none that can be read.
     """
     from transformers import AutoTokenizer
 
+    from ..models import tokenizer_from_gguf
+
+    found = _gguf_file(Path(model).expanduser())
+    if found is not None:
+        return tokenizer_from_gguf(found)
     try:
         return AutoTokenizer.from_pretrained(model)
     # A damaged file surfaces as whatever the parser underneath raises, plain Exception included.
@@ -49,15 +55,33 @@ def encode(
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
     # A tokenizer without special tokens gives nothing for a text it knows no piece of.
     rows = tuple(np.asarray(ids or [padding_of(tokenizer)], np.int32) for ids in encoded)
+    check_vocabulary(rows, vocabulary)
+    return rows
+
+
+def check_vocabulary(rows: Sequence[np.ndarray], vocabulary: int) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        ModelError: If there is one.
+    """
     largest = max(int(row.max()) for row in rows)
     if largest >= vocabulary:
         raise ModelError(
             f"the tokenizer gives token {largest}, but the model has {vocabulary}: the files in "
             "the --model directory do not belong together"
         )
-    return rows
 
 
 def padding_of(tokenizer: Any) -> int:
     """Token id to pad with; any will do where there is none, because padding is masked."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """The GGUF file that the path is, or that its directory holds instead of a config."""
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if (path / "config.json").is_file():
+        return None
+    return next(iter(sorted(path.glob("*.gguf"))), None)

@@ -1,4 +1,4 @@
-"""`lntune-jax evaluate`: how well a trained adapter labels a table."""
+"""`lntune-jax evaluate`: how well a trained adapter labels a table, or predicts texts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from .._errors import DataError
+from . import _evaluate_language
 from ._console import make_console, say
 from ._labels import number_labels
+from ._language_task import find_language_task
 from ._progress import TrainingProgress
 from ._scores import Scores, score
 from ._settings import EvaluateSettings
@@ -22,7 +24,11 @@ _MOST_CONFUSION_COLUMNS = 8
 
 
 def run(settings: EvaluateSettings) -> None:
-    """Print accuracy, F1, a row a class and the confusion matrix."""
+    """Print accuracy, F1, a row a class and the confusion matrix, or a perplexity."""
+    language = find_language_task(settings.trained)
+    if language is not None:
+        _evaluate_language.run(settings, *language)
+        return
     console = make_console()
     task, _ = find_task(settings.trained)
     table = read_table(

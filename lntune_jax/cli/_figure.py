@@ -76,7 +76,10 @@ def _draw_run(loss: Any, accuracy: Any, run: Curves, colour: str) -> None:
         label=f"{run.name}, evaluation",
         **markers,
     )
-    scores = [100 * line["accuracy"] for line in evaluations]
+    # A language model has no accuracy; what falls there is its perplexity.
+    is_language = "perplexity" in evaluations[0]
+    scores = [line["perplexity"] if is_language else 100 * line["accuracy"] for line in evaluations]
+    accuracy.set_ylabel("evaluation perplexity" if is_language else "evaluation accuracy, %")
     accuracy.plot(at, scores, linewidth=1.6, label=run.name, **markers)
     if run.best_step in at:
         best = scores[at.index(run.best_step)]
@@ -91,7 +94,7 @@ def _draw_run(loss: Any, accuracy: Any, run: Curves, colour: str) -> None:
         )
         near_right_edge = run.best_step > 0.75 * max(at)
         accuracy.annotate(
-            f"kept: {best:.1f} %",
+            f"kept: {best:.2f}" if is_language else f"kept: {best:.1f} %",
             (run.best_step, best),
             xytext=(-10 if near_right_edge else 10, -13),
             textcoords="offset points",
@@ -106,7 +109,6 @@ def _finish_curves(loss: Any, accuracy: Any) -> None:
     loss.set_ylabel("loss")
     loss.set_title("Training", fontsize=11)
     loss.legend(frameon=False, fontsize=8)
-    accuracy.set_ylabel("evaluation accuracy, %")
     accuracy.set_xlabel("step")
     accuracy.margins(y=0.25)
     if len(accuracy.get_lines()) > 2:

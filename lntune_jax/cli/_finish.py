@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass
 
 from ._console import byte_count
 from ._figure import Curves, draw_figure
-from ._fit import Fitted, Work
+from ._fit import Fitted
 from ._metrics import read_metrics
 from ._movement import Movement, measure_movement
 from ._run_files import RunFiles
 from ._settings import Recipe
+from ._work import Work, metric_of, total_steps
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of a finished run, as `summary.json` holds them."""
+    """The figures of a finished run, as `summary.json` holds those that the task has."""
 
     trainable: int
     total: int
@@ -27,12 +28,14 @@ class Summary:
     planned_steps: int
     best_step: int
     best_loss: float
-    best_accuracy: float
-    best_macro_f1: float
     seconds: float
     adapter_bytes: int
     lengths: tuple[int, ...]
     compilations: int
+    best_accuracy: float | None = None
+    best_macro_f1: float | None = None
+    best_perplexity: float | None = None
+    first_perplexity: float | None = None
 
 
 def finish(
@@ -56,7 +59,7 @@ def finish(
     lnt.save_adapter(
         files.adapter, fitted.best, work.config, base=work.model.params, overwrite=True
     )
-    best = fitted.history.best(recipe.best_by)
+    best = fitted.history.best(metric_of(work, recipe))
     curves = Curves(name, read_metrics(files.metrics), best.step)
     draw_figure(files.figure, title, [curves], movements_of(work, fitted))
     report = lnt.report_params(work.model.params, work.config)
@@ -67,17 +70,20 @@ def finish(
         training_rows=len(work.training.tokens),
         evaluation_rows=len(work.evaluation.tokens),
         steps=fitted.step,
-        planned_steps=work.steps(recipe),
+        planned_steps=total_steps(work, recipe),
         best_step=best.step,
         best_loss=best.loss,
-        best_accuracy=best.accuracy,
-        best_macro_f1=best.macro_f1,
         seconds=round(fitted.history.seconds, 2),
         adapter_bytes=byte_count(files.adapter),
         lengths=work.buckets,
         compilations=sum(fitted.compilations),
+        best_accuracy=best.accuracy,
+        best_macro_f1=best.macro_f1,
+        best_perplexity=best.perplexity,
+        first_perplexity=fitted.history.evaluations[0].perplexity,
     )
-    files.summary.write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")
+    figures = {name: value for name, value in asdict(summary).items() if value is not None}
+    files.summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return summary
 
 

@@ -1,4 +1,4 @@
-"""The training loop, used by `train` and by `demo`.
+"""The training loop, used by `train` for either task and by `demo`.
 
 A position is one number, the step: batches are a pure function of it, the checkpoint holds the
 rest, and so a resumed run goes on bit for bit. Metrics are fetched one step late, which lets the
@@ -16,46 +16,15 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from ._batches import PlannedBatch, Rows, assemble, plan_epoch
-from ._history import Evaluation, History
+from ._batches import PlannedBatch, plan_epoch
+from ._history import History
 from ._metrics import MetricsWriter
-from ._programs import Classifier, classification_loss
 from ._progress import TrainingProgress
 from ._recorder import Recorder
 from ._run_files import RunFiles
 from ._schedules import learning_rate_schedule
-from ._scores import score
 from ._settings import Recipe
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is trained, on what.
-
-    Attributes:
-        model: The base model, from `lntune_jax.models`.
-        config: Which leaves train.
-        training: Rows to train on.
-        evaluation: Rows to evaluate on.
-        buckets: Padded lengths.
-        padding: Token id of padding.
-    """
-
-    model: Any
-    config: Any
-    training: Rows
-    evaluation: Rows
-    buckets: tuple[int, ...]
-    padding: int
-
-    def steps_per_epoch(self, recipe: Recipe) -> int:
-        """Batches in an epoch."""
-        return -(-len(self.training.tokens) // recipe.batch_size)
-
-    def steps(self, recipe: Recipe) -> int:
-        """Steps of the whole run."""
-        whole = recipe.epochs * self.steps_per_epoch(recipe)
-        return whole if recipe.max_steps is None else min(whole, recipe.max_steps)
+from ._work import Work, metric_of, peak_learning_rate, steps_per_epoch, total_steps
 
 
 @dataclass(frozen=True)
@@ -113,15 +82,15 @@ def fit(
     from ..checkpoint import open_checkpoints, restore_state, save_state
     from ._snapshot import Snapshot
 
-    total = work.steps(recipe)
+    total, metric = total_steps(work, recipe), metric_of(work, recipe)
     trainable, frozen = lnt.partition_params(work.model.params, work.config)
     start = jax.tree.map(np.array, trainable)
-    schedule = learning_rate_schedule(recipe, recipe.learning_rate, total)
+    schedule = learning_rate_schedule(recipe, peak_learning_rate(work, recipe), total)
     optimizer = _make_optimizer(schedule, work, recipe)
     rng = jax.random.key(recipe.seed) if recipe.dropout else None
     snapshot = Snapshot(lnt.TrainState.create(trainable, optimizer, rng=rng), start)
-    step_fn = lnt.make_train_step(classification_loss(work.model.apply), optimizer, work.config)
-    classifier = Classifier(work.model.apply)
+    step_fn = lnt.make_train_step(work.loss_fn(), optimizer, work.config)
+    evaluator = work.evaluator()
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(files.checkpoints))
@@ -131,24 +100,30 @@ def fit(
             snapshot, history = restored[0], History.from_json(restored[1])
         state, best, step = snapshot.train, snapshot.best, int(snapshot.step)
         first, began = step, time.monotonic() - history.seconds
-        writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, step))
+        # Step 0 has a line only where the model is measured first; then a new run replaces it.
+        kept = -1 if restored is None else step
+        writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, kept))
         progress = stack.enter_context(TrainingProgress(console, title, total, step))
         rates = np.asarray(jax.vmap(schedule)(np.arange(total)))
-        recorder = Recorder(writer, progress, rates, work.steps_per_epoch(recipe))
+        recorder = Recorder(writer, progress, rates, steps_per_epoch(work, recipe))
+        if work.evaluates_first and restored is None:
+            evaluation = evaluator.evaluate(state.trainable, frozen, step, recipe)
+            recorder.evaluated(evaluation)
+            history = history.add(evaluation, metric, recipe.patience)
         for planned in _batches_from(step, total, work, recipe):
             if history.stopped or step - first == stop_after_steps:
                 break
-            batch = assemble(planned, work.training, recipe.batch_size, work.padding)
+            batch, tokens = work.assemble(planned, recipe.batch_size)
             state, figures = step_fn(state, frozen, batch)
             step += 1
-            recorder.record_previous_and_keep(step, figures, _count_tokens(batch))
+            recorder.record_previous_and_keep(step, figures, tokens)
             evaluates = step == total or step % (recipe.eval_every or recorder.epoch_steps) == 0
             if evaluates:
                 recorder.flush()
-                evaluation = _evaluate(classifier, state, frozen, step, work, recipe)
+                evaluation = evaluator.evaluate(state.trainable, frozen, step, recipe)
                 recorder.evaluated(evaluation)
-                history = history.add(evaluation, recipe.best_by, recipe.patience)
-                if history.best(recipe.best_by).step == step:
+                history = history.add(evaluation, metric, recipe.patience)
+                if history.best(metric).step == step:
                     best = jax.tree.map(np.array, state.trainable)
             is_last_of_call = step - first == stop_after_steps
             if evaluates or is_last_of_call or step % (checkpoint_every or total) == 0:
@@ -162,14 +137,14 @@ def fit(
         start=start,
         best=best,
         history=history,
-        compilations=(step_fn.compilations(), classifier.compilations),
+        compilations=(step_fn.compilations(), evaluator.compilations),
     )
 
 
 def _make_optimizer(schedule: Any, work: Work, recipe: Recipe) -> Any:
     import lntune_jax as lnt
 
-    head = learning_rate_schedule(recipe, recipe.head_learning_rate, work.steps(recipe))
+    head = learning_rate_schedule(recipe, recipe.head_learning_rate, total_steps(work, recipe))
     return lnt.adamw(
         schedule,
         head_learning_rate=head,
@@ -181,30 +156,10 @@ def _make_optimizer(schedule: Any, work: Work, recipe: Recipe) -> Any:
 
 def _batches_from(step: int, total: int, work: Work, recipe: Recipe) -> Iterator[PlannedBatch]:
     """The batches of steps `step` to `total`, as a run without interruption has them."""
-    lengths, per_epoch = work.training.lengths, work.steps_per_epoch(recipe)
+    lengths, per_epoch = work.training.lengths, steps_per_epoch(work, recipe)
     while step < total:
         epoch, position = divmod(step, per_epoch)
         plan = plan_epoch(recipe.seed, epoch, lengths, recipe.batch_size, work.buckets)
         for planned in plan[position : position + total - step]:
             yield planned
             step += 1
-
-
-def _count_tokens(batch: Mapping[str, np.ndarray]) -> int:
-    """Tokens of real rows, without padding."""
-    return int(batch["attention_mask"].sum(axis=1) @ batch["weights"])
-
-
-def _evaluate(
-    classifier: Classifier, state: Any, frozen: Any, step: int, work: Work, recipe: Recipe
-) -> Evaluation:
-    logits = classifier.logits(
-        state.trainable,
-        frozen,
-        work.evaluation,
-        recipe.eval_batch_size,
-        work.buckets,
-        work.padding,
-    )
-    scores = score(logits, work.evaluation.classes)
-    return Evaluation(step, scores.loss, scores.accuracy, scores.macro_f1)

@@ -12,12 +12,39 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of one evaluation."""
+    """The figures of one evaluation; `None` for those that the task does not have.
+
+    Attributes:
+        step: Steps done.
+        loss: Mean cross entropy: a row of a classifier, a predicted token of a language model.
+        accuracy: Share of rows labelled right.
+        macro_f1: Mean of the classes' F1.
+        perplexity: The exponential of the loss.
+    """
 
     step: int
     loss: float
-    accuracy: float
-    macro_f1: float
+    accuracy: float | None = None
+    macro_f1: float | None = None
+    perplexity: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """The figures that the task has, by name."""
+        values = asdict(self)
+        del values["step"]
+        return {name: value for name, value in values.items() if value is not None}
+
+    def describe(self) -> str:
+        """The figures as words."""
+        return ", ".join(f"{_NAMES[name]} {value:.4f}" for name, value in self.figures().items())
+
+
+_NAMES = {
+    "loss": "evaluation loss",
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "perplexity": "perplexity",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +63,7 @@ class History:
 
     def best(self, metric: str) -> Evaluation:
         """The best evaluation so far; of equal figures the lower loss, then the earlier step."""
-        sign = -1.0 if metric == "loss" else 1.0
+        sign = -1.0 if metric in ("loss", "perplexity") else 1.0
         return max(
             self.evaluations,
             key=lambda each: (sign * getattr(each, metric), -each.loss, -each.step),

@@ -73,16 +73,8 @@ class Recorder:
     def evaluated(self, evaluation: Evaluation) -> None:
         """Write and show an evaluation."""
         _refuse_nonsense("evaluation loss", evaluation.step, evaluation.loss)
-        figures = {
-            "loss": evaluation.loss,
-            "accuracy": evaluation.accuracy,
-            "macro_f1": evaluation.macro_f1,
-        }
-        self._writer.write("eval", evaluation.step, figures)
-        self._progress.note(
-            f"step {evaluation.step}: evaluation loss {evaluation.loss:.4f}, accuracy "
-            f"{evaluation.accuracy:.4f}, macro F1 {evaluation.macro_f1:.4f}"
-        )
+        self._writer.write("eval", evaluation.step, evaluation.figures())
+        self._progress.note(f"step {evaluation.step}: {evaluation.describe()}")
         # The next step's tokens per second shall not count this evaluation.
         self._last = time.monotonic()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import ConfigError
+from ._base import model_location
 from ._checks import flag_of
 
 # Flags of `train` that change where a run stands, but not one bit of its result.
@@ -29,6 +30,7 @@ class RunFiles:
     checkpoints: Path
     figure: Path
     labels: Path
+    language: Path
     metrics: Path
     settings: Path
     summary: Path
@@ -63,6 +65,7 @@ _ENTRIES = {
     "checkpoints": "checkpoints",
     "figure": "curves.png",
     "labels": "labels.json",
+    "language": "language.json",
     "metrics": "metrics.jsonl",
     "settings": "settings.json",
     "summary": "summary.json",
@@ -129,8 +132,7 @@ def _describe(settings: Any) -> dict[str, Any]:
     described: dict[str, Any] = {}
     _flatten(asdict(settings), described)
     # A directory may be named from elsewhere when the run goes on; a hub id stays as it is.
-    if Path(described["model"]).is_dir():
-        described["model"] = str(Path(described["model"]).resolve())
+    described["model"] = model_location(described["model"])
     for name in ("data", "eval_data"):
         path = described.get(name)
         if path is not None and Path(path).is_file():

@@ -13,7 +13,9 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 Schedule = Literal["linear", "cosine", "constant"]
-Metric = Literal["accuracy", "macro_f1", "loss"]
+Metric = Literal["accuracy", "macro_f1", "loss", "perplexity"]
+TrainTask = Literal["seq_cls", "causal_lm"]
+DataForm = Literal["auto", "text", "completion", "messages"]
 ComputeType = Literal["float32", "bfloat16"]
 Pooling = Literal["default", "mean"]
 
@@ -38,6 +40,16 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Language:
+    """Only for --task causal_lm."""
+
+    form: DataForm = "auto"
+    """What a row is: a text, a prompt and its completion, or a chat; auto tells by the columns."""
+    no_packing: bool = False
+    """Give each document rows of its own, padded, instead of several to a row."""
+
+
+@dataclass(frozen=True)
 class Selection:
     """Which weights train."""
 
@@ -53,8 +65,8 @@ class Selection:
 class Encoding:
     """How text reaches the model."""
 
-    max_length: int = 128
-    """Texts with more tokens than this are cut."""
+    max_length: Annotated[int | None, _shown("128; 256 for causal_lm", "INT")] = None
+    """Tokens in a row at most; longer texts are cut (causal_lm: split into several rows)."""
     buckets: int = 4
     """Batches are padded to at most so many lengths: one compiled program each."""
     pooling: Pooling = "default"
@@ -67,7 +79,7 @@ class Encoding:
 class Recipe:
     """How training goes."""
 
-    learning_rate: float = 5e-3
+    learning_rate: Annotated[float | None, _shown("0.005; 0.001 for causal_lm", "FLOAT")] = None
     """Peak learning rate of the norms."""
     head_learning_rate: float = 1e-3
     """Peak learning rate of the saved modules (the head)."""
@@ -89,7 +101,7 @@ class Recipe:
     """Rows a batch in evaluation."""
     eval_every: Annotated[int | None, _shown("each epoch", "STEPS")] = None
     """Evaluate after so many steps."""
-    best_by: Metric = "accuracy"
+    best_by: Annotated[Metric | None, _shown("accuracy; perplexity for causal_lm", "METRIC")] = None
     """The evaluation figure that picks the adapter to keep."""
     patience: Annotated[int | None, _shown("off", "INT")] = None
     """Stop after so many evaluations in a row without a better one."""
@@ -114,17 +126,21 @@ class InspectSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Train a text classifier: the norms of a pretrained model and a new head.
+    """Train the norms of a pretrained model: a text classifier, or a language model.
 
+    A classifier gets a new head, which trains too; a language model is --task causal_lm.
     The output directory receives the adapter, metrics, checkpoints and a figure.
     """
 
     model: str
-    """Directory of a Hugging Face model, or a hub id."""
+    """Directory of a Hugging Face model, a .gguf file, or a hub id."""
     data: Path
-    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet."""
+    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet; for causal_lm also .txt, or
+    columns prompt and completion, or messages."""
     output: Path
     """Directory that receives the run."""
+    task: TrainTask = "seq_cls"
+    """What is trained: a classifier of texts, or a causal language model."""
     resume: bool = False
     """Continue the run in --output from its last checkpoint, or start it if there is none."""
     overwrite: bool = False
@@ -134,6 +150,7 @@ class TrainSettings:
     checkpoint_every: Annotated[int | None, _shown("each evaluation", "STEPS")] = None
     """Also save a checkpoint after every so many steps."""
     columns: Columns = field(default_factory=Columns)
+    language: Language = field(default_factory=Language)
     selection: Selection = field(default_factory=Selection)
     encoding: Encoding = field(default_factory=Encoding)
     recipe: Recipe = field(default_factory=Recipe)
@@ -159,10 +176,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Measure a trained adapter on a table: accuracy, F1, a row a class, confusion."""
+    """Measure a trained adapter on a table: accuracy, F1, a row a class, confusion.
+
+    Of a language model: perplexity, with the adapter and without it.
+    """
 
     data: Path
-    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet."""
+    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet; for a language model as in
+    training."""
     text_column: Annotated[str | None, _shown("as in training", "NAME")] = None
     """Name of the column with the text."""
     label_column: Annotated[str | None, _shown("as in training", "NAME")] = None

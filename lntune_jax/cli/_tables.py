@@ -6,6 +6,7 @@ one sentence with the file, the row (1 is the first row of data) and the flag to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,56 @@ def read_table(
         DataError: If the file is missing, empty or malformed, a column is missing, or a row
             lacks its text or label.
     """
+    reader = _reader_of(path, flag)
+    wanted = [text_column] if label_column is None else [text_column, label_column]
+    columns = _read_columns(reader, path, wanted, flag)
+    texts = columns[text_column]
+    if not texts:
+        raise DataError(f"{flag} {path} holds a header but no rows")
+    check_texts(texts, text_column, path)
+    labels = None if label_column is None else _as_labels(columns[label_column], label_column, path)
+    return Table(path, tuple(texts), labels)
+
+
+def read_present(path: Path, candidates: Sequence[str], flag: str) -> dict[str, list[Any]]:
+    """Read those of some columns that a table has.
+
+    Args:
+        path: As for `read_table`.
+        candidates: Names of columns.
+        flag: The flag that gave `path`, for messages.
+
+    Returns:
+        The values of each column that is there, by name; for a table with none of them the
+        error lists what it has.
+
+    Raises:
+        DataError: If the file is missing, empty or malformed, or has none of the columns.
+    """
+    wanted = list(candidates)
+    columns = _read_columns(_reader_of(path, flag), path, wanted, flag, _check_any_column)
+    if not next(iter(columns.values())):
+        raise DataError(f"{flag} {path} holds a header but no rows")
+    return columns
+
+
+def check_texts(texts: Sequence[Any], column: str, path: Path) -> None:
+    """Refuse a column in which a row has no text.
+
+    Raises:
+        DataError: If a value is missing, blank or no text; the message names its row.
+    """
+    for row, text in enumerate(texts, start=1):
+        if not isinstance(text, str | None):
+            raise DataError(
+                f"column {column!r} of {path} holds {type(text).__name__}, not text "
+                f"(row {row}); choose the column with --text-column"
+            )
+        if text is None or not text.strip():
+            raise DataError(f"{path} has no text in column {column!r} of row {row}")
+
+
+def _reader_of(path: Path, flag: str) -> Any:
     reader = _READERS.get(path.suffix.lower())
     if not path.is_file():
         raise DataError(f"{flag} {path} is not a file")
@@ -60,21 +111,7 @@ def read_table(
         )
     if path.stat().st_size == 0:
         raise DataError(f"{flag} {path} is empty")
-    wanted = [text_column] if label_column is None else [text_column, label_column]
-    columns = _read_columns(reader, path, wanted, flag)
-    texts = columns[text_column]
-    if not texts:
-        raise DataError(f"{flag} {path} holds a header but no rows")
-    for row, text in enumerate(texts, start=1):
-        if not isinstance(text, str | None):
-            raise DataError(
-                f"column {text_column!r} of {path} holds {type(text).__name__}, not text "
-                f"(row {row}); choose the column with --text-column"
-            )
-        if text is None or not text.strip():
-            raise DataError(f"{path} has no text in column {text_column!r} of row {row}")
-    labels = None if label_column is None else _as_labels(columns[label_column], label_column, path)
-    return Table(path, tuple(texts), labels)
+    return reader
 
 
 def _as_labels(values: list[Any], column: str, path: Path) -> tuple[str, ...]:
@@ -93,7 +130,9 @@ def _as_labels(values: list[Any], column: str, path: Path) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _read_columns(reader: Any, path: Path, wanted: list[str], flag: str) -> dict[str, list[Any]]:
+def _read_columns(
+    reader: Any, path: Path, wanted: list[str], flag: str, check: Any = None
+) -> dict[str, list[Any]]:
     import pyarrow
 
     try:
@@ -101,8 +140,8 @@ def _read_columns(reader: Any, path: Path, wanted: list[str], flag: str) -> dict
             table = reader(file, wanted)
         # Decoding happens here, so that bytes which are no UTF-8 are caught here too.
         names = table.column_names
-        _check_columns(names, wanted, path)
-        return {name: table.column(name).to_pylist() for name in wanted}
+        (check or _check_columns)(names, wanted, path)
+        return {name: table.column(name).to_pylist() for name in wanted if name in names}
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:200]
         raise DataError(
@@ -120,6 +159,17 @@ def _check_columns(names: list[str], wanted: list[str], path: Path) -> None:
                 f"{path} has no column {column!r}; it has {available}{nearest(column, names)}; "
                 f"choose one with {flag}"
             )
+
+
+def _check_any_column(names: list[str], wanted: list[str], path: Path) -> None:
+    for column in wanted:
+        if names.count(column) > 1:
+            raise DataError(f"{path} has {names.count(column)} columns named {column!r}")
+    if not set(wanted) & set(names):
+        raise DataError(
+            f"{path} has none of the columns {', '.join(map(repr, wanted))}; it has "
+            f"{', '.join(map(repr, names))}; choose a column of texts with --text-column"
+        )
 
 
 def _read_csv(file: Any, wanted: list[str]) -> Any:

@@ -14,6 +14,7 @@ from ._base import check_model_directory, load_base, position_limit
 from ._batches import Rows, choose_lengths
 from ._encode import encode, load_tokenizer, padding_of
 from ._labels import Task, load_task
+from ._language_task import find_language_task
 from ._programs import Classifier
 from ._settings import Trained
 
@@ -81,6 +82,11 @@ def find_task(trained: Trained) -> tuple[Task, Path]:
     else:
         assert trained.run is not None
         adapter = trained.run.expanduser().resolve() / "adapter"
+    if find_language_task(trained) is not None:
+        raise ConfigError(
+            f"{adapter} is the adapter of a language model, which does not label texts; "
+            "`lntune-jax evaluate` measures its perplexity"
+        )
     beside = (trained.run or adapter.parent).expanduser().resolve() / "labels.json"
     return load_task(trained.labels or beside), adapter
 

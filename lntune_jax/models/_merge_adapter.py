@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lntune_jax._name_maps import NameMap
 
 OURS, PEFT = "lntune_jax", "PEFT"
-_RUN_ADAPTER, _RUN_LABELS = "adapter", "labels.json"
+_RUN_ADAPTER, _RUN_LABELS, _RUN_LANGUAGE = "adapter", "labels.json", "language.json"
 
 
 class Found(NamedTuple):
@@ -70,7 +70,8 @@ def find_adapter(path: Path) -> Found:
     """
     target = path.expanduser().resolve()
     directory = target
-    if not _list_kinds(target) and (target / _RUN_LABELS).is_file():
+    is_run = any((target / name).is_file() for name in (_RUN_LABELS, _RUN_LANGUAGE))
+    if is_run and not _list_kinds(target):
         directory = target / _RUN_ADAPTER
     kinds = _list_kinds(directory)
     if len(kinds) > 1:

@@ -1,0 +1,75 @@
+"""Text classification, as the training loop sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ._batches import PlannedBatch, Rows, assemble
+from ._history import Evaluation
+from ._programs import Classifier, classification_loss
+from ._scores import score
+from ._settings import Metric, Recipe
+
+
+@dataclass(frozen=True)
+class ClassificationWork:
+    """A classifier to train; see `_work.Work`.
+
+    Attributes:
+        model: The base model, from `lntune_jax.models`.
+        config: Which leaves train.
+        training: Rows to train on.
+        evaluation: Rows to evaluate on.
+        buckets: Padded lengths.
+        padding: Token id of padding.
+    """
+
+    model: Any
+    config: Any
+    training: Rows
+    evaluation: Rows
+    buckets: tuple[int, ...]
+    padding: int
+    peak_learning_rate: float = 5e-3
+    default_metric: Metric = "accuracy"
+    # A new head knows nothing before the first step.
+    evaluates_first: bool = False
+
+    def loss_fn(self) -> Callable[..., Any]:
+        """The mean cross entropy of a batch."""
+        return classification_loss(self.model.apply)
+
+    def evaluator(self) -> ClassificationEvaluator:
+        """An evaluator of the evaluation rows."""
+        return ClassificationEvaluator(self)
+
+    def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
+        """The arrays of one batch, and the tokens of its real rows, without padding."""
+        batch = assemble(planned, self.training, batch_size, self.padding)
+        return batch, int(batch["attention_mask"].sum(axis=1) @ batch["weights"])
+
+
+class ClassificationEvaluator:
+    """Accuracy, F1 and loss on the evaluation rows."""
+
+    def __init__(self, work: ClassificationWork):
+        self._work = work
+        self._classifier = Classifier(work.model.apply)
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return self._classifier.compilations
+
+    def evaluate(self, trainable: Any, frozen: Any, step: int, recipe: Recipe) -> Evaluation:
+        """The figures of these leaves."""
+        work = self._work
+        logits = self._classifier.logits(
+            trainable, frozen, work.evaluation, recipe.eval_batch_size, work.buckets, work.padding
+        )
+        scores = score(logits, np.asarray(work.evaluation.classes))
+        return Evaluation(step, scores.loss, scores.accuracy, scores.macro_f1)

@@ -1,0 +1,81 @@
+"""`lntune-jax evaluate` of a tuned language model: its perplexity on a file of documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .._errors import ConfigError, DataError
+from ._base import load_language_model, position_limit
+from ._console import make_console, say
+from ._encode import load_tokenizer, padding_of
+from ._language_data import read_documents
+from ._language_task import LanguageTask
+from ._language_work import MeanLoss, perplexity_of
+from ._progress import TrainingProgress
+from ._settings import EvaluateSettings
+from ._train_language import make_rows, row_lengths
+
+
+def run(settings: EvaluateSettings, task: LanguageTask, adapter: Path) -> None:
+    """Print the perplexity with the adapter and without it.
+
+    Raises:
+        LNTuningError: If the base, the adapter or the data is missing or does not fit.
+    """
+    if settings.label_column is not None:
+        raise ConfigError("--label-column is for classifiers; this run trained a language model")
+    documents = read_documents(settings.data, task.form, settings.text_column or task.text_column)
+    if not adapter.is_dir():
+        raise ConfigError(f"{adapter} is not a directory; has the run in it been finished?")
+    import lntune_jax as lnt
+
+    console = make_console()
+    name = settings.trained.model or task.model
+    _, config = lnt.load_adapter(adapter)
+    tokenizer = load_tokenizer(name)
+    model = load_language_model(name, dtype=task.dtype)
+    limit = min(task.max_length, position_limit(model.config, tokenizer))
+    rows = make_rows(tokenizer, documents, model.config.vocab_size, limit, task.packing, console)
+    buckets = row_lengths((rows,), 1 if task.packing else settings.trained.buckets, limit)
+    losses = MeanLoss(model)
+    figures = {}
+    for title, params in (
+        ("base", model.params),
+        ("tuned", lnt.restore_adapter(adapter, model.params)),
+    ):
+        halves = lnt.partition_params(params, config)
+        with TrainingProgress(console, title, 1) as progress:
+            figures[title] = losses.measure(
+                *halves,
+                rows,
+                settings.trained.batch_size,
+                buckets,
+                padding_of(tokenizer),
+                progress.set,
+            )
+    content = {
+        "data": str(settings.data),
+        "documents": len(documents.values),
+        "rows": len(rows.tokens),
+        "targets": rows.targets,
+        "loss": figures["tuned"],
+        "perplexity": perplexity_of(figures["tuned"]),
+        "base_loss": figures["base"],
+        "base_perplexity": perplexity_of(figures["base"]),
+    }
+    say(
+        console,
+        f"perplexity {content['perplexity']:.4f}, loss {content['loss']:.4f} (without the adapter: "
+        f"{content['base_perplexity']:.4f}, {content['base_loss']:.4f})",
+    )
+    say(
+        console,
+        f"documents: {content['documents']:,} in {content['rows']:,} rows, "
+        f"{content['targets']:,} tokens predicted",
+    )
+    if settings.output is not None:
+        try:
+            settings.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"--output {settings.output} cannot be written: {error}") from error

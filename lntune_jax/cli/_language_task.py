@@ -1,0 +1,59 @@
+"""`language.json` of a run: what `evaluate` needs to know of a tuned language model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .._errors import DataError
+from ._settings import DataForm, Trained
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """How documents were read.
+
+    Attributes:
+        model: The base model trained on.
+        max_length: Tokens in a row at most.
+        packing: Whether a row may hold several documents.
+        dtype: Number format of the frozen weights.
+        form: What a document was.
+        text_column: The training table's column of texts.
+    """
+
+    model: str
+    max_length: int
+    packing: bool
+    dtype: str
+    form: DataForm
+    text_column: str
+
+
+def save_language_task(path: Path, task: LanguageTask) -> None:
+    """Write `language.json`."""
+    path.write_text(json.dumps(asdict(task), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def find_language_task(trained: Trained) -> tuple[LanguageTask, Path] | None:
+    """The task and the adapter's directory, if the flags name a run of a language model.
+
+    Raises:
+        DataError: If its `language.json` is damaged.
+    """
+    if trained.labels is not None or (trained.run is None and trained.adapter is None):
+        return None
+    run = None if trained.run is None else trained.run.expanduser().resolve()
+    if trained.adapter is not None:
+        adapter = trained.adapter.expanduser().resolve()
+    else:
+        assert run is not None
+        adapter = run / "adapter"
+    path = (run or adapter.parent) / "language.json"
+    if not path.is_file():
+        return None
+    try:
+        return LanguageTask(**json.loads(path.read_text(encoding="utf-8"))), adapter
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is not a language.json of `lntune-jax train`: {error}") from error

@@ -1,0 +1,155 @@
+"""A causal language model, as the training loop sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ._batches import PlannedBatch, plan_in_order
+from ._history import Evaluation
+from ._language_rows import LanguageRows, assemble_language
+from ._language_tokens import IGNORED
+from ._settings import Metric, Recipe
+
+
+@dataclass(frozen=True)
+class LanguageWork:
+    """A language model to train; see `_work.Work`.
+
+    Attributes:
+        model: The base model, from `lntune_jax.models`.
+        config: Which leaves train.
+        training: Rows to train on.
+        evaluation: Rows to evaluate on.
+        buckets: Padded lengths.
+        padding: Token id of padding.
+    """
+
+    model: Any
+    config: Any
+    training: LanguageRows
+    evaluation: LanguageRows
+    buckets: tuple[int, ...]
+    padding: int
+    peak_learning_rate: float = 1e-3
+    default_metric: Metric = "perplexity"
+    # The base model is what tuning must improve on.
+    evaluates_first: bool = True
+
+    def loss_fn(self) -> Callable[..., Any]:
+        """The mean loss of a batch, over its targets."""
+        return language_loss(self.model)
+
+    def evaluator(self) -> LanguageEvaluator:
+        """An evaluator of the evaluation rows."""
+        return LanguageEvaluator(self)
+
+    def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
+        """The arrays of one batch, and its tokens without padding."""
+        batch = assemble_language(planned, self.training, batch_size, self.padding)
+        return batch, int(self.training.lengths[planned.rows].sum())
+
+
+class LanguageEvaluator:
+    """Loss and perplexity on the evaluation rows."""
+
+    def __init__(self, work: LanguageWork):
+        self._work = work
+        self._losses = MeanLoss(work.model)
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        return self._losses.compilations
+
+    def evaluate(self, trainable: Any, frozen: Any, step: int, recipe: Recipe) -> Evaluation:
+        """The figures of these leaves."""
+        work = self._work
+        loss = self._losses.measure(
+            trainable, frozen, work.evaluation, recipe.eval_batch_size, work.buckets, work.padding
+        )
+        return Evaluation(step, loss, perplexity=perplexity_of(loss))
+
+
+class MeanLoss:
+    """The mean loss of many rows, through one compiled program a padded length."""
+
+    def __init__(self, model: Any):
+        """Wrap a language model of `lntune_jax.models`."""
+        import jax
+
+        import lntune_jax as lnt
+
+        self.compilations = 0
+        loss_fn = language_loss(model)
+
+        def loss_of(trainable: Any, frozen: Any, batch: Any) -> Any:
+            self.compilations += 1  # Runs when JAX traces, which is once a shape.
+            return loss_fn(lnt.merge_params(trainable, frozen), batch)
+
+        self._loss_of = jax.jit(loss_of)
+
+    def measure(
+        self,
+        trainable: Any,
+        frozen: Any,
+        rows: LanguageRows,
+        batch_size: int,
+        buckets: tuple[int, ...],
+        padding: int,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> float:
+        """The mean over all targets of all rows, summed in float64.
+
+        Args:
+            trainable: Flat dict of the trained leaves.
+            frozen: The rest of the model.
+            rows: The rows.
+            batch_size: Rows a batch, at most.
+            buckets: Padded lengths.
+            padding: Token id of padding.
+            advance: Called with the batches done and their total.
+        """
+        batch_size = min(batch_size, len(rows.tokens))
+        plan = plan_in_order(rows.lengths, batch_size, buckets)
+        pending, counts = [], []
+        for done, planned in enumerate(plan, start=1):
+            batch = assemble_language(planned, rows, batch_size, padding)
+            pending.append(self._loss_of(trainable, frozen, batch))
+            counts.append(int((batch["labels"] != IGNORED).sum()))
+            advance(done, len(plan))
+        means = np.asarray([float(loss) for loss in pending], np.float64)
+        return float(means @ np.asarray(counts, np.float64) / sum(counts))
+
+
+def language_loss(model: Any) -> Callable[..., Any]:
+    """The mean loss of a batch, over its targets.
+
+    Args:
+        model: A language model of `lntune_jax.models`.
+
+    Returns:
+        `loss_fn(params, batch, rng=None)`; with an `rng`, dropout is on.
+    """
+    from ..models import causal_lm_loss
+
+    def loss_fn(params: Any, batch: Mapping[str, Any], rng: Any = None) -> Any:
+        return causal_lm_loss(
+            model,
+            params,
+            batch["input_ids"],
+            batch["labels"],
+            segment_ids=batch.get("segment_ids"),
+            dropout_rng=rng,
+        )
+
+    return loss_fn
+
+
+def perplexity_of(loss: float) -> float:
+    """The exponential of a mean loss; infinite where that is no longer a float."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,149 @@
+"""`lntune-jax train --task causal_lm`: what is its own of a language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from .._errors import ConfigError, DataError
+from ._base import load_language_model, model_location, position_limit, tuning_config
+from ._batches import choose_lengths
+from ._console import say, short_path
+from ._encode import load_tokenizer, padding_of
+from ._finish import Summary
+from ._language_data import Documents, read_documents, split_documents
+from ._language_rows import LanguageRows, describe_fitting, fit_length, pack, separate
+from ._language_task import LanguageTask, save_language_task
+from ._language_tokens import encode_documents
+from ._language_work import LanguageWork
+from ._run_files import RunFiles
+from ._settings import TrainSettings
+
+_MAX_LENGTH = 256
+
+
+def read(settings: TrainSettings) -> tuple[Documents, Documents]:
+    """The documents to train on, and those to evaluate on.
+
+    Raises:
+        LNTuningError: If a flag makes no sense for a language model, or the data is at fault.
+    """
+    _refuse_classifier_flags(settings)
+    columns, form = settings.columns, settings.language.form
+    documents = read_documents(settings.data, form, columns.text_column)
+    if columns.eval_data is None:
+        fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
+        return split_documents(documents, fraction, settings.recipe.seed)
+    # What counts as a document must be the same on both sides.
+    other = read_documents(
+        columns.eval_data, documents.form, columns.text_column, flag="--eval-data"
+    )
+    return documents, other
+
+
+def prepare(
+    settings: TrainSettings, data: tuple[Documents, Documents], console: Console
+) -> LanguageWork:
+    """Load the model, tokenise the documents and say what there is."""
+    import lntune_jax as lnt
+
+    encoding, packing = settings.encoding, not settings.language.no_packing
+    tokenizer = load_tokenizer(settings.model)
+    model = load_language_model(settings.model, dtype=encoding.dtype)
+    config = tuning_config(
+        settings.model, model.params, model.fresh, settings.selection, "CAUSAL_LM"
+    )
+    limit = min(_max_length(settings), position_limit(model.config, tokenizer))
+    say(console, str(lnt.report_params(model.params, config)))
+    if config.modules_to_save:
+        say(console, f"trained whole: {', '.join(config.modules_to_save)}")
+    vocabulary = model.config.vocab_size
+    if tokenizer.eos_token_id is None:
+        say(console, "the tokenizer has no end-of-text token: documents end without one")
+    training, evaluation = (
+        make_rows(tokenizer, part, vocabulary, limit, packing, console) for part in data
+    )
+    buckets = row_lengths((training, evaluation), 1 if packing else encoding.buckets, limit)
+    for name, part, rows in zip(("train", "evaluate"), data, (training, evaluation), strict=True):
+        say(
+            console,
+            f"to {name} on: {len(part.values):,} documents in {len(rows.tokens):,} rows, "
+            f"{int(rows.lengths.sum()):,} tokens, {rows.targets:,} of them predicted",
+        )
+    style = "packed into" if packing else "padded to"
+    say(console, f"rows: {style} {', '.join(map(str, buckets))} tokens")
+    return LanguageWork(model, config, training, evaluation, buckets, padding_of(tokenizer))
+
+
+def save_description(settings: TrainSettings, data: Any, files: RunFiles) -> None:
+    """Write what `evaluate` needs to know."""
+    training, _ = data
+    save_language_task(
+        files.language,
+        LanguageTask(
+            model=model_location(settings.model),
+            max_length=_max_length(settings),
+            packing=not settings.language.no_packing,
+            dtype=settings.encoding.dtype,
+            form=training.form,
+            text_column=settings.columns.text_column,
+        ),
+    )
+
+
+def results(summary: Summary, files: RunFiles) -> dict[str, str]:
+    """The lines of the final table that only a language model has."""
+    return {
+        "perplexity": f"{summary.best_perplexity:.4f} (before: {summary.first_perplexity:.4f})",
+        "evaluation loss": f"{summary.best_loss:.4f}",
+        "use it": f"lntune-jax evaluate --run {short_path(files.directory)} --data ...",
+    }
+
+
+def make_rows(
+    tokenizer: Any,
+    documents: Documents,
+    vocabulary: int,
+    length: int,
+    packing: bool,
+    console: Console,
+) -> LanguageRows:
+    """Documents as rows of at most `length` tokens, and a line about each loss of text.
+
+    Raises:
+        DataError: If no document has a token to predict.
+    """
+    encoded = encode_documents(tokenizer, documents, vocabulary)
+    fitting = fit_length(encoded, documents.form, length)
+    for line in describe_fitting(fitting, documents, length):
+        say(console, line)
+    if not fitting.parts:
+        raise DataError(
+            f"{documents.path}: in {length} tokens no document has one to predict; raise "
+            "--max-length, or shorten the prompts"
+        )
+    return pack(fitting.parts, length) if packing else separate(fitting.parts)
+
+
+def row_lengths(parts: tuple[LanguageRows, ...], count: int, limit: int) -> tuple[int, ...]:
+    """Padded lengths for all rows."""
+    import numpy as np
+
+    return choose_lengths(np.concatenate([rows.lengths for rows in parts]), count, limit)
+
+
+def _max_length(settings: TrainSettings) -> int:
+    return settings.encoding.max_length or _MAX_LENGTH
+
+
+def _refuse_classifier_flags(settings: TrainSettings) -> None:
+    if settings.encoding.pooling != "default":
+        raise ConfigError("--pooling goes with --task seq_cls; a language model does not pool")
+    if settings.columns.label_column != "label":
+        raise ConfigError("--label-column goes with --task seq_cls; a language model has no labels")
+    if settings.recipe.best_by in ("accuracy", "macro_f1"):
+        raise ConfigError(
+            f"--best-by {settings.recipe.best_by} goes with --task seq_cls; a language model has "
+            "loss and perplexity"
+        )

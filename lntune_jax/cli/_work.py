@@ -1,0 +1,86 @@
+"""What the training loop asks of a task: rows, batches, a loss and an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from ._batches import PlannedBatch
+from ._history import Evaluation
+from ._settings import Metric, Recipe
+
+
+class Evaluator(Protocol):
+    """Compiled programs that measure leaves on the evaluation rows."""
+
+    @property
+    def compilations(self) -> int:
+        """Programs compiled so far."""
+        ...
+
+    def evaluate(self, trainable: Any, frozen: Any, step: int, recipe: Recipe) -> Evaluation:
+        """The figures of these leaves."""
+        ...
+
+
+class Work(Protocol):
+    """What is trained, on what.
+
+    Attributes:
+        model: The base model, from `lntune_jax.models`.
+        config: Which leaves train.
+        buckets: Padded lengths.
+        peak_learning_rate: Of the norms, where the recipe names none.
+        default_metric: What picks the adapter to keep, where the recipe names nothing.
+        evaluates_first: Whether the model is measured before the first step.
+    """
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def training(self) -> Any: ...
+    @property
+    def evaluation(self) -> Any: ...
+    @property
+    def buckets(self) -> tuple[int, ...]: ...
+    @property
+    def peak_learning_rate(self) -> float: ...
+    @property
+    def default_metric(self) -> Metric: ...
+    @property
+    def evaluates_first(self) -> bool: ...
+
+    def loss_fn(self) -> Callable[..., Any]:
+        """`loss_fn(params, batch, rng=None)`, a mean; with an `rng`, dropout is on."""
+        ...
+
+    def evaluator(self) -> Evaluator:
+        """A new evaluator, which has compiled nothing yet."""
+        ...
+
+    def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
+        """The arrays of one batch of training rows, and how many tokens it has."""
+        ...
+
+
+def steps_per_epoch(work: Work, recipe: Recipe) -> int:
+    """Batches in an epoch."""
+    return -(-len(work.training.tokens) // recipe.batch_size)
+
+
+def total_steps(work: Work, recipe: Recipe) -> int:
+    """Steps of the whole run."""
+    whole = recipe.epochs * steps_per_epoch(work, recipe)
+    return whole if recipe.max_steps is None else min(whole, recipe.max_steps)
+
+
+def metric_of(work: Work, recipe: Recipe) -> Metric:
+    """The evaluation figure that picks the adapter to keep."""
+    return recipe.best_by or work.default_metric
+
+
+def peak_learning_rate(work: Work, recipe: Recipe) -> float:
+    """The highest learning rate of the norms."""
+    return work.peak_learning_rate if recipe.learning_rate is None else recipe.learning_rate
