@@ -17,7 +17,7 @@ import numpy as np
 from lntune_jax._errors import ModelError
 
 from ._cache import empty_cache
-from ._inputs import check_shape, mask_of, tokens_of
+from ._inputs import check_shape
 from ._sampling import check_sampling, pick
 
 if TYPE_CHECKING:
@@ -199,13 +199,15 @@ class _Prompts(NamedTuple):
 def _check_prompts(
     model: PretrainedModel, input_ids: Any, attention_mask: Any, new: int
 ) -> _Prompts:
-    array = tokens_of(input_ids if hasattr(input_ids, "dtype") else np.asarray(input_ids))
-    tokens = np.asarray(array)
+    tokens = _on_host("input_ids", input_ids, "iu")
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ModelError(
+            f"input_ids has the shape {tokens.shape}; expected (batch, length), both at least 1"
+        )
     mask = np.ones(tokens.shape, np.bool_)
     if attention_mask is not None:
-        given = mask_of(attention_mask)
-        check_shape("attention_mask", given, array.shape)
-        mask = np.asarray(given)
+        mask = _on_host("attention_mask", attention_mask, "iub") != 0
+        check_shape("attention_mask", mask, tokens.shape)
     for row in np.flatnonzero(~mask[:, -1]):
         fault = "is padded on the right" if mask[row].any() else "holds no token"
         raise ModelError(
@@ -229,7 +231,15 @@ def _check_prompts(
             f"than the config's max_position_embeddings of {limit}; shorten the prompt, or lower "
             "max_new_tokens"
         )
-    return _Prompts(np.where(mask, tokens, np.int32(0)), mask)
+    return _Prompts(np.where(mask, tokens, 0).astype(np.int32), mask)
+
+
+def _on_host(name: str, value: Any, kinds: str) -> np.ndarray:
+    """Give an input in numpy, where checks of values compile nothing; kinds as numpy has them."""
+    array = np.asarray(value)
+    if array.dtype.kind not in kinds:
+        raise ModelError(f"{name} holds {array.dtype} numbers; expected integers")
+    return array
 
 
 def _until_stopped(
@@ -270,8 +280,8 @@ def _columns(
         np.pad(mask[:, :-1], missing),
         cache,
     )
-    last = jnp.asarray(tokens[:, -1])
-    position = jnp.asarray(mask.sum(axis=1).astype(np.int32) - 1)
+    last: Any = tokens[:, -1]
+    position: Any = mask.sum(axis=1, dtype=np.int32) - 1
     before = None
     for number in range(new):
         last, position, cache = _step(
