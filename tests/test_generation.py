@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import REFERENCE
+from devices import run_on_devices
 
 import lntune_jax as lnt
 from lntune_jax._errors import ModelError
@@ -164,24 +165,57 @@ def test_one_program_for_all_lengths_and_sampling_values():
 
     def listen(event, seconds, **details):
         if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
+            compiled.append(details.get("fun_name"))
 
     def run(length, new, **options):
         ids = np.full((2, length), 5, np.int32)
         generate(counted, model.params, ids, max_new_tokens=new, **options)
 
     keys = list(jax.random.split(jax.random.key(0), 3))
+    jax.monitoring.register_event_duration_secs_listener(listen)
     run(3, 4)
+    # Once for all steps, the first one too.
+    assert sum("_step" in str(name) for name in compiled) == 1
     run(3, 4, temperature=1.0, key=keys[0])
     expected = [(2, 16), (2, 1), (2, 1)]
     assert traced == expected
-    jax.monitoring.register_event_duration_secs_listener(listen)
+    compiled.clear()
     for length in (1, 2, 5, 9):
         run(length, 7)
     run(6, 5, temperature=0.3, top_k=7, key=keys[1])
     run(7, 3, temperature=2.0, top_p=0.5, key=keys[2], stop_tokens=[1, 2])
     assert traced == expected
     assert compiled == []
+
+
+def test_weights_on_several_devices():
+    """The same tokens, by as many programs."""
+    code = f"""
+from dataclasses import replace
+import jax, numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec as P
+from lntune_jax.models import from_pretrained, generate
+
+def specs(path, leaf):
+    return P(None, "model") if leaf.ndim == 2 and leaf.shape[1] % 2 == 0 else P()
+
+directory, traced = {str(REFERENCE / "decoders" / "llama")!r}, []
+mesh = Mesh(np.array(jax.devices()), ("model",))
+plain = from_pretrained(directory, "CAUSAL_LM")
+split = from_pretrained(directory, "CAUSAL_LM", mesh=mesh, specs=specs)
+
+def apply(params, tokens, *rest, **options):
+    traced.append(tokens.shape)
+    return split.apply(params, tokens, *rest, **options)
+
+prompts = [[5, 6, 7], [8, 9, 3]]
+one = generate(plain, plain.params, prompts, max_new_tokens=8).tokens
+two = generate(replace(split, apply=apply), split.params, prompts, max_new_tokens=8).tokens
+assert (one == two).all()
+assert traced == [(2, 16), (2, 1)], traced
+print("done")
+"""
+    run_on_devices(code, 2)
 
 
 def test_an_adapter_in_place_in_both_precisions():

@@ -271,17 +271,11 @@ def _columns(
     """Give the new tokens without end but `new`; the device may be a token ahead of the reader."""
     tokens, mask = prompts
     width = _round_up(tokens.shape[1] - 1)
-    missing = ((0, 0), (width - tokens.shape[1] + 1, 0))
+    missing = ((0, 0), (width + 1 - tokens.shape[1], 0))
     cache = empty_cache(model, len(tokens), _round_up(width + new))
-    cache = _read(
-        model.apply,
-        params,
-        np.pad(tokens[:, :-1], missing),
-        np.pad(mask[:, :-1], missing),
-        cache,
+    last, position, cache = _read(
+        model.apply, params, np.pad(tokens, missing), np.pad(mask, missing), cache
     )
-    last: Any = tokens[:, -1]
-    position: Any = mask.sum(axis=1, dtype=np.int32) - 1
     before = None
     for number in range(new):
         last, position, cache = _step(
@@ -302,9 +296,16 @@ def _read(
     tokens: Int[Array, "batch length"],
     mask: Bool[Array, "batch length"],
     cache: Cache,
-) -> Cache:
+) -> tuple[Int[Array, " batch"], Int[Array, " batch"], Cache]:
+    """Read all but the last token of each row; give that one and its position.
+
+    They come from here so that they lie where the cache does, and the first step is the same
+    program as the others.
+    """
     positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
-    return apply(params, tokens, mask, positions, cache=cache, with_logits=False).cache
+    before = (tokens[:, :-1], mask[:, :-1], positions[:, :-1])
+    cache = apply(params, *before, cache=cache, with_logits=False).cache
+    return tokens[:, -1], positions[:, -1], cache
 
 
 @partial(jax.jit, static_argnames=("apply",), donate_argnames=("cache",))
