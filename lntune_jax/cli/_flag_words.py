@@ -15,6 +15,7 @@ _WORDS = {
     "pass a name_map": "give a --name-map",
     "name_map=": "--name-map ",
     "pass task as": "give --task as",
+    "max_new_tokens": "--max-new-tokens",
     "as modules_to_save": "as saved modules",
 }
 

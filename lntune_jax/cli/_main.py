@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .._errors import LNTuningError
-from . import _settings, _transfer_settings
+from . import _generate_settings, _settings, _transfer_settings
 from ._checks import check_settings
 
 
@@ -32,6 +32,7 @@ COMMANDS = {
     "train": Command(_settings.TrainSettings, "_train"),
     "evaluate": Command(_settings.EvaluateSettings, "_evaluate"),
     "predict": Command(_settings.PredictSettings, "_predict"),
+    "generate": Command(_generate_settings.GenerateSettings, "_generate"),
     "convert": Command(_transfer_settings.ConvertSettings, "_convert"),
     "merge": Command(_transfer_settings.MergeSettings, "_merge"),
     "demo": Command(_settings.DemoSettings, "_demo"),

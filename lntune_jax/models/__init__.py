@@ -6,6 +6,9 @@ and for any JAX training loop.
 
 from ._cache import Cache as Cache
 from ._cache import empty_cache as empty_cache
+from ._generation import Generated as Generated
+from ._generation import generate as generate
+from ._generation import stream as stream
 from ._gguf_tokenizer import tokenizer_from_gguf as tokenizer_from_gguf
 from ._loss import causal_lm_loss as causal_lm_loss
 from ._merging import MergedCheckpoint as MergedCheckpoint

@@ -1,0 +1,60 @@
+"""What can be set for `generate`; as in `_settings`, the docstrings are the help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from ._settings import ComputeType
+
+
+def _shown(default: str, metavar: str):
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above 0 tokens are drawn, the higher the freer."""
+    top_k: Annotated[int | None, _shown("all", "INT")] = None
+    """Draw from so many of the likeliest tokens."""
+    top_p: Annotated[float | None, _shown("1", "FLOAT")] = None
+    """Draw from the fewest likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Seed of the draws."""
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Continue texts with a language model, an adapter in place or not.
+
+    One --prompt is written to the terminal as its tokens come; several, or a table, go through
+    the model in batches, and come out as .jsonl wherever there is no terminal.
+    """
+
+    model: str
+    """Directory of a Hugging Face model, a .gguf file, or a hub id."""
+    adapter: Annotated[Path | None, _shown("none", "DIR")] = None
+    """An adapter directory, ours or PEFT's, whose norms take the place of the model's."""
+    prompt: Annotated[tuple[str, ...], _shown("none", "TEXT ...")] = ()
+    """Texts to continue."""
+    data: Annotated[Path | None, _shown("none", "FILE")] = None
+    """Table of texts: .csv, .tsv, .jsonl or .parquet."""
+    text_column: str = "text"
+    """Name of the column with the text."""
+    output: Annotated[Path | None, _shown("the terminal", "FILE")] = None
+    """A .jsonl file for the new texts."""
+    max_new_tokens: int = 64
+    """The most tokens a text grows by; a stop token of the model ends it before."""
+    chat: bool = False
+    """Each text is a user's message, put into the model's chat template."""
+    choice: Choice = field(default_factory=Choice)
+    dtype: ComputeType = "float32"
+    """Number format of the weights."""
+    batch_size: int = 8
+    """Texts that go through the model together."""

@@ -1,0 +1,105 @@
+"""A language model for the command line: weights, adapter, tokenizer and where it stops."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._errors import ConfigError, ModelError
+from ._base import check_model_directory
+from ._encode import load_tokenizer
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What is needed to continue texts.
+
+    Attributes:
+        model: From `lntune_jax.models`.
+        params: Its weights, the adapter in place.
+        tokenizer: Its tokenizer.
+        stops: Ids that end a text.
+    """
+
+    model: Any
+    params: Any
+    tokenizer: Any
+    stops: tuple[int, ...]
+
+    def prompt_tokens(self, text: str, chat: bool) -> list[int]:
+        """The tokens of a text, or of the message of a user that awaits an answer.
+
+        Raises:
+            ConfigError: If there is no chat template, or none that can be used.
+        """
+        if not chat:
+            return list(self.tokenizer(text)["input_ids"])
+        if not self.tokenizer.chat_template:
+            raise ConfigError("--chat: the model's tokenizer has no chat template; leave it out")
+        message = [{"role": "user", "content": text}]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True
+            )
+        except ImportError as error:
+            raise ConfigError("--chat needs a package: pip install jinja2") from error
+        # Templates come with the model, and fail in ways of their own.
+        except Exception as error:
+            raise ConfigError(f"--chat: the model's chat template fails ({error})") from error
+        # The template writes special tokens itself.
+        return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def load_language_model(name: str, adapter: Path | None, dtype: str) -> LanguageModel:
+    """Load a model and put an adapter in place.
+
+    Args:
+        name: Directory, GGUF file or hub id.
+        adapter: Directory of an adapter, ours or PEFT's, or `None`.
+        dtype: Number format of the weights.
+
+    Raises:
+        LNTuningError: If one of them is missing, damaged, or does not fit.
+    """
+    _check_name(name)
+    import lntune_jax as lnt
+
+    from .. import models
+    from ..models._directory import find_directory
+    from ..models._merge_adapter import OURS, find_adapter
+
+    found = None if adapter is None else find_adapter(adapter)
+    path = find_directory(name, None)
+    is_gguf = path.is_file()
+    tokenizer = models.tokenizer_from_gguf(path) if is_gguf else load_tokenizer(str(path))
+    model = models.from_pretrained(path, task="CAUSAL_LM", dtype=dtype)
+    params = model.params
+    if found is not None:
+        put = lnt.restore_adapter if found.kind == OURS else lnt.import_peft
+        params = put(found.directory, params)
+    return LanguageModel(model, params, tokenizer, _stop_tokens(path, model.config, tokenizer))
+
+
+def _check_name(name: str) -> None:
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"--model {name} is not a file")
+    elif not (path.is_dir() and any(path.glob("*.gguf"))):
+        check_model_directory(name)
+
+
+def _stop_tokens(path: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokenizer's end of text, and what generation_config.json or the config says."""
+    source = config.eos_token_id
+    file = path / "generation_config.json"
+    if file.is_file():
+        try:
+            source = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", source)
+        except (ValueError, AttributeError) as error:
+            raise ModelError(f"{file} is no JSON object ({error})") from error
+    listed = source if isinstance(source, list) else [source]
+    ids = {token for token in (*listed, tokenizer.eos_token_id) if isinstance(token, int)}
+    return tuple(sorted(token for token in ids if 0 <= token < config.vocab_size))
