@@ -17,7 +17,7 @@ import numpy as np
 from lntune_jax._errors import ModelError
 
 from ._cache import empty_cache
-from ._inputs import check_shape
+from ._prompts import check_prompts
 from ._sampling import check_sampling, pick
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ._cache import Cache
     from ._pretrained import PretrainedModel
+    from ._prompts import Prompts
     from ._sampling import Sampling
 
 # Prompts and caches are at least this long.
@@ -182,64 +183,13 @@ def stream(
         raise ModelError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
     vocabulary = model.settings.vocab_size
     sampling = check_sampling(temperature, top_k, top_p, vocabulary, key)
-    prompts = _check_prompts(model, input_ids, attention_mask, int(max_new_tokens))
+    prompts = check_prompts(model, input_ids, attention_mask, int(max_new_tokens))
     stops = np.asarray(list(stop_tokens), np.int32)
     unknown = stops[(stops < 0) | (stops >= vocabulary)]
     if unknown.size:
         raise ModelError(f"stop_tokens holds {unknown[0]}; expected ids from 0 to {vocabulary - 1}")
     columns = _columns(model, params, prompts, int(max_new_tokens), sampling, key)
     return _until_stopped(columns, stops)
-
-
-class _Prompts(NamedTuple):
-    tokens: Int[np.ndarray, "batch length"]
-    mask: Bool[np.ndarray, "batch length"]
-
-
-def _check_prompts(
-    model: PretrainedModel, input_ids: Any, attention_mask: Any, new: int
-) -> _Prompts:
-    tokens = _on_host("input_ids", input_ids, "iu")
-    if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ModelError(
-            f"input_ids has the shape {tokens.shape}; expected (batch, length), both at least 1"
-        )
-    mask = np.ones(tokens.shape, np.bool_)
-    if attention_mask is not None:
-        mask = _on_host("attention_mask", attention_mask, "iub") != 0
-        check_shape("attention_mask", mask, tokens.shape)
-    for row in np.flatnonzero(~mask[:, -1]):
-        fault = "is padded on the right" if mask[row].any() else "holds no token"
-        raise ModelError(
-            f"row {row} of input_ids {fault}; pad prompts on the left (padding_side='left' in "
-            "the tokenizer)"
-        )
-    holes = np.flatnonzero((mask[:, :-1] & ~mask[:, 1:]).any(axis=1))
-    if holes.size:
-        raise ModelError(
-            f"row {holes[0]} of attention_mask has padding between its tokens; expected zeros, "
-            "then ones"
-        )
-    vocabulary = model.settings.vocab_size
-    wrong = tokens[mask & ((tokens < 0) | (tokens >= vocabulary))]
-    if wrong.size:
-        raise ModelError(f"input_ids holds {wrong[0]}; expected ids from 0 to {vocabulary - 1}")
-    longest, limit = int(mask.sum(axis=1).max()), model.config.max_position_embeddings
-    if longest + new > limit:
-        raise ModelError(
-            f"a prompt of {longest} tokens and max_new_tokens of {new} are {longest + new}, more "
-            f"than the config's max_position_embeddings of {limit}; shorten the prompt, or lower "
-            "max_new_tokens"
-        )
-    return _Prompts(np.where(mask, tokens, 0).astype(np.int32), mask)
-
-
-def _on_host(name: str, value: Any, kinds: str) -> np.ndarray:
-    """Give an input in numpy, where checks of values compile nothing; kinds as numpy has them."""
-    array = np.asarray(value)
-    if array.dtype.kind not in kinds:
-        raise ModelError(f"{name} holds {array.dtype} numbers; expected integers")
-    return array
 
 
 def _until_stopped(
@@ -263,7 +213,7 @@ def _until_stopped(
 def _columns(
     model: PretrainedModel,
     params: Any,
-    prompts: _Prompts,
+    prompts: Prompts,
     new: int,
     sampling: Sampling | None,
     key: Any,
