@@ -63,6 +63,7 @@ _RULES = {
     "eval_fraction": Rule("between 0 and 1, for example 0.1", lambda value: 0 < value < 1),
     "warmup_fraction": Rule("0 or more, and below 1", lambda value: 0 <= value < 1),
     "max_length": Rule("8 or more", lambda value: value >= 8),
+    "length": _AT_LEAST_ONE,
     "num_labels": _AT_LEAST_ONE,
     "buckets": _AT_LEAST_ONE,
     "learning_rate": _POSITIVE,
