@@ -67,6 +67,7 @@ _RULES = {
     "temperature": _NOT_NEGATIVE,
     "top_k": _AT_LEAST_ONE,
     "top_p": Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "length": _AT_LEAST_ONE,
     "num_labels": _AT_LEAST_ONE,
     "buckets": _AT_LEAST_ONE,
     "learning_rate": _POSITIVE,

@@ -1,14 +1,21 @@
-"""`lntune-jax inspect`: what would train, from a model's config file alone."""
+"""`lntune-jax inspect`: what would train and what that takes, from a model's config alone."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from .._errors import ConfigError
 from ._base import check_model_directory, tuning_config
 from ._console import make_console, say
-from ._settings import InspectSettings
+from ._settings import InspectSettings, Memory
+
+_COLUMNS = ("LN tuning", "LoRA, rank 8", "full fine-tuning")
+_ROWS = ("weights", "gradients", "optimizer", "activations", "working", "gathered", "total")
 
 
 def run(settings: InspectSettings) -> None:
-    """Print the trainable leaves and PEFT's line."""
+    """Print the trainable leaves, PEFT's line, the adapter's size, and the memory of a step."""
+    mesh = parse_mesh(settings.memory.mesh)
     check_model_directory(settings.model)
     import lntune_jax as lnt
 
@@ -17,7 +24,64 @@ def run(settings: InspectSettings) -> None:
     model = models.from_config(
         settings.model,
         task=None if settings.task == "none" else settings.task,
+        dtype="float32" if settings.memory.length is None else settings.memory.dtype,
         num_labels=settings.num_labels if settings.task == "SEQ_CLS" else None,
+        remat=settings.memory.remat,
     )
     config = tuning_config(settings.model, model.params, (), settings.selection)
-    say(make_console(), lnt.report_params(model.params, config).table())
+    report = lnt.report_params(model.params, config)
+    console = make_console()
+    say(console, report.table())
+    say(console, f"adapter: {4 * report.trainable:,} bytes of float32 values")
+    if settings.memory.length is not None:
+        say(console, _memory_table(model, config, settings.memory, mesh))
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """The axes of `--mesh`.
+
+    Example:
+        >>> parse_mesh("fsdp=8,tensor=2")
+        {'fsdp': 8, 'tensor': 2}
+    """
+    mesh: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        axis, _, size = part.partition("=")
+        if not size.isdecimal() or axis in mesh:
+            raise ConfigError(
+                f"--mesh is {text!r}; expected each axis once, with its size: fsdp=8,tensor=2"
+            )
+        mesh[axis] = int(size)
+    return mesh
+
+
+def _memory_table(model: Any, config: Any, memory: Memory, mesh: dict[str, int]) -> str:
+    from ..models._memory import METHODS, estimate_memory
+
+    estimates = [
+        estimate_memory(
+            model,
+            method,
+            config=config,
+            batch_size=memory.batch_size,
+            length=memory.length or 1,
+            mesh=mesh,
+            remat=memory.remat,
+        )
+        for method in METHODS
+    ]
+    where = ",".join(f"{axis}={size}" for axis, size in mesh.items()) or "one device"
+    lines = [
+        f"memory of a step on each device, in GB: {memory.batch_size} x {memory.length} tokens, "
+        f"{memory.dtype}, {where}, remat {memory.remat}",
+        _line("", _COLUMNS),
+        _line("trainable", [f"{estimate.trainable:,}" for estimate in estimates]),
+    ]
+    for name in _ROWS:
+        sizes = [getattr(estimate, name) / 1e9 for estimate in estimates]
+        lines.append(_line(name, [f"{size:,.3f}" for size in sizes]))
+    return "\n".join(lines)
+
+
+def _line(name: str, cells: Any) -> str:
+    return f"{name:12s}" + "".join(f"{cell:>18s}" for cell in cells)

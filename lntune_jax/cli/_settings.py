@@ -17,6 +17,7 @@ Metric = Literal["accuracy", "macro_f1", "loss", "perplexity"]
 TrainTask = Literal["seq_cls", "causal_lm"]
 DataForm = Literal["auto", "text", "completion", "messages"]
 ComputeType = Literal["float32", "bfloat16"]
+Remat = Literal["none", "dots", "full"]
 Pooling = Literal["default", "mean"]
 
 
@@ -112,6 +113,22 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a training step would hold on each device, shown when --length is given."""
+
+    length: Annotated[int | None, _shown("off", "INT")] = None
+    """Tokens in a row."""
+    batch_size: int = 1
+    """Rows on each device."""
+    dtype: ComputeType = "bfloat16"
+    """Number format of weights and activations."""
+    mesh: Annotated[str, _shown("one device", "AXIS=SIZE,...")] = ""
+    """Devices along the axes data, fsdp and tensor, for example fsdp=8,tensor=2."""
+    remat: Remat = "none"
+    """What a decoder's backward pass computes again to store less."""
+
+
+@dataclass(frozen=True)
 class InspectSettings:
     """Show what would train, from the model's config file alone (reads no weights)."""
 
@@ -122,6 +139,7 @@ class InspectSettings:
     num_labels: int = 2
     """Classes of the SEQ_CLS head."""
     selection: Selection = field(default_factory=Selection)
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from ._generation import generate as generate
 from ._generation import stream as stream
 from ._gguf_tokenizer import tokenizer_from_gguf as tokenizer_from_gguf
 from ._loss import causal_lm_loss as causal_lm_loss
+from ._memory import MemoryEstimate as MemoryEstimate
+from ._memory import estimate_memory as estimate_memory
 from ._merging import MergedCheckpoint as MergedCheckpoint
 from ._merging import merge_checkpoint as merge_checkpoint
 from ._outputs import ModelOutput as ModelOutput

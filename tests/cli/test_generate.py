@@ -147,7 +147,6 @@ def test_adapters_of_both_kinds(call, language_model, tmp_path):
 
 
 def test_chat(call, run, language_model, tmp_path):
-    pytest.importorskip("jinja2")
     other = shutil.copytree(language_model, tmp_path / "other")
     (other / "chat_template.jinja").write_text(TEMPLATE)
     words = ("generate", "--model", other, "--max-new-tokens", NEW, "--chat", "--prompt", "ab")

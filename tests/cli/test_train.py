@@ -263,6 +263,15 @@ def test_inspect_shows_what_would_train(run, model_directory):
     assert "trainable params: 211 || all params:" in printed
     code, printed, _ = run("inspect", model_directory, "--exclude", "embeddings.LayerNorm")
     assert "bert.embeddings" not in printed
+    assert "adapter: 844 bytes" in run("inspect", model_directory, "--num-labels", "3")[1]
+    code, printed, complaint = run("inspect", model_directory, "--length", "16", "--mesh", "fsdp=2")
+    assert (code, complaint) == (0, "")
+    assert "1 x 16 tokens, bfloat16, fsdp=2, remat none" in printed
+    assert printed.splitlines()[-1].startswith("total")
+    for mesh in ("model=2", "fsdp", "fsdp=2,fsdp=2", "fsdp=0"):
+        code, _, complaint = run("inspect", model_directory, "--length", "8", "--mesh", mesh)
+        assert (code, complaint.count("\n")) == (2, 1)
+        assert "mesh" in complaint
     code, _, complaint = run("inspect", model_directory, "--targets", "(")
     assert code == 2
     assert complaint.count("\n") == 1

@@ -1,6 +1,5 @@
 """Language models from the command line: a tiny Llama, and a tokenizer of words made here."""
 
-import importlib.util
 import json
 import random
 import shutil
@@ -30,10 +29,6 @@ TEMPLATE = (
 END, ASSISTANT = SPECIAL.index("</s>"), SPECIAL.index("<assistant>")
 FLAGS = ("--task", "causal_lm", "--batch-size", "4", "--max-length", str(LENGTH))
 FLAGS = (*FLAGS, "--learning-rate", "0.05")
-
-needs_jinja = pytest.mark.skipif(
-    importlib.util.find_spec("jinja2") is None, reason="chat templates need jinja2"
-)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +259,6 @@ def test_completions_alone_are_predicted(decoder, tmp_path):
     assert [part.targets for part in fitting.parts] == [3, 2, 2]
 
 
-@needs_jinja
 def test_what_the_assistant_says_is_predicted(decoder, tmp_path):
     chat = [
         {"role": "user", "content": "w0 w1"},
@@ -279,7 +273,6 @@ def test_what_the_assistant_says_is_predicted(decoder, tmp_path):
     assert ASSISTANT in each.tokens
 
 
-@needs_jinja
 def test_a_template_that_changes_earlier_messages_is_refused(decoder, tmp_path):
     changing = "{% for message in messages %}{{ messages | length }} {% endfor %}"
     changing = changing.replace("{{ messages | length }}", "w{{ messages | length }}")
@@ -290,7 +283,7 @@ def test_a_template_that_changes_earlier_messages_is_refused(decoder, tmp_path):
         encoded_from(directory, data)
 
 
-@pytest.mark.parametrize("form", ["completion", pytest.param("messages", marks=needs_jinja)])
+@pytest.mark.parametrize("form", ["completion", "messages"])
 def test_every_form_trains(run, decoder, tmp_path, form):
     pairs = [(f"w{number} w1", f"w{number} w2 w3") for number in range(12)]
     if form == "completion":

@@ -1,0 +1,253 @@
+"""What a training step holds on each device: by LN tuning, by LoRA, and by full fine-tuning.
+
+Weights, gradients and optimizer state are counted from shapes. What the forward pass leaves for
+the backward pass comes from the program itself: loss and gradient of the first two and the first
+four layers are traced, `_liveness` finds what each holds at its peak, and the difference is added
+for every further layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lntune_jax._config import LNTuningConfig
+from lntune_jax._errors import ConfigError
+from lntune_jax._gradients import value_and_grad
+from lntune_jax._partition import partition_params
+from lntune_jax._report import report_params
+
+from ._blueprint import Choices, check_choices
+from ._build import nest
+from ._liveness import peak_bytes
+from ._lora import add_lora, lora_shapes
+from ._loss import causal_lm_loss
+from ._pretrained import PretrainedModel, from_config
+from ._slices import slice_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+METHODS = ("ln", "lora", "full")
+AXES = ("data", "fsdp", "tensor")
+_FEW, _MORE = 2, 4  # layers traced
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on each device, and how many parameters train on all of them together.
+
+    Attributes:
+        method: "ln", "lora" or "full".
+        trainable: parameters that train.
+        weights: the weights in the model's dtype; what trains is there in float32 as well.
+        gradients: of what trains; in full fine-tuning in the model's dtype, else in float32.
+        optimizer: Adam's two moments of what trains, float32.
+        activations: what all layers leave for the backward pass.
+        working: what else is there at the peak: the loss, and what a single layer needs.
+        gathered: with `fsdp`, the weights of one layer, or the largest table, in whole; in full
+            fine-tuning its gradient too.
+
+    Example:
+        >>> from lntune_jax.models import MemoryEstimate
+        >>> MemoryEstimate("ln", 8, 100, 32, 64, 500, 200, 0).total
+        896
+    """
+
+    method: str
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    working: int
+    gathered: int
+
+    @property
+    def total(self) -> int:
+        """The sum of the bytes."""
+        kept = self.weights + self.gradients + self.optimizer
+        return kept + self.activations + self.working + self.gathered
+
+
+def estimate_memory(
+    directory_or_config: Any,
+    method: str = "ln",
+    *,
+    task: str | None = "CAUSAL_LM",
+    config: LNTuningConfig | None = None,
+    dtype: Any = "bfloat16",
+    batch_size: int = 1,
+    length: int = 2048,
+    mesh: Mapping[str, int] | None = None,
+    remat: str = "none",
+    rank: int = 8,
+    chunk: int = 8192,
+    num_labels: int | None = None,
+) -> MemoryEstimate:
+    """Estimate the memory of a training step with AdamW, from the config alone.
+
+    Args:
+        directory_or_config: as in `from_config`; or its result, whose task and dtype are taken.
+        method: "ln", "lora" (on the query and value projections) or "full".
+        task: as in `from_config`; with "CAUSAL_LM" the loss is `causal_lm_loss`.
+        config: which norms train, and which modules whole; `None` for every norm. Its patterns
+            decide the counts; activations are those of training every norm.
+        dtype: of weights and activations.
+        batch_size: rows on each device (with `tensor`, on each group of devices).
+        length: tokens in a row.
+        mesh: sizes of the axes "data" (copies), "fsdp" (weights, gradients and optimizer are
+            spread, a layer's weights gathered for its turn) and "tensor" (heads, MLP and
+            vocabulary are divided too). `None` for one device.
+        remat: as in `from_config`.
+        rank: of LoRA's factors.
+        chunk: as in `causal_lm_loss`.
+        num_labels: as in `from_config`.
+
+    Raises:
+        ConfigError: the method, a size or an axis is not supported.
+        ModelError: as `from_config`; `tensor` does not divide the model.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> from lntune_jax.models import estimate_memory
+        >>> tiny = LlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=3)
+        >>> norms, whole = (estimate_memory(tiny, method, length=32) for method in ("ln", "full"))
+        >>> norms.trainable, norms.optimizer, norms.total < whole.total / 3
+        (448, 3584, True)
+    """
+    _check(method, batch_size=batch_size, length=length, rank=rank)
+    axes = dict.fromkeys(AXES, 1) | check_mesh(mesh or {})
+    shards, tensor = axes["fsdp"] * axes["tensor"], axes["tensor"]
+    model = directory_or_config
+    if not isinstance(model, PretrainedModel):
+        model = from_config(model, task, dtype=dtype, num_labels=num_labels, remat=remat)
+    choices = check_choices(Choices(model.task, None, model.dtype, "xla", remat))
+    held = _count_held(model, method, config or LNTuningConfig(), rank)
+    saved = LNTuningConfig(modules_to_save=config.modules_to_save if config else None)
+    tokens = jax.ShapeDtypeStruct((batch_size, length), "int32")
+
+    def trace(layers: int) -> tuple[int, int]:
+        part = slice_model(model.settings, choices, layers, tensor)
+        peak = _trace(part, method, saved, tokens, rank, chunk, axes["fsdp"])
+        return peak, _bytes(part.params)
+
+    layers = model.settings.num_hidden_layers
+    few, (more, larger) = min(_FEW, layers), trace(min(_MORE, layers))
+    base, smaller = trace(few) if few < min(_MORE, layers) else (more, larger)
+    between = max(min(_MORE, layers) - few, 1)
+    each = max(more - base, 0) // between
+    gathered = 0
+    if axes["fsdp"] > 1:
+        largest = max(_bytes(leaf) for leaf in jax.tree.leaves(model.params)) // tensor
+        gathered = max((larger - smaller) // between, largest) * (2 if method == "full" else 1)
+    return MemoryEstimate(
+        method,
+        held.trainable,
+        weights=held.weights // shards,
+        gradients=held.gradients // shards,
+        optimizer=held.optimizer // shards,
+        activations=each * layers,
+        working=max(base - each * few, 0),
+        gathered=gathered,
+    )
+
+
+def check_mesh(mesh: Mapping[str, int]) -> dict[str, int]:
+    """Check names and sizes of a mesh's axes.
+
+    Raises:
+        ConfigError: an axis is not known, or its size is below 1.
+    """
+    for axis, size in mesh.items():
+        if axis not in AXES:
+            raise ConfigError(f"mesh has the axis {axis!r}; supported: {', '.join(AXES)}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"mesh has {axis}={size!r}; expected an integer of at least 1")
+    return dict(mesh)
+
+
+class _Held(NamedTuple):
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+def _count_held(model: PretrainedModel, method: str, config: LNTuningConfig, rank: int) -> _Held:
+    """Count what is there for the whole step, on all devices together."""
+    weights = _bytes(model.params)
+    if method == "ln":
+        halves = partition_params(model.params, config)
+        trainable = report_params(model.params, config).trainable
+        return _Held(trainable, _bytes(halves), 4 * trainable, 8 * trainable)
+    if method == "lora":
+        trainable = _count(lora_shapes(_by_path(model.params), rank))
+        return _Held(trainable, weights + 4 * trainable, 4 * trainable, 8 * trainable)
+    trainable = _count(model.params)
+    masters = 0 if model.dtype == "float32" else 4 * trainable
+    return _Held(trainable, weights + masters, weights, 8 * trainable)
+
+
+def _trace(
+    model: PretrainedModel,
+    method: str,
+    config: LNTuningConfig,
+    tokens: Any,
+    rank: int,
+    chunk: int,
+    shards: int,
+) -> int:
+    """The bytes at the peak of loss and gradient, beside arguments and gradients."""
+
+    def loss(params: Any, tokens: Any) -> Any:
+        return _loss(model, params, tokens, chunk)
+
+    gradient: Callable[..., Any]
+    if method == "ln":
+        given: tuple[Any, ...] = tuple(partition_params(model.params, config))
+        gradient = value_and_grad(loss)
+    elif method == "lora":
+        leaves = _by_path(model.params)
+        given = (lora_shapes(leaves, rank), leaves)
+        gradient = jax.value_and_grad(add_lora(lambda flat, x: loss(nest(flat), x), leaves, tokens))
+    else:
+        given, gradient = (model.params,), jax.value_and_grad(loss)
+    closed = jax.make_jaxpr(gradient)(*given, tokens)
+    return max(peak_bytes(closed, shards) - _bytes(given[0]) // shards, 0)
+
+
+def _loss(model: PretrainedModel, params: Any, tokens: Any, chunk: int) -> Any:
+    if model.task == "CAUSAL_LM":
+        return causal_lm_loss(model, params, tokens, chunk=chunk)
+    output = model.apply(params, tokens)
+    found = output.last_hidden_state if output.logits is None else output.logits
+    assert found is not None
+    exact = found.astype(jnp.float32)
+    return (jax.nn.logsumexp(exact, axis=-1) - exact[..., 0]).mean()
+
+
+def _by_path(params: Any) -> dict[tuple[str, ...], Any]:
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {tuple(key.key for key in path): leaf for path, leaf in flat}
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
+def _check(method: str, **sizes: Any) -> None:
+    if method not in METHODS:
+        raise ConfigError(f"method is {method!r}; supported: {', '.join(map(repr, METHODS))}")
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"{name} is {size!r}; expected an integer of at least 1")

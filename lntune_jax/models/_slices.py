@@ -1,0 +1,58 @@
+"""The model that one device runs: a few of the layers, and its share of heads and MLP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lntune_jax._errors import ModelError
+
+from ._build import Recipe, build, nest
+from ._decoder_build import DecoderRecipe, build_decoder
+from ._decoder_settings import DecoderSettings
+from ._gpt2_settings import Gpt2Settings
+from ._pretrained import PretrainedModel
+from ._stack import Options
+
+if TYPE_CHECKING:
+    from ._blueprint import Choices
+
+_SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+
+
+def slice_model(settings: Any, choices: Choices, layers: int, tensor: int) -> PretrainedModel:
+    """Give the model of the first layers, as one of `tensor` devices holds it.
+
+    Heads, the MLP's width and the vocabulary are divided, so that what is left is a model of the
+    same kind: what each device computes with under tensor parallelism.
+
+    Raises:
+        ModelError: the model cannot be divided so.
+    """
+    if isinstance(settings, DecoderSettings):
+        parts = {name: _divide(settings, name, tensor) for name in _SHARED}
+        own: Any = replace(settings, layers=settings.layers[:layers], **parts)
+    elif tensor > 1:
+        raise ModelError(f"the mesh has tensor={tensor}; only the Llama family is divided so")
+    elif isinstance(settings, Gpt2Settings):
+        own = replace(settings, scales=settings.scales[:layers])
+    else:
+        own = replace(settings, num_hidden_layers=layers)
+        pooled = choices.task == "SEQ_CLS" and own.architecture.pooled_classifier
+        pooler = choices.task is None or (pooled and choices.pooling is None)
+        leaves, apply = build(Recipe(own, choices.task, choices.pooling, pooler, choices.dtype))
+        return PretrainedModel(
+            nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype
+        )
+    options = Options(choices.dtype, choices.attention, choices.remat)
+    leaves, apply = build_decoder(DecoderRecipe(own, choices.task, options))
+    return PretrainedModel(
+        nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype
+    )
+
+
+def _divide(settings: Any, name: str, tensor: int) -> int:
+    size = getattr(settings, name)
+    if size % tensor:
+        raise ModelError(f"the mesh has tensor={tensor}, which does not divide {name} = {size}")
+    return size // tensor
