@@ -92,7 +92,8 @@ def test_weights_are_spread_and_layers_gathered():
     assert (alone.gathered, spread.weights) == (0, alone.weights // 8)
     layer = 2 * (4096 * (4096 + 1024) * 2 + 3 * 4096 * 14336 + 2 * 4096)
     assert spread.gathered == layer
-    assert spread.activations == alone.activations
+    # Not to the byte: gradients are taken off whole, though few are there at the peak.
+    assert spread.activations == pytest.approx(alone.activations, rel=0.01)
     divided = estimate_memory(MISTRAL_7B, length=64, mesh={"tensor": 2})
     assert alone.activations / 2 < divided.activations < alone.activations
 
