@@ -70,6 +70,7 @@ def save_adapter(
         ['adapter_config.json', 'arrays', 'lntune.json']
     """
     target = resolve_path(path)
+    norms = [norms] if isinstance(norms, str) else norms
     norms = None if norms is None else [_join_module(module) for module in norms]
     params, holes = fill_holes(base)
     selection = select_leaves(params, config, norms, warn=False)

@@ -16,7 +16,7 @@ from ._regex import Pattern
 
 # An expression is matched against every path, so that their number bounds the time.
 MOST_EXPRESSIONS = 256
-_PLAIN = re.compile(r"[\w.-]+")  # the end of a path, and not meant as an expression
+PLAIN = re.compile(r"[\w.-]+")  # the end of a path, and not meant as an expression
 
 
 class Match(NamedTuple):
@@ -101,7 +101,7 @@ def _match_entries(
     names = {entry: entry.replace("/", ".") for entry in entries}
     ends, whole = _find_ends(set(names.values()), modules, is_inside), set(leaves)
     # PEFT reads `modules_to_save` with `re.match`, so that dots there are an expression's.
-    plain = {n for n in ends if _PLAIN.fullmatch(n) and not (is_inside and "." in n)}
+    plain = {n for n in ends if PLAIN.fullmatch(n) and not (is_inside and "." in n)}
     expressions = [e for e, name in names.items() if not ends[name] and name not in plain]
     if len(expressions) > MOST_EXPRESSIONS:
         raise PatternError(

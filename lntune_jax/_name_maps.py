@@ -21,7 +21,6 @@ from ._name_map_checks import LAYER
 from ._name_rules import NameMap as NameMap
 from ._name_rules import NameRule as NameRule
 from ._name_rules import Place as Place
-from ._name_tables import NAME_MAPS
 
 
 def get_name_map(name_map: str | NameMap | None) -> NameMap | None:
@@ -36,6 +35,8 @@ def get_name_map(name_map: str | NameMap | None) -> NameMap | None:
     """
     if name_map is None or isinstance(name_map, NameMap):
         return name_map
+    from ._name_tables import NAME_MAPS  # late: few programs need the tables
+
     if not isinstance(name_map, str) or name_map not in NAME_MAPS:
         raise ConfigError(
             f"name_map={name_map!r} is not known: pass a NameMap, or one of {sorted(NAME_MAPS)}"

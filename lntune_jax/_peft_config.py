@@ -7,16 +7,15 @@ and written out as the modules' own paths elsewhere.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from ._architectures import DEFAULT_TARGETS
 from ._config import LNTuningConfig
+from ._matching import PLAIN
 from ._roles import get_modules_to_save, list_modules
 from ._task_heads import TASK_HEADS
 
 _PEFT_HEADS = frozenset().union(*TASK_HEADS.values())  # added by PEFT, whether there or not
-_PLAIN = re.compile(r"[\w.-]+")
 
 
 def make_peft_config(
@@ -51,7 +50,7 @@ def make_peft_config(
     if is_renamed or not _reads_alike(targets, excluded, copied):
         targets = tuple(copied) or None
         # A path may be the end of another one, which PEFT would copy too.
-        excluded = tuple(_list_ends(modules, copied) - set(copied)) or None
+        excluded = tuple(sorted(_list_ends(modules, copied) - set(copied))) or None
     heads, kept = list_parents(saved), tuple(get_modules_to_save(config) or ())
     tasks = TASK_HEADS.get(config.task_type or "", ())
     added = [head for head in heads if not any(is_in(head, entry) for entry in kept)]
@@ -96,7 +95,7 @@ def is_saved_by_peft(parameter: str, entries: Iterable[str]) -> bool:
         True
     """
     ends = tuple(entries)
-    return any(module.endswith(ends) for module in list_modules([tuple(parameter.split("."))]))
+    return any(module.endswith(ends) for module in _list_above(parameter))
 
 
 def _reads_alike(
@@ -107,22 +106,21 @@ def _reads_alike(
     """Whether PEFT copies these modules, and none that contains them, by entries of lists alone."""
     if targets is None or isinstance(targets, str):
         return False
-    if not is_plain(targets) or not is_plain(excluded):
+    if not _is_plain(targets) or not _is_plain(excluded):
         return False
-    above = list_modules([tuple(module.split(".")) for module in modules])
-    named = _list_ends([*above, *modules], targets)
-    return named == set(modules)
+    above = [container for module in modules for container in _list_above(module)]
+    return _list_ends([*above, *modules], targets) == set(modules)
 
 
-def is_plain(patterns: str | Sequence[str] | None) -> bool:
+def _is_plain(patterns: str | Sequence[str] | None) -> bool:
     """Whether patterns are a list of plain ends of module paths, which PEFT reads as we do."""
     entries = patterns or ()
-    return not isinstance(entries, str) and all(_PLAIN.fullmatch(entry) for entry in entries)
+    return not isinstance(entries, str) and all(PLAIN.fullmatch(entry) for entry in entries)
 
 
 def _names_module(entry: str, heads: Sequence[str]) -> bool:
     """Whether an entry of `modules_to_save` is one of these modules, or contains some."""
-    is_plain_entry = _PLAIN.fullmatch(entry) is not None
+    is_plain_entry = PLAIN.fullmatch(entry) is not None
     return entry in _PEFT_HEADS or (is_plain_entry and any(is_in(head, entry) for head in heads))
 
 
@@ -130,7 +128,7 @@ def _join_heads(modules: Sequence[str], heads: Sequence[str]) -> tuple[str, ...]
     """The outermost of these modules; PEFT adds the task's heads itself, and cannot nest copies."""
     roots: dict[str, None] = {}
     for module in modules:
-        above = list_modules([(*module.split("."), "leaf")])
+        above = [*_list_above(module), module]
         roots[next((path for path in above if path.endswith(tuple(heads))), module)] = None
     return tuple(r for r in roots if not any(parent in roots for parent in _list_above(r)))
 
@@ -144,8 +142,9 @@ def _is_flat(modules: Sequence[str], entries: tuple[str, ...]) -> bool:
     return not nested and not roots & lists
 
 
-def _list_above(module: str) -> list[str]:
-    return list_modules([tuple(module.split("."))])
+def _list_above(path: str) -> list[str]:
+    """The modules that hold this one, or this parameter, the outermost first."""
+    return list_modules([tuple(path.split("."))])
 
 
 def _list_ends(modules: Iterable[str], entries: Iterable[str]) -> set[str]:

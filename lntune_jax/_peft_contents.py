@@ -84,9 +84,8 @@ def check_contents(
     others = dict.fromkeys(m for name, m in owners.items() if m and name in saved)
     # PEFT saves embeddings beside an adapter by itself (`save_embedding_layers`).
     entries = config.modules_to_save or ()
-    own = [
-        n for n in saved if is_embedding(n) and not owners[n] and not is_saved_by_peft(n, entries)
-    ]
+    unowned = [name for name in keys if is_embedding(name) and not owners[name]]
+    own = [name for name in unowned if not is_saved_by_peft(name, entries)]
     others |= dict.fromkeys(name.rpartition(".")[0] for name in own)
     contents = Contents(keys, norms, tuple(others), saved)
     _check_selected(directory, config, index, contents, values, own)

@@ -45,12 +45,12 @@ def make_own_config(
         )
     elif _selects(params, config, norms, wanted):
         return config
-    own = [
-        name
+    is_norm = {
+        name: all(place.parameter in contents.norms for place in index.places[name])
         for name in wanted
-        if all(place.parameter in contents.norms for place in index.places[name])
-    ]
-    saved = _list_modules([name for name in wanted if name not in set(own)])
+    }
+    own = [name for name in wanted if is_norm[name]]
+    saved = _list_modules([name for name in wanted if not is_norm[name]])
     # Without targets every norm would train: leave all of them out where none is wanted.
     others = (
         [] if own else [place.leaf for n, place in index.parameters.items() if n in index.norms]

@@ -72,7 +72,8 @@ def read_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | N
             "config that partition_params was given"
         )
     saved = [name for name, role in tree.roles.items() if role == SAVED_ROLE]
-    partial = _find_partial([name for name in tree.roles if name not in saved], config)
+    norms = [name for name, role in tree.roles.items() if role == NORM_ROLE]
+    partial = _find_partial(norms, config)
     partial += [name for name in saved if name in tree.saved]
     partial += saved if config.exclude_modules else []
     if partial:
@@ -102,8 +103,13 @@ def read_base(
     norms: Iterable[str] | None,
     name_map: NameMap | None,
 ) -> Tree:
+    """The same with the base, which also gives what PEFT keeps beside what trained.
+
+    Raises:
+        AdapterError: trainable is not what the config selects in the base.
+    """
     params, holes = fill_holes(base)
-    norms = None if norms is None else list(norms)
+    norms = norms if norms is None or isinstance(norms, str) else list(norms)
     selection = select_leaves(params, config, norms, warn=False)
     roles = dict(zip(map(_name, selection.leaves), selection.roles, strict=True))
     values = {_name(leaf): leaf.value for leaf in selection.leaves}

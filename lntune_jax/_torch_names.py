@@ -22,8 +22,8 @@ SAVED_LEAVES = {"kernel": "weight", "embedding": "weight", "embeddings": "weight
 
 # A kernel's axes in PyTorch's order: dense, and convolutions of one, two and three dimensions.
 _KERNEL_AXES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1), 5: (4, 3, 0, 1, 2)}
-# Modules of transformers' Conv1D class (GPT-2's), whose weight has the input axis first.
 _TRANSPOSED = re.compile(r"transpose|deconv|upsampl")  # convolutions of another layout
+# Modules of transformers' Conv1D class (GPT-2's), whose weight has the input axis first.
 _INPUT_FIRST = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 
 

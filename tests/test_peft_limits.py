@@ -136,6 +136,15 @@ def test_norms_that_the_caller_names_are_norms(tmp_path):
     assert list(adapter.trainable) == ["blk.foo.weight"]
 
 
+def test_one_norm_may_be_named_by_a_string(tmp_path):
+    params, config = {"blk.foo.weight": np.ones(4, "f4")}, lnt.LNTuningConfig()
+    trainable, _ = lnt.partition_params(params, config, norms="blk.foo")
+    path = lnt.export_peft(tmp_path / "peft", trainable, config, base=params, norms="blk.foo")
+    assert list(lnt.load_peft(path, params, norms="blk.foo").trainable) == ["blk.foo.weight"]
+    lnt.save_adapter(tmp_path / "own", trainable, config, base=params, norms="blk.foo")
+    lnt.restore_adapter(tmp_path / "own", params)
+
+
 @pytest.mark.parametrize(
     ("leaves", "message"),
     [

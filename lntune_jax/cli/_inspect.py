@@ -56,7 +56,8 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def _memory_table(model: Any, config: Any, memory: Memory, mesh: dict[str, int]) -> str:
-    from ..models._memory import METHODS, estimate_memory
+    from ..models._memory import estimate_memory
+    from ..models._memory_checks import METHODS
 
     estimates = [
         estimate_memory(

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from lntune_jax._config import LNTuningConfig
-from lntune_jax._errors import ConfigError
 from lntune_jax._gradients import value_and_grad
 from lntune_jax._partition import partition_params
 from lntune_jax._report import report_params
@@ -26,14 +25,13 @@ from ._build import nest
 from ._liveness import peak_bytes
 from ._lora import add_lora, lora_shapes
 from ._loss import causal_lm_loss
+from ._memory_checks import AXES, check_mesh, check_numbers
 from ._pretrained import PretrainedModel, from_config
 from ._slices import slice_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-METHODS = ("ln", "lora", "full")
-AXES = ("data", "fsdp", "tensor")
 _FEW, _MORE = 2, 4  # layers traced
 
 
@@ -120,7 +118,7 @@ def estimate_memory(
         >>> norms.trainable, norms.optimizer, norms.total < whole.total / 3
         (448, 3584, True)
     """
-    _check(method, batch_size=batch_size, length=length, rank=rank)
+    check_numbers(method, batch_size=batch_size, length=length, rank=rank)
     axes = dict.fromkeys(AXES, 1) | check_mesh(mesh or {})
     shards, tensor = axes["fsdp"] * axes["tensor"], axes["tensor"]
     model = directory_or_config
@@ -155,20 +153,6 @@ def estimate_memory(
         working=max(base - each * few, 0),
         gathered=gathered,
     )
-
-
-def check_mesh(mesh: Mapping[str, int]) -> dict[str, int]:
-    """Check names and sizes of a mesh's axes.
-
-    Raises:
-        ConfigError: an axis is not known, or its size is below 1.
-    """
-    for axis, size in mesh.items():
-        if axis not in AXES:
-            raise ConfigError(f"mesh has the axis {axis!r}; supported: {', '.join(AXES)}")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigError(f"mesh has {axis}={size!r}; expected an integer of at least 1")
-    return dict(mesh)
 
 
 class _Held(NamedTuple):
@@ -243,11 +227,3 @@ def _count(tree: Any) -> int:
 def _bytes(tree: Any) -> int:
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
-
-
-def _check(method: str, **sizes: Any) -> None:
-    if method not in METHODS:
-        raise ConfigError(f"method is {method!r}; supported: {', '.join(map(repr, METHODS))}")
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ConfigError(f"{name} is {size!r}; expected an integer of at least 1")

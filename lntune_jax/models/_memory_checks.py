@@ -1,0 +1,40 @@
+"""What may be asked of a memory estimate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lntune_jax._errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+METHODS = ("ln", "lora", "full")
+AXES = ("data", "fsdp", "tensor")
+
+
+def check_mesh(mesh: Mapping[str, int]) -> dict[str, int]:
+    """Check names and sizes of a mesh's axes.
+
+    Raises:
+        ConfigError: an axis is not known, or its size is below 1.
+    """
+    for axis, size in mesh.items():
+        if axis not in AXES:
+            raise ConfigError(f"mesh has the axis {axis!r}; supported: {', '.join(AXES)}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"mesh has {axis}={size!r}; expected an integer of at least 1")
+    return dict(mesh)
+
+
+def check_numbers(method: str, **sizes: Any) -> None:
+    """Check the method, and numbers that must be positive.
+
+    Raises:
+        ConfigError: one is not supported.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method is {method!r}; supported: {', '.join(map(repr, METHODS))}")
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"{name} is {size!r}; expected an integer of at least 1")
