@@ -93,6 +93,24 @@ def run(capsys):
     return call
 
 
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory, model_directory, table):
+    """Train for two steps, once for each pooling: `make_run(pooling)`."""
+    from lntune_jax.cli import main
+
+    runs = {}
+
+    def make(pooling):
+        if pooling not in runs:
+            runs[pooling] = tmp_path_factory.mktemp("runs") / pooling
+            words = ["train", "--model", model_directory, "--data", table, "--max-steps", 2]
+            words += ["--output", runs[pooling], "--pooling", pooling, "--buckets", 1]
+            assert main([str(word) for word in words]) == 0
+        return runs[pooling]
+
+    return make
+
+
 def _make_rows(count, seed=0):
     draw = random.Random(seed)
     rows = []

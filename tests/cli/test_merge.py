@@ -2,35 +2,9 @@ import json
 import shutil
 
 import numpy as np
-import pytest
+from outcomes import refused
 
 import lntune_jax as lnt
-
-
-@pytest.fixture(scope="module")
-def make_run(tmp_path_factory, model_directory, table):
-    """Train for two steps, once for each pooling: `make_run(pooling)`."""
-    from lntune_jax.cli import main
-
-    runs = {}
-
-    def make(pooling):
-        if pooling not in runs:
-            runs[pooling] = tmp_path_factory.mktemp("runs") / pooling
-            words = ["train", "--model", model_directory, "--data", table, "--max-steps", 2]
-            words += ["--output", runs[pooling], "--pooling", pooling, "--buckets", 1]
-            assert main([str(word) for word in words]) == 0
-        return runs[pooling]
-
-    return make
-
-
-def refused(outcome, *fragments):
-    code, _, complaint = outcome
-    assert code == 2
-    assert complaint.count("\n") == 1
-    for fragment in ("lntune-jax: error: ", *fragments):
-        assert fragment in complaint
 
 
 def test_a_run_becomes_a_checkpoint(run, make_run, model_directory, tmp_path):
