@@ -58,7 +58,7 @@ def peak_bytes(closed: Any, shards: int = 1) -> int:
     """The most bytes that a program holds at once, beside its arguments.
 
     Args:
-        closed: what `jax.make_jaxpr` gives.
+        closed: what `jax.make_jaxpr` gives, or a jaxpr inside it.
         shards: over how many devices the results are spread: of each only a part counts.
 
     Example:
@@ -101,8 +101,9 @@ def _flatten(closed: Any) -> _Program:
             equations.append(_Equation(name, tuple(reads), tuple(writes), _inside(equation)))
         return [read(variable) for variable in jaxpr.outvars]
 
-    given = (*closed.jaxpr.constvars, *closed.jaxpr.invars)
-    results = visit(closed.jaxpr, {variable: number(variable.aval) for variable in given})
+    jaxpr = getattr(closed, "jaxpr", closed)
+    given = (*jaxpr.constvars, *jaxpr.invars)
+    results = visit(jaxpr, {variable: number(variable.aval) for variable in given})
     return _Program(equations, sizes, results)
 
 
@@ -127,10 +128,7 @@ def _inside(equation: Any) -> int:
         )
     if equation.primitive.name not in ("scan", "while", "cond"):
         return 0
-    values = equation.params.values()
-    parts = [part for value in values for part in (value if isinstance(value, tuple) else [value])]
-    bodies = [part for part in parts if isinstance(part, core.ClosedJaxpr)]
-    return max(peak_bytes(body) for body in bodies)
+    return max(peak_bytes(body) for body in core.jaxprs_in_params(equation.params))
 
 
 def _in_order(shape: tuple[int, ...], outer: Any, inner: Any) -> bool:
