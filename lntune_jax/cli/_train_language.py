@@ -107,17 +107,18 @@ def make_rows(
     vocabulary: int,
     length: int,
     packing: bool,
-    console: Console,
+    console: Console | None,
 ) -> LanguageRows:
-    """Documents as rows of at most `length` tokens, and a line about each loss of text.
+    """Documents as rows of at most `length` tokens; a console gets a line about each loss of text.
 
     Raises:
         DataError: If no document has a token to predict.
     """
     encoded = encode_documents(tokenizer, documents, vocabulary)
     fitting = fit_length(encoded, documents.form, length)
-    for line in describe_fitting(fitting, documents, length):
-        say(console, line)
+    if console is not None:
+        for line in describe_fitting(fitting, documents, length):
+            say(console, line)
     if not fitting.parts:
         raise DataError(
             f"{documents.path}: in {length} tokens no document has one to predict; raise "
