@@ -21,6 +21,8 @@ from ._errors import TreeError as TreeError
 from ._errors import UnmatchedPatternWarning as UnmatchedPatternWarning
 from ._errors import ZeroGradientWarning as ZeroGradientWarning
 from ._gradients import value_and_grad as value_and_grad
+from ._many import stack_states as stack_states
+from ._many import unstack_states as unstack_states
 from ._module_types import norm_modules as norm_modules
 from ._optimizer import adamw as adamw
 from ._optimizer import make_optimizer as make_optimizer

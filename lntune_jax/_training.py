@@ -13,12 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
 from ._config import LNTuningConfig
 from ._errors import LNTuningError, TreeError, ZeroGradientWarning
 from ._gradients import accumulate_gradients, differentiate, value_and_grad
+from ._many import check_many, train_many
 from ._optimizer import refuse_inference
 from ._paths import flatten, join
 from ._train_state import TrainState
@@ -33,6 +35,9 @@ def make_train_step(
     accumulate: int = 1,
     clip_norm: float | None = None,
     ema_decay: float | None = None,
+    adapters: int | None = None,
+    own_batches: bool = False,
+    adapters_at_once: int | None = None,
     donate: bool = True,
 ) -> TrainStep:
     """Makes a jitted step, `step(state, frozen, *batch) -> (state, metrics)`.
@@ -52,6 +57,13 @@ def make_train_step(
             whose losses and gradients are averaged. `aux` is stacked along a new first axis.
         clip_norm: largest global norm of the trainable gradient.
         ema_decay: decay of the moving average `state.ema`.
+        adapters: train so many at once over one frozen half: the state is from `stack_states`,
+            every metric has the shape (adapters,), and `step(..., active=booleans)` leaves the
+            states of the others as they are. The matrix products are those of one adapter on all
+            the rows together.
+        own_batches: whether each adapter has a batch of its own, along a first axis of every
+            batch leaf; else all see the same.
+        adapters_at_once: how many share a pass, to bound the memory; `None` for all.
         donate: whether the state passed in may be overwritten in place. The frozen half never is.
 
     Raises:
@@ -77,6 +89,7 @@ def make_train_step(
         raise LNTuningError(f"accumulate must be a whole number of 1 or more, not {accumulate!r}")
     if clip_norm is not None and not clip_norm > 0:
         raise LNTuningError(f"clip_norm must be more than 0, not {clip_norm}")
+    check_many(adapters, own_batches, adapters_at_once)
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise LNTuningError(f"ema_decay must be at least 0 and less than 1, not {ema_decay}")
     gradient = value_and_grad(loss_fn, has_aux)
@@ -108,7 +121,10 @@ def make_train_step(
         new = TrainState(state.step + 1, trainable, opt_state, state.rng, ema)  # type: ignore[arg-type]
         return new, metrics
 
-    return TrainStep(train_step, donate=donate)
+    if adapters is None:
+        return TrainStep(train_step, donate=donate)
+    many = train_many(train_step, adapters, own_batches, adapters_at_once)
+    return TrainStep(many, donate=donate)
 
 
 class TrainStep:
@@ -138,9 +154,14 @@ class TrainStep:
         self._calls = 0
         self._warned = False
 
-    def __call__(self, state: TrainState, frozen: Any, *batch: Any) -> tuple[TrainState, Any]:
-        """Takes one step; the state passed in is used up (donated)."""
-        state, metrics = self._jit(state, frozen)(state, frozen, *batch)
+    def __call__(
+        self, state: TrainState, frozen: Any, *batch: Any, **options: Any
+    ) -> tuple[TrainState, Any]:
+        """Takes one step; the state passed in is used up (donated).
+
+        With several adapters, `active=` says which of them go on.
+        """
+        state, metrics = self._jit(state, frozen)(state, frozen, *batch, **options)
         self._calls += 1
         if not self._warned and not isinstance(metrics["zero_gradient"], Tracer):
             self._flags.append((self._calls, metrics["zero_gradient"]))
@@ -149,9 +170,9 @@ class TrainStep:
                 self._check(*self._flags.popleft())
         return state, metrics
 
-    def lower(self, state: TrainState, frozen: Any, *batch: Any) -> Any:
+    def lower(self, state: TrainState, frozen: Any, *batch: Any, **options: Any) -> Any:
         """The step lowered for these arguments, as `jax.jit(...).lower` does."""
-        return self._jit(state, frozen).lower(state, frozen, *batch)
+        return self._jit(state, frozen).lower(state, frozen, *batch, **options)
 
     def compilations(self) -> int:
         """How many programs have been compiled: one for each set of batch shapes."""
@@ -171,12 +192,14 @@ class TrainStep:
         return self._jitted[kind]
 
     def _check(self, call: int, flag: Any) -> None:
-        if bool(flag) and not self._warned:
+        zero = np.flatnonzero(np.asarray(flag)).tolist()
+        if zero and not self._warned:
             self._warned = True
+            whose = f" of adapter {', '.join(map(str, zero))}" if np.ndim(flag) else ""
             warnings.warn(
-                f"the gradient of every trainable leaf was exactly zero in step {call}: the loss "
-                "does not depend on them. Check that loss_fn uses the params it is given, and that "
-                "a quantised forward pass lets gradients through",
+                f"the gradient of every trainable leaf{whose} was exactly zero in step {call}: the "
+                "loss does not depend on them. Check that loss_fn uses the params it is given, and "
+                "that a quantised forward pass lets gradients through",
                 ZeroGradientWarning,
                 stacklevel=3,
             )
