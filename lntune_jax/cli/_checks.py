@@ -83,6 +83,7 @@ _RULES = {
     "checkpoint_every": _AT_LEAST_ONE,
     "stop_after_steps": _AT_LEAST_ONE,
     "patience": _AT_LEAST_ONE,
+    "adapters_at_once": _AT_LEAST_ONE,
     "seed": Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     "seeds": Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
 }

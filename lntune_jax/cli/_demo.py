@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._errors import ConfigError
-from ._settings import DemoSettings
+from ._demo_settings import DemoSettings
 
 
 def run(settings: DemoSettings) -> None:

@@ -20,6 +20,7 @@ from ._batches import Rows, choose_lengths
 from ._classification import ClassificationWork
 from ._console import byte_count, duration, make_console, say, short_path
 from ._demo_data import DemoRows, find_model, read_rows
+from ._demo_settings import DemoSettings
 from ._encode import encode, load_tokenizer, padding_of
 from ._figure import Curves, draw_figure
 from ._finish import Summary, finish, movements_of
@@ -29,7 +30,7 @@ from ._metrics import read_metrics
 from ._programs import Classifier
 from ._run_files import RunFiles
 from ._scores import score
-from ._settings import DemoSettings, Recipe, Selection
+from ._settings import Recipe, Selection
 
 _MAX_LENGTH = 128
 _BUCKETS = 3

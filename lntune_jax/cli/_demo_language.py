@@ -19,6 +19,7 @@ from ._base import load_language_model, tuning_config
 from ._console import byte_count, duration, make_console, say, short_path
 from ._demo_data import find_language_model, read_reviews
 from ._demo_report import LanguageOutcome, draw, show, show_samples
+from ._demo_settings import DemoSettings
 from ._finish import finish
 from ._fit import fit
 from ._language_data import Documents
@@ -27,7 +28,7 @@ from ._language_rows import LanguageRows
 from ._language_task import LanguageTask, save_language_task
 from ._language_work import LanguageWork, MeanLoss, perplexity_of
 from ._run_files import RunFiles
-from ._settings import ComputeType, DemoSettings, Recipe, Selection
+from ._settings import ComputeType, Recipe, Selection
 from ._train_language import make_rows, row_lengths
 
 LEARNING_RATE = 1e-3

@@ -39,7 +39,14 @@ class Summary:
 
 
 def finish(
-    work: Work, recipe: Recipe, fitted: Fitted, files: RunFiles, *, name: str, title: str
+    work: Work,
+    recipe: Recipe,
+    fitted: Fitted,
+    files: RunFiles,
+    *,
+    name: str,
+    title: str,
+    trial: str | None = None,
 ) -> Summary:
     """Save the adapter, draw the figure and write the summary, in this order.
 
@@ -50,6 +57,7 @@ def finish(
         files: Where everything goes.
         name: What the figure's legend calls the run.
         title: Heading of the figure.
+        trial: Which lines of the metrics are the run's, where several adapters trained at once.
 
     Returns:
         The figures that were written to `summary.json`.
@@ -60,7 +68,7 @@ def finish(
         files.adapter, fitted.best, work.config, base=work.model.params, overwrite=True
     )
     best = fitted.history.best(metric_of(work, recipe))
-    curves = Curves(name, read_metrics(files.metrics), best.step)
+    curves = Curves(name, read_metrics(files.metrics, trial), best.step)
     draw_figure(files.figure, title, [curves], movements_of(work, fitted))
     report = lnt.report_params(work.model.params, work.config)
     summary = Summary(

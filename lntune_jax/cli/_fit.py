@@ -110,7 +110,7 @@ def fit(
             evaluation = evaluator.evaluate(state.trainable, frozen, step, recipe)
             recorder.evaluated(evaluation)
             history = history.add(evaluation, metric, recipe.patience)
-        for planned in _batches_from(step, total, work, recipe):
+        for planned in batches_from(step, total, work, recipe):
             if history.stopped or step - first == stop_after_steps:
                 break
             batch, tokens = work.assemble(planned, recipe.batch_size)
@@ -154,7 +154,7 @@ def _make_optimizer(schedule: Any, work: Work, recipe: Recipe) -> Any:
     )
 
 
-def _batches_from(step: int, total: int, work: Work, recipe: Recipe) -> Iterator[PlannedBatch]:
+def batches_from(step: int, total: int, work: Work, recipe: Recipe) -> Iterator[PlannedBatch]:
     """The batches of steps `step` to `total`, as a run without interruption has them."""
     lengths, per_epoch = work.training.lengths, steps_per_epoch(work, recipe)
     while step < total:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .._errors import LNTuningError
-from . import _generate_settings, _settings, _transfer_settings
+from . import _demo_settings, _generate_settings, _settings, _transfer_settings
 from ._checks import check_settings
 
 
@@ -35,7 +35,7 @@ COMMANDS = {
     "generate": Command(_generate_settings.GenerateSettings, "_generate"),
     "convert": Command(_transfer_settings.ConvertSettings, "_convert"),
     "merge": Command(_transfer_settings.MergeSettings, "_merge"),
-    "demo": Command(_settings.DemoSettings, "_demo"),
+    "demo": Command(_demo_settings.DemoSettings, "_demo"),
 }
 
 _PROGRAM = "lntune-jax"

@@ -26,19 +26,24 @@ class MetricsWriter:
         self._lines = lines.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(tensorboard), purge_step=after_step + 1)
 
-    def write(self, split: str, step: int, figures: dict[str, float]) -> None:
+    def write(
+        self, split: str, step: int, figures: dict[str, float], trial: str | None = None
+    ) -> None:
         """Record figures of one step.
 
         Args:
             split: `train` or `eval`.
             step: Number of the step, from 1.
             figures: Names and values.
+            trial: Whose they are, where several adapters train at once.
         """
-        self._lines.write(_as_line({"split": split, "step": step, **figures}))
+        named = {} if trial is None else {"trial": trial}
+        self._lines.write(_as_line({"split": split, "step": step, **named, **figures}))
         # A killed run shall lose no line that its checkpoint counts on.
         self._lines.flush()
         for name, value in figures.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+            tag = f"{split}/{name}" if trial is None else f"{split}/{name}/{trial}"
+            self._tensorboard.add_scalar(tag, value, step)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -48,8 +53,8 @@ class MetricsWriter:
         self._tensorboard.close()
 
 
-def read_metrics(lines: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; empty if there is none.
+def read_metrics(lines: Path, trial: str | None = None) -> list[dict[str, Any]]:
+    """The lines of a metrics file, or those of one trial; empty if there is none.
 
     A last line that a killed run left half written is skipped.
     """
@@ -61,7 +66,7 @@ def read_metrics(lines: Path) -> list[dict[str, Any]]:
             figures.append(json.loads(line))
         except ValueError:
             break
-    return figures
+    return [each for each in figures if trial is None or each.get("trial") == trial]
 
 
 def _as_line(figures: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ class RunFiles:
 
     directory: Path
     adapter: Path
+    adapters: Path
     checkpoints: Path
     figure: Path
     labels: Path
@@ -34,6 +35,8 @@ class RunFiles:
     metrics: Path
     settings: Path
     summary: Path
+    sweep: Path
+    sweep_figure: Path
     tensorboard: Path
 
     @classmethod
@@ -62,6 +65,7 @@ class RunFiles:
 
 _ENTRIES = {
     "adapter": "adapter",
+    "adapters": "adapters",
     "checkpoints": "checkpoints",
     "figure": "curves.png",
     "labels": "labels.json",
@@ -69,6 +73,8 @@ _ENTRIES = {
     "metrics": "metrics.jsonl",
     "settings": "settings.json",
     "summary": "summary.json",
+    "sweep": "sweep.json",
+    "sweep_figure": "sweep.png",
     "tensorboard": "tensorboard",
 }
 

@@ -113,6 +113,18 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Many adapters trained at once over one base; the best is kept as the run's own."""
+
+    sweep: Annotated[tuple[str, ...], _shown("none", "NAME=VALUE,VALUE ...")] = ()
+    """Try each value of learning_rate, head_learning_rate or weight_decay, in every combination."""
+    seeds: Annotated[int, _shown("1", "INT")] = 1
+    """Train with so many seeds, from --seed on; rows are split by the first."""
+    adapters_at_once: Annotated[int | None, _shown("all", "INT")] = None
+    """How many adapters share a step, to bound the memory."""
+
+
+@dataclass(frozen=True)
 class Memory:
     """What a training step would hold on each device, shown when --length is given."""
 
@@ -172,6 +184,7 @@ class TrainSettings:
     selection: Selection = field(default_factory=Selection)
     encoding: Encoding = field(default_factory=Encoding)
     recipe: Recipe = field(default_factory=Recipe)
+    sweep: Sweep = field(default_factory=Sweep)
 
 
 @dataclass(frozen=True)
@@ -224,27 +237,3 @@ class PredictSettings:
     output: Annotated[Path | None, _shown("the terminal", "FILE")] = None
     """Where predictions go: .jsonl or .csv."""
     trained: Trained = field(default_factory=Trained)
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """The whole job on a small real model and real data, on a CPU, in minutes.
-
-    MiniLM on film reviews: a head on the frozen encoder, then norms and head.
-    With --task causal_lm, SmolLM2 on longer ones: its norms in float32 over a float32
-    and over a bfloat16 base, and in bfloat16, where small steps round to nothing.
-    The adapter is saved, restored into a fresh base, and predictions compared.
-    """
-
-    task: TrainTask = "seq_cls"
-    """What is trained: a classifier of texts, or a causal language model."""
-    output: Path = Path("demo-output")
-    """Directory that receives the runs and the figure; an earlier demo there is replaced."""
-    full: bool = False
-    """Also train every weight of the classifier, for comparison (several times slower)."""
-    seeds: tuple[int, ...] = (0,)
-    """Train once with each of these seeds."""
-    steps: Annotated[int | None, _shown("the whole recipe", "INT")] = None
-    """Train for so few steps only, on fewer rows: a smoke test, not a result."""
-    learning_rate: Annotated[float | None, _shown("0.001", "FLOAT")] = None
-    """Peak learning rate of the language model's norms."""

@@ -21,6 +21,8 @@ from ._finish import Summary, finish
 from ._fit import fit
 from ._run_files import RunFiles, check_run, start_run
 from ._settings import TrainSettings
+from ._sweep import run_sweep, show_sweep
+from ._trials import is_asked, list_trials
 from ._work import total_steps
 
 _TASKS: dict[str, Any] = {"seq_cls": _train_classifier, "causal_lm": _train_language}
@@ -33,16 +35,25 @@ def run(settings: TrainSettings) -> None:
     check_model_directory(settings.model)
     if settings.columns.eval_data is not None and settings.columns.eval_fraction is not None:
         raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
+    if is_asked(settings.sweep):
+        list_trials(settings.sweep, settings.recipe)  # What is wrong in it, before anything slow.
     data = task.read(settings)
     check_run(files, settings, resume=settings.resume, overwrite=settings.overwrite)
     if settings.resume and files.is_finished():
         say(console, f"{short_path(files.directory)} is finished; nothing to resume")
+        if files.sweep.exists():
+            show_sweep(files, console)
         _show(console, Summary(**json.loads(files.summary.read_text())), files, task.results)
         return
     say(console, f"reading {settings.model}")
     work = task.prepare(settings, data, console)
     start_run(files, settings, overwrite=settings.overwrite)
     task.save_description(settings, data, files)
+    if is_asked(settings.sweep):
+        summary = run_sweep(settings, work, files, console)
+        if summary is not None:
+            _show(console, summary, files, task.results)
+        return
     fitted = fit(
         work,
         settings.recipe,

@@ -71,7 +71,7 @@ def load_leaves(
             array = weights.read(plan.sources[path])
             array = array.T if layout.transposed(path) else array
         else:
-            array = _draw(path, leaf.shape, seed, spread)
+            array = draw(path, leaf.shape, seed, spread)
         array = np.ascontiguousarray(array, leaf.dtype)
         arrays[path] = _place(array, _sharding(path, leaf, mesh, specs))
         done += _bytes(leaf)
@@ -93,7 +93,8 @@ def _check_tied(weights: Weights | GgufFile, output: str, embeddings: str) -> No
         )
 
 
-def _draw(path: tuple[str, ...], shape: tuple[int, ...], seed: int, spread: float) -> np.ndarray:
+def draw(path: tuple[str, ...], shape: tuple[int, ...], seed: int, spread: float) -> np.ndarray:
+    """Draw a leaf that a checkpoint lacks: the same for a seed, whatever else is drawn."""
     if path[-1] == "scale":
         return np.ones(shape, np.float32)
     if path[-1] == "bias":

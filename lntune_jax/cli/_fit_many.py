@@ -1,0 +1,203 @@
+"""The training loop of a sweep: one compiled step for all adapters, a history for each.
+
+An adapter whose patience has run out, or whose loss is no longer a number, stays as it is while
+the others go on. As in `_fit`, a position is one number and the checkpoint holds the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ._fit import Fitted, batches_from
+from ._metrics import MetricsWriter
+from ._progress import TrainingProgress
+from ._run_files import RunFiles
+from ._schedules import learning_rate_schedule
+from ._settings import Recipe
+from ._sweep_record import Records, Snapshot, SweepRecorder
+from ._trials import Trial
+from ._work import Work, metric_of, peak_learning_rate, steps_per_epoch, total_steps
+
+
+@dataclass(frozen=True)
+class FittedMany:
+    """The outcome of a sweep, or of the part of it that was asked for.
+
+    Attributes:
+        finished: Whether it came to its end.
+        step: The last step done.
+        fitted: What became of each adapter, in the trials' order.
+        diverged: The step at which an adapter's loss was no number, or `None`.
+        seconds: Time spent in all.
+    """
+
+    finished: bool
+    step: int
+    fitted: tuple[Fitted, ...]
+    diverged: tuple[int | None, ...]
+    seconds: float
+
+
+def fit_many(
+    work: Work,
+    trials: Sequence[Trial],
+    starts: Sequence[dict[str, Any]],
+    recipe: Recipe,
+    files: RunFiles,
+    console: Console,
+    *,
+    at_once: int | None = None,
+    stop_after_steps: int | None = None,
+    checkpoint_every: int | None = None,
+) -> FittedMany:
+    """Train all trials together, and keep each one's best.
+
+    Args:
+        work: Model, config and rows.
+        trials: What is tried.
+        starts: Trainable leaves that each begins with.
+        recipe: What the trials share.
+        files: Where metrics and checkpoints go; a checkpoint that is there is resumed.
+        console: Where progress is shown.
+        at_once: Adapters that share a step; `None` for all.
+        stop_after_steps: As in `fit`.
+        checkpoint_every: As in `fit`.
+    """
+    import jax
+
+    import lntune_jax as lnt
+
+    from ..checkpoint import open_checkpoints, restore_state, save_state
+
+    total, metric = total_steps(work, recipe), metric_of(work, recipe)
+    _, frozen = lnt.partition_params(work.model.params, work.config)
+    make_optimizer = _optimizers(work, recipe, total)
+    states = [
+        lnt.TrainState.create(
+            start,
+            make_optimizer(trial),
+            rng=jax.random.key(trial.recipe.seed) if recipe.dropout else None,
+        )
+        for trial, start in zip(trials, starts, strict=True)
+    ]
+    begin = [jax.tree.map(np.array, start) for start in starts]
+    snapshot = Snapshot(np.int32(0), lnt.stack_states(states), _stack(begin))
+    own_batches = len({trial.recipe.seed for trial in trials}) > 1
+    step_fn = lnt.make_train_step(
+        work.loss_fn(),
+        make_optimizer(trials[0]),
+        work.config,
+        adapters=len(trials),
+        own_batches=own_batches,
+        adapters_at_once=at_once,
+    )
+    evaluator = work.evaluator()
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(open_checkpoints(files.checkpoints))
+        restored = restore_state(checkpoints, snapshot)
+        records = Records.new(len(trials))
+        if restored is not None:
+            snapshot, records = restored[0], Records.from_json(restored[1])
+        many, step = snapshot.train, int(snapshot.step)
+        best = [{path: leaf[n] for path, leaf in snapshot.best.items()} for n in range(len(trials))]
+        first, began = step, time.monotonic() - records.seconds
+        kept = -1 if restored is None else step
+        writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, kept))
+        progress = stack.enter_context(TrainingProgress(console, "sweep", total, step))
+        epoch_steps = steps_per_epoch(work, recipe)
+        recorder = SweepRecorder(writer, progress, trials, epoch_steps)
+
+        def evaluate(records: Records) -> Records:
+            for number in np.flatnonzero(records.active()).tolist():
+                leaves = {path: leaf[number] for path, leaf in many.trainable.items()}
+                evaluation = evaluator.evaluate(leaves, frozen, step, recipe)
+                if not np.isfinite(evaluation.loss):
+                    recorder.failed(number, step, "evaluation loss", evaluation.loss)
+                    records = records.diverge([number], step)
+                    continue
+                recorder.evaluated(number, evaluation)
+                history = records.histories[number].add(evaluation, metric, recipe.patience)
+                records = records.with_history(number, history)
+                if history.best(metric).step == step:
+                    best[number] = jax.tree.map(np.array, leaves)
+            recorder.note(records, metric, step)
+            return records
+
+        if work.evaluates_first and restored is None:
+            records = evaluate(records)
+        plans = [batches_from(step, total, work, trial.recipe) for trial in trials]
+        while step < total and records.active().any() and step - first != stop_after_steps:
+            batch, tokens = _next_batch(plans, own_batches, work, recipe)
+            many, figures = step_fn(many, frozen, batch, active=records.active())
+            step += 1
+            records = recorder.record_previous_and_keep(step, figures, tokens, records)
+            evaluates = step == total or step % (recipe.eval_every or epoch_steps) == 0
+            if evaluates:
+                records = evaluate(recorder.flush(records))
+            is_last_of_call = step - first == stop_after_steps
+            if evaluates or is_last_of_call or step % (checkpoint_every or total) == 0:
+                records = replace(recorder.flush(records), seconds=time.monotonic() - began)
+                save_state(
+                    checkpoints, Snapshot(np.int32(step), many, _stack(best)), records.to_json()
+                )
+    counts = (step_fn.compilations(), evaluator.compilations)
+    finished = step == total or not records.active().any()
+    fitted = tuple(
+        Fitted(finished, step, start, leaves, replace(history, seconds=records.seconds), counts)
+        for start, leaves, history in zip(begin, best, records.histories, strict=True)
+    )
+    return FittedMany(finished, step, fitted, records.diverged, records.seconds)
+
+
+def _optimizers(work: Work, recipe: Recipe, total: int) -> Any:
+    """A function from a trial to its optimizer; what differs is in the optimizer's state."""
+    import optax
+
+    import lntune_jax as lnt
+
+    unit = learning_rate_schedule(recipe, 1.0, total)
+
+    def build(learning_rate: Any, head_learning_rate: Any, weight_decay: Any) -> Any:
+        return lnt.adamw(
+            lambda count: learning_rate * unit(count),
+            head_learning_rate=lambda count: head_learning_rate * unit(count),
+            weight_decay=weight_decay,
+            clip_norm=recipe.clip_norm,
+            config=work.config,
+        )
+
+    def make(trial: Trial) -> Any:
+        own = trial.recipe
+        return optax.inject_hyperparams(build)(
+            learning_rate=peak_learning_rate(work, own),
+            head_learning_rate=own.head_learning_rate,
+            weight_decay=own.weight_decay,
+        )
+
+    return make
+
+
+def _next_batch(
+    plans: list[Iterator[Any]], own_batches: bool, work: Work, recipe: Recipe
+) -> tuple[Any, int]:
+    """The next batch of all adapters, or each one's own, stacked and of one length."""
+    import jax
+
+    planned = [next(plan) for plan in (plans if own_batches else plans[:1])]
+    length = max(each.length for each in planned)
+    parts = [work.assemble(replace(each, length=length), recipe.batch_size) for each in planned]
+    tokens = sum(count for _, count in parts)
+    if not own_batches:
+        return parts[0][0], tokens * len(plans)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(batch for batch, _ in parts)), tokens
+
+
+def _stack(trees: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {path: np.stack([tree[path] for tree in trees]) for path in trees[0]}

@@ -1,0 +1,137 @@
+"""`lntune-jax train --sweep`: many adapters at once, the best of them kept as the run's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from .._errors import LNTuningError
+from ._console import duration, say, short_path
+from ._finish import Summary, finish
+from ._fit_many import FittedMany, fit_many
+from ._run_files import RunFiles
+from ._settings import TrainSettings
+from ._sweep_figure import draw_sweep
+from ._trials import Trial, list_trials, start_leaves
+from ._work import Work, metric_of, total_steps
+
+_SHOWN = 20
+
+
+def run_sweep(
+    settings: TrainSettings, work: Work, files: RunFiles, console: Console
+) -> Summary | None:
+    """Train every trial, save all adapters, and give the summary of the best one.
+
+    Returns:
+        `None` if `--stop-after-steps` ended the call.
+
+    Raises:
+        LNTuningError: If no trial has an evaluation that is a number.
+    """
+    recipe, trials = settings.recipe, list_trials(settings.sweep, settings.recipe)
+    at_once = settings.sweep.adapters_at_once
+    count = len(trials)
+    together = count if at_once is None else min(at_once, count)
+    say(console, f"sweep: {count} adapters, {together} of them in one pass")
+    many = fit_many(
+        work,
+        trials,
+        start_leaves(work, trials, recipe.seed),
+        recipe,
+        files,
+        console,
+        at_once=at_once,
+        stop_after_steps=settings.stop_after_steps,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    if not many.finished:
+        total = total_steps(work, recipe)
+        say(console, f"stopped after step {many.step} of {total}; go on with --resume")
+        return None
+    metric = metric_of(work, recipe)
+    order = _rank(many, metric)
+    if not order:
+        raise LNTuningError(
+            "the loss of every adapter of the sweep is no number; lower the learning rates, or set "
+            "--clip-norm 1"
+        )
+    _save(work, trials, many, files)
+    rows = [_row(trial, many, number, metric) for number, trial in enumerate(trials)]
+    best = trials[order[0]]
+    content = {"metric": metric, "best": best.name, "seconds": round(many.seconds, 2)}
+    content["trials"] = rows
+    files.sweep.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    draw_sweep(files.sweep_figure, Path(settings.model).name, trials, rows, metric, files.metrics)
+    show_sweep(files, console)
+    title = f"{best.name}, the best of {count}: {Path(settings.model).name}"
+    fitted = many.fitted[order[0]]
+    return finish(work, recipe, fitted, files, name=best.name, title=title, trial=best.name)
+
+
+def show_sweep(files: RunFiles, console: Console) -> None:
+    """Print the table of a finished sweep, best first."""
+    content = json.loads(files.sweep.read_text(encoding="utf-8"))
+    rows, metric = content["trials"], content["metric"]
+    sign = -1.0 if metric in ("loss", "perplexity") else 1.0
+    ranked = sorted(rows, key=lambda row: -sign * row[metric] if metric in row else float("inf"))
+    table = RichTable(title=f"{len(rows)} adapters", title_justify="left")
+    names = list(rows[0]["values"])
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for name in (metric, "loss", "best step", "ended"):
+        if name != "loss" or metric != "loss":
+            table.add_column(name, justify="right")
+    for row in ranked[:_SHOWN]:
+        cells = [f"{row['values'][name]:g}" for name in names]
+        for name in dict.fromkeys((metric, "loss")):
+            cells.append(f"{row[name]:.4f}" if name in row else "-")
+        table.add_row(*cells, str(row.get("best_step", "-")), row["ended"])
+    console.print(table)
+    if len(rows) > _SHOWN:
+        say(console, f"and {len(rows) - _SHOWN} more in {short_path(files.sweep)}")
+    say(console, f"trained in {duration(content['seconds'])}")
+    say(console, f"all adapters: {short_path(files.adapters)}")
+    say(console, f"figure of the sweep: {short_path(files.sweep_figure)}")
+
+
+def _rank(many: FittedMany, metric: str) -> list[int]:
+    """The trials that were evaluated, best first."""
+    sign = -1.0 if metric in ("loss", "perplexity") else 1.0
+    known = [n for n, each in enumerate(many.fitted) if each.history.evaluations]
+    bests = {number: many.fitted[number].history.best(metric) for number in known}
+    return sorted(
+        known, key=lambda n: (-sign * getattr(bests[n], metric), bests[n].loss, bests[n].step)
+    )
+
+
+def _save(work: Work, trials: tuple[Trial, ...], many: FittedMany, files: RunFiles) -> None:
+    import lntune_jax as lnt
+
+    files.adapters.mkdir(exist_ok=True)
+    for trial, fitted in zip(trials, many.fitted, strict=True):
+        if fitted.history.evaluations:
+            lnt.save_adapter(
+                files.adapters / trial.name,
+                fitted.best,
+                work.config,
+                base=work.model.params,
+                overwrite=True,
+            )
+
+
+def _row(trial: Trial, many: FittedMany, number: int, metric: str) -> dict[str, Any]:
+    """What `sweep.json` says of a trial."""
+    history, diverged = many.fitted[number].history, many.diverged[number]
+    ended = "early" if history.stopped else "at the end"
+    if diverged is not None:
+        ended = f"no number at step {diverged}"
+    row: dict[str, Any] = {"name": trial.name, "values": dict(trial.values), "ended": ended}
+    if history.evaluations:
+        best = history.best(metric)
+        row |= {"best_step": best.step, **best.figures()}
+    return row
