@@ -70,8 +70,8 @@ def spec(path, leaf):
     names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
     words = {part for name in names for part in name.split(".")}
     if leaf.ndim != 2:
-        wide = leaf.ndim == 1 and leaf.shape[0] % 8 == 0
-        return PartitionSpec(("fsdp", "tensor")) if wide else PartitionSpec()
+        # A norm divided by features would divide the activations so too, and not by rows.
+        return PartitionSpec()
     if "lora_a" in words or "lora_b" in words or min(leaf.shape) < 16:
         return PartitionSpec()
     if words & {"embedding"}:
@@ -98,7 +98,10 @@ def compiled_bytes(model, method, tokens, mesh=None, dump=None):
             tokens.shape, tokens.dtype, sharding=NamedSharding(mesh, PartitionSpec("fsdp"))
         )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, given) if mesh is not None else None
-    options = {} if mesh is None else {"out_shardings": (*shardings, None)}
+    options = {}
+    if mesh is not None:
+        kept = shardings if method == "full" else (*shardings[:2], None)
+        options = {"out_shardings": (*kept, None)}
     donated = (0, 1, 2) if method == "full" else (0, 1)
     jitted = jax.jit(step, donate_argnums=donated, **options)
     compiled = jitted.lower(*given, tokens).compile(compiler_options=KEEP_BARRIERS)
