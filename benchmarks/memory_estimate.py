@@ -60,7 +60,8 @@ SHAPES = ((4, 128), (2, 512), (16, 32))
 def cases():
     """Model, method, remat, dtype, rows, tokens, mesh."""
     yield from product(("llama",), METHODS, REMATS, ("float32",), SHAPES[1:2], (None,))
-    for mesh in ({"fsdp": 8}, {"tensor": 2}, {"fsdp": 4, "tensor": 2}):
+    meshes = ({"fsdp": 8}, {"tensor": 2}, {"fsdp": 4, "tensor": 2})
+    for mesh in meshes:
         yield from product(
             ("llama wide",), METHODS, ("full", "none"), ("float32",), SHAPES[:1], (mesh,)
         )
