@@ -200,10 +200,14 @@ def test_the_whole_logits_are_never_there():
     # The output weights themselves, and nothing with a token's axis.
     assert max(sizes, default=0) <= 16 * 4000
     assert all(np.prod(shape) <= 256 * 500 for shape in shapes_in(chunked.jaxpr))
+    # No constant of a chunk's size waits outside of the loop over chunks.
+    outside = [variable.aval.shape for e in chunked.jaxpr.eqns for variable in e.outvars]
+    assert (256, 500) not in outside
     used = [t.lower().compile().memory_analysis() for t in (plain, chunked)]
     if all(used):
         whole, small = (analysis.temp_size_in_bytes for analysis in used)
         assert whole > 4 * 64 * 4000 * 4 > small
+        assert small < 4.5 * 256 * 500 * 4
 
 
 def test_labels():

@@ -26,6 +26,8 @@ TINY = {
 # XLA's CPU compiler takes out the barriers that keep recomputed work apart from the first, and
 # then merges the two: without this option remat changes nothing there.
 OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+# Its fusions of the library YNN keep, in each layer, a broadcast as large as the scores.
+WITHOUT_YNN = OPTIONS | {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 @pytest.mark.parametrize(("name", "config", "total", "norms"), PUBLISHED)
@@ -38,7 +40,7 @@ def test_published_models_are_counted(name, config, total, norms):
     assert norms == (each * layers + 1) * width
 
 
-def compile_step(model, method: str, tokens):
+def compile_step(model, method: str, tokens, options=OPTIONS):
     """Arguments, temporaries and outputs of an AdamW step, less what takes arguments' places."""
     tx = optax.adamw(1e-3)
 
@@ -65,7 +67,7 @@ def compile_step(model, method: str, tokens):
 
     state = jax.eval_shape(tx.init, trainable)
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(trainable, state, frozen, tokens)
-    found = lowered.compile(compiler_options=OPTIONS).memory_analysis()
+    found = lowered.compile(compiler_options=options).memory_analysis()
     kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return kept + found.temp_size_in_bytes
 
@@ -82,6 +84,21 @@ def test_the_estimate_is_near_the_compiler_s(method, remat):
         f"{method} {remat}: compiler {found:,}, estimate {estimate:,}, {estimate / found - 1:+.1%}"
     )
     assert abs(estimate / found - 1) < 0.1
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_the_estimate_where_scores_are_most_of_it(model_type):
+    """512 tokens and four layers: 21 and 24 % low beside the compiler with YNN."""
+    config = TINY | {"model_type": model_type, "num_hidden_layers": 4}
+    if model_type == "gpt2":
+        config = {"model_type": "gpt2", "vocab_size": 2048, "n_embd": 128, "n_layer": 4}
+        config |= {"n_head": 4, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    model = from_config(config, "CAUSAL_LM")
+    tokens = jax.ShapeDtypeStruct((2, 512), "int32")
+    found = compile_step(model, "ln", tokens, WITHOUT_YNN)
+    estimate = estimate_memory(model, "ln", batch_size=2, length=512).total
+    print(f"{model_type}: compiler {found:,}, estimate {estimate:,}, {estimate / found - 1:+.1%}")
+    assert abs(estimate / found - 1) < 0.06
 
 
 def test_weights_are_spread_and_layers_gathered():

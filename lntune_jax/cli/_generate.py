@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.text import Text
 
 from .._errors import ConfigError, DataError
 from ._console import make_console, say, short_path
 from ._flag_words import flags_in_messages
 from ._generate_settings import GenerateSettings
 from ._language_model import LanguageModel, load_language_model
+from ._progress import TrainingProgress
 from ._tables import read_table
 from ._text_stream import stream_text
 
@@ -82,17 +84,25 @@ def _write_all(
 ) -> None:
     console = make_console()
     count = 0
-    with _open(settings.output) as file:
-        for continued in _continue_all(settings, language, texts, prompts):
+    # In a pipe, progress lines would mix with the texts.
+    piped = settings.output is None and not console.is_terminal
+    with (
+        _open(settings.output) as file,
+        TrainingProgress(console, "generating", len(texts)) as progress,
+    ):
+        found = _continue_all(settings, language, texts, prompts)
+        for done, continued in enumerate(found, start=1):
             count += continued.tokens
             line = json.dumps(continued._asdict(), ensure_ascii=False)
             if file is not None:
                 file.write(line + "\n")
             elif console.is_terminal:
-                console.print(continued.prompt, markup=False, style="bold", end="")
-                say(console, continued.text + "\n")
+                whole = Text.assemble((continued.prompt, "bold"), continued.text, "\n")
+                console.print(whole, soft_wrap=True)
             else:
                 say(console, line)
+            if not piped:
+                progress.update(done)
     if settings.output is not None:
         say(console, f"{len(texts):,} texts, {count:,} tokens in {short_path(settings.output)}")
 

@@ -11,7 +11,7 @@ import numpy as np
 from lntune_jax._errors import ModelError
 
 from . import _gguf_names as names
-from ._rope import Rope, fixed_frequencies
+from ._gguf_config import config_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,14 +36,16 @@ class GgufFile:
                 f"{path}: general.architecture is {self.architecture!r}; supported: "
                 f"{', '.join(sorted(names.ARCHITECTURES))}"
             )
-        self._raw = {tensor.name: tensor for tensor in reader.tensors}
-        self._tensors = {
-            _module_name(path, name): tensor
-            for name, tensor in self._raw.items()
-            if name != names.FREQUENCY_FACTORS
-        }
+        self._kind = names.ARCHITECTURES[self.architecture]
+        self._factors = None
+        self._tensors = {}
+        for tensor in reader.tensors:
+            if self._kind.reordered and tensor.name == names.FREQUENCY_FACTORS:
+                self._factors = tensor
+            else:
+                self._tensors[_module_name(path, tensor.name, self._kind)] = tensor
         self._heads: dict[str, int] = {}
-        if names.ARCHITECTURES[self.architecture]:
+        if self._kind.reordered:
             config = self.config()
             heads = config["num_attention_heads"]
             self._heads = {"q_proj": heads, "k_proj": config.get("num_key_value_heads", heads)}
@@ -52,13 +54,24 @@ class GgufFile:
         """Give the value of one metadata field."""
         return self._fields[key].contents() if key in self._fields else default
 
+    def own(self, key: str, default: Any = None) -> Any:
+        """Give the value of one field under the architecture's name."""
+        return self.field(f"{self.architecture}.{key}", default)
+
+    def own_fields(self) -> dict[str, Any]:
+        """Give every field under the architecture's name."""
+        prefix = f"{self.architecture}."
+        full = [key for key in self._fields if key.startswith(prefix)]
+        return {key.removeprefix(prefix): self.field(key) for key in full}
+
     def keys(self) -> list[str]:
         """Every tensor's key."""
         return list(self._tensors)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, in PyTorch's order of axes."""
-        return tuple(int(size) for size in reversed(self._tensors[key].shape))
+        shape = tuple(int(size) for size in self._tensors[key].shape)
+        return shape if self._is_transposed(key) else shape[::-1]
 
     def read(self, key: str) -> np.ndarray:
         """Read one tensor and dequantise it.
@@ -70,89 +83,28 @@ class GgufFile:
         # A damaged scale of a quantised block shows as an infinity or as no number at all.
         if not np.isfinite(array).all():
             raise ModelError(f"{self.directory}: tensor {key} holds no numbers; fetch it again")
-        heads = self._heads.get(key.split(".")[-2])
-        return array if heads is None else _halves(array, heads)
+        module = key.split(".")[-2]
+        if self._kind.norm_offset and module.endswith("norm"):
+            array = array - np.float32(self._kind.norm_offset)
+        if module in self._heads:
+            array = _halves(array, self._heads[module])
+        return array.T if self._is_transposed(key) else array
+
+    def frequency_factors(self) -> np.ndarray | None:
+        """Give what stretches the rotary frequencies, where the file has it."""
+        return None if self._factors is None else self._dequantized(self._factors)
 
     def config(self) -> dict[str, Any]:
-        """Give the content of a config.json that says what the file's metadata says.
+        """Give the content of a config.json that says what the file's metadata say.
 
         Raises:
             ModelError: a field is missing, or holds what the models do not honour.
         """
-        config: dict[str, Any] = {"model_type": self.architecture}
-        for key, name in names.FIELDS.items():
-            value = self.field(f"{self.architecture}.{key}")
-            if value is None and key in names.OPTIONAL_FIELDS:
-                continue
-            self._require(key, value, isinstance(value, int | float), "one number")
-            config[name] = value
-        self._refuse_others()
-        width = config["hidden_size"] // config["num_attention_heads"]
-        config.setdefault("head_dim", width)
-        for key in ("rope.dimension_count", "attention.value_length"):
-            value = self.field(f"{self.architecture}.{key}", config["head_dim"])
-            self._require(key, value, value == config["head_dim"], str(config["head_dim"]))
-        config["rope_parameters"] = self._rope(config["head_dim"])
-        config["vocab_size"] = self.shape("embed_tokens.weight")[0]
-        config["tie_word_embeddings"] = "lm_head.weight" not in self._tensors
-        config["attention_bias"] = "layers.0.self_attn.q_proj.bias" in self._tensors
-        for key, name in names.TOKENIZER_FIELDS.items():
-            config[name] = self.field(key)
-        return config
+        return config_of_file(self)
 
-    def _rope(self, width: int) -> dict[str, Any]:
-        base = float(self.field(f"{self.architecture}.{names.ROPE_BASE}", 10_000.0))
-        kind = self.field(f"{self.architecture}.{names.ROPE_SCALING}type", "none")
-        if names.FREQUENCY_FACTORS in self._raw:
-            self._require("rope.scaling.type", kind, kind == "none", "'none', beside factors")
-            return self._llama3(base, width)
-        given = {
-            name: self.field(f"{self.architecture}.{names.ROPE_SCALING}{key}")
-            for key, name in names.ROPE_FIELDS.items()
-        }
-        known = kind in ("none", "linear", "yarn")
-        self._require("rope.scaling.type", kind, known, "'none', 'linear' or 'yarn'")
-        if kind == "none":
-            return {"rope_type": "default", "rope_theta": base}
-        if kind == "linear":
-            given.pop("original_max_position_embeddings")
-        keys = {name: value for name, value in given.items() if value is not None}
-        return {"rope_type": kind, "rope_theta": base, **keys}
-
-    def _llama3(self, base: float, width: int) -> dict[str, Any]:
-        """Recognise the parameters from which the converter computed the file's factors."""
-        found = self._dequantized(self._raw[names.FREQUENCY_FACTORS])
-        plain = fixed_frequencies(Rope("default", base, width))
-        for factor in names.LLAMA3_FACTORS:
-            parameters = {**names.LLAMA3, "rope_theta": base, "factor": factor}
-            scaled = fixed_frequencies(
-                Rope("llama3", base, width, 8192, factor, low_factor=1.0, high_factor=4.0)
-            )
-            if found.shape == plain.shape and np.allclose(found, plain / scaled, rtol=1e-4):
-                return parameters
-        raise ModelError(
-            f"{self.directory}: the factors in {names.FREQUENCY_FACTORS} are not those of the "
-            f"'llama3' scaling by {' or '.join(f'{f:g}' for f in names.LLAMA3_FACTORS)}; load the "
-            "model from safetensors"
-        )
-
-    def _refuse_others(self) -> None:
-        known = {*names.FIELDS, *names.OTHER_KEYS}
-        known |= {names.ROPE_SCALING + key for key in names.ROPE_FIELDS}
-        prefix = self.architecture + "."
-        for full in self._fields:
-            key = full.removeprefix(prefix)
-            if full.startswith(prefix) and key not in known:
-                value = self.field(full)
-                unused = key in names.UNUSED and value == names.UNUSED[key]
-                self._require(key, value, unused, "a file without this field")
-
-    def _require(self, key: str, value: Any, accepted: bool, supported: str) -> None:
-        if not accepted:
-            raise ModelError(
-                f"{self.directory}: field {self.architecture}.{key} is {value!r}; "
-                f"supported: {supported}"
-            )
+    def _is_transposed(self, key: str) -> bool:
+        _, module, leaf = f".{key}".rsplit(".", 2)
+        return leaf == "weight" and module in self._kind.transposed
 
     def _dequantized(self, tensor: Any) -> np.ndarray:
         from gguf import dequantize  # pyright: ignore[reportMissingImports]
@@ -194,13 +146,13 @@ def _reader(path: Path) -> Any:
         ) from error
 
 
-def _module_name(path: Path, name: str) -> str:
+def _module_name(path: Path, name: str, kind: names.Architecture) -> str:
     stem, _, leaf = name.rpartition(".")
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    if layer is not None and layer[2] in names.LAYER_MODULES:
-        return f"layers.{layer[1]}.{names.LAYER_MODULES[layer[2]]}.{leaf}"
-    if stem in names.MODULES:
-        return f"{names.MODULES[stem]}.{leaf}"
+    if layer is not None and layer[2] in kind.layer_modules:
+        return f"{kind.stack}.{layer[1]}.{kind.layer_modules[layer[2]]}.{leaf}"
+    if stem in kind.modules:
+        return f"{kind.modules[stem]}.{leaf}"
     raise ModelError(f"{path}: tensor {name} is none that this architecture's models have")
 
 

@@ -25,6 +25,8 @@ _SPECIAL = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
+# A vocabulary of SentencePiece, and one of byte-level pieces.
+_KINDS = ("llama", "gpt2")
 # Ways to split text before merging that are GPT-2's own, or need no entry of their own.
 _PLAIN_SPLITS = ("default", "gpt-2", "gpt2")
 # GPT-2's way, but with every digit on its own.
@@ -41,7 +43,7 @@ def tokenizer_from_gguf(path: str | Path) -> Any:
         A fast transformers tokenizer, with the file's special tokens and chat template.
 
     Raises:
-        ModelError: the file is damaged, or splits text in a way that is not known.
+        ModelError: the file is damaged, or its tokenizer is of a kind that is not known.
 
     Example:
         >>> from lntune_jax.models import tokenizer_from_gguf
@@ -63,13 +65,17 @@ def tokenizer_from_gguf(path: str | Path) -> Any:
     file = GgufFile(path)
     parts = {name: file.field(_PREFIX + key) for key, name in _PARTS.items()}
     parts = {name: value for name, value in parts.items() if value is not None}
+    if parts.get("tokenizer_type") not in _KINDS:
+        found = parts.get("tokenizer_type")
+        raise ModelError(f"{path}: field {_PREFIX}model is {found!r}; supported: {_KINDS}")
     split = parts.get("pre_tokenizer_type", "default")
     if split not in (*_PLAIN_SPLITS, *_DIGIT_SPLITS, *GGUF_PRE_TOKENIZER_SPLITS):
         raise ModelError(f"{path}: field {_PREFIX}pre is {split!r}, a way to split text not known")
-    if parts.get("tokenizer_type") == "llama" and not file.field(
-        _PREFIX + "add_space_prefix", True
-    ):
-        raise ModelError(f"{path}: field {_PREFIX}add_space_prefix is False; supported: True")
+    # A Gemma's text gets no space at its beginning, that of the others does.
+    usual = not file.architecture.startswith("gemma")
+    prefix = file.field(_PREFIX + "add_space_prefix", usual)
+    if parts["tokenizer_type"] == "llama" and prefix != usual:
+        raise ModelError(f"{path}: field {_PREFIX}add_space_prefix is {prefix}; supported: {usual}")
     try:
         backend, _ = convert_gguf_tokenizer(file.architecture, parts)
     except (KeyError, ValueError) as error:

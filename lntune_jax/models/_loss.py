@@ -142,14 +142,17 @@ def _losses(
     def add(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple[Array, ...], None]:
         highest, total, found = carry
         logits, seen = _chunk(states, weights, axis, index, size, cap)
-        top = jnp.maximum(highest, jnp.where(seen, -jnp.inf, logits).max(axis=1))
+        # A zero that only the loop has: a constant's broadcast would be moved out of it, and be
+        # there for as long as the loop runs, as large as the logits.
+        zero = jnp.minimum(index, 0).astype(jnp.float32)
+        top = jnp.maximum(highest, jnp.where(seen, zero - jnp.inf, logits).max(axis=1))
         # The shift only keeps the exponentials in range: its own gradient is none.
         top = jax.lax.stop_gradient(top)
-        more = jnp.where(seen, 0, jnp.exp(logits - top[:, None])).sum(axis=1)
+        more = jnp.where(seen, zero, jnp.exp(logits - top[:, None])).sum(axis=1)
         total = total * jnp.exp(jax.lax.stop_gradient(highest) - top) + more
         columns = _columns(weights.shape[axis], index, size)
         here = (columns == wanted[:, None]) & ~seen
-        return (top, total, found + jnp.where(here, logits, 0).sum(axis=1)), None
+        return (top, total, found + jnp.where(here, logits, zero).sum(axis=1)), None
 
     zeros = jnp.zeros(states.shape[:1], jnp.float32)
     start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros)

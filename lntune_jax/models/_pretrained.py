@@ -88,7 +88,7 @@ def from_pretrained(
     """Load a BERT, RoBERTa, Llama, Mistral, Qwen, Gemma or GPT-2 checkpoint.
 
     The weights come from `model.safetensors`, from several such files with an index, or, for
-    Llama and Qwen, from a GGUF file, quantised or not, which holds the config too. Only a
+    a decoder, from a GGUF file, quantised or not, which holds the config too. Only a
     head (and the pooler that BERT's sequence classifier reads) may be missing in them: it is
     drawn from the normal distribution with the config's `initializer_range`, biases zero. A
     bare model whose checkpoint has no pooler has none, and a language model's head is never

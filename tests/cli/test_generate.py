@@ -17,6 +17,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 import lntune_jax as lnt
+from lntune_jax.cli import _progress
 from lntune_jax.cli._text_stream import stream_text
 from lntune_jax.models import from_pretrained, generate
 
@@ -100,6 +101,19 @@ def test_several_prompts_are_lines_of_json(call, language_model, tmp_path):
     assert output.read_text(encoding="utf-8") == printed
     total = sum(line["tokens"] for line in lines)
     assert said == f"3 texts, {total} tokens in {output}\n"
+
+
+def test_a_long_run_says_how_far_it_is(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(_progress, "_SECONDS_BETWEEN_LINES", 0)
+    table, output = tmp_path / "prompts.csv", tmp_path / "texts.jsonl"
+    table.write_text("text\n" + "".join(f"{prompt}\n" for prompt in PROMPTS))
+    _, said, _ = call("--data", table, "--batch-size", 2, "--output", output)
+    lines = said.splitlines()
+    assert [line.split()[:2] for line in lines[:3]] == [["generating", f"{n}/3"] for n in (1, 2, 3)]
+    assert len(lines) == 4
+    # In a pipe there are the texts alone.
+    _, said, _ = call("--data", table)
+    assert said == output.read_text(encoding="utf-8")
 
 
 def test_the_model_s_stop_tokens_end_a_text(call, run, language_model, tmp_path):

@@ -1,0 +1,162 @@
+"""The config that a GGUF file's metadata describe, every field honoured or refused by its name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lntune_jax._errors import ModelError
+
+from . import _gguf_names as names
+from ._rope import Rope, fixed_frequencies
+from ._rope_settings import LAYER_TYPES
+
+if TYPE_CHECKING:
+    from ._gguf import GgufFile
+
+
+def config_of_file(file: GgufFile) -> dict[str, Any]:
+    """Give the content of a config.json that says what the file's metadata say.
+
+    Raises:
+        ModelError: a field is missing, or holds what the models do not honour.
+    """
+    kind = names.ARCHITECTURES[file.architecture]
+    config: dict[str, Any] = {"model_type": kind.model_type, **kind.constants}
+    for key, name in kind.fields.items():
+        value = file.own(key)
+        if value is None and key in names.OPTIONAL_FIELDS:
+            continue
+        _require(file, key, value, _is_number(value), "one number")
+        config[name] = value
+    _refuse_others(file, kind)
+    _read_vocabulary(file, config, kind)
+    if kind.stack == "layers":
+        _read_attention(file, config, kind)
+    for key, name in names.TOKENIZER_FIELDS.items():
+        config[name] = file.field(key)
+    return config
+
+
+def _read_vocabulary(file: GgufFile, config: dict[str, Any], kind: names.Architecture) -> None:
+    config["vocab_size"] = file.shape(f"{kind.modules['token_embd']}.weight")[0]
+    config["tie_word_embeddings"] = "lm_head.weight" not in file.keys()  # noqa: SIM118
+
+
+def _read_attention(file: GgufFile, config: dict[str, Any], kind: names.Architecture) -> None:
+    heads = config["num_attention_heads"]
+    share = config["hidden_size"] // heads
+    width = config.setdefault("head_dim", share)
+    for key in ("rope.dimension_count", "attention.value_length"):
+        value = file.own(key, width)
+        _require(file, key, value, value == width, str(width))
+    config["attention_bias"] = "layers.0.self_attn.q_proj.bias" in file.keys()  # noqa: SIM118
+    if kind.wide_layers:
+        wide = config["num_hidden_layers"] == kind.wide_layers
+        config["query_pre_attn_scalar"] = share if wide else width
+    _read_windows(file, config, kind)
+    rope = _rope(file, width)
+    if kind.model_type == "gemma3_text":
+        # llama.cpp has another default than Gemma 3 itself: a file must say.
+        _require_number(file, names.ROPE_BASE)
+        local = {"rope_type": "default", "rope_theta": float(file.own(names.LOCAL_ROPE_BASE, 1e4))}
+        rope = dict(zip(LAYER_TYPES, (rope, local), strict=True))
+    config["rope_parameters"] = rope
+
+
+def _read_windows(file: GgufFile, config: dict[str, Any], kind: names.Architecture) -> None:
+    window = file.own(names.WINDOW)
+    if window is not None:
+        _require_number(file, names.WINDOW)
+        config["sliding_window"] = window or None
+    window = config.get("sliding_window")
+    if not kind.window_pattern:
+        if window is not None:
+            # The same computation, in a class that has windows, and no biases.
+            biased = config["attention_bias"]
+            _require(file, names.WINDOW, window, not biased, "no window, in a model with biases")
+            config["model_type"] = "mistral"
+            config.pop("attention_bias")
+        return
+    count = config["num_hidden_layers"]
+    local = _pattern(file, kind, count) if window else [False] * count
+    config["layer_types"] = [LAYER_TYPES[is_local] for is_local in local]
+
+
+def _pattern(file: GgufFile, kind: names.Architecture, count: int) -> list[bool]:
+    """Tell for each layer whether it sees a window only."""
+    found = file.own(names.WINDOW_PATTERN, kind.window_pattern)
+    if isinstance(found, list):
+        fits = len(found) == count and all(entry in (0, 1) for entry in found)
+        _require(file, names.WINDOW_PATTERN, found, fits, f"True or False for {count} layers")
+        return [bool(entry) for entry in found]
+    fits = _is_number(found) and not isinstance(found, bool) and found >= 0
+    _require(file, names.WINDOW_PATTERN, found, fits, "a number of layers, or one value for each")
+    return [found == 0 or index % found < found - 1 for index in range(count)]
+
+
+def _rope(file: GgufFile, width: int) -> dict[str, Any]:
+    base = file.own(names.ROPE_BASE, 10_000.0)
+    _require(file, names.ROPE_BASE, base, _is_number(base), "one number")
+    given = {
+        key: file.own(names.ROPE_SCALING + key)
+        for key in names.ROPE_FIELDS
+        if file.own(names.ROPE_SCALING + key) is not None
+    }
+    # As in llama.cpp, a factor alone means this one.
+    kind = file.own(names.ROPE_SCALING + "type", "linear" if "factor" in given else "none")
+    factors = file.frequency_factors()
+    if factors is not None:
+        _require(file, "rope.scaling.type", kind, kind == "none", "'none', beside factors")
+        return _llama3(file, factors, float(base), width)
+    one_of = ", ".join(map(repr, names.SCALINGS))
+    _require(file, "rope.scaling.type", kind, kind in names.SCALINGS, one_of)
+    read = {
+        name: given[key]
+        for key, name in names.ROPE_FIELDS.items()
+        if key in names.SCALINGS[kind] and key in given
+    }
+    if kind == "none":
+        return {"rope_type": "default", "rope_theta": float(base)}
+    return {"rope_type": kind, "rope_theta": float(base), **read}
+
+
+def _llama3(file: GgufFile, found: np.ndarray, base: float, width: int) -> dict[str, Any]:
+    """Recognise the parameters from which the converter computed the file's factors."""
+    plain = fixed_frequencies(Rope("default", base, width))
+    for factor in names.LLAMA3_FACTORS:
+        scaled = fixed_frequencies(
+            Rope("llama3", base, width, 8192, factor, low_factor=1.0, high_factor=4.0)
+        )
+        if found.shape == plain.shape and np.allclose(found, plain / scaled, rtol=1e-4):
+            return {**names.LLAMA3, "rope_theta": base, "factor": factor}
+    raise ModelError(
+        f"{file.directory}: the factors in {names.FREQUENCY_FACTORS} are not those of the "
+        f"'llama3' scaling by {' or '.join(f'{f:g}' for f in names.LLAMA3_FACTORS)}; load the "
+        "model from safetensors"
+    )
+
+
+def _refuse_others(file: GgufFile, kind: names.Architecture) -> None:
+    for key, value in file.own_fields().items():
+        if key not in kind.fields and key not in kind.keys:
+            unused = key in names.UNUSED and value == names.UNUSED[key]
+            _require(file, key, value, unused, "a file without this field")
+
+
+def _require_number(file: GgufFile, key: str) -> None:
+    value = file.own(key)
+    _require(file, key, value, _is_number(value), "one number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _require(file: GgufFile, key: str, value: Any, accepted: bool, supported: str) -> None:
+    if not accepted:
+        raise ModelError(
+            f"{file.directory}: field {file.architecture}.{key} is {value!r}; "
+            f"supported: {supported}"
+        )
