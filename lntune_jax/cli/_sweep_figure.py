@@ -55,6 +55,7 @@ def draw_sweep(
         steps, values = [line["step"] for line in own], [line[metric] for line in own]
         colour = colours[trial.values.get(axis, 0.0)]
         left.plot(steps, values, "o-", color=colour, markersize=3, linewidth=1.2, alpha=0.8)
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.set_xlabel("step")
     left.set_ylabel(_WORDS[metric])
     for level in levels if len(levels) > 1 else ():

@@ -1,0 +1,100 @@
+"""What does it cost to train K adapters in one step, beside one after the other?
+
+The model of `step.py` (6 layers, 384 wide, float32), AdamW, norms only, for 1, 4, 16 and 64
+adapters and 8 to 512 tokens a step and adapter. Three ways, in alternation: all adapters in one
+step (`make_train_step(adapters=K)`, each with a batch of its own), K steps one after the other,
+and the bound: one adapter on all the rows together. Medians, as ratios to one after the other.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+from _results import write_results
+from step import CONFIG, WIDTH, count_flops, loss_fn, make_params
+
+import lntune_jax as lnt
+
+
+def make_batch(rows: int, length: int, adapters: int | None = None) -> tuple:
+    shape = (rows, length, WIDTH) if adapters is None else (adapters, rows, length, WIDTH)
+    return jax.random.normal(jax.random.key(1), shape), jnp.zeros(shape[:-2], jnp.int32)
+
+
+def make_runs(adapters: int, rows: int, length: int) -> tuple[dict, dict]:
+    """For each way a function of its state that trains every adapter once, and the state."""
+    tx = optax.adamw(1e-3, weight_decay=0.0)
+    trainable, frozen = lnt.partition_params(make_params(), CONFIG)
+    state = lnt.TrainState.create(trainable, tx)
+    one = lnt.make_train_step(loss_fn, tx, donate=False)
+    many = lnt.make_train_step(loss_fn, tx, adapters=adapters, own_batches=True, donate=False)
+    own, all_rows = make_batch(rows, length), make_batch(adapters * rows, length)
+    stacked, batches = lnt.stack_states([state] * adapters), make_batch(rows, length, adapters)
+
+    def one_after_the_other():
+        return [one(state, frozen, own)[0].trainable for _ in range(adapters)]
+
+    runs = {
+        "one after the other": one_after_the_other,
+        "in one step": lambda: many(stacked, frozen, batches)[0].trainable,
+        "bound": lambda: one(state, frozen, all_rows)[0].trainable,
+    }
+    programs = {
+        "in one step": many.lower(stacked, frozen, batches),
+        "bound": one.lower(state, frozen, all_rows),
+    }
+    return runs, {
+        name: {
+            "gflops": count_flops(lowered) / 1e9,
+            "temporary_mb": lowered.compile().memory_analysis().temp_size_in_bytes / 1e6,
+        }
+        for name, lowered in programs.items()
+    }
+
+
+def measure(runs: dict, rounds: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):  # the first round compiles
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each[1:]) for name, each in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[8, 64, 512])
+    options = parser.parse_args()
+    figures = {}
+    print("adapters  tokens  in one step   bound  GFLOP (bound)    temp MB (bound)")
+    for tokens in options.tokens:
+        for adapters in options.adapters:
+            if adapters * tokens > 8192:  # more than a small machine does in a minute
+                continue
+            rows = max(tokens // 64, 1)
+            runs, row = make_runs(adapters, rows, tokens // rows)
+            times = measure(runs, options.rounds)
+            base = times["one after the other"]
+            for name in row:
+                row[name]["time_ratio"] = times[name] / base
+            row["one after the other"] = {"seconds": base}
+            figures[f"{adapters} adapters, {tokens} tokens"] = row
+            many, bound = row["in one step"], row["bound"]
+            print(
+                f"{adapters:8d}  {tokens:6d}  {many['time_ratio']:11.2f}  "
+                f"{bound['time_ratio']:6.2f}"
+                f"  {many['gflops']:6.2f} ({bound['gflops']:6.2f}) "
+                f"{many['temporary_mb']:9.1f} ({bound['temporary_mb']:.1f})",
+                flush=True,
+            )
+    print(f"written to {write_results('many_adapters', figures)}")
+
+
+if __name__ == "__main__":
+    main()
