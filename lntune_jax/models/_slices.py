@@ -44,7 +44,7 @@ def slice_model(settings: Any, choices: Choices, layers: int, tensor: int) -> Pr
         return PretrainedModel(
             nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype
         )
-    options = Options(choices.dtype, choices.attention, choices.remat)
+    options = Options(choices.dtype, choices.attention, choices.remat, choices.scan_layers)
     leaves, apply = build_decoder(DecoderRecipe(own, choices.task, options))
     return PretrainedModel(
         nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype
