@@ -73,15 +73,30 @@ def scan_layers(
         layer = nnx.merge(graph, turn.weights)
         return layer(states, context, turn.key), None
 
-    if remat != "none":
-        # Two loops are never merged into one: no barrier is needed to keep them apart.
-        body = jax.checkpoint(body, policy=POLICIES[remat], prevent_cse=False)
+    # Two loops are never merged into one: no barrier is needed to keep them apart.
+    policy = POLICIES.get(remat, _is_worth_storing)
+    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     if inputs.cache is None or inputs.slots is None:
         (hidden, _), _ = jax.lax.scan(body, (hidden, None), turns)
         return hidden, None
     before = inputs.cache.keys, inputs.cache.values
     (hidden, (keys, values)), _ = jax.lax.scan(body, (hidden, before), turns)
     return mark_overflow(hidden, inputs), inputs.cache._replace(keys=keys, values=values)
+
+
+def _is_worth_storing(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a result is stored where nothing is asked to be computed again.
+
+    In separate layers the compiler computes cheap elementwise work again where it is read; from
+    one loop to another it cannot, and would store all of it.
+    """
+    return primitive.name not in _CHEAP
+
+
+_CHEAP = frozenset(
+    "add add_any and broadcast_in_dim convert_element_type copy dynamic_slice eq expand_dims ge gt "
+    "iota le lt mul ne neg not or reshape select_n slice split squeeze sub transpose".split()
+)
 
 
 def _choose(values: list[Any]) -> tuple[Callable[[Any], Any], Any]:
