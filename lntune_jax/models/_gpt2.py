@@ -45,7 +45,9 @@ class Gpt2(nnx.Module):
         self.ln_f = _norm(settings, options, rngs)
         self.rate = settings.embedding_dropout
         self.options = options
-        self.scales = scales if options.scan_layers and len(set(scales)) > 1 else (None,) * len(scales)
+        self.scales = (
+            scales if options.scan_layers and len(set(scales)) > 1 else (None,) * len(scales)
+        )
 
     @property
     def table(self) -> Embed:

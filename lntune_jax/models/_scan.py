@@ -93,10 +93,11 @@ def _is_worth_storing(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name not in _CHEAP
 
 
-_CHEAP = frozenset(
+_CHEAP_NAMES = (
     "add add_any and broadcast_in_dim convert_element_type copy dynamic_slice eq expand_dims ge gt "
-    "iota le lt mul ne neg not or reshape select_n slice split squeeze sub transpose".split()
+    "iota le lt mul ne neg not or reshape select_n slice split squeeze sub transpose"
 )
+_CHEAP = frozenset(_CHEAP_NAMES.split())
 
 
 def _choose(values: list[Any]) -> tuple[Callable[[Any], Any], Any]:
