@@ -25,7 +25,7 @@ class Part(NamedTuple):
 
     name: str
     axis: int | None
-    index: int
+    number: int
 
 
 class LayerSlice:
@@ -112,7 +112,7 @@ def split_arrays(
     """Arrays by leaf path as arrays by the names of their parts."""
     return {
         part.name: np.ascontiguousarray(
-            array if part.axis is None else np.take(array, part.index, axis=part.axis)
+            array if part.axis is None else np.take(array, part.number, axis=part.axis)
         )
         for name, array in arrays.items()
         for part in parts[name]
@@ -135,7 +135,7 @@ def join_arrays(
 def _slice(value: Any, part: Part) -> Any:
     if part.axis is None:
         return value
-    piece = LayerSlice(value, part.axis, part.index)
+    piece = LayerSlice(value, part.axis, part.number)
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(piece.shape, piece.dtype)
     return piece

@@ -18,7 +18,6 @@ from ._config import LNTuningConfig
 from ._errors import ConfigError, TreeError
 from ._name_rules import NameMap
 from ._paths import flatten, get_shape, join
-from ._roles import Selection
 from ._selection import select_leaves
 
 # What may stand for an array in a tree of marks: a label, a mask, a sharding.
@@ -163,37 +162,6 @@ def merge_params(trainable: Mapping[str, Any], frozen: Any, *, cast: bool = True
     return treedef.unflatten(
         [_fill(leaf, trainable[leaf.path], cast) if is_taken(leaf) else leaf for leaf in leaves]
     )
-
-
-def label_params(
-    params: Any,
-    config: LNTuningConfig,
-    *,
-    norms: Iterable[str] | None = None,
-    name_map: str | NameMap | None = None,
-) -> Any:
-    """The tree of `params` with "trainable" or "frozen" at each leaf, for `optax.multi_transform`.
-
-    The arguments are those of `partition_params`.
-
-    Raises:
-        SelectionError: nothing trains, a target holds no norm, or `model_type` is unknown.
-        TreeError: two leaves have the same path.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import lntune_jax as lnt
-        >>> params = {"norm": {"scale": jnp.ones(4)}, "bias": jnp.ones(4)}
-        >>> lnt.label_params(params, lnt.LNTuningConfig())
-        {'bias': 'frozen', 'norm': {'scale': 'trainable'}}
-    """
-    return label_selection(select_leaves(params, config, norms, name_map))
-
-
-def label_selection(selection: Selection) -> Any:
-    """The tree of a selection with "trainable" or "frozen" at each leaf."""
-    trains = map(selection.is_trainable, range(len(selection.leaves)))
-    return selection.treedef.unflatten(["trainable" if t else "frozen" for t in trains])
 
 
 def is_taken(value: Any) -> bool:

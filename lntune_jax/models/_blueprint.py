@@ -150,7 +150,7 @@ def _refuse_varying(settings: Any) -> None:
             )
 
 
-def _check(name: str, value: Any, supported: tuple[str | None, ...]) -> None:
+def _check(name: str, value: Any, supported: tuple[Any, ...]) -> None:
     if value not in supported:
         raise ModelError(f"{name} is {value!r}; supported: {', '.join(map(repr, supported))}")
 
