@@ -97,10 +97,9 @@ def fold_roles(
         if len(own) > 1:
             (role, one), (other, two) = list(own.items())[:2]
             raise SelectionError(
-                f"by the config {one!r} is {role} and {two!r} is {other}, but in this tree both "
-                f"are parts of one leaf, {name!r}, and a part of a stack of layers cannot train "
-                "alone. Let target_modules and exclude_modules name all layers or none, or load "
-                "the model with a leaf for each layer (scan_layers=False)"
+                f"{one!r} is {role} and {two!r} {other}, but {name!r} holds both, and a stack of "
+                "layers trains whole or not at all: name all layers or none, or load the model "
+                "with scan_layers=False"
             )
         folded.append(next(iter(own)))
     return folded
