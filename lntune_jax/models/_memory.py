@@ -22,14 +22,12 @@ from lntune_jax._report import report_params
 
 from ._blueprint import Choices, check_choices
 from ._build import nest
-from ._layout import LAYOUTS
 from ._liveness import peak_bytes
 from ._lora import add_lora, lora_shapes
 from ._loss import causal_lm_loss
 from ._memory_checks import AXES, check_mesh, check_numbers, check_scanned
 from ._pretrained import PretrainedModel, from_config
-from ._slices import slice_model
-from ._stacked import find_stacks, unstack
+from ._slices import largest_leaf, slice_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -155,7 +153,7 @@ def estimate_memory(
     each = max(more - base, 0) // between
     gathered = 0
     if axes["fsdp"] > 1:
-        largest = _largest(model) // tensor
+        largest = largest_leaf(model) // tensor
         gathered = max((larger - smaller) // between, largest) * (2 if method == "full" else 1)
     return MemoryEstimate(
         method,
@@ -167,16 +165,6 @@ def estimate_memory(
         working=max(base - each * few, 0),
         gathered=gathered,
     )
-
-
-def _largest(model: PretrainedModel) -> int:
-    """The bytes of the largest leaf, or of one layer of it."""
-    leaves = _by_path(model.params)
-    settings = model.settings
-    if model.name_map is not None:
-        stacks = find_stacks(leaves, LAYOUTS[settings.model_type], settings.num_hidden_layers)
-        leaves = unstack(leaves, stacks)
-    return max(map(_bytes, leaves.values()))
 
 
 class _Held(NamedTuple):
