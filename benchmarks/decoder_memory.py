@@ -57,10 +57,10 @@ def make_texts(options):
     return {"attention_mask": mask, "ids": padded}, {"segment_ids": segments, "ids": packed}
 
 
-def make_step(shared, inputs, remat="none", chunk=8192, keep=True):
+def make_step(shared, inputs, remat="none", chunk=8192, keep=True, scan_layers=False):
     """A compiled step with its arguments, and the compiler's peak."""
     config, params = shared
-    model = from_config(config, "CAUSAL_LM", remat=remat)
+    model = from_config(config, "CAUSAL_LM", remat=remat, scan_layers=scan_layers)
     trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
     tx = optax.adamw(1e-3)
     inputs = dict(inputs)

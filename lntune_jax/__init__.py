@@ -21,13 +21,13 @@ from ._errors import TreeError as TreeError
 from ._errors import UnmatchedPatternWarning as UnmatchedPatternWarning
 from ._errors import ZeroGradientWarning as ZeroGradientWarning
 from ._gradients import value_and_grad as value_and_grad
+from ._labels import label_params as label_params
 from ._many import stack_states as stack_states
 from ._many import unstack_states as unstack_states
 from ._module_types import norm_modules as norm_modules
 from ._optimizer import adamw as adamw
 from ._optimizer import make_optimizer as make_optimizer
 from ._partition import Partition as Partition
-from ._partition import label_params as label_params
 from ._partition import merge_params as merge_params
 from ._partition import partition_params as partition_params
 from ._peft_export import export_peft as export_peft

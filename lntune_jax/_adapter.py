@@ -23,8 +23,9 @@ from ._config import LNTuningConfig
 from ._errors import AdapterError
 from ._files import resolve_path, write_directory
 from ._fingerprint import explain_difference, list_frozen, make_fingerprint
-from ._paths import join
-from ._selection import select_leaves
+from ._layer_view import join_arrays, split_arrays
+from ._name_rules import NameMap
+from ._selection import select_views
 
 
 def save_adapter(
@@ -35,6 +36,7 @@ def save_adapter(
     base: Any,
     overwrite: bool = False,
     norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
 ) -> Path:
     """Writes the trainable leaves and the config into one directory, whole or not at all.
 
@@ -49,6 +51,10 @@ def save_adapter(
         overwrite: whether an adapter that is there is replaced. It is never lost on the way, and
             nothing else than an adapter is ever replaced.
         norms: as given to `partition_params`, if it was.
+        name_map: for trees whose layers are stacked: each layer is saved as a leaf of its own,
+            under the path of transformers' module (`model.name_map`, or the name of a table), so
+            that the adapter fits the model whose layers are not stacked, and its fingerprint is
+            that model's. The patterns of `config` are for these names.
 
     Returns:
         The absolute path of the directory.
@@ -73,17 +79,17 @@ def save_adapter(
     norms = [norms] if isinstance(norms, str) else norms
     norms = None if norms is None else [_join_module(module) for module in norms]
     params, holes = fill_holes(base)
-    selection = select_leaves(params, config, norms, warn=False)
-    expected = {
-        join(leaf.path): leaf.value
-        for index, leaf in enumerate(selection.leaves)
-        if selection.is_trainable(index)
-    }
+    views = select_views(params, config, norms, name_map, warn=False)
+    expected = views.tree.list_trainable()
     check_trainable(trainable, expected, holes)
     arrays = {name: to_numpy(name, trainable[name]) for name in expected}
     check_values(arrays)
-    leaves = {name: describe_leaf(arrays[name], expected[name].dtype) for name in expected}
-    fingerprint = make_fingerprint(list_frozen(selection))
+    dtypes = {name: leaf.dtype for name, leaf in views.named.list_trainable().items()}
+    if views.parts is not None:
+        arrays = split_arrays(arrays, views.parts)
+        norms = None if norms is None else views.norms
+    leaves = {name: describe_leaf(arrays[name], dtypes[name]) for name in arrays}
+    fingerprint = make_fingerprint(list_frozen(views.named))
 
     def fill(new: Path) -> None:
         config.save_pretrained(new)
@@ -126,7 +132,13 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
     return read_target(resolve_path(path))[1]
 
 
-def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = True) -> Any:
+def restore_adapter(
+    path: str | os.PathLike[str],
+    params: Any,
+    *,
+    cast: bool = True,
+    name_map: str | NameMap | None = None,
+) -> Any:
     """Puts a saved adapter into the base it was trained on.
 
     In a run of several processes each must call this.
@@ -136,6 +148,8 @@ def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = T
         params: the base: any pytree of arrays, numpy arrays or `jax.ShapeDtypeStruct`, in any
             container and sharding, in the precision of training or another.
         cast: whether the leaves take the dtype of the base; False keeps the one they trained in.
+        name_map: for trees whose layers are stacked: under which names the layers were saved, as
+            in `save_adapter`.
 
     Returns:
         A tree like `params`, its frozen leaves the same objects. A leaf of the adapter takes the
@@ -159,11 +173,13 @@ def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = T
         [3.0, 3.0]
     """
     directory, adapter, metadata = read_target(resolve_path(path))
-    selection = check_place(directory, params, adapter, metadata.norms)
-    difference = explain_difference(metadata.base, list_frozen(selection))
+    views = check_place(directory, params, adapter, metadata.norms, name_map)
+    difference = explain_difference(metadata.base, list_frozen(views.named))
     if difference:
         raise AdapterError(_explain_other_base(directory, adapter.config, difference))
-    return place_leaves(selection, adapter.trainable, cast)
+    found = adapter.trainable
+    found = found if views.parts is None else join_arrays(found, views.parts)
+    return place_leaves(views.tree, found, cast)
 
 
 def _join_module(module: str | Iterable[str]) -> str:

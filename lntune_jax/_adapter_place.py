@@ -17,15 +17,21 @@ from jax.core import Tracer
 from ._adapter_checks import fill_holes
 from ._adapter_messages import list_names
 from ._config import LNTuningConfig
-from ._errors import AdapterError, SelectionError
+from ._errors import AdapterError, SelectionError, TreeError
+from ._layer_view import list_parts, view
+from ._name_maps import NameMap, get_name_map
 from ._paths import flatten, get_shape, join
 from ._roles import Selection
-from ._selection import select_leaves
+from ._selection import Views, select_views
 
 
 def check_place(
-    directory: Path, params: Any, adapter: tuple[Mapping[str, Any], LNTuningConfig], norms: Any
-) -> Selection:
+    directory: Path,
+    params: Any,
+    adapter: tuple[Mapping[str, Any], LNTuningConfig],
+    norms: Any,
+    name_map: str | NameMap | None = None,
+) -> Views:
     """Compares the leaves of an adapter with those that its config selects in `params`.
 
     Raises:
@@ -37,17 +43,15 @@ def check_place(
             "params is the frozen half of partition_params, with holes: pass the whole tree, or "
             "call merge_params(load_adapter(path).trainable, frozen)"
         )
-    present = {join(leaf.path): leaf.value for leaf in flatten(params)[0]}
+    present = _list_named(directory, params, name_map)
     absent = [name for name in trainable if name not in present]
     wrong = [f"params lacks {list_names(absent)}"] if absent else []
     for name, value in trainable.items():
         wrong += compare_leaf(name, value, present[name]) if name in present else []
     if wrong:
         raise _explain(directory, wrong)
-    selection = _select(directory, params, config, norms)
-    selected = [
-        join(leaf.path) for i, leaf in enumerate(selection.leaves) if selection.is_trainable(i)
-    ]
+    views = _select(directory, params, config, norms, name_map)
+    selected = list(views.named.list_trainable())
     missing = [name for name in selected if name not in trainable]
     if missing:
         raise _explain(
@@ -58,7 +62,7 @@ def check_place(
         raise _explain(
             directory, [f"the adapter holds {list_names(unexpected)}, not selected by its config"]
         )
-    return selection
+    return views
 
 
 def place_leaves(selection: Selection, trainable: Mapping[str, np.ndarray], cast: bool) -> Any:
@@ -78,7 +82,7 @@ def place_leaves(selection: Selection, trainable: Mapping[str, np.ndarray], cast
 def compare_leaf(name: str, value: np.ndarray, place: Any) -> list[str]:
     """What keeps a saved leaf from the place of one of the tree: nothing, or one sentence."""
     shape = get_shape(place)
-    if isinstance(place, Tracer):
+    if isinstance(getattr(place, "whole", place), Tracer):
         return [f"{name!r} is being traced in params: call this outside jax.jit"]
     if shape is None:
         return [f"{name!r} is a {type(place).__name__} in params, not an array"]
@@ -90,11 +94,27 @@ def compare_leaf(name: str, value: np.ndarray, place: Any) -> list[str]:
     return []
 
 
+def _list_named(directory: Path, params: Any, name_map: str | NameMap | None) -> dict[str, Any]:
+    """The leaves by the names under which an adapter keeps them."""
+    leaves, known = flatten(params)[0], get_name_map(name_map)
+    if known is not None:
+        try:
+            parts = list_parts(leaves, known)
+        except TreeError as error:
+            raise _explain(directory, [str(error)]) from error
+        leaves = [part for leaf in leaves for part in view(leaf, parts[join(leaf.path)])]
+    return {join(leaf.path): leaf.value for leaf in leaves}
+
+
 def _select(
-    directory: Path, params: Any, config: LNTuningConfig, norms: Iterable[str] | None
-) -> Selection:
+    directory: Path,
+    params: Any,
+    config: LNTuningConfig,
+    norms: Iterable[str] | None,
+    name_map: str | NameMap | None,
+) -> Views:
     try:
-        return select_leaves(params, config, norms, warn=False)
+        return select_views(params, config, None, name_map, named_norms=norms, warn=False)
     except SelectionError as error:
         raise _explain(directory, [str(error)]) from error
 

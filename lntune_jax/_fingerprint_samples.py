@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ._errors import AdapterError
+from ._layer_view import LayerSlice
 
 ELEMENTS_SAMPLED = 8
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: its multiples spread evenly, in no row
@@ -32,6 +33,8 @@ def sample_leaf(path: str, value: Any) -> np.ndarray:
     size = int(np.prod(value.shape, dtype=np.int64))
     flat = [((i + 1) * _GOLDEN % 2**64) * size >> 64 for i in range(ELEMENTS_SAMPLED)]
     places = np.stack(np.unravel_index(flat, value.shape)) if value.shape else _NO_AXES
+    if isinstance(value, LayerSlice):
+        places, value = np.insert(places, value.axis, value.index, axis=0), value.whole
     if not isinstance(value, jax.Array):
         return np.asarray(value)[tuple(places)] if value.shape else np.asarray(value)[None]
     if value.is_deleted():
@@ -44,7 +47,8 @@ def sample_leaf(path: str, value: Any) -> np.ndarray:
 
 def holds_values(leaf: Any) -> bool:
     """Whether a leaf has values that can be read now."""
-    return not isinstance(leaf, jax.ShapeDtypeStruct | Tracer)
+    whole = leaf.whole if isinstance(leaf, LayerSlice) else leaf
+    return not isinstance(whole, jax.ShapeDtypeStruct | Tracer)
 
 
 def is_sampled_kind(leaf: Any) -> bool:

@@ -15,10 +15,10 @@ import optax
 
 from ._config import LNTuningConfig
 from ._errors import ConfigError, LNTuningError
+from ._labels import label_selection
 from ._masters import keep_masters
 from ._matching import match_saved
 from ._norms import find_norms
-from ._partition import label_selection
 from ._paths import flatten, join
 from ._roles import get_modules_to_save, is_below, list_modules, unite
 from ._selection import select_leaves

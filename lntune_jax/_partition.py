@@ -16,8 +16,8 @@ import numpy as np
 
 from ._config import LNTuningConfig
 from ._errors import ConfigError, TreeError
+from ._name_rules import NameMap
 from ._paths import flatten, get_shape, join
-from ._roles import Selection
 from ._selection import select_leaves
 
 # What may stand for an array in a tree of marks: a label, a mask, a sharding.
@@ -72,7 +72,11 @@ class Taken:
 
 
 def partition_params(
-    params: Any, config: LNTuningConfig, *, norms: Iterable[str] | None = None
+    params: Any,
+    config: LNTuningConfig,
+    *,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
 ) -> Partition:
     """Splits `params` into the leaves that train and the rest.
 
@@ -85,12 +89,16 @@ def partition_params(
         config: which leaves train, and in which precision.
         norms: module paths that are norms, where the caller knows them (`norm_modules`); None
             finds them by type, name and shape.
+        name_map: for trees whose layers are stacked: the names, one for each layer, that the
+            patterns of `config` are for (`model.name_map`, or the name of a table). The keys of
+            `trainable` stay the tree's own paths.
 
     Returns:
         A `Partition(trainable, frozen)`; `merge_params` is the inverse.
 
     Raises:
-        SelectionError: nothing trains, a target holds no norm, or `model_type` is unknown.
+        SelectionError: nothing trains, a target holds no norm, `model_type` is unknown, or with
+            `name_map` some layers of a stacked leaf would train and others not.
         TreeError: two leaves have the same path.
 
     Example:
@@ -103,7 +111,7 @@ def partition_params(
         >>> frozen["ln_1"]
         {'scale': Taken('ln_1.scale', float32[4])}
     """
-    selection = select_leaves(params, config, norms)
+    selection = select_leaves(params, config, norms, name_map)
     trainable: dict[str, Any] = {}
     kept: list[Any] = []
     for index, leaf in enumerate(selection.leaves):
@@ -154,29 +162,6 @@ def merge_params(trainable: Mapping[str, Any], frozen: Any, *, cast: bool = True
     return treedef.unflatten(
         [_fill(leaf, trainable[leaf.path], cast) if is_taken(leaf) else leaf for leaf in leaves]
     )
-
-
-def label_params(params: Any, config: LNTuningConfig, *, norms: Iterable[str] | None = None) -> Any:
-    """The tree of `params` with "trainable" or "frozen" at each leaf, for `optax.multi_transform`.
-
-    Raises:
-        SelectionError: nothing trains, a target holds no norm, or `model_type` is unknown.
-        TreeError: two leaves have the same path.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import lntune_jax as lnt
-        >>> params = {"norm": {"scale": jnp.ones(4)}, "bias": jnp.ones(4)}
-        >>> lnt.label_params(params, lnt.LNTuningConfig())
-        {'bias': 'frozen', 'norm': {'scale': 'trainable'}}
-    """
-    return label_selection(select_leaves(params, config, norms))
-
-
-def label_selection(selection: Selection) -> Any:
-    """The tree of a selection with "trainable" or "frozen" at each leaf."""
-    trains = map(selection.is_trainable, range(len(selection.leaves)))
-    return selection.treedef.unflatten(["trainable" if t else "frozen" for t in trains])
 
 
 def is_taken(value: Any) -> bool:

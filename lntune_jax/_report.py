@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ._config import LNTuningConfig
+from ._name_rules import NameMap
 from ._paths import get_shape, join
 from ._roles import NORM_ROLE, SAVED_ROLE, STATE_ROLE
 from ._selection import select_leaves
@@ -68,12 +69,16 @@ class ParamReport(NamedTuple):
 
 
 def report_params(
-    params: Any, config: LNTuningConfig, *, norms: Iterable[str] | None = None
+    params: Any,
+    config: LNTuningConfig,
+    *,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
 ) -> ParamReport:
     """Counts what trains; needs no values, so abstract trees of any size will do.
 
     There is no copy of a norm here, so `total` is the model's own count; PEFT's is larger by the
-    trainable norms, which it counts twice.
+    trainable norms, which it counts twice. The arguments are those of `partition_params`.
 
     Raises:
         SelectionError: nothing trains, a target holds no norm, or `model_type` is unknown.
@@ -87,7 +92,7 @@ def report_params(
         >>> print(lnt.report_params(params, lnt.LNTuningConfig()))
         trainable params: 4,096 || all params: 131,076,096 || trainable%: 0.0031
     """
-    selection = select_leaves(params, config, norms)
+    selection = select_leaves(params, config, norms, name_map)
     leaves = tuple(
         LeafReport(join(leaf.path), tuple(leaf.value.shape), str(leaf.value.dtype), role)
         for leaf, role in zip(selection.leaves, selection.roles, strict=True)

@@ -34,6 +34,16 @@ class Selection(NamedTuple):
         """Whether the leaf at this place trains."""
         return self.roles[index] in (NORM_ROLE, SAVED_ROLE)
 
+    def list_trainable(self) -> dict[str, Any]:
+        """The leaves that train, by leaf path."""
+        leaves = enumerate(self.leaves)
+        return {join(leaf.path): leaf.value for i, leaf in leaves if self.is_trainable(i)}
+
+    def list_paths(self, role: str) -> list[str]:
+        """The leaf paths of this role."""
+        pairs = zip(self.leaves, self.roles, strict=True)
+        return [join(leaf.path) for leaf, own in pairs if own == role]
+
 
 class Matches(NamedTuple):
     """What each pattern of a config matched. `targets` is None where every norm is a target."""

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ._config import LNTuningConfig
 from ._errors import ConfigError
+from ._layer_view import Part, fold_roles, list_parts, view
+from ._name_maps import NameMap, get_name_map
 from ._norms import NORM, find_norms, is_trainable_array, split_modules
-from ._paths import flatten
+from ._paths import Path, flatten, join
 from ._roles import Selection, assign_roles, match_config
 from ._selection_checks import check_selection
+
+
+class Views(NamedTuple):
+    """A selection of the tree's leaves, and of the same leaves under the names of a name map.
+
+    Attributes:
+        tree: the leaves as they are.
+        named: the leaves layer by layer; the same object as `tree` without a name map.
+        parts: for each leaf path the parts that the leaf holds; None without a name map.
+        norms: the module paths of the norms in `named`.
+    """
+
+    tree: Selection
+    named: Selection
+    parts: Mapping[str, Sequence[Part]] | None
+    norms: list[str]
 
 
 def select_leaves(
     params: Any,
     config: LNTuningConfig,
     norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
     *,
     warn: bool = True,
 ) -> Selection:
@@ -26,24 +45,66 @@ def select_leaves(
         params: any pytree.
         config: which leaves train.
         norms: module paths of the norms, where they are known; else they are found.
+        name_map: for trees with stacked layers: the names, layer by layer, that the patterns of
+            `config` are for.
         warn: whether a pattern that has no effect gives an `UnmatchedPatternWarning`.
 
     Raises:
-        ConfigError: `config` is no `LNTuningConfig`.
+        ConfigError: `config` is no `LNTuningConfig`, or `name_map` is not known.
         SelectionError: nothing trains; a target names modules that hold no norm; `model_type` is
-            not known.
+            not known; a part of a stacked leaf would train alone.
         TreeError: two leaves have the same path.
     """
+    return select_views(params, config, norms, name_map, warn=warn).tree
+
+
+def select_views(
+    params: Any,
+    config: LNTuningConfig,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
+    *,
+    named_norms: Iterable[str] | None = None,
+    warn: bool = True,
+) -> Views:
+    """Does the same, and gives the names too; `named_norms` are the norms' modules by name."""
     if not isinstance(config, LNTuningConfig):
         raise ConfigError(f"config must be an LNTuningConfig, not {type(config).__name__}")
+    known_map = get_name_map(name_map)
     leaves, treedef = flatten(params)
     known = split_modules(norms)
     kinds = find_norms(params, leaves) if known is None else dict.fromkeys(known, NORM)
-    matches = match_config(config, [leaf.path for leaf in leaves])
-    roles = assign_roles(leaves, kinds, matches)
-    selection = Selection(leaves, treedef, roles)
+    parts = None if known_map is None else list_parts(leaves, known_map)
+    named = leaves
+    if parts is not None:
+        named = [part for leaf in leaves for part in view(leaf, parts[join(leaf.path)])]
+        kinds = _rename(kinds, parts)
+    if named_norms is not None:
+        kinds = dict.fromkeys(split_modules(named_norms) or (), NORM)
+    matches = match_config(config, [leaf.path for leaf in named])
+    roles = assign_roles(named, kinds, matches)
+    selection = Selection(named, treedef, roles)
     norm_paths = [
-        leaf.path for leaf in leaves if leaf.path[:-1] in kinds and is_trainable_array(leaf)
+        leaf.path for leaf in named if leaf.path[:-1] in kinds and is_trainable_array(leaf)
     ]
     check_selection(selection, matches, config, norm_paths, warn)
-    return selection
+    modules = [join(module) for module in kinds]
+    if parts is None:
+        return Views(selection, selection, None, modules)
+    by_name = {join(leaf.path): role for leaf, role in zip(named, roles, strict=True)}
+    own = Selection(leaves, treedef, fold_roles(leaves, parts, by_name))
+    return Views(own, selection, parts, modules)
+
+
+def _rename(kinds: Mapping[Path, str], parts: Mapping[str, Sequence[Part]]) -> dict[Path, str]:
+    """The kinds of norm modules by the modules' names."""
+    return {
+        _module(part.name): kinds[_module(name)]
+        for name, own in parts.items()
+        if _module(name) in kinds
+        for part in own
+    }
+
+
+def _module(name: str) -> Path:
+    return tuple(name.split("."))[:-1]

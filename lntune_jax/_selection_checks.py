@@ -6,6 +6,7 @@ error.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,9 @@ from ._matching import Match, suggest
 from ._paths import Path, join
 from ._roles import Matches, Selection, is_below, is_named, unite
 from ._task_heads import TASK_HEADS
+
+# A number that stands for itself, or for any, in a path: "layers.3.", "h[.][0-5][.]", "layers.\d+".
+_NAMES_LAYER = re.compile(r"\\d|(?<![\w{,])\d+(?![\w},])")
 
 
 def check_selection(
@@ -46,6 +50,8 @@ def check_selection(
     for match in saved:
         if above_trained.isdisjoint(match.names):
             _check_saved(match, selection, excluded)
+    _refuse_layers("target_modules", targets or (), selection, norm_paths)
+    _refuse_layers("exclude_modules", matches.excluded, selection, norm_paths)
     if warn:
         _warn_unmatched("target_modules", targets or (), matches.modules)
         _warn_unmatched("modules_to_save", _drop_peft_s_own(saved, config), matches.modules)
@@ -84,6 +90,25 @@ def _check_saved(match: Match, selection: Selection, excluded: frozenset[str]) -
     )
 
 
+def _refuse_layers(
+    field: str, matches: Sequence[Match], selection: Selection, norm_paths: Sequence[Path]
+) -> None:
+    """Raises where a pattern that matches nothing names a layer of norms that are stacked."""
+    naming = [match for match in matches if not match.names and _NAMES_LAYER.search(match.pattern)]
+    if not naming:
+        return
+    norms = set(norm_paths)
+    stacked = [x for x in selection.leaves if x.path in norms and len(x.value.shape) > 1]
+    if stacked:
+        raise SelectionError(
+            f"{field} {naming[0].pattern!r} matches nothing and seems to name a layer, but in this "
+            f"tree one leaf holds all layers, such as {join(stacked[0].path)!r} of shape "
+            f"{tuple(stacked[0].value.shape)}: a part of it cannot be selected. For patterns that "
+            "name every layer pass name_map (model.name_map of a scanned model); to tune some "
+            "layers only, use a tree with a leaf for each (scan_layers=False)"
+        )
+
+
 def _warn_unmatched(field: str, matches: Sequence[Match], modules: Sequence[str]) -> None:
     for match in matches:
         if match.names:
@@ -119,8 +144,8 @@ def _list_above(paths: Iterable[Path]) -> set[str]:
 
 
 def _warn(message: str) -> None:
-    # 6: the caller of partition_params, label_params or report_params.
-    warnings.warn(message, UnmatchedPatternWarning, stacklevel=6)
+    # 7: the caller of partition_params, label_params or report_params.
+    warnings.warn(message, UnmatchedPatternWarning, stacklevel=7)
 
 
 def _explain_nothing(

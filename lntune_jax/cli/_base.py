@@ -10,7 +10,9 @@ from .._errors import FreshWeightsWarning, ModelError
 from ._settings import Selection
 
 
-def load_base(model: str, *, labels: int, pooling: str, dtype: str, seed: int) -> Any:
+def load_base(
+    model: str, *, labels: int, pooling: str, dtype: str, seed: int, scan_layers: bool = False
+) -> Any:
     """Load a pretrained model with a classification head.
 
     Args:
@@ -19,6 +21,7 @@ def load_base(model: str, *, labels: int, pooling: str, dtype: str, seed: int) -
         pooling: `default` or `mean`.
         dtype: Number format of the weights.
         seed: Seed of the weights that the checkpoint lacks.
+        scan_layers: Whether a decoder's layers run in one loop.
 
     Returns:
         A model of `lntune_jax.models`.
@@ -39,15 +42,17 @@ def load_base(model: str, *, labels: int, pooling: str, dtype: str, seed: int) -
             num_labels=labels,
             pooling=None if pooling == "default" else pooling,
             seed=seed,
+            scan_layers=scan_layers,
         )
 
 
-def load_language_model(model: str, *, dtype: str) -> Any:
+def load_language_model(model: str, *, dtype: str, scan_layers: bool = False) -> Any:
     """Load a pretrained causal language model; nothing in it is drawn at random.
 
     Args:
         model: Directory, GGUF file, or hub id.
         dtype: Number format of the weights.
+        scan_layers: Whether its layers run in one loop.
 
     Returns:
         A model of `lntune_jax.models`.
@@ -58,7 +63,7 @@ def load_language_model(model: str, *, dtype: str) -> Any:
     check_model_directory(model)
     from .. import models
 
-    return models.from_pretrained(model, task="CAUSAL_LM", dtype=dtype)
+    return models.from_pretrained(model, task="CAUSAL_LM", dtype=dtype, scan_layers=scan_layers)
 
 
 def model_location(model: str) -> str:

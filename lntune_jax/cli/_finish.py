@@ -64,13 +64,19 @@ def finish(
     """
     import lntune_jax as lnt
 
+    model = work.model
     lnt.save_adapter(
-        files.adapter, fitted.best, work.config, base=work.model.params, overwrite=True
+        files.adapter,
+        fitted.best,
+        work.config,
+        base=model.params,
+        overwrite=True,
+        name_map=model.name_map,
     )
     best = fitted.history.best(metric_of(work, recipe))
     curves = Curves(name, read_metrics(files.metrics, trial), best.step)
     draw_figure(files.figure, title, [curves], movements_of(work, fitted))
-    report = lnt.report_params(work.model.params, work.config)
+    report = lnt.report_params(model.params, work.config, name_map=model.name_map)
     summary = Summary(
         trainable=report.trainable,
         total=report.total,
@@ -97,10 +103,16 @@ def finish(
 
 def movements_of(work: Work, fitted: Fitted) -> list[Movement]:
     """How far each norm moved in a run."""
-    import lntune_jax as lnt
+    from .._layer_view import split_arrays
+    from .._roles import NORM_ROLE
+    from .._selection import select_views
 
-    leaves = lnt.report_params(work.model.params, work.config).leaves
-    norms = [leaf.path for leaf in leaves if leaf.role == "norm"]
+    model = work.model
+    views = select_views(model.params, work.config, None, model.name_map, warn=False)
+    start, best = fitted.start, fitted.best
+    if views.parts is not None:
+        start, best = split_arrays(start, views.parts), split_arrays(best, views.parts)
+    norms = views.named.list_paths(NORM_ROLE)
     return measure_movement(
-        {path: fitted.start[path] for path in norms}, {path: fitted.best[path] for path in norms}
+        {path: start[path] for path in norms}, {path: best[path] for path in norms}
     )

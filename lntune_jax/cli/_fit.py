@@ -83,7 +83,9 @@ def fit(
     from ._snapshot import Snapshot
 
     total, metric = total_steps(work, recipe), metric_of(work, recipe)
-    trainable, frozen = lnt.partition_params(work.model.params, work.config)
+    trainable, frozen = lnt.partition_params(
+        work.model.params, work.config, name_map=work.model.name_map
+    )
     start = jax.tree.map(np.array, trainable)
     schedule = learning_rate_schedule(recipe, peak_learning_rate(work, recipe), total)
     optimizer = _make_optimizer(schedule, work, recipe)

@@ -17,6 +17,8 @@ _WORDS = {
     "pass task as": "give --task as",
     "max_new_tokens": "--max-new-tokens",
     "as modules_to_save": "as saved modules",
+    "scan_layers=False": "no --scan-layers",
+    "scan_layers is True": "--scan-layers is given",
 }
 
 

@@ -9,7 +9,7 @@ from ._base import check_model_directory, tuning_config
 from ._console import make_console, say
 from ._settings import InspectSettings, Memory
 
-_COLUMNS = ("LN tuning", "LoRA, rank 8", "full fine-tuning")
+_COLUMNS = {"ln": "LN tuning", "lora": "LoRA, rank 8", "full": "full fine-tuning"}
 _ROWS = ("weights", "gradients", "optimizer", "activations", "working", "gathered", "total")
 
 
@@ -27,9 +27,10 @@ def run(settings: InspectSettings) -> None:
         dtype="float32" if settings.memory.length is None else settings.memory.dtype,
         num_labels=settings.num_labels if settings.task == "SEQ_CLS" else None,
         remat=settings.memory.remat,
+        scan_layers=settings.memory.scan_layers,
     )
     config = tuning_config(settings.model, model.params, (), settings.selection)
-    report = lnt.report_params(model.params, config)
+    report = lnt.report_params(model.params, config, name_map=model.name_map)
     console = make_console()
     say(console, report.table())
     say(console, f"adapter: {4 * report.trainable:,} bytes of float32 values")
@@ -57,8 +58,9 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 def _memory_table(model: Any, config: Any, memory: Memory, mesh: dict[str, int]) -> str:
     from ..models._memory import estimate_memory
-    from ..models._memory_checks import METHODS
 
+    # LoRA's factors are not followed into the loop.
+    methods = [name for name in _COLUMNS if name != "lora" or not memory.scan_layers]
     estimates = [
         estimate_memory(
             model,
@@ -69,13 +71,14 @@ def _memory_table(model: Any, config: Any, memory: Memory, mesh: dict[str, int])
             mesh=mesh,
             remat=memory.remat,
         )
-        for method in METHODS
+        for method in methods
     ]
     where = ",".join(f"{axis}={size}" for axis, size in mesh.items()) or "one device"
     lines = [
         f"memory of a step on each device, in GB: {memory.batch_size} x {memory.length} tokens, "
-        f"{memory.dtype}, {where}, remat {memory.remat}",
-        _line("", _COLUMNS),
+        f"{memory.dtype}, {where}, remat {memory.remat}"
+        + (", layers in one loop" if memory.scan_layers else ""),
+        _line("", [_COLUMNS[method] for method in methods]),
         _line("trainable", [f"{estimate.trainable:,}" for estimate in estimates]),
     ]
     for name in _ROWS:

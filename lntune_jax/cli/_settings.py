@@ -74,6 +74,8 @@ class Encoding:
     """How an encoder summarises a text: as its architecture does, or the mean over tokens."""
     dtype: ComputeType = "float32"
     """Number format of the frozen weights; what trains is kept in float32."""
+    scan_layers: bool = False
+    """Train a decoder's layers in one loop, which compiles faster; the adapter fits either way."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,8 @@ class Memory:
     """Devices along the axes data, fsdp and tensor, for example fsdp=8,tensor=2."""
     remat: Remat = "none"
     """What a decoder's backward pass computes again to store less."""
+    scan_layers: bool = False
+    """Count a decoder whose layers run in one loop."""
 
 
 @dataclass(frozen=True)

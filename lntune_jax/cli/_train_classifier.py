@@ -70,6 +70,7 @@ def prepare(settings: TrainSettings, data: Labelled, console: Console) -> Classi
         pooling=encoding.pooling,
         dtype=encoding.dtype,
         seed=settings.recipe.seed,
+        scan_layers=encoding.scan_layers,
     )
     config = tuning_config(settings.model, model.params, model.fresh, settings.selection)
     limit = min(_max_length(settings), position_limit(model.config, tokenizer))
@@ -77,7 +78,7 @@ def prepare(settings: TrainSettings, data: Labelled, console: Console) -> Classi
     everything = Rows(tokens, classes)
     buckets = choose_lengths(everything.lengths, encoding.buckets, limit)
     training = np.setdiff1d(np.arange(len(texts)), evaluation)
-    say(console, str(lnt.report_params(model.params, config)))
+    say(console, str(lnt.report_params(model.params, config, name_map=model.name_map)))
     say(console, f"trained whole: {', '.join(config.modules_to_save or ()) or 'nothing'}")
     say(console, f"labels: {', '.join(names)}")
     say(

@@ -50,12 +50,14 @@ def prepare(
 
     encoding, packing = settings.encoding, not settings.language.no_packing
     tokenizer = load_tokenizer(settings.model)
-    model = load_language_model(settings.model, dtype=encoding.dtype)
+    model = load_language_model(
+        settings.model, dtype=encoding.dtype, scan_layers=encoding.scan_layers
+    )
     config = tuning_config(
         settings.model, model.params, model.fresh, settings.selection, "CAUSAL_LM"
     )
     limit = min(_max_length(settings), position_limit(model.config, tokenizer))
-    say(console, str(lnt.report_params(model.params, config)))
+    say(console, str(lnt.report_params(model.params, config, name_map=model.name_map)))
     if config.modules_to_save:
         say(console, f"trained whole: {', '.join(config.modules_to_save)}")
     vocabulary = model.config.vocab_size

@@ -50,7 +50,7 @@ def attend_causally(
     mask: Bool[Array, "_ 1 length slots"] | None,
     *,
     window: int | None,
-    scale: float,
+    scale: Any,
     cap: float | None,
     implementation: Any,
     rate: float,
@@ -111,7 +111,7 @@ def attend_with_dropout(
     rate: float,
     dropout_rng: Any,
     *,
-    scale: float | None = None,
+    scale: Any = None,
     cap: float | None = None,
 ) -> Float[Array, "batch length heads size"]:
     """Do the same in full, with the softmax in float32 and dropout on its result."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +19,16 @@ from ._layout import LAYOUTS
 from ._names import DTYPES, ENCODER_TASKS, POOLINGS, TASKS
 from ._settings import read_settings
 from ._stack import Options
+from ._stacked import find_stacks, write_name_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lntune_jax._name_rules import NameMap
+
     from ._build import Leaves
     from ._outputs import ModelOutput
+    from ._stacked import Stacks
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,28 @@ class Choices:
     dtype: Any
     attention: str
     remat: str
+    scan_layers: bool = False
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model without weights."""
+    """A model without weights.
+
+    Attributes:
+        settings: what the config says.
+        leaves: the leaves of its tree.
+        apply: its function.
+        dtype: of weights and activations.
+        stacks: the leaves that hold all layers, and what the layers' parts are called.
+        name_map: transformers' names for all leaves, if some are stacked.
+    """
 
     settings: Any
     leaves: Leaves
     apply: Callable[..., ModelOutput]
     dtype: str
+    stacks: Stacks = field(default_factory=dict)
+    name_map: NameMap | None = None
 
 
 def check_choices(choices: Choices) -> Choices:
@@ -59,6 +75,7 @@ def check_choices(choices: Choices) -> Choices:
     _check("pooling", pooling, POOLINGS)
     _check("attention", choices.attention, ATTENTIONS)
     _check("remat", choices.remat, REMATS)
+    _check("scan_layers", choices.scan_layers, (False, True))
     if pooling is not None and task != "SEQ_CLS":
         raise ModelError(f"pooling is {pooling!r}, which only the task 'SEQ_CLS' reads")
     try:
@@ -86,9 +103,8 @@ def draw_up(config: Any, choices: Choices, *, pooler: bool) -> Blueprint:
     if model_type in FAMILIES or model_type == "gpt2":
         return _decoder(config, choices)
     settings = read_settings(config)
-    _fits(
-        settings.architecture.prefix, choices, ENCODER_TASKS, {"attention": "xla", "remat": "none"}
-    )
+    unused = {"attention": "xla", "remat": "none", "scan_layers": False}
+    _fits(settings.architecture.prefix, choices, ENCODER_TASKS, unused)
     # RoBERTa's classifier never reads a pooler, and its PyTorch class has none.
     task, pooling = choices.task, choices.pooling
     pooled = task == "SEQ_CLS" and settings.architecture.pooled_classifier
@@ -109,12 +125,32 @@ def _decoder(config: Any, choices: Choices) -> Blueprint:
             "attention is 'cudnn', which knows no soft cap, but config field "
             f"'attn_logit_softcapping' is {settings.attention_cap}; pass attention='xla'"
         )
-    options = Options(choices.dtype, choices.attention, choices.remat)
+    if choices.attention == "cudnn" and choices.scan_layers:
+        _refuse_varying(settings)
+    options = Options(choices.dtype, choices.attention, choices.remat, choices.scan_layers)
     leaves, apply = build_decoder(DecoderRecipe(settings, choices.task, options))
-    return Blueprint(settings, leaves, apply, choices.dtype)
+    if not choices.scan_layers:
+        return Blueprint(settings, leaves, apply, choices.dtype)
+    layout = LAYOUTS[config.model_type]
+    stacks = find_stacks(leaves, layout, settings.num_hidden_layers)
+    names = write_name_map(leaves, stacks, layout, config.model_type)
+    return Blueprint(settings, leaves, apply, choices.dtype, stacks, names)
 
 
-def _check(name: str, value: Any, supported: tuple[str | None, ...]) -> None:
+def _refuse_varying(settings: Any) -> None:
+    """Refuse what cuDNN must be told when a program is compiled and differs between layers."""
+    windows = {layer.window for layer in getattr(settings, "layers", ())}
+    scales = set(getattr(settings, "scales", ()))
+    for name, values in (("windows", windows), ("factors of scores", scales)):
+        if len(values) > 1:
+            raise ModelError(
+                "attention is 'cudnn' and scan_layers is True, which makes one program for all "
+                f"layers, but theirs have different {name} ({', '.join(map(str, values))}); pass "
+                "attention='xla', or scan_layers=False"
+            )
+
+
+def _check(name: str, value: Any, supported: tuple[Any, ...]) -> None:
     if value not in supported:
         raise ModelError(f"{name} is {value!r}; supported: {', '.join(map(repr, supported))}")
 

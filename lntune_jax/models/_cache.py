@@ -14,12 +14,18 @@ if TYPE_CHECKING:
 
     from ._pretrained import PretrainedModel
 
+    Layers = (
+        tuple[Float[Array, "batch slots heads size"], ...]
+        | Float[Array, "layers batch slots heads size"]
+    )
+
 
 class Cache(NamedTuple):
     """What a decoder keeps between calls.
 
     Attributes:
-        keys: one array for each layer, (batch, slots, heads, size), rotated already.
+        keys: one array for each layer, (batch, slots, heads, size), rotated already; of a model
+            with `scan_layers` one array for all, with a first axis for the layers.
         values: the same for the values.
         valid: true in a slot whose token may be seen.
         next_slot: the slot of each row's next token.
@@ -31,8 +37,8 @@ class Cache(NamedTuple):
         Array([0], dtype=int32)
     """
 
-    keys: tuple[Float[Array, "batch slots heads size"], ...]
-    values: tuple[Float[Array, "batch slots heads size"], ...]
+    keys: Layers
+    values: Layers
     valid: Bool[Array, "batch slots"]
     next_slot: Int[Array, " batch"]
 
@@ -59,20 +65,35 @@ def empty_cache(model: PretrainedModel, batch: int, slots: int, *, dtype: Any = 
     """
     settings = model.settings
     shape = (batch, slots, settings.num_key_value_heads, settings.head_dim)
-    blank = jnp.zeros(shape, model.dtype if dtype is None else dtype)
-    layers = (blank,) * settings.num_hidden_layers
+    count = settings.num_hidden_layers
+    dtype = model.dtype if dtype is None else dtype
+    # The layers of an empty cache are the same array.
+    layers: Layers = (
+        (jnp.zeros(shape, dtype),) * count
+        if model.name_map is None
+        else jnp.zeros((count, *shape), dtype)
+    )
     valid = jnp.zeros((batch, slots), jnp.bool_)
     return Cache(layers, layers, valid, jnp.zeros((batch,), jnp.int32))
 
 
 def store(
-    old: Float[Array, "batch slots heads size"],
+    old: Float[Array, "*layers batch slots heads size"],
     new: Float[Array, "batch length heads size"],
     slots: Int[Array, "batch length"],
-) -> Float[Array, "batch slots heads size"]:
-    """Put each row's new entries into its slots; what lies beyond the last slot is dropped."""
-    rows = jnp.arange(old.shape[0])[:, None]
-    return old.at[rows, slots].set(new.astype(old.dtype), mode="drop")
+    layer: Int[Array, ""] | None = None,
+) -> Float[Array, "*layers batch slots heads size"]:
+    """Put each row's new entries into its slots; what lies beyond the last slot is dropped.
+
+    Args:
+        old: what is there; of all layers if `layer` is given.
+        new: what is added.
+        slots: where to.
+        layer: the number of the layer.
+    """
+    rows = jnp.arange(new.shape[0])[:, None]
+    place = (rows, slots) if layer is None else (layer, rows, slots)
+    return old.at[place].set(new.astype(old.dtype), mode="drop")
 
 
 def advance(cache: Cache, mask: Bool[Array, "batch length"]) -> Cache:

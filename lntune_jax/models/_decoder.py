@@ -15,6 +15,7 @@ from ._activations import ACTIVATIONS
 from ._attention import attend_causally
 from ._layers import Embed, RMSNorm, dense
 from ._rope import rotate, rotations
+from ._scan import scan_layers, stack_layers
 from ._stack import Context, Options, run_layers
 
 if TYPE_CHECKING:
@@ -38,7 +39,12 @@ class Decoder(nnx.Module):
         self.embed_tokens = Embed(
             settings.vocab_size, settings.hidden_size, dtype=options.dtype, rngs=rngs
         )
-        self.layers = nnx.List([Layer(settings, own, options, rngs) for own in settings.layers])
+        layers = settings.layers
+        if options.scan_layers:
+            one = Layer(settings, layers[0], options, rngs)
+            self.layers: Any = stack_layers(one, len(layers))
+        else:
+            self.layers = nnx.List([Layer(settings, own, options, rngs) for own in layers])
         self.norm = norm(settings, settings.hidden_size, options, rngs)
 
     @property
@@ -54,10 +60,12 @@ class Decoder(nnx.Module):
             hidden = hidden * jnp.asarray(self.settings.hidden_size**0.5, hidden.dtype)
         layers = self.settings.layers
         angles = {own.rope: rotations(own.rope, inputs.position_ids) for own in layers}
-        masks = {own.window: inputs.mask(own.window) for own in layers}
+        scanned, windows = self.options.scan_layers, {own.window for own in layers}
+        varying = scanned and len(windows) > 1
+        masks = {window: inputs.mask(window, varying) for window in windows}
         contexts = [Context(masks[own.window], angles[own.rope]) for own in layers]
-        remat = self.options.remat
-        hidden, cache = run_layers(self.layers, hidden, contexts, inputs, remat, key)
+        run = scan_layers if scanned else run_layers
+        hidden, cache = run(self.layers, hidden, contexts, inputs, self.options.remat, key)
         return self.norm(hidden), cache
 
 

@@ -42,12 +42,19 @@ class DecoderInputs(NamedTuple):
     slots: Int[Array, "batch length"] | None = None
     cache: Cache | None = None
 
-    def mask(self, window: int | None) -> Bool[Array, "_ 1 length slots"] | None:
-        """Give what each token sees in a layer with this window; `None` for all before it."""
+    def mask(
+        self, window: int | None, explicit: bool = False
+    ) -> Bool[Array, "_ 1 length slots"] | None:
+        """Give what each token sees in a layer with this window; `None` for all before it.
+
+        Args:
+            window: how many tokens, itself included; `None` for all before it.
+            explicit: whether `None` is no answer, since the window varies in one program.
+        """
         if self.cache is not None and self.slots is not None:
             places = jnp.arange(self.cache.valid.shape[1], dtype=jnp.int32)[None]
             return sees(self.slots, places, window) & self.cache.valid[:, None, None, :]
-        if self.attention_mask is None and self.segments is None:
+        if self.attention_mask is None and self.segments is None and not explicit:
             return None
         columns = jnp.arange(self.input_ids.shape[1], dtype=jnp.int32)[None]
         mask = sees(columns, columns, window)

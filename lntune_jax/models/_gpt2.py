@@ -15,6 +15,7 @@ from ._activations import ACTIVATIONS
 from ._attention import attend_causally
 from ._dropout import dropout, split_key
 from ._layers import Embed, LayerNorm, dense
+from ._scan import scan_layers, stack_layers
 from ._stack import Context, Options, run_layers
 
 if TYPE_CHECKING:
@@ -36,10 +37,17 @@ class Gpt2(nnx.Module):
         width, dtype = settings.hidden_size, options.dtype
         self.wte = Embed(settings.vocab_size, width, dtype=dtype, rngs=rngs)
         self.wpe = Embed(settings.positions, width, dtype=dtype, rngs=rngs)
-        self.h = nnx.List([Block(settings, scale, options, rngs) for scale in settings.scales])
+        scales = settings.scales
+        if options.scan_layers:
+            self.h: Any = stack_layers(Block(settings, scales[0], options, rngs), len(scales))
+        else:
+            self.h = nnx.List([Block(settings, scale, options, rngs) for scale in scales])
         self.ln_f = _norm(settings, options, rngs)
         self.rate = settings.embedding_dropout
-        self.remat = options.remat
+        self.options = options
+        self.scales = (
+            scales if options.scan_layers and len(set(scales)) > 1 else (None,) * len(scales)
+        )
 
     @property
     def table(self) -> Embed:
@@ -51,8 +59,10 @@ class Gpt2(nnx.Module):
         first, rest = split_key(key, 2)
         hidden = self.wte(inputs.input_ids) + self.wpe(inputs.position_ids)
         hidden = dropout(hidden, self.rate, first)
-        contexts = [Context(inputs.mask(None))] * len(self.h)
-        hidden, cache = run_layers(self.h, hidden, contexts, inputs, self.remat, rest)
+        mask = inputs.mask(None)
+        contexts = [Context(mask, scale=scale) for scale in self.scales]
+        run = scan_layers if self.options.scan_layers else run_layers
+        hidden, cache = run(self.h, hidden, contexts, inputs, self.options.remat, rest)
         return self.ln_f(hidden), cache
 
 
@@ -96,7 +106,7 @@ class Attention(nnx.Module):
             values,
             context.mask,
             window=None,
-            scale=self.scale,
+            scale=self.scale if context.scale is None else context.scale,
             cap=None,
             implementation=self.implementation,
             rate=self.settings.attention_dropout,

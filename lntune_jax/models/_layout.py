@@ -27,6 +27,7 @@ class Layout:
         synonyms: second names of keys, of which a file may hold only one.
         kept: modules whose kernels PyTorch keeps as (inputs, outputs), like Flax; the others
             are transposed.
+        layers: the list of a decoder's layers.
     """
 
     prefix: str
@@ -37,11 +38,15 @@ class Layout:
     harmless: dict[str | None, tuple[str, ...]]
     synonyms: dict[str, str] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
+    layers: str = "layers"
 
     def name(self, path: tuple[str, ...]) -> str:
         """Give the key that a leaf has in a bare model."""
-        module = path[1:-1] if path[0] == self.prefix else path[:-1]
-        return ".".join((*module, TORCH_LEAVES[path[-1]]))
+        return self.parameter(path[1:] if path[0] == self.prefix else path)
+
+    def parameter(self, path: tuple[str, ...]) -> str:
+        """Give what PyTorch calls a leaf of the same model."""
+        return ".".join((*path[:-1], TORCH_LEAVES[path[-1]]))
 
     def transposed(self, path: tuple[str, ...]) -> bool:
         """Whether PyTorch keeps a leaf's axes the other way round."""
@@ -92,7 +97,13 @@ _MASKS = r"h\.\d+\.attn\.(bias|masked_bias)"
 _HEADS = (r"lm_head\.weight", r"score\.weight")
 
 
-def _decoder(prefix: str, embeddings: str, buffers: str, kept: tuple[str, ...] = ()) -> Layout:
+def _decoder(
+    prefix: str,
+    embeddings: str,
+    buffers: str,
+    kept: tuple[str, ...] = (),
+    layers: str = "layers",
+) -> Layout:
     return Layout(
         prefix=prefix,
         embeddings=embeddings,
@@ -105,6 +116,7 @@ def _decoder(prefix: str, embeddings: str, buffers: str, kept: tuple[str, ...] =
             "CAUSAL_LM": (buffers, r"score\.weight"),
         },
         kept=kept,
+        layers=layers,
     )
 
 
@@ -113,7 +125,7 @@ _LLAMA = _decoder("model", "embed_tokens.weight", _FREQUENCIES)
 LAYOUTS = {
     "bert": _BERT,
     "roberta": replace(_BERT, prefix="roberta"),
-    "gpt2": _decoder("transformer", "wte.weight", _MASKS, ("c_attn", "c_proj", "c_fc")),
+    "gpt2": _decoder("transformer", "wte.weight", _MASKS, ("c_attn", "c_proj", "c_fc"), "h"),
     **dict.fromkeys(
         ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA
     ),

@@ -1,7 +1,8 @@
 """Arrays for every leaf: read, transposed, cast and placed one tensor at a time.
 
-The host holds one tensor more than the model's own share at any moment; leaves that the
-checkpoint lacks are drawn from the seed and their path, so that no other leaf changes them.
+The host holds one tensor more than the model's own share at any moment; of a scanned model, one
+stacked leaf and the layer that is being read into it. Leaves that the checkpoint lacks are drawn
+from the seed and their path, so that no other leaf changes them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ._gguf import GgufFile
     from ._layout import Layout
     from ._matching import Plan
+    from ._stacked import Stacks
 
 
 # Heads that are always fresh when a task begins: no reason to warn.
@@ -39,6 +41,7 @@ def load_leaves(
     names: dict[str, str],
     layout: Layout,
     *,
+    stacks: Stacks,
     mesh: Any,
     specs: Callable[[str, Any], Any] | None,
     seed: int,
@@ -53,6 +56,7 @@ def load_leaves(
         weights: the checkpoint.
         names: its keys, from `canonical_keys`.
         layout: the architecture's names.
+        stacks: the leaves that hold all layers, and the paths of the layers' parts in the plan.
         mesh: devices to put every leaf on, or `None` for the default device.
         specs: how each leaf lies on the mesh; `None` for a copy on each device.
         seed: for the leaves that are drawn.
@@ -67,9 +71,12 @@ def load_leaves(
     arrays = {}
     total, done = sum(map(_bytes, leaves.values())), 0
     for path, leaf in leaves.items():
-        if path in plan.sources:
-            array = weights.read(plan.sources[path])
-            array = array.T if layout.transposed(path) else array
+        if path in stacks:
+            array = np.empty(leaf.shape, leaf.dtype)
+            for index, part in enumerate(stacks[path]):
+                array[index] = _read(part, plan, weights, layout)
+        elif path in plan.sources:
+            array = _read(path, plan, weights, layout)
         else:
             array = draw(path, leaf.shape, seed, spread)
         array = np.ascontiguousarray(array, leaf.dtype)
@@ -79,6 +86,13 @@ def load_leaves(
             progress(done, total)
     _warn(plan)
     return arrays
+
+
+def _read(
+    path: tuple[str, ...], plan: Plan, weights: Weights | GgufFile, layout: Layout
+) -> np.ndarray:
+    array = weights.read(plan.sources[path])
+    return array.T if layout.transposed(path) else array
 
 
 def _bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -25,9 +25,9 @@ from ._build import nest
 from ._liveness import peak_bytes
 from ._lora import add_lora, lora_shapes
 from ._loss import causal_lm_loss
-from ._memory_checks import AXES, check_mesh, check_numbers
+from ._memory_checks import AXES, check_mesh, check_numbers, check_scanned
 from ._pretrained import PretrainedModel, from_config
-from ._slices import slice_model
+from ._slices import largest_leaf, slice_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,6 +83,7 @@ def estimate_memory(
     length: int = 2048,
     mesh: Mapping[str, int] | None = None,
     remat: str = "none",
+    scan_layers: bool = False,
     rank: int = 8,
     chunk: int = 8192,
     num_labels: int | None = None,
@@ -102,12 +103,14 @@ def estimate_memory(
             spread, a layer's weights gathered for its turn) and "tensor" (heads, MLP and
             vocabulary are divided too). `None` for one device.
         remat: as in `from_config`.
+        scan_layers: as in `from_config`; of a model, what it was made with.
         rank: of LoRA's factors.
         chunk: as in `causal_lm_loss`.
         num_labels: as in `from_config`.
 
     Raises:
-        ConfigError: the method, a size or an axis is not supported.
+        ConfigError: the method, a size or an axis is not supported, or LoRA is asked for in
+            scanned layers.
         ModelError: as `from_config`; `tensor` does not divide the model.
 
     Example:
@@ -123,8 +126,17 @@ def estimate_memory(
     shards, tensor = axes["fsdp"] * axes["tensor"], axes["tensor"]
     model = directory_or_config
     if not isinstance(model, PretrainedModel):
-        model = from_config(model, task, dtype=dtype, num_labels=num_labels, remat=remat)
-    choices = check_choices(Choices(model.task, None, model.dtype, "xla", remat))
+        model = from_config(
+            model,
+            task,
+            dtype=dtype,
+            num_labels=num_labels,
+            remat=remat,
+            scan_layers=scan_layers,
+        )
+    scanned = model.name_map is not None
+    check_scanned(method, scanned)
+    choices = check_choices(Choices(model.task, None, model.dtype, "xla", remat, scanned))
     held = _count_held(model, method, config or LNTuningConfig(), rank)
     saved = LNTuningConfig(modules_to_save=config.modules_to_save if config else None)
     tokens = jax.ShapeDtypeStruct((batch_size, length), "int32")
@@ -141,7 +153,7 @@ def estimate_memory(
     each = max(more - base, 0) // between
     gathered = 0
     if axes["fsdp"] > 1:
-        largest = max(_bytes(leaf) for leaf in jax.tree.leaves(model.params)) // tensor
+        largest = largest_leaf(model) // tensor
         gathered = max((larger - smaller) // between, largest) * (2 if method == "full" else 1)
     return MemoryEstimate(
         method,
@@ -166,8 +178,8 @@ def _count_held(model: PretrainedModel, method: str, config: LNTuningConfig, ran
     """Count what is there for the whole step, on all devices together."""
     weights = _bytes(model.params)
     if method == "ln":
-        halves = partition_params(model.params, config)
-        trainable = report_params(model.params, config).trainable
+        halves = partition_params(model.params, config, name_map=model.name_map)
+        trainable = report_params(model.params, config, name_map=model.name_map).trainable
         return _Held(trainable, _bytes(halves), 4 * trainable, 8 * trainable)
     if method == "lora":
         trainable = _count(lora_shapes(_by_path(model.params), rank))

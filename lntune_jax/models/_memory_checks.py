@@ -38,3 +38,16 @@ def check_numbers(method: str, **sizes: Any) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigError(f"{name} is {size!r}; expected an integer of at least 1")
+
+
+def check_scanned(method: str, scanned: bool) -> None:
+    """Refuse LoRA in scanned layers, where its factors are not followed.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if scanned and method == "lora":
+        raise ConfigError(
+            "method is 'lora' and the layers are scanned, which the estimate does not follow; "
+            "pass a model of scan_layers=False"
+        )

@@ -17,9 +17,12 @@ from ._layout import LAYOUTS
 from ._loading import load_leaves
 from ._matching import canonical_keys, match
 from ._source import config_from, open_source
+from ._stacked import unstack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from lntune_jax._name_rules import NameMap
 
     from ._outputs import ModelOutput
 
@@ -49,6 +52,9 @@ class PretrainedModel:
         fresh: the leaf paths, with dots, that were drawn at random.
         settings: what was read from the config, every field checked.
         dtype: of weights and activations.
+        name_map: of a scanned model, transformers' names for all leaves, layer by layer, for
+            `partition_params`, `save_adapter`, `restore_adapter`, `export_peft` and
+            `import_peft`; else `None`, which they take too.
 
     Example:
         >>> import jax
@@ -68,6 +74,7 @@ class PretrainedModel:
     fresh: tuple[str, ...] = ()
     settings: Any = field(default=None, repr=False)
     dtype: str = "float32"
+    name_map: NameMap | None = field(default=None, repr=False)
 
 
 def from_pretrained(
@@ -81,6 +88,7 @@ def from_pretrained(
     pooling: str | None = None,
     attention: str = "xla",
     remat: str = "none",
+    scan_layers: bool = False,
     seed: int = 0,
     revision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -109,6 +117,10 @@ def from_pretrained(
         attention: "xla", or "cudnn" for flash attention on NVIDIA GPUs (decoders only).
         remat: what a decoder's backward pass computes again to store less: "none", "dots"
             (everything but matrix products) or "full" (each layer from its input).
+        scan_layers: whether a decoder keeps each leaf of its layers once, for all of them, with a
+            first axis for the layer (`model.layers.input_layernorm.scale` of shape (layers,
+            width)), and runs them in a loop: a program of one layer, which compiles faster.
+            The host then holds one whole stacked leaf while it is read.
         seed: for leaves that the checkpoint lacks.
         revision: a branch, tag or commit on the hub.
         progress: called as `progress(done, total)`, in bytes, after each tensor.
@@ -129,20 +141,22 @@ def from_pretrained(
         ...     print(error)
         './no-such-directory' is neither a directory nor an id on the hub
     """
-    choices = check_choices(Choices(task, pooling, dtype, attention, remat))
+    choices = check_choices(Choices(task, pooling, dtype, attention, remat, scan_layers))
     with open_source(find_directory(name_or_directory, revision)) as (found, weights):
         config = with_labels(found, num_labels)
         layout = LAYOUTS[config.model_type]
         names = canonical_keys(weights, layout.prefix)
         pooler = any(name.startswith("pooler.") for name in names)
         blueprint = draw_up(config, choices, pooler=pooler)
-        plan = match(blueprint.leaves, names, weights, task, layout)
+        parts = unstack(blueprint.leaves, blueprint.stacks)
+        plan = match(parts, names, weights, task, layout)
         arrays = load_leaves(
             blueprint.leaves,
             plan,
             weights,
             names,
             layout,
+            stacks=blueprint.stacks,
             mesh=mesh,
             specs=specs,
             seed=seed,
@@ -151,7 +165,14 @@ def from_pretrained(
         )
     fresh = tuple(".".join(path) for path in plan.fresh)
     return PretrainedModel(
-        nest(arrays), config, blueprint.apply, task, fresh, blueprint.settings, blueprint.dtype
+        nest(arrays),
+        config,
+        blueprint.apply,
+        task,
+        fresh,
+        blueprint.settings,
+        blueprint.dtype,
+        blueprint.name_map,
     )
 
 
@@ -164,6 +185,7 @@ def from_config(
     pooling: str | None = None,
     attention: str = "xla",
     remat: str = "none",
+    scan_layers: bool = False,
     revision: str | None = None,
 ) -> PretrainedModel:
     """Give the model of a config, with shapes in place of weights.
@@ -177,6 +199,7 @@ def from_config(
         pooling: as in `from_pretrained`.
         attention: as in `from_pretrained`.
         remat: as in `from_pretrained`.
+        scan_layers: as in `from_pretrained`.
         revision: as in `from_pretrained`.
 
     Returns:
@@ -196,7 +219,7 @@ def from_config(
         >>> sorted(model.params["bert"]["encoder"]["layer"]["0"]["output"]["LayerNorm"])
         ['bias', 'scale']
     """
-    choices = check_choices(Choices(task, pooling, dtype, attention, remat))
+    choices = check_choices(Choices(task, pooling, dtype, attention, remat, scan_layers))
     config = directory_or_config
     if isinstance(config, str | Path):
         config = config_from(find_directory(config, revision, ("config.json",)))
@@ -211,4 +234,5 @@ def from_config(
         task,
         settings=blueprint.settings,
         dtype=blueprint.dtype,
+        name_map=blueprint.name_map,
     )

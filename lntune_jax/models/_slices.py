@@ -6,13 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lntune_jax._errors import ModelError
+from lntune_jax._paths import flatten
 
 from ._build import Recipe, build, nest
 from ._decoder_build import DecoderRecipe, build_decoder
 from ._decoder_settings import DecoderSettings
 from ._gpt2_settings import Gpt2Settings
+from ._layout import LAYOUTS
 from ._pretrained import PretrainedModel
 from ._stack import Options
+from ._stacked import find_stacks, unstack
 
 if TYPE_CHECKING:
     from ._blueprint import Choices
@@ -44,11 +47,21 @@ def slice_model(settings: Any, choices: Choices, layers: int, tensor: int) -> Pr
         return PretrainedModel(
             nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype
         )
-    options = Options(choices.dtype, choices.attention, choices.remat)
+    options = Options(choices.dtype, choices.attention, choices.remat, choices.scan_layers)
     leaves, apply = build_decoder(DecoderRecipe(own, choices.task, options))
     return PretrainedModel(
         nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype
     )
+
+
+def largest_leaf(model: PretrainedModel) -> int:
+    """Give the bytes of the largest leaf, or, of a stacked one, of one layer of it."""
+    leaves = {leaf.path: leaf.value for leaf in flatten(model.params)[0]}
+    if model.name_map is not None:
+        settings = model.settings
+        stacks = find_stacks(leaves, LAYOUTS[settings.model_type], settings.num_hidden_layers)
+        leaves = unstack(leaves, stacks)
+    return max(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
 
 
 def _divide(settings: Any, name: str, tensor: int) -> int:

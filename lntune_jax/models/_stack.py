@@ -37,11 +37,13 @@ class Options:
         dtype: of weights and activations.
         attention: the implementation, one of `ATTENTIONS`.
         remat: what the backward pass finds stored, one of `REMATS`.
+        scan_layers: whether all layers are one, with stacked weights.
     """
 
     dtype: str = "float32"
     attention: str = "xla"
     remat: str = "none"
+    scan_layers: bool = False
 
 
 class Context(NamedTuple):
@@ -52,23 +54,29 @@ class Context(NamedTuple):
         angles: the rotary positions' cosines and sines, where the model has such.
         slots: with a cache, where the new keys and values go.
         before: with a cache, the keys and values so far.
+        layer: with a cache of stacked layers, the number of this one.
+        scale: what scores are multiplied by, where that differs between scanned layers.
     """
 
     mask: Bool[Array, "_ 1 length slots"] | None
     angles: Angles | None = None
     slots: Int[Array, "batch length"] | None = None
     before: Kept | None = None
+    layer: Int[Array, ""] | None = None
+    scale: Any = None
 
     def remember(self, keys: Heads, values: Heads) -> tuple[Kept, Kept | None]:
         """Give the keys and values to look at, and those to keep."""
         if self.before is None or self.slots is None:
             return (keys, values), None
-        kept = store(self.before[0], keys, self.slots), store(self.before[1], values, self.slots)
-        return (kept[0].astype(keys.dtype), kept[1].astype(values.dtype)), kept
+        first = store(self.before[0], keys, self.slots, self.layer)
+        second = store(self.before[1], values, self.slots, self.layer)
+        seen = (first, second) if self.layer is None else (first[self.layer], second[self.layer])
+        return (seen[0].astype(keys.dtype), seen[1].astype(values.dtype)), (first, second)
 
 
 # Policies of `jax.checkpoint` by the names users give: how much is computed again.
-_POLICIES = {
+POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -93,16 +101,21 @@ def run_layers(
         kept.append(after)
     if inputs.cache is None or inputs.slots is None:
         return hidden, None
-    # A token for which there was no slot left must not pass for one that was kept.
-    fits = inputs.slots < inputs.cache.valid.shape[1]
-    hidden = jnp.where(fits[..., None], hidden, jnp.nan)
     keys, values = zip(*kept, strict=True)
-    return hidden, inputs.cache._replace(keys=keys, values=values)
+    return mark_overflow(hidden, inputs), inputs.cache._replace(keys=keys, values=values)
+
+
+def mark_overflow(hidden: Hidden, inputs: DecoderInputs) -> Hidden:
+    """Give NaN for a token for which there was no slot left: it must not pass for a kept one."""
+    assert inputs.cache is not None
+    assert inputs.slots is not None
+    fits = inputs.slots < inputs.cache.valid.shape[1]
+    return jnp.where(fits[..., None], hidden, jnp.nan)
 
 
 def _run(layer: Any, hidden: Hidden, context: Context, key: Any, remat: str) -> Any:
     if remat == "none":
         return layer(hidden, context, key)
     # The layer's weights come in through the closure: they are stored in any case.
-    again = jax.checkpoint(lambda states: layer(states, context, key), policy=_POLICIES[remat])
+    again = jax.checkpoint(lambda states: layer(states, context, key), policy=POLICIES[remat])
     return again(hidden)
