@@ -77,7 +77,8 @@ def fit_many(
     from ..checkpoint import open_checkpoints, restore_state, save_state
 
     total, metric = total_steps(work, recipe), metric_of(work, recipe)
-    _, frozen = lnt.partition_params(work.model.params, work.config)
+    model = work.model
+    _, frozen = lnt.partition_params(model.params, work.config, name_map=model.name_map)
     make_optimizer = _optimizers(work, recipe, total)
     states = [
         lnt.TrainState.create(

@@ -78,7 +78,10 @@ def show_sweep(files: RunFiles, console: Console) -> None:
     content = json.loads(files.sweep.read_text(encoding="utf-8"))
     rows, metric = content["trials"], content["metric"]
     sign = -1.0 if metric in ("loss", "perplexity") else 1.0
-    ranked = sorted(rows, key=lambda row: -sign * row[metric] if metric in row else float("inf"))
+    known = sorted(
+        (row for row in rows if metric in row), key=lambda row: (-sign * row[metric], row["loss"])
+    )
+    ranked = known + [row for row in rows if metric not in row]
     table = RichTable(title=f"{len(rows)} adapters", title_justify="left")
     names = list(rows[0]["values"])
     for name in names:
@@ -120,6 +123,7 @@ def _save(work: Work, trials: tuple[Trial, ...], many: FittedMany, files: RunFil
                 fitted.best,
                 work.config,
                 base=work.model.params,
+                name_map=work.model.name_map,
                 overwrite=True,
             )
 

@@ -153,7 +153,7 @@ class SweepRecorder:
         if numbers:
             latest = {n: records.histories[n].evaluations[-1] for n in numbers}
             sign = -1.0 if metric in ("loss", "perplexity") else 1.0
-            best = max(latest, key=lambda n: sign * getattr(latest[n], metric))
+            best = max(latest, key=lambda n: (sign * getattr(latest[n], metric), -latest[n].loss))
             self._progress.note(
                 f"step {step}: {latest[best].describe()} ({self._trials[best].name}, the best of "
                 f"{len(numbers)})"

@@ -85,7 +85,7 @@ def start_leaves(work: Any, trials: tuple[Trial, ...], seed: int) -> list[dict[s
     from ..models._loading import draw
 
     model = work.model
-    trainable, _ = lnt.partition_params(model.params, work.config)
+    trainable, _ = lnt.partition_params(model.params, work.config, name_map=model.name_map)
     starts = []
     for trial in trials:
         own = dict(trainable)
