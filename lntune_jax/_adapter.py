@@ -24,6 +24,7 @@ from ._errors import AdapterError
 from ._files import resolve_path, write_directory
 from ._fingerprint import explain_difference, list_frozen, make_fingerprint
 from ._paths import join
+from ._roles import Selection
 from ._selection import select_leaves
 
 
@@ -158,12 +159,22 @@ def restore_adapter(path: str | os.PathLike[str], params: Any, *, cast: bool = T
         >>> restore_adapter(path, params)["ln_1"]["scale"].tolist()
         [3.0, 3.0]
     """
+    adapter, selection = read_fitting(path, params)
+    return place_leaves(selection, adapter.trainable, cast)
+
+
+def read_fitting(path: str | os.PathLike[str], params: Any) -> tuple[Adapter, Selection]:
+    """Reads an adapter directory that fits `params`, its base; and gives the leaves of `params`.
+
+    Raises:
+        AdapterError: as for `restore_adapter`.
+    """
     directory, adapter, metadata = read_target(resolve_path(path))
     selection = check_place(directory, params, adapter, metadata.norms)
     difference = explain_difference(metadata.base, list_frozen(selection))
     if difference:
         raise AdapterError(_explain_other_base(directory, adapter.config, difference))
-    return place_leaves(selection, adapter.trainable, cast)
+    return adapter, selection
 
 
 def _join_module(module: str | Iterable[str]) -> str:
