@@ -115,9 +115,7 @@ def _is_norm(path: tuple[str, ...], leaves: Leaves) -> bool:
     return path[-1] in ("scale", "bias") and (*path[:-1], "scale") in leaves
 
 
-def _leaf(
-    params: Any, path: tuple[str, ...], expected: jax.ShapeDtypeStruct, is_norm: bool
-) -> Any:
+def _leaf(params: Any, path: tuple[str, ...], expected: jax.ShapeDtypeStruct, is_norm: bool) -> Any:
     found = params
     for segment in path:
         try:
