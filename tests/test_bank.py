@@ -181,7 +181,7 @@ def test_names_that_cannot_be():
         banks.make_bank(params, adapters, capacity=3)
     with pytest.raises(lnt.AdapterError, match="more than capacity=2"):
         banks.grow_bank(bank, 2)
-    with pytest.raises(lnt.AdapterError, match="no leaf 'x.scale', which an adapter tunes"):
+    with pytest.raises(lnt.AdapterError, match=r"no leaf 'x\.scale', which an adapter tunes"):
         banks.make_bank(params, {"a": {"x.scale": np.ones(3)}})
     with pytest.raises(lnt.AdapterError, match="has no values"):
         banks.make_bank(jax.eval_shape(lambda: params))

@@ -69,7 +69,7 @@ def test_another_base_is_refused(tmp_path):
         banks.load_bank(path, tuned)
     with pytest.raises(lnt.AdapterError, match="base is another base than the bank's"):
         banks.save_bank(tmp_path / "no", bank, base=tuned)
-    with pytest.raises(lnt.AdapterError, match="the base lacks .*'ln_f.bias'"):
+    with pytest.raises(lnt.AdapterError, match=r"the base lacks .*'ln_f\.bias'"):
         banks.load_bank(path, {"layers": PARAMS["layers"]})
     assert not (tmp_path / "no").exists()
 
@@ -146,7 +146,7 @@ def test_from_directories_of_both_kinds(tmp_path):
     bank = banks.add_adapter(banks.make_bank(PARAMS), "p", paths["peft"], params=PARAMS)
     assert same(banks.get_adapter(bank, "p").trainable, peft.trainable)
     # Strict: another base, a mixture of two, nothing at all.
-    with pytest.raises(lnt.AdapterError, match="was trained|another base"):
+    with pytest.raises(lnt.AdapterError, match="on another base than params"):
         banks.make_bank(make_params(seed=3), {"ours": paths["ours"]})
     shutil.copy(tmp_path / "peft/adapter_model.safetensors", tmp_path / "ours")
     with pytest.raises(lnt.AdapterError, match="two adapters: move one of them"):
