@@ -6,7 +6,6 @@ A directory is ours or PEFT's, told by its files, and is read strictly against t
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -77,14 +76,14 @@ def select_paths(paths: Iterable[str], leaves: Mapping[str, Any]) -> LNTuningCon
     Example:
         >>> import numpy as np
         >>> select_paths(["scale"], {"scale": np.ones(2)}).target_modules
-        'scale'
+        ('scale',)
     """
     listed = list(paths)
     matrices = [path for path in listed if path in leaves and leaves[path].ndim > 1]
     saved = tuple(dict.fromkeys(path.rpartition(".")[0] for path in matrices))
     others = [path for path in listed if path.rpartition(".")[0] not in saved]
     return LNTuningConfig(
-        target_modules="|".join(re.escape(path) for path in others) or None,
+        target_modules=tuple(others) or None,  # paths of leaves: each matches itself alone
         modules_to_save=saved or None,
     )
 

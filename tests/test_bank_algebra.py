@@ -90,6 +90,15 @@ def test_a_sum_is_an_adapter_like_any_other(tmp_path):
     lnt.save_adapter(tmp_path / "mixed", *mixed, base=params)
 
 
+def test_a_config_for_many_leaves_of_different_adapters(tmp_path):
+    paths = [f"model.layers.{number}.input_layernorm.scale" for number in range(120)]
+    params = {path: np.ones(2, "f") for path in paths} | {"model.norm.scale": np.ones(2, "f")}
+    adapters = {"a": {path: np.zeros(2, "f") for path in paths}, "b": {paths[0]: np.zeros(2, "f")}}
+    mean = banks.average(banks.make_bank(params, adapters), ["a", "b"])
+    assert list(lnt.partition_params(params, mean.config).trainable) == sorted(paths)
+    lnt.save_adapter(tmp_path / "mean", *mean, base=params)
+
+
 def test_soups_keep_what_helps():
     params, adapters, bank = make_small_bank("abcd")
     frozen, batch = banks.freeze_base(params, bank), make_batch(8)

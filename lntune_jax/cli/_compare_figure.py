@@ -40,13 +40,14 @@ def draw_comparison(
     parts = [(title, values) for title, values in parts if np.isfinite(values).any()]
     left_width = 1.9 + len(parts) * max(1.5, 0.42 * count) + 0.9
     right_width = 2.0 + max(2.4, 0.52 * count) if count > 1 else 0.0
-    height = max(2.4 + 0.2 * len(norms), 2 * max(2.9, 0.5 * count + 1.6) if count > 1 else 3.6)
+    panel = max(2.9, 0.5 * count + 1.6)  # of one of the two maps on the right
+    height = max(2.4 + 0.2 * len(norms), 2 * panel if count > 1 else 3.6)
     figure = Figure(figsize=(left_width + right_width, height), layout="constrained", dpi=130)
     figure.suptitle(_title(count), fontsize=13, fontweight="bold")
     if count > 1:
         ratios = (left_width, right_width)
         left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=ratios)[0]
-        _draw_relations(right, _shorten(names), cosine, distance)
+        _draw_relations(right, _shorten(names), cosine, distance, height / panel)
     else:
         left = figure.subfigures(1, 1)
     _draw_movement(left, _shorten(names), norms, parts)
@@ -80,16 +81,20 @@ def _draw_movement(
             ha="right", va="top", fontsize=7.5, color="#606060",
         )  # fmt: skip
     axes[0].set_yticks(range(len(norms)), norms, fontsize=8)
-    bar = figure.colorbar(image, ax=list(axes), fraction=0.05, pad=0.02, aspect=40)
+    bar = figure.colorbar(image, ax=list(axes), fraction=0.05, pad=0.02, aspect=40, anchor=(0, 1))
     bar.set_label("RMS change from the base", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
 
 
 def _draw_relations(
-    figure: Any, names: Sequence[str], cosine: np.ndarray, distance: np.ndarray
+    figure: Any, names: Sequence[str], cosine: np.ndarray, distance: np.ndarray, height: float
 ) -> None:
-    upper, lower = figure.subplots(2, 1)
+    """Two maps at the top, however high the figure is; `height` is in maps."""
+    filler = [height - 2] if height > 2.3 else []
+    upper, lower, *rest = figure.subplots(2 + len(filler), 1, height_ratios=[1, 1, *filler])
+    for empty in rest:
+        empty.set_axis_off()
     furthest = float(distance.max()) or 1.0
     for place, values, title, colours, low, high, form in (
         (upper, cosine, "Cosine between their changes", _COSINE, -1.0, 1.0, "z.2f"),
