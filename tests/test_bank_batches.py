@@ -147,6 +147,21 @@ def test_a_bfloat16_base_takes_its_own_dtype_or_the_bank_s():
         np.testing.assert_allclose(found.astype("f"), expected.astype("f"), atol=0.05)
 
 
+def test_stacked_layers_are_rows_like_any_other():
+    def scanned(params, x):
+        def layer(x, leaves):
+            return jnp.tanh(x @ leaves["kernel"]) * leaves["ln"]["scale"], None
+
+        return jax.lax.scan(layer, x, params["layers"])[0]
+
+    kernels = jax.random.normal(jax.random.key(0), (3, 32, 32))
+    params = {"layers": {"ln": {"scale": jnp.ones((3, 32))}, "kernel": kernels}}
+    bank = banks.make_bank(params, {name: make_adapter(params, i) for i, name in enumerate("abc")})
+    assert bank.leaves["layers.ln.scale"].shape == (8, 3, 32)
+    found = banks.apply_per_example(scanned, bank, MIX, banks.freeze_base(params, bank), X)
+    np.testing.assert_allclose(found, one_by_one(params, bank, MIX, apply_fn=scanned), atol=1e-5)
+
+
 def test_an_ensemble_is_each_adapter_on_the_whole_batch():
     params, _, bank = make_small_bank()
     frozen = banks.freeze_base(params, bank)
