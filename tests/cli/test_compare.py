@@ -77,7 +77,7 @@ def test_a_decoder_has_no_biases_and_many_adapters_go_to_the_figure(run, tmp_pat
     for number in range(13):
         tuned = {path: np.asarray(value) + number for path, value in trainable.items()}
         paths.append(tmp_path / f"tenant {number}")
-        lnt.save_adapter(paths[-1], tuned, config, base=params)
+        lnt.export_peft(paths[-1], tuned, config)
     figure = ("--figure", tmp_path / "figure.pdf")
     code, printed, complaint = run("compare", *paths, "--model", base, *figure)
     assert (code, complaint) == (0, "")
