@@ -65,6 +65,14 @@ def test_one_program_for_every_mix_and_every_adapter():
     assert len(traces) == 2  # other shapes: once
 
 
+def test_a_whole_bank_as_an_argument_compiles_for_other_names():
+    _, _, bank = make_small_bank()
+    run = jax.jit(lambda bank: banks.take_rows(bank, [1])["ln_f.scale"])
+    for other in (bank, banks.rename_adapter(bank, "a", "x")):
+        assert np.array_equal(run(other), bank.leaves["ln_f.scale"][1:2])
+    assert run._cache_size() == 2  # which is why programs take bank.leaves
+
+
 def test_edits_themselves_compile_once():
     params, _, bank = make_small_bank(capacity=32)
     adapters = [make_adapter(params, seed) for seed in range(4)]
