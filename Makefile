@@ -38,6 +38,7 @@ types: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/mixed_batches.py
 
 $(VENV)/.demo: pyproject.toml requirements-demo.txt
 	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }

@@ -25,7 +25,7 @@ from ._files import resolve_path, write_directory
 from ._fingerprint import explain_difference, list_frozen, make_fingerprint
 from ._layer_view import join_arrays, split_arrays
 from ._name_rules import NameMap
-from ._selection import select_views
+from ._selection import Views, select_views
 
 
 def save_adapter(
@@ -172,14 +172,26 @@ def restore_adapter(
         >>> restore_adapter(path, params)["ln_1"]["scale"].tolist()
         [3.0, 3.0]
     """
+    adapter, views = read_fitting(path, params, name_map)
+    found = adapter.trainable
+    found = found if views.parts is None else join_arrays(found, views.parts)
+    return place_leaves(views.tree, found, cast)
+
+
+def read_fitting(
+    path: str | os.PathLike[str], params: Any, name_map: str | NameMap | None = None
+) -> tuple[Adapter, Views]:
+    """Reads an adapter directory that fits `params`, its base; and gives the leaves of `params`.
+
+    Raises:
+        AdapterError: as for `restore_adapter`.
+    """
     directory, adapter, metadata = read_target(resolve_path(path))
     views = check_place(directory, params, adapter, metadata.norms, name_map)
     difference = explain_difference(metadata.base, list_frozen(views.named))
     if difference:
         raise AdapterError(_explain_other_base(directory, adapter.config, difference))
-    found = adapter.trainable
-    found = found if views.parts is None else join_arrays(found, views.parts)
-    return place_leaves(views.tree, found, cast)
+    return adapter, views
 
 
 def _join_module(module: str | Iterable[str]) -> str:

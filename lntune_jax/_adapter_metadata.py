@@ -18,11 +18,29 @@ import numpy as np
 
 from ._adapter_arrays import hash_array
 from ._adapter_messages import list_names
+from ._config import CONFIG_FILE
 from ._errors import AdapterError
 
 METADATA_FILE = "lntune.json"
 _ADVICE = "copy it anew from where it came from, and move files that are not its own elsewhere"
-FORMAT, FORMAT_VERSION = "lntune_jax adapter", 1
+FORMAT_VERSION = 1
+
+
+class Kind(NamedTuple):
+    """What a directory is: its format's name, what messages call it, and what is in it."""
+
+    format: str
+    noun: str
+    writer: str  # the function that writes it
+    entries: frozenset[str]
+
+
+ADAPTER = Kind(
+    "lntune_jax adapter",
+    "adapter",
+    "save_adapter",
+    frozenset({CONFIG_FILE, METADATA_FILE, "arrays"}),
+)
 
 
 class LeafRecord(NamedTuple):
@@ -50,7 +68,7 @@ class Metadata(NamedTuple):
     norms: list[str] | None
 
 
-def write_metadata(directory: Path, metadata: Metadata) -> None:
+def write_metadata(directory: Path, metadata: Metadata, kind: Kind = ADAPTER) -> None:
     """Writes the metadata file.
 
     Example:
@@ -61,7 +79,7 @@ def write_metadata(directory: Path, metadata: Metadata) -> None:
         Metadata(leaves={}, files={}, base={}, norms=None)
     """
     fields = {
-        "format": FORMAT,
+        "format": kind.format,
         "format_version": FORMAT_VERSION,
         "library_version": _get_library_version(),
         "leaves": {path: record._asdict() for path, record in metadata.leaves.items()},
@@ -72,7 +90,7 @@ def write_metadata(directory: Path, metadata: Metadata) -> None:
     (directory / METADATA_FILE).write_text(_render(fields), encoding="utf-8")
 
 
-def read_metadata(directory: Path) -> Metadata:
+def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
     """Reads the metadata file.
 
     Raises:
@@ -84,7 +102,7 @@ def read_metadata(directory: Path) -> Metadata:
         fields = json.loads(text)
     except FileNotFoundError:
         raise AdapterError(
-            f"{directory} holds no {METADATA_FILE}, which is written last: it is no adapter of "
+            f"{directory} holds no {METADATA_FILE}, which is written last: it is no {kind.noun} of "
             "lntune_jax, or saving it was interrupted. Save it again; a PEFT directory is read by "
             "import_peft"
         ) from None
@@ -94,9 +112,9 @@ def read_metadata(directory: Path) -> Metadata:
         raise AdapterError(
             f"{file} is damaged: {error}. Copy the directory anew from where it came from"
         ) from None
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+    if not isinstance(fields, dict) or fields.get("format") != kind.format:
         found = fields.get("format") if isinstance(fields, dict) else fields
-        raise AdapterError(f"{file} has format {str(found)[:80]!r}, expected {FORMAT!r}")
+        raise AdapterError(f"{file} has format {str(found)[:80]!r}, expected {kind.format!r}")
     found = fields.get("format_version")
     if found != FORMAT_VERSION or type(found) is not int:
         raise AdapterError(

@@ -7,18 +7,28 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from ._adapter_arrays import read_arrays
-from ._adapter_metadata import METADATA_FILE, Metadata, check_files, describe_leaf, read_metadata
+from ._adapter_metadata import (
+    ADAPTER,
+    METADATA_FILE,
+    Kind,
+    Metadata,
+    check_files,
+    describe_leaf,
+    read_metadata,
+)
 from ._config import CONFIG_FILE, LNTuningConfig
 from ._errors import AdapterError, ConfigError
 from ._files import list_asides
 
 ARRAYS_DIRECTORY = "arrays"
+_T = TypeVar("_T")
 _ATTEMPTS = 10  # to read what another process keeps replacing
 
 
@@ -42,16 +52,22 @@ class Adapter(NamedTuple):
 
 def read_target(target: Path) -> tuple[Path, Adapter, Metadata]:
     """Reads a directory, again if another process replaced it under the reader's hands."""
+    directory, (adapter, metadata) = read_settled(target, read_directory)
+    return directory, adapter, metadata
+
+
+def read_settled(target: Path, read: Callable[[Path], _T], kind: Kind = ADAPTER) -> tuple[Path, _T]:
+    """Calls `read` with the directory, again while another process replaces it meanwhile."""
     for _ in range(_ATTEMPTS - 1):
-        directory = _find_directory(target)
+        directory = _find_directory(target, kind)
         identity = _identify(directory)
         try:
-            return directory, *read_directory(directory)
+            return directory, read(directory)
         except AdapterError:
             if _identify(directory) == identity:
                 raise
-    directory = _find_directory(target)
-    return directory, *read_directory(directory)
+    directory = _find_directory(target, kind)
+    return directory, read(directory)
 
 
 def read_directory(directory: Path) -> tuple[Adapter, Metadata]:
@@ -66,6 +82,15 @@ def read_directory(directory: Path) -> tuple[Adapter, Metadata]:
         config = LNTuningConfig.from_pretrained(directory)
     except ConfigError as error:
         raise AdapterError(f"{directory / CONFIG_FILE} cannot be used: {error}") from error
+    return Adapter(read_leaves(directory, metadata), config), metadata
+
+
+def read_leaves(directory: Path, metadata: Metadata) -> dict[str, np.ndarray]:
+    """Reads the arrays of a directory whose files are sound, each against its record.
+
+    Raises:
+        AdapterError: names the leaf, what was expected and what was found.
+    """
     arrays = read_arrays(directory / ARRAYS_DIRECTORY, metadata.leaves)
     for name, record in metadata.leaves.items():
         found = describe_leaf(arrays[name], record.base_dtype)
@@ -73,9 +98,9 @@ def read_directory(directory: Path) -> tuple[Adapter, Metadata]:
             if getattr(found, field) != expected:
                 raise AdapterError(
                     f"the leaf {name!r} in {directory} has {field} {getattr(found, field)}, "
-                    f"expected {expected}: copy the adapter anew from where it came from"
+                    f"expected {expected}: copy the directory anew from where it came from"
                 )
-    return Adapter(arrays, config), metadata
+    return arrays
 
 
 def _identify(directory: Path) -> int | None:
@@ -85,19 +110,19 @@ def _identify(directory: Path) -> int | None:
         return None
 
 
-def _find_directory(target: Path) -> Path:
+def _find_directory(target: Path, kind: Kind) -> Path:
     """The directory itself, or the older version that a crash while replacing it left beside it."""
     if target.is_dir():
         return target
     if os.path.lexists(target):
-        raise AdapterError(f"{target} is a file: pass the directory that save_adapter wrote")
+        raise AdapterError(f"{target} is a file: pass the directory that {kind.writer} wrote")
     for aside in list_asides(target):
         if (aside / METADATA_FILE).is_file():
             warnings.warn(
                 f"{target} is missing: replacing it was interrupted. Reading the version before, "
                 f"{aside}; rename it to {target.name} to keep it",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
             return aside
-    raise AdapterError(f"there is no adapter directory {target}: check the path")
+    raise AdapterError(f"there is no {kind.noun} directory {target}: check the path")

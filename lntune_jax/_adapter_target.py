@@ -10,15 +10,14 @@ import os
 from pathlib import Path
 
 from ._adapter_messages import list_names
-from ._adapter_metadata import METADATA_FILE, list_files, read_metadata
-from ._config import CONFIG_FILE
+from ._adapter_metadata import ADAPTER, METADATA_FILE, Kind, list_files, read_metadata
 from ._errors import AdapterError
 
-_ENTRIES = {CONFIG_FILE, METADATA_FILE, "arrays"}
 
-
-def check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool, kind: Kind = ADAPTER) -> None:
     """Refuses a path that exists, unless it is an adapter (or empty) and may be replaced.
+
+    A bank of adapters may be replaced by another likewise; `kind` says which of the two.
 
     Raises:
         AdapterError: the message says what is there.
@@ -30,27 +29,28 @@ def check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise AdapterError(
-            f"{target} exists: pass another path, or overwrite=True to replace the adapter there"
+            f"{target} exists: pass another path, or overwrite=True to replace the {kind.noun} "
+            "there"
         )
     if not target.is_dir():
-        raise AdapterError(f"{target} is a file, and overwrite=True replaces adapters only")
-    foreign = _list_foreign(target)
+        raise AdapterError(f"{target} is a file, and overwrite=True replaces {kind.noun}s only")
+    foreign = _list_foreign(target, kind)
     if foreign:
         raise AdapterError(
-            f"{target} holds what save_adapter did not write ({list_names(foreign)}), and "
-            "overwrite=True replaces adapters only: pass another path, or move these files"
+            f"{target} holds what {kind.writer} did not write ({list_names(foreign)}), and "
+            f"overwrite=True replaces {kind.noun}s only: pass another path, or move these files"
         )
 
 
-def _list_foreign(target: Path) -> list[str]:
+def _list_foreign(target: Path, kind: Kind) -> list[str]:
     entries = sorted(path.name for path in target.iterdir())
     if not entries:
         return []
     if METADATA_FILE not in entries:
         return entries
-    foreign = [name for name in entries if name not in _ENTRIES]
+    foreign = [name for name in entries if name not in kind.entries]
     try:
-        recorded = read_metadata(target).files
+        recorded = read_metadata(target, kind).files
     except AdapterError:  # damaged or of another version, but with our files only: an adapter
         return foreign
     return foreign or [

@@ -35,6 +35,7 @@ COMMANDS = {
     "generate": Command(_generate_settings.GenerateSettings, "_generate"),
     "convert": Command(_transfer_settings.ConvertSettings, "_convert"),
     "merge": Command(_transfer_settings.MergeSettings, "_merge"),
+    "compare": Command(_transfer_settings.CompareSettings, "_compare"),
     "demo": Command(_demo_settings.DemoSettings, "_demo"),
 }
 

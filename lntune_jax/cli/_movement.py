@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_BIASES = ("bias", "beta", "offset")
+BIASES = ("bias", "beta", "offset")
 # Wrappers that every architecture has around its layers; they tell norms apart only rarely.
 _WRAPPERS = {"model", "transformer", "bert", "roberta", "encoder", "layers", "layer", "h", "self"}
 
@@ -31,9 +31,9 @@ def measure_movement(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[M
         One `Movement` a norm.
     """
     changes: dict[str, dict[str, float]] = {}
-    for path in sorted(start, key=_natural_order):
+    for path in sorted(start, key=natural_order):
         module, _, leaf = path.rpartition(".")
-        role = "bias" if leaf in _BIASES else "scale"
+        role = "bias" if leaf in BIASES else "scale"
         change = np.asarray(end[path], np.float64) - np.asarray(start[path], np.float64)
         changes.setdefault(module, {})[role] = float(np.sqrt(np.mean(change**2)))
     return [Movement(name, each.get("scale"), each.get("bias")) for name, each in changes.items()]
@@ -59,6 +59,6 @@ def _join(parts: Iterable[str]) -> str:
     return " ".join(f"layer {part}" if part.isdigit() else part.replace("_", " ") for part in parts)
 
 
-def _natural_order(path: str) -> list[tuple[int, int, str]]:
+def natural_order(path: str) -> list[tuple[int, int, str]]:
     """Layer 10 comes after layer 9."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.split(".")]

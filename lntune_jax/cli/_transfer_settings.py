@@ -1,4 +1,4 @@
-"""What can be set for `convert` and `merge`; as in `_settings`, the docstrings are the help."""
+"""What can be set to move and compare adapters; as in `_settings`, the docstrings are the help."""
 
 from __future__ import annotations
 
@@ -70,3 +70,20 @@ class MergeSettings:
     """Table of names, for an adapter whose tree has other names than transformers."""
     overwrite: bool = False
     """Replace the merged checkpoint in --output; nothing else is ever replaced."""
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Show how far adapters moved each norm from the base, and how they relate.
+
+    Prints tables and draws a figure. The base's files are read, no model is run.
+    """
+
+    adapters: Annotated[Positional[tuple[Path, ...]], arg(metavar="ADAPTER ...")]
+    """Adapter directories, ours or PEFT's, or output directories of `lntune-jax train`."""
+    model: str
+    """The base model: directory of a Hugging Face model, a .gguf file, or a hub id."""
+    figure: Path = Path("comparison.png")
+    """The figure: a .png, .svg or .pdf file; one that is there is replaced."""
+    name_map: Annotated[str | None, _shown("none", "NAME")] = None
+    """Table of names, for adapters whose trees have other names than transformers."""

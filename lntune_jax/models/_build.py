@@ -78,7 +78,8 @@ def skeleton(make: Callable[[], Any]) -> tuple[Leaves, Callable[[Any], Any]]:
     def bind(params: Any) -> Any:
         tree: dict[Any, Any] = {}
         for path, expected in leaves.items():
-            _put(tree, [part.key for part in keys[path]], _leaf(params, path, expected))
+            norm = _is_norm(path, leaves)
+            _put(tree, [part.key for part in keys[path]], _leaf(params, path, expected, norm))
         return nnx.merge(graph, tree)
 
     return leaves, bind
@@ -110,7 +111,11 @@ def _put(tree: dict[Any, Any], path: Any, leaf: Any) -> None:
     tree[path[-1]] = leaf
 
 
-def _leaf(params: Any, path: tuple[str, ...], expected: jax.ShapeDtypeStruct) -> Any:
+def _is_norm(path: tuple[str, ...], leaves: Leaves) -> bool:
+    return path[-1] in ("scale", "bias") and (*path[:-1], "scale") in leaves
+
+
+def _leaf(params: Any, path: tuple[str, ...], expected: jax.ShapeDtypeStruct, is_norm: bool) -> Any:
     found = params
     for segment in path:
         try:
@@ -122,6 +127,15 @@ def _leaf(params: Any, path: tuple[str, ...], expected: jax.ShapeDtypeStruct) ->
             ) from None
     if getattr(found, "shape", None) != expected.shape:
         shape = getattr(found, "shape", f"none, as a {type(found).__name__}")
+        has_rows = isinstance(shape, tuple) and shape[1:] == expected.shape
+        if has_rows and is_norm:  # parameters of its own for each row of the batch
+            return found
+        if has_rows:
+            raise ModelError(
+                f"params leaf {'.'.join(path)} has a batch axis: {shape}, where norms alone may "
+                "differ from row to row. Call lntune_jax.bank.apply_per_example, which computes a "
+                "matmul for each row there, or leave saved modules out of the bank"
+            )
         raise ModelError(
             f"params leaf {'.'.join(path)} has the shape {shape}; expected {expected.shape}"
         )

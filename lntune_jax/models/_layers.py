@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lntune_jax._errors import ModelError
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
@@ -46,8 +48,8 @@ class LayerNorm(nnx.LayerNorm):
         # In two passes: the difference of two means of squares would cancel.
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scale = jnp.asarray(self.scale[...]).astype(jnp.float32)
-        bias = jnp.asarray(self.bias[...]).astype(jnp.float32)
+        scale = _per_row(self.scale[...], x).astype(jnp.float32)
+        bias = _per_row(self.bias[...], x).astype(jnp.float32)
         return (normal * scale + bias).astype(x.dtype)
 
 
@@ -66,7 +68,7 @@ class RMSNorm(nnx.RMSNorm):
         assert self.scale is not None
         exact = x.astype(jnp.float32)
         square = jnp.square(exact).mean(axis=-1, keepdims=True)
-        scale = jnp.asarray(self.scale[...]).astype(jnp.float32) + self.offset
+        scale = _per_row(self.scale[...], x).astype(jnp.float32) + self.offset
         return (exact * jax.lax.rsqrt(square + self.epsilon) * scale).astype(x.dtype)
 
 
@@ -92,6 +94,19 @@ class Embed(nnx.Embed):
             out_sharding=_rows_like(inputs),
         )
         return found.astype(self.dtype)
+
+
+def _per_row(parameter: Any, x: Float[Array, "batch *axes width"]) -> Array:
+    """A norm's parameter as it is, or, with a batch axis, one for each row of `x`."""
+    parameter = jnp.asarray(parameter)
+    if parameter.ndim == 1:
+        return parameter
+    if parameter.shape[0] != x.shape[0]:
+        raise ModelError(
+            f"params has norm parameters for {parameter.shape[0]} rows, and the batch has "
+            f"{x.shape[0]}: pass take_rows one id for each row of the batch"
+        )
+    return parameter.reshape(parameter.shape[0], *[1] * (x.ndim - 2), parameter.shape[1])
 
 
 def _rows_like(inputs: Int[Array, "*axes"]) -> Any:
