@@ -129,7 +129,8 @@ def _leaf(params: Any, path: tuple[str, ...], expected: jax.ShapeDtypeStruct, is
         shape = getattr(found, "shape", f"none, as a {type(found).__name__}")
         has_rows = isinstance(shape, tuple) and shape[1:] == expected.shape
         if has_rows and is_norm:  # parameters of its own for each row of the batch
-            return found
+            # A loop over stacked layers takes its first axis.
+            return found if len(expected.shape) == 1 else found.swapaxes(0, 1)
         if has_rows:
             raise ModelError(
                 f"params leaf {'.'.join(path)} has a batch axis: {shape}, where norms alone may "
