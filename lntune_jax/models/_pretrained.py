@@ -16,6 +16,7 @@ from ._directory import config_of, find_directory, with_labels
 from ._layout import LAYOUTS
 from ._loading import load_leaves
 from ._matching import canonical_keys, match
+from ._quantize import check_kind, quantized_shapes
 from ._source import config_from, open_source
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class PretrainedModel:
         fresh: the leaf paths, with dots, that were drawn at random.
         settings: what was read from the config, every field checked.
         dtype: of weights and activations.
+        quantize: what the kernels of the layers are kept as, or `None` for `dtype`.
 
     Example:
         >>> import jax
@@ -68,6 +70,7 @@ class PretrainedModel:
     fresh: tuple[str, ...] = ()
     settings: Any = field(default=None, repr=False)
     dtype: str = "float32"
+    quantize: str | None = None
 
 
 def from_pretrained(
@@ -84,6 +87,7 @@ def from_pretrained(
     seed: int = 0,
     revision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    quantize: str | None = None,
 ) -> PretrainedModel:
     """Load a BERT, RoBERTa, Llama, Mistral, Qwen, Gemma or GPT-2 checkpoint.
 
@@ -112,11 +116,15 @@ def from_pretrained(
         seed: for leaves that the checkpoint lacks.
         revision: a branch, tag or commit on the hub.
         progress: called as `progress(done, total)`, in bytes, after each tensor.
+        quantize: `None`, or what the kernels of the layers are kept as to take less memory:
+            "int8", "int4", "nf4" or "fp8" (needs qwix, the extra `quant`). Norms, biases,
+            embeddings and heads stay in `dtype`, and so do activations.
 
     Raises:
         ModelError: the name is neither a directory nor on the hub; a file is missing, damaged
             or a pickle; the config holds something that cannot be honoured exactly; the weights
-            do not fit the model. The message names file, field or keys.
+            do not fit the model; `quantize` would quantise activations, through which norms
+            get no gradient. The message names file, field or keys.
 
     Warns:
         FreshWeightsWarning: leaves outside `classifier` and `score` were drawn at random.
@@ -130,6 +138,7 @@ def from_pretrained(
         './no-such-directory' is neither a directory nor an id on the hub
     """
     choices = check_choices(Choices(task, pooling, dtype, attention, remat))
+    quantize = check_kind(quantize)
     with open_source(find_directory(name_or_directory, revision)) as (found, weights):
         config = with_labels(found, num_labels)
         layout = LAYOUTS[config.model_type]
@@ -148,10 +157,18 @@ def from_pretrained(
             seed=seed,
             spread=blueprint.settings.initializer_range,
             progress=progress,
+            quantize=quantize,
         )
     fresh = tuple(".".join(path) for path in plan.fresh)
     return PretrainedModel(
-        nest(arrays), config, blueprint.apply, task, fresh, blueprint.settings, blueprint.dtype
+        nest(arrays),
+        config,
+        blueprint.apply,
+        task,
+        fresh,
+        blueprint.settings,
+        blueprint.dtype,
+        quantize,
     )
 
 
@@ -165,6 +182,7 @@ def from_config(
     attention: str = "xla",
     remat: str = "none",
     revision: str | None = None,
+    quantize: str | None = None,
 ) -> PretrainedModel:
     """Give the model of a config, with shapes in place of weights.
 
@@ -178,6 +196,7 @@ def from_config(
         attention: as in `from_pretrained`.
         remat: as in `from_pretrained`.
         revision: as in `from_pretrained`.
+        quantize: as in `from_pretrained`.
 
     Returns:
         A model whose `params` are `jax.ShapeDtypeStruct`; `jax.eval_shape(model.apply, ...)`
@@ -197,6 +216,7 @@ def from_config(
         ['bias', 'scale']
     """
     choices = check_choices(Choices(task, pooling, dtype, attention, remat))
+    quantize = check_kind(quantize)
     config = directory_or_config
     if isinstance(config, str | Path):
         config = config_from(find_directory(config, revision, ("config.json",)))
@@ -205,10 +225,11 @@ def from_config(
     config = with_labels(config, num_labels)
     blueprint = draw_up(config, choices, pooler=True)
     return PretrainedModel(
-        nest(blueprint.leaves),
+        nest(quantized_shapes(blueprint.leaves, quantize)),
         config,
         blueprint.apply,
         task,
         settings=blueprint.settings,
         dtype=blueprint.dtype,
+        quantize=quantize,
     )
