@@ -20,9 +20,11 @@ import numpy as np
 from ._adapter_messages import list_names
 from ._fingerprint_samples import holds_values, is_sampled_kind, sample_leaf
 from ._paths import join
+from ._quantization import describe_quantization
 from ._roles import FROZEN_ROLE, Selection
 
 LEAVES_SAMPLED = 8
+QUANTIZED = "quantized"  # the field that names the kinds of a quantised base's kernels
 _LONGEST_LIST = 16_384  # bytes of the compressed list of leaves; a longer one is only hashed
 _LONGEST_TEXT = 50_000_000
 
@@ -58,11 +60,13 @@ def make_fingerprint(frozen: Mapping[str, Any]) -> dict[str, Any]:
         values = sample_leaf(path, frozen[path])
         texts = [_write_number(value) for value in values]
         samples.append({"path": path, "dtype": frozen[path].dtype.name, "values": texts})
+    quantized = describe_quantization(frozen)
     return {
         "leaves": len(frozen),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "list": packed if len(packed) <= _LONGEST_LIST else None,
         "samples": samples,
+        **({QUANTIZED: quantized} if quantized else {}),
     }
 
 
@@ -72,7 +76,15 @@ def explain_difference(fingerprint: Mapping[str, Any], frozen: Mapping[str, Any]
     In a run of several processes each must call this. Abstract leaves have no values to compare.
     """
     text = _write_structure(frozen)
-    if hashlib.sha256(text.encode()).hexdigest() != fingerprint["sha256"]:
+    same = hashlib.sha256(text.encode()).hexdigest() == fingerprint["sha256"]
+    expected, found = fingerprint.get(QUANTIZED), describe_quantization(frozen)
+    # An adapter saved before there was such a field may have a quantised base all the same.
+    if expected != found and (expected or not same):
+        return (
+            f"{_write_kernels(expected)} expected, {_write_kernels(found)} found (the quantize= of "
+            "lntune_jax.models.from_pretrained; a base is another one once it is quantised)"
+        )
+    if not same:
         return _explain_structure(fingerprint, text, len(frozen))
     for sample in fingerprint["samples"]:
         value = frozen[sample["path"]]
@@ -105,6 +117,10 @@ def _choose_leaves(frozen: Mapping[str, Any]) -> list[str]:
     last = len(candidates) - 1
     places = dict.fromkeys(i * last // max(count - 1, 1) for i in range(count))
     return [candidates[place] for place in places]
+
+
+def _write_kernels(kinds: str | None) -> str:
+    return f"kernels quantised to {kinds}" if kinds else "kernels that are not quantised"
 
 
 def _explain_structure(fingerprint: Mapping[str, Any], text: str, count: int) -> str:

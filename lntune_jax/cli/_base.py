@@ -6,11 +6,22 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from .._errors import FreshWeightsWarning, ModelError
+from ._console import say
 from ._settings import Selection
 
 
-def load_base(model: str, *, labels: int, pooling: str, dtype: str, seed: int) -> Any:
+def load_base(
+    model: str,
+    *,
+    labels: int,
+    pooling: str,
+    dtype: str,
+    seed: int,
+    quantize: str | None = None,
+) -> Any:
     """Load a pretrained model with a classification head.
 
     Args:
@@ -19,6 +30,7 @@ def load_base(model: str, *, labels: int, pooling: str, dtype: str, seed: int) -
         pooling: `default` or `mean`.
         dtype: Number format of the weights.
         seed: Seed of the weights that the checkpoint lacks.
+        quantize: What the kernels of the layers are kept as, or `None` for `dtype`.
 
     Returns:
         A model of `lntune_jax.models`.
@@ -39,15 +51,17 @@ def load_base(model: str, *, labels: int, pooling: str, dtype: str, seed: int) -
             num_labels=labels,
             pooling=None if pooling == "default" else pooling,
             seed=seed,
+            quantize=quantize,
         )
 
 
-def load_language_model(model: str, *, dtype: str) -> Any:
+def load_language_model(model: str, *, dtype: str, quantize: str | None = None) -> Any:
     """Load a pretrained causal language model; nothing in it is drawn at random.
 
     Args:
         model: Directory, GGUF file, or hub id.
         dtype: Number format of the weights.
+        quantize: What the kernels of the layers are kept as, or `None` for `dtype`.
 
     Returns:
         A model of `lntune_jax.models`.
@@ -58,7 +72,21 @@ def load_language_model(model: str, *, dtype: str) -> Any:
     check_model_directory(model)
     from .. import models
 
-    return models.from_pretrained(model, task="CAUSAL_LM", dtype=dtype)
+    return models.from_pretrained(model, task="CAUSAL_LM", dtype=dtype, quantize=quantize)
+
+
+def say_memory(console: Console, model: Any) -> None:
+    """Say what a quantised base takes in memory, beside what it would take in its dtype."""
+    if model.quantize is None:
+        return
+    from ..models._quantize import count_both
+
+    kept, whole = count_both(model.params, model.dtype)
+    say(
+        console,
+        f"base in memory: {kept:,} bytes, the layers' kernels in {model.quantize} ({whole:,} in "
+        f"{model.dtype})",
+    )
 
 
 def model_location(model: str) -> str:

@@ -137,7 +137,9 @@ def _place_part(array: jax.Array, sharding: Any) -> jax.Array:
         return array
     sizes, spec = sharding.mesh.shape, list(sharding.spec)
     for axis, names in enumerate(spec):
-        parts = math.prod(sizes[name] for name in ([names] if isinstance(names, str) else names or ()))
+        parts = math.prod(
+            sizes[name] for name in ([names] if isinstance(names, str) else names or ())
+        )
         spec[axis] = None if array.shape[axis] % parts else names
     own = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
     return _place(np.asarray(array), own)

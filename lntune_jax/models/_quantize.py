@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lntune_jax._errors import ModelError
 
-from ._quantized import BITS, STORED, QuantizedKernel
+from ._quantized import BITS, STORED, QuantizedKernel, count_bytes
 
 if TYPE_CHECKING:
     Path = tuple[str, ...]
@@ -82,6 +82,19 @@ def quantized_shapes(leaves: dict[Path, Any], kind: str | None) -> dict[Path, An
         parts = jax.eval_shape(functools.partial(_quantize, kind=kind), exact)
         found |= place_parts(path, parts)
     return found
+
+
+def count_both(params: Any, dtype: str) -> tuple[int, int]:
+    """The bytes of a model's params, and those that they would have with kernels in `dtype`."""
+    kept = whole = 0
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        names = tuple(key.key for key in keys)
+        kept += count_bytes(leaf)
+        if names[-2:] == ("array", "qvalue"):
+            whole += leaf.size * jnp.dtype(dtype).itemsize
+        elif names[-2:] != ("array", "scale"):
+            whole += count_bytes(leaf)
+    return kept, whole
 
 
 def place_parts(path: Path, kernel: Any) -> dict[Path, Any]:

@@ -6,6 +6,7 @@ are the paths that qwix's own quantised models have. Its kind is the dtype of `q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,14 @@ class QuantizedKernel:
         return self.qvalue.shape
 
 
+def count_bytes(leaf: Any) -> int:
+    """The bytes that a leaf takes on a device, where two values of four bits share one."""
+    dtype = jnp.dtype(leaf.dtype)
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
+    bits = jnp.iinfo(dtype).bits if is_integer else 8 * dtype.itemsize
+    return -(-math.prod(leaf.shape) * bits // 8)
+
+
 def read_kernel(found: Any) -> Any:
     """Give the kernel that lies at a place of `params`: an array as it is, or the quantised one."""
     if isinstance(found, Mapping) and isinstance(found.get("array"), Mapping):
@@ -71,9 +80,7 @@ def read_kernel(found: Any) -> Any:
 
 
 @jax.custom_vjp
-def multiply(
-    x: Float[Array, "... inputs"], kernel: QuantizedKernel
-) -> Float[Array, "... outputs"]:
+def multiply(x: Float[Array, "... inputs"], kernel: QuantizedKernel) -> Float[Array, "... outputs"]:
     """Give the product of activations and kernel, as if the kernel were in their dtype.
 
     The backward pass makes the kernel anew from its few bits, rather than to find a copy stored;
