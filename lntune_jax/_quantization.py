@@ -38,9 +38,7 @@ def describe_quantization(leaves: Mapping[str, Any]) -> str | None:
         >>> describe_quantization({"fc.kernel.array.qvalue": np.ones((2, 2), np.int8)})
         'int8'
     """
-    dtypes = {
-        str(leaf.dtype) for path, leaf in leaves.items() if path.rpartition(".")[2] == QVALUE
-    }
+    dtypes = {str(leaf.dtype) for path, leaf in leaves.items() if path.rpartition(".")[2] == QVALUE}
     return ", ".join(sorted(_NAMES.get(name, name) for name in dtypes)) or None
 
 

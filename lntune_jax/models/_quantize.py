@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 KINDS = tuple(BITS)
 # What the architectures call their lists of layers.
 _LAYERS = frozenset({"layers", "layer", "h"})
-# The inputs of a kernel that share a scale in the kinds of four bits, as QLoRA has it.
-_RUN = 64
+# How many inputs of a kernel share a scale in the kinds of four bits: the first that divides
+# them, QLoRA's, or else all.
+_RUNS = (64, 32, 16)
 
 
 def check_kind(quantize: Any) -> str | None:
@@ -120,9 +121,8 @@ def _quantize(array: Any, kind: str) -> QuantizedKernel:
     import qwix
 
     inputs, last = array.shape[-2], array.ndim - 1
-    size = _RUN if BITS[kind] == 4 else inputs
-    while inputs % size:
-        size //= 2
+    runs = _RUNS if BITS[kind] == 4 else ()
+    size = next((size for size in runs if inputs % size == 0), inputs)
     with jax.numpy_dtype_promotion("standard"):
         found = qwix.quantize(
             array,
