@@ -29,7 +29,7 @@ def norm_modules(model: Any, *args: Any, **kwargs: Any) -> frozenset[str]:
 
     Raises:
         TreeError: the model is of none of these kinds.
-        ModelError: qwix quantises its activations, through which no norm gets a gradient.
+        ModelError: qwix quantises its activations, through which norms get wrong gradients.
 
     Example:
         >>> import jax.numpy as jnp

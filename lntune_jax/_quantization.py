@@ -46,7 +46,7 @@ def refuse_activations(model: Any) -> None:
     """Refuses a Flax module to which qwix's `PtqProvider` gave rules with an `act_qtype`.
 
     Raises:
-        ModelError: it quantises activations, through which no norm gets a gradient.
+        ModelError: it quantises activations, through which norms get wrong gradients.
     """
     qwix = sys.modules.get("qwix")
     if qwix is None or not hasattr(type(model), "_unquantized_type"):
@@ -58,9 +58,10 @@ def refuse_activations(model: Any) -> None:
             if kinds:
                 raise ModelError(
                     f"the {type(model).__name__} is quantised by qwix with act_qtype "
-                    f"{', '.join(sorted(kinds))}: rounding activations has no gradient, so that "
-                    "the norms would get gradients of exactly zero and nothing would train. Give "
-                    "PtqProvider rules with weight_qtype alone, or quantise with QtProvider"
+                    f"{', '.join(sorted(kinds))}: rounded activations have no gradient, so that "
+                    "norms would get wrong gradients: zero, or (where the range is taken from the "
+                    "data) that of the largest values alone. Give PtqProvider rules with "
+                    "weight_qtype alone, or train with QtProvider"
                 )
 
 

@@ -209,7 +209,7 @@ class Rule:
 @pytest.mark.parametrize(
     ("quantize", "message"),
     [
-        ("w8a8", "'w8a8', which quantises activations too.*exactly zero.*Pass a kind.*'int8'"),
+        ("w8a8", "'w8a8', which quantises activations too.*gradient of zero.*Pass a kind.*'int8'"),
         (qwix.QuantizationRule(weight_qtype="int8", act_qtype="int8"), "activations too"),
         (qwix.QuantizationRule(weight_qtype="int8"), "expected a name: 'int8', 'int4'"),
         ("int7", "quantize is 'int7'; supported: None, 'int8', 'int4', 'nf4', 'fp8'"),

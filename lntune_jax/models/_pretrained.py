@@ -124,7 +124,7 @@ def from_pretrained(
         ModelError: the name is neither a directory nor on the hub; a file is missing, damaged
             or a pickle; the config holds something that cannot be honoured exactly; the weights
             do not fit the model; `quantize` would quantise activations, through which norms
-            get no gradient. The message names file, field or keys.
+            get wrong gradients. The message names file, field or keys.
 
     Warns:
         FreshWeightsWarning: leaves outside `classifier` and `score` were drawn at random.

@@ -40,9 +40,10 @@ def check_kind(quantize: Any) -> str | None:
         raise ModelError(f"quantize is {quantize!r}; expected a name: {_listed()}")
     if name is None or _has_activations(name):
         raise ModelError(
-            f"quantize is {quantize!r}, which quantises activations too: rounding has no gradient, "
-            "so that the gradient of every norm before a product would be exactly zero and "
-            f"nothing would train. Pass a kind that is for weights only: {_listed()}"
+            f"quantize is {quantize!r}, which quantises activations too: what is rounded has no "
+            "gradient, so that the norms before a product would get a gradient of zero, or that of "
+            "the largest activations alone, and training would fail without a word. Pass a kind "
+            f"that is for weights only: {_listed()}"
         )
     if name not in KINDS:
         raise ModelError(f"quantize is {name!r}; supported: None, {_listed()}")
