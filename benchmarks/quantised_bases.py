@@ -12,6 +12,7 @@ some interleaved runs, as a ratio to float32.
 import argparse
 import csv
 import importlib.util
+import json
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _results import write_results
+from _results import RESULTS, write_results
 
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss, from_config, from_pretrained, tokenizer_from_gguf
@@ -95,6 +96,13 @@ def measure_bases(options):
     return figures
 
 
+def draw_leaf(leaf):
+    generator = np.random.default_rng(0)
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+        return jnp.asarray(generator.integers(0, 8, leaf.shape), leaf.dtype)
+    return jnp.asarray(generator.normal(0, 0.02, leaf.shape), leaf.dtype)
+
+
 def measure_times(options):
     shape = {
         "model_type": "llama",
@@ -110,7 +118,7 @@ def measure_times(options):
     running = {}
     for name, how in BASES.items():
         model = from_config(shape, "CAUSAL_LM", **how)
-        params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), model.params)
+        params = jax.tree.map(draw_leaf, model.params)
         running[name] = [*make_step(model, params), []]
     for _ in range(options.rounds + 1):  # the first round compiles
         for parts in running.values():
@@ -130,8 +138,12 @@ def main() -> None:
     parser.add_argument("--reviews", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only-times", action="store_true", help="keep the other figures")
     options = parser.parse_args()
-    figures = measure_bases(options)
+    if options.only_times:
+        figures = json.loads((RESULTS / "quantised_bases.json").read_text())["figures"]
+    else:
+        figures = measure_bases(options)
     for name, ratio in measure_times(options).items():
         figures[name]["step_time_ratio"] = ratio
     print(f"written to {write_results('quantised_bases', figures | {'shape': vars(options)})}")

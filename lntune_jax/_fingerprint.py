@@ -81,8 +81,8 @@ def explain_difference(fingerprint: Mapping[str, Any], frozen: Mapping[str, Any]
     # An adapter saved before there was such a field may have a quantised base all the same.
     if expected != found and (expected or not same):
         return (
-            f"{_write_kernels(expected)} expected, {_write_kernels(found)} found (the quantize= of "
-            "lntune_jax.models.from_pretrained; a base is another one once it is quantised)"
+            f"quantised kernels: {expected or 'none'} expected, {found or 'none'} found (quantize= "
+            "of lntune_jax.models.from_pretrained; a quantised base is another base)"
         )
     if not same:
         return _explain_structure(fingerprint, text, len(frozen))
@@ -117,10 +117,6 @@ def _choose_leaves(frozen: Mapping[str, Any]) -> list[str]:
     last = len(candidates) - 1
     places = dict.fromkeys(i * last // max(count - 1, 1) for i in range(count))
     return [candidates[place] for place in places]
-
-
-def _write_kernels(kinds: str | None) -> str:
-    return f"kernels quantised to {kinds}" if kinds else "kernels that are not quantised"
 
 
 def _explain_structure(fingerprint: Mapping[str, Any], text: str, count: int) -> str:
