@@ -20,9 +20,11 @@ import numpy as np
 from ._adapter_messages import list_names
 from ._fingerprint_samples import holds_values, is_sampled_kind, sample_leaf
 from ._paths import join
+from ._quantization import describe_quantization
 from ._roles import FROZEN_ROLE, Selection
 
 LEAVES_SAMPLED = 8
+QUANTIZED = "quantized"  # the field that names the kinds of a quantised base's kernels
 _LONGEST_LIST = 16_384  # bytes of the compressed list of leaves; a longer one is only hashed
 _LONGEST_TEXT = 50_000_000
 
@@ -58,11 +60,13 @@ def make_fingerprint(frozen: Mapping[str, Any]) -> dict[str, Any]:
         values = sample_leaf(path, frozen[path])
         texts = [_write_number(value) for value in values]
         samples.append({"path": path, "dtype": frozen[path].dtype.name, "values": texts})
+    quantized = describe_quantization(frozen)
     return {
         "leaves": len(frozen),
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "list": packed if len(packed) <= _LONGEST_LIST else None,
         "samples": samples,
+        **({QUANTIZED: quantized} if quantized else {}),
     }
 
 
@@ -72,7 +76,15 @@ def explain_difference(fingerprint: Mapping[str, Any], frozen: Mapping[str, Any]
     In a run of several processes each must call this. Abstract leaves have no values to compare.
     """
     text = _write_structure(frozen)
-    if hashlib.sha256(text.encode()).hexdigest() != fingerprint["sha256"]:
+    same = hashlib.sha256(text.encode()).hexdigest() == fingerprint["sha256"]
+    expected, found = fingerprint.get(QUANTIZED), describe_quantization(frozen)
+    # An adapter saved before there was such a field may have a quantised base all the same.
+    if expected != found and (expected or not same):
+        return (
+            f"quantised kernels: {expected or 'none'} expected, {found or 'none'} found (quantize= "
+            "of lntune_jax.models.from_pretrained; a quantised base is another base)"
+        )
+    if not same:
         return _explain_structure(fingerprint, text, len(frozen))
     for sample in fingerprint["samples"]:
         value = frozen[sample["path"]]

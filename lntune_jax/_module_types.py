@@ -10,6 +10,7 @@ import jax
 from ._errors import TreeError
 from ._norms import NORM, find_by_type
 from ._paths import join
+from ._quantization import refuse_activations
 
 
 def norm_modules(model: Any, *args: Any, **kwargs: Any) -> frozenset[str]:
@@ -28,6 +29,7 @@ def norm_modules(model: Any, *args: Any, **kwargs: Any) -> frozenset[str]:
 
     Raises:
         TreeError: the model is of none of these kinds.
+        ModelError: qwix quantises its activations, through which norms get wrong gradients.
 
     Example:
         >>> import jax.numpy as jnp
@@ -36,6 +38,7 @@ def norm_modules(model: Any, *args: Any, **kwargs: Any) -> frozenset[str]:
         >>> sorted(norm_modules(model, jnp.ones((1, 4))))
         ['layers_1']
     """
+    refuse_activations(model)
     linen, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
     if linen is not None and isinstance(model, linen.Module):
         return _trace_linen(model, args, kwargs)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ._config import LNTuningConfig
 from ._name_rules import NameMap
 from ._paths import get_shape, join
+from ._quantization import find_scales
 from ._roles import NORM_ROLE, SAVED_ROLE, STATE_ROLE
 from ._selection import select_leaves
 
@@ -78,7 +79,8 @@ def report_params(
     """Counts what trains; needs no values, so abstract trees of any size will do.
 
     There is no copy of a norm here, so `total` is the model's own count; PEFT's is larger by the
-    trainable norms, which it counts twice. The arguments are those of `partition_params`.
+    trainable norms, which it counts twice. Nor are the scales of quantised kernels counted. The
+    arguments are those of `partition_params`.
 
     Raises:
         SelectionError: nothing trains, a target holds no norm, or `model_type` is unknown.
@@ -98,8 +100,13 @@ def report_params(
         for leaf, role in zip(selection.leaves, selection.roles, strict=True)
         if get_shape(leaf.value) is not None
     )
+    scales = {join(path) for path in find_scales(leaf.path for leaf in selection.leaves)}
     trainable = sum(math.prod(leaf.shape) for leaf in leaves if leaf.role in _TRAINABLE)
-    total = sum(math.prod(leaf.shape) for leaf in leaves if leaf.role != STATE_ROLE)
+    total = sum(
+        math.prod(leaf.shape)
+        for leaf in leaves
+        if leaf.role != STATE_ROLE and leaf.path not in scales
+    )
     return ParamReport(trainable, total, 100 * trainable / max(total, 1), leaves)
 
 

@@ -11,6 +11,13 @@ SAYS = {
     "linen_loop.py": ["trainable params: 258 ||", "step 199", "accuracy 0."],
     "nnx_loop.py": ["trainable params: 130 ||", "programs compiled: 1", "accuracy 0."],
     "whole_tree.py": ["Dense_0         0 of", "Dense_1         0 of", "LayerNorm_0   12"],
+    "many_tenants.py": [
+        "64 tenants: ",
+        "added under load: 200 {'rows': 66}",
+        "the new one: 200",
+        "an unknown one: 404 {'error': \"the bank has no adapter 'nobody'; it has",
+        "programs compiled: 1",
+    ],
     "save_and_restore.py": ["identical True", "bfloat16", "another base: "],
 }
 

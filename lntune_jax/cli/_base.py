@@ -6,12 +6,22 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from .._errors import FreshWeightsWarning, ModelError
+from ._console import say
 from ._settings import Selection
 
 
 def load_base(
-    model: str, *, labels: int, pooling: str, dtype: str, seed: int, scan_layers: bool = False
+    model: str,
+    *,
+    labels: int,
+    pooling: str,
+    dtype: str,
+    seed: int,
+    scan_layers: bool = False,
+    quantize: str | None = None,
 ) -> Any:
     """Load a pretrained model with a classification head.
 
@@ -22,6 +32,7 @@ def load_base(
         dtype: Number format of the weights.
         seed: Seed of the weights that the checkpoint lacks.
         scan_layers: Whether a decoder's layers run in one loop.
+        quantize: What the kernels of the layers are kept as, or `None` for `dtype`.
 
     Returns:
         A model of `lntune_jax.models`.
@@ -43,16 +54,20 @@ def load_base(
             pooling=None if pooling == "default" else pooling,
             seed=seed,
             scan_layers=scan_layers,
+            quantize=quantize,
         )
 
 
-def load_language_model(model: str, *, dtype: str, scan_layers: bool = False) -> Any:
+def load_language_model(
+    model: str, *, dtype: str, scan_layers: bool = False, quantize: str | None = None
+) -> Any:
     """Load a pretrained causal language model; nothing in it is drawn at random.
 
     Args:
         model: Directory, GGUF file, or hub id.
         dtype: Number format of the weights.
         scan_layers: Whether its layers run in one loop.
+        quantize: What the kernels of the layers are kept as, or `None` for `dtype`.
 
     Returns:
         A model of `lntune_jax.models`.
@@ -63,7 +78,22 @@ def load_language_model(model: str, *, dtype: str, scan_layers: bool = False) ->
     check_model_directory(model)
     from .. import models
 
-    return models.from_pretrained(model, task="CAUSAL_LM", dtype=dtype, scan_layers=scan_layers)
+    options: dict[str, Any] = {"dtype": dtype, "scan_layers": scan_layers, "quantize": quantize}
+    return models.from_pretrained(model, task="CAUSAL_LM", **options)
+
+
+def say_memory(console: Console, model: Any) -> None:
+    """Say what a quantised base takes in memory, beside what it would take in its dtype."""
+    if model.quantize is None:
+        return
+    from ..models._quantize import count_both
+
+    kept, whole = count_both(model.params, model.dtype)
+    say(
+        console,
+        f"base in memory: {kept:,} bytes, the layers' kernels in {model.quantize} ({whole:,} in "
+        f"{model.dtype})",
+    )
 
 
 def model_location(model: str) -> str:

@@ -34,7 +34,7 @@ def run(settings: EvaluateSettings, task: LanguageTask, adapter: Path) -> None:
     name = settings.trained.model or task.model
     _, config = lnt.load_adapter(adapter)
     tokenizer = load_tokenizer(name)
-    model = load_language_model(name, dtype=task.dtype)
+    model = load_language_model(name, dtype=task.dtype, quantize=task.quantize)
     limit = min(task.max_length, position_limit(model.config, tokenizer))
     rows = make_rows(tokenizer, documents, model.config.vocab_size, limit, task.packing, console)
     buckets = row_lengths((rows,), 1 if task.packing else settings.trained.buckets, limit)

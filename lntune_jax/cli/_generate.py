@@ -37,7 +37,9 @@ def run(settings: GenerateSettings) -> None:
     if settings.output is not None and settings.output.suffix.lower() != ".jsonl":
         raise ConfigError(f"--output {settings.output} must end in .jsonl")
     with flags_in_messages():
-        language = load_language_model(settings.model, settings.adapter, settings.dtype)
+        language = load_language_model(
+            settings.model, settings.adapter, settings.dtype, settings.quantize
+        )
         prompts = [language.prompt_tokens(text, settings.chat) for text in texts]
         _check_prompts(prompts)
         if settings.output is None and len(settings.prompt) == 1:

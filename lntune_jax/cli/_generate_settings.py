@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ._settings import ComputeType
+from ._settings import ComputeType, Quantize
 
 
 def _shown(default: str, metavar: str):
@@ -56,5 +56,7 @@ class GenerateSettings:
     choice: Choice = field(default_factory=Choice)
     dtype: ComputeType = "float32"
     """Number format of the weights."""
+    quantize: Annotated[Quantize | None, _shown("as --adapter was trained", "KIND")] = None
+    """Keep the kernels of the layers in few bits: int8, int4, nf4 or fp8."""
     batch_size: int = 8
     """Texts that go through the model together."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._errors import ConfigError
-from ._base import check_model_directory, tuning_config
+from ._base import check_model_directory, say_memory, tuning_config
 from ._console import make_console, say
 from ._settings import InspectSettings, Memory
 
@@ -21,21 +21,25 @@ def run(settings: InspectSettings) -> None:
 
     from .. import models
 
-    model = models.from_config(
-        settings.model,
-        task=None if settings.task == "none" else settings.task,
-        dtype="float32" if settings.memory.length is None else settings.memory.dtype,
-        num_labels=settings.num_labels if settings.task == "SEQ_CLS" else None,
-        remat=settings.memory.remat,
-        scan_layers=settings.memory.scan_layers,
-    )
+    memory = settings.memory
+    options: dict[str, Any] = {
+        "task": None if settings.task == "none" else settings.task,
+        "dtype": "float32" if memory.length is None else memory.dtype,
+        "num_labels": settings.num_labels if settings.task == "SEQ_CLS" else None,
+        "remat": memory.remat,
+        "scan_layers": memory.scan_layers,
+    }
+    model = models.from_config(settings.model, quantize=memory.quantize, **options)
     config = tuning_config(settings.model, model.params, (), settings.selection)
     report = lnt.report_params(model.params, config, name_map=model.name_map)
     console = make_console()
     say(console, report.table())
     say(console, f"adapter: {4 * report.trainable:,} bytes of float32 values")
-    if settings.memory.length is not None:
-        say(console, _memory_table(model, config, settings.memory, mesh))
+    say_memory(console, model)
+    if memory.length is not None:
+        # Full fine-tuning trains the kernels, which it needs in full.
+        whole = models.from_config(settings.model, **options) if memory.quantize else model
+        say(console, _memory_table(model, whole, config, memory, mesh))
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -56,14 +60,14 @@ def parse_mesh(text: str) -> dict[str, int]:
     return mesh
 
 
-def _memory_table(model: Any, config: Any, memory: Memory, mesh: dict[str, int]) -> str:
+def _memory_table(model: Any, whole: Any, config: Any, memory: Memory, mesh: dict[str, int]) -> str:
     from ..models._memory import estimate_memory
 
     # LoRA's factors are not followed into the loop.
     methods = [name for name in _COLUMNS if name != "lora" or not memory.scan_layers]
     estimates = [
         estimate_memory(
-            model,
+            whole if method == "full" else model,
             method,
             config=config,
             batch_size=memory.batch_size,
@@ -74,9 +78,10 @@ def _memory_table(model: Any, config: Any, memory: Memory, mesh: dict[str, int])
         for method in methods
     ]
     where = ",".join(f"{axis}={size}" for axis, size in mesh.items()) or "one device"
+    kernels = f" with kernels in {memory.quantize} (but for full)" if memory.quantize else ""
     lines = [
         f"memory of a step on each device, in GB: {memory.batch_size} x {memory.length} tokens, "
-        f"{memory.dtype}, {where}, remat {memory.remat}"
+        f"{memory.dtype}{kernels}, {where}, remat {memory.remat}"
         + (", layers in one loop" if memory.scan_layers else ""),
         _line("", [_COLUMNS[method] for method in methods]),
         _line("trainable", [f"{estimate.trainable:,}" for estimate in estimates]),

@@ -30,6 +30,7 @@ class Task:
         seed: Seed of weights that the base model lacked.
         text_column: The training table's column of texts.
         label_column: The training table's column of labels.
+        quantize: What the kernels of the layers were kept as, or `None` for `dtype`.
     """
 
     labels: tuple[str, ...]
@@ -40,6 +41,7 @@ class Task:
     seed: int
     text_column: str
     label_column: str
+    quantize: str | None = None
 
 
 def name_labels(labels: Sequence[str], path: Path) -> tuple[str, ...]:

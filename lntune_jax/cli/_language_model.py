@@ -52,13 +52,17 @@ class LanguageModel:
         return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
-def load_language_model(name: str, adapter: Path | None, dtype: str) -> LanguageModel:
+def load_language_model(
+    name: str, adapter: Path | None, dtype: str, quantize: str | None = None
+) -> LanguageModel:
     """Load a model and put an adapter in place.
 
     Args:
         name: Directory, GGUF file or hub id.
         adapter: Directory of an adapter, ours or PEFT's, or `None`.
         dtype: Number format of the weights.
+        quantize: What the kernels of the layers are kept as; `None` for what the adapter was
+            trained over.
 
     Raises:
         LNTuningError: If one of them is missing, damaged, or does not fit.
@@ -68,13 +72,15 @@ def load_language_model(name: str, adapter: Path | None, dtype: str) -> Language
 
     from .. import models
     from ..models._directory import find_directory
-    from ..models._merge_adapter import OURS, find_adapter
+    from ..models._merge_adapter import OURS, find_adapter, read_quantization
 
     found = None if adapter is None else find_adapter(adapter)
     path = find_directory(name, None)
     is_gguf = path.is_file()
     tokenizer = models.tokenizer_from_gguf(path) if is_gguf else load_tokenizer(str(path))
-    model = models.from_pretrained(path, task="CAUSAL_LM", dtype=dtype)
+    if quantize is None and found is not None:
+        quantize = read_quantization(found)
+    model = models.from_pretrained(path, task="CAUSAL_LM", dtype=dtype, quantize=quantize)
     params = model.params
     if found is not None:
         put = lnt.restore_adapter if found.kind == OURS else lnt.import_peft

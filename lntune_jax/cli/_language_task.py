@@ -21,6 +21,7 @@ class LanguageTask:
         dtype: Number format of the frozen weights.
         form: What a document was.
         text_column: The training table's column of texts.
+        quantize: What the kernels of the layers were kept as, or `None` for `dtype`.
     """
 
     model: str
@@ -29,6 +30,7 @@ class LanguageTask:
     dtype: str
     form: DataForm
     text_column: str
+    quantize: str | None = None
 
 
 def save_language_task(path: Path, task: LanguageTask) -> None:

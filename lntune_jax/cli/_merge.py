@@ -45,6 +45,12 @@ def _show(console: Console, settings: MergeSettings, merged: MergedCheckpoint) -
     )
     say(console, f"base: {settings.model} ({compared})")
     say(console, f"adapter: {short_path(merged.adapter)} ({merged.kind})")
+    if merged.quantized:
+        say(
+            console,
+            f"the adapter was trained over kernels in {merged.quantized}; here it is over the "
+            "checkpoint's own: measure the merged model anew",
+        )
     say(console, f"tuned: {len(merged.tuned):,} tensors")
     for what, names in (
         ("new", merged.added),

@@ -17,6 +17,7 @@ Metric = Literal["accuracy", "macro_f1", "loss", "perplexity"]
 TrainTask = Literal["seq_cls", "causal_lm"]
 DataForm = Literal["auto", "text", "completion", "messages"]
 ComputeType = Literal["float32", "bfloat16"]
+Quantize = Literal["int8", "int4", "nf4", "fp8"]
 Remat = Literal["none", "dots", "full"]
 Pooling = Literal["default", "mean"]
 
@@ -76,6 +77,8 @@ class Encoding:
     """Number format of the frozen weights; what trains is kept in float32."""
     scan_layers: bool = False
     """Train a decoder's layers in one loop, which compiles faster; the adapter fits either way."""
+    quantize: Annotated[Quantize | None, _shown("off", "KIND")] = None
+    """Keep the kernels of the layers in few bits, for less memory: int8, int4, nf4 or fp8."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class Memory:
     """Rows on each device."""
     dtype: ComputeType = "bfloat16"
     """Number format of weights and activations."""
+    quantize: Annotated[Quantize | None, _shown("off", "KIND")] = None
+    """Kernels of the layers in few bits: int8, int4, nf4 or fp8."""
     mesh: Annotated[str, _shown("one device", "AXIS=SIZE,...")] = ""
     """Devices along the axes data, fsdp and tensor, for example fsdp=8,tensor=2."""
     remat: Remat = "none"

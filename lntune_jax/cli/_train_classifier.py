@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from .._errors import ConfigError
-from ._base import load_base, model_location, position_limit, tuning_config
+from ._base import load_base, model_location, position_limit, say_memory, tuning_config
 from ._batches import Rows, choose_lengths
 from ._classification import ClassificationWork
 from ._console import say, short_path
@@ -71,6 +71,7 @@ def prepare(settings: TrainSettings, data: Labelled, console: Console) -> Classi
         dtype=encoding.dtype,
         seed=settings.recipe.seed,
         scan_layers=encoding.scan_layers,
+        quantize=encoding.quantize,
     )
     config = tuning_config(settings.model, model.params, model.fresh, settings.selection)
     limit = min(_max_length(settings), position_limit(model.config, tokenizer))
@@ -79,6 +80,7 @@ def prepare(settings: TrainSettings, data: Labelled, console: Console) -> Classi
     buckets = choose_lengths(everything.lengths, encoding.buckets, limit)
     training = np.setdiff1d(np.arange(len(texts)), evaluation)
     say(console, str(lnt.report_params(model.params, config, name_map=model.name_map)))
+    say_memory(console, model)
     say(console, f"trained whole: {', '.join(config.modules_to_save or ()) or 'nothing'}")
     say(console, f"labels: {', '.join(names)}")
     say(
@@ -109,6 +111,7 @@ def save_description(settings: TrainSettings, data: Labelled, files: RunFiles) -
             pooling=settings.encoding.pooling,
             max_length=_max_length(settings),
             dtype=settings.encoding.dtype,
+            quantize=settings.encoding.quantize,
             seed=settings.recipe.seed,
             text_column=settings.columns.text_column,
             label_column=settings.columns.label_column,

@@ -7,7 +7,13 @@ from typing import Any
 from rich.console import Console
 
 from .._errors import ConfigError, DataError
-from ._base import load_language_model, model_location, position_limit, tuning_config
+from ._base import (
+    load_language_model,
+    model_location,
+    position_limit,
+    say_memory,
+    tuning_config,
+)
 from ._batches import choose_lengths
 from ._console import say, short_path
 from ._encode import load_tokenizer, padding_of
@@ -51,13 +57,17 @@ def prepare(
     encoding, packing = settings.encoding, not settings.language.no_packing
     tokenizer = load_tokenizer(settings.model)
     model = load_language_model(
-        settings.model, dtype=encoding.dtype, scan_layers=encoding.scan_layers
+        settings.model,
+        dtype=encoding.dtype,
+        scan_layers=encoding.scan_layers,
+        quantize=encoding.quantize,
     )
     config = tuning_config(
         settings.model, model.params, model.fresh, settings.selection, "CAUSAL_LM"
     )
     limit = min(_max_length(settings), position_limit(model.config, tokenizer))
     say(console, str(lnt.report_params(model.params, config, name_map=model.name_map)))
+    say_memory(console, model)
     if config.modules_to_save:
         say(console, f"trained whole: {', '.join(config.modules_to_save)}")
     vocabulary = model.config.vocab_size
@@ -88,6 +98,7 @@ def save_description(settings: TrainSettings, data: Any, files: RunFiles) -> Non
             max_length=_max_length(settings),
             packing=not settings.language.no_packing,
             dtype=settings.encoding.dtype,
+            quantize=settings.encoding.quantize,
             form=training.form,
             text_column=settings.columns.text_column,
         ),

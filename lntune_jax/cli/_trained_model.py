@@ -107,7 +107,12 @@ def load_trained(trained: Trained) -> TrainedModel:
     _, config = lnt.load_adapter(adapter)
     tokenizer = load_tokenizer(name)
     model = load_base(
-        name, labels=len(task.labels), pooling=task.pooling, dtype=task.dtype, seed=task.seed
+        name,
+        labels=len(task.labels),
+        pooling=task.pooling,
+        dtype=task.dtype,
+        seed=task.seed,
+        quantize=task.quantize,
     )
     params = lnt.restore_adapter(adapter, model.params)
     return TrainedModel(task, config, params, model, tokenizer)

@@ -16,6 +16,7 @@ from lntune_jax._errors import ModelError
 
 from ._heads import BareModel, MaskedLanguageModel, SequenceClassifier, TokenClassifier
 from ._inputs import prepare_inputs
+from ._quantized import read_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +126,7 @@ def _leaf(params: Any, path: tuple[str, ...], expected: jax.ShapeDtypeStruct, is
                 f"params has no leaf {'.'.join(path)} of the shape {expected.shape}; pass the "
                 "whole tree (merge the trainable half with the frozen one first)"
             ) from None
+    found = read_kernel(found)
     if getattr(found, "shape", None) != expected.shape:
         shape = getattr(found, "shape", f"none, as a {type(found).__name__}")
         has_rows = isinstance(shape, tuple) and shape[1:] == expected.shape

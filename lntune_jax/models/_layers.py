@@ -1,7 +1,7 @@
 """The kinds of layer that hold weights: dense, embedding, layer norm, RMS norm.
 
 They are Flax's own, so that tools which look for `nnx.LayerNorm` find them; the norms do their
-arithmetic in float32 and the embedding never reads a wrong row.
+arithmetic in float32, the embedding never reads a wrong row, and a kernel may be quantised.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lntune_jax._errors import ModelError
 
+from ._quantized import QuantizedKernel, multiply
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
@@ -23,7 +25,21 @@ def dense(
     inputs: int, outputs: int, dtype: Any, rngs: nnx.Rngs, *, bias: bool = True
 ) -> nnx.Linear:
     """A linear layer that keeps its weights and computes in `dtype`."""
-    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+    return Dense(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
+
+
+class Dense(nnx.Linear):
+    """A linear layer whose kernel may be quantised."""
+
+    def __call__(self, inputs: Any, out_sharding: Any = None) -> Any:
+        """Multiply by the kernel and add the bias."""
+        kernel: Any = self.kernel.get_value()
+        if not isinstance(kernel, QuantizedKernel):
+            return super().__call__(inputs, out_sharding)
+        product = multiply(inputs.astype(self.dtype), kernel)
+        if self.bias is None:
+            return product
+        return product + jnp.asarray(self.bias[...]).astype(product.dtype)
 
 
 class LayerNorm(nnx.LayerNorm):

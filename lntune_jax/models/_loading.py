@@ -7,6 +7,7 @@ from the seed and their path, so that no other leaf changes them.
 
 from __future__ import annotations
 
+import math
 import warnings
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 from lntune_jax._errors import FreshWeightsWarning, ModelError
 
 from ._matching import LISTED
+from ._quantize import is_quantized, place_parts, quantize_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +49,7 @@ def load_leaves(
     seed: int,
     spread: float,
     progress: Callable[[int, int], None] | None,
+    quantize: str | None = None,
 ) -> dict[tuple[str, ...], jax.Array]:
     """Read what the plan found in the checkpoint, and draw the rest.
 
@@ -62,6 +65,7 @@ def load_leaves(
         seed: for the leaves that are drawn.
         spread: their standard deviation.
         progress: told after each leaf how many bytes of how many are in place.
+        quantize: what the kernels of the layers become, one of `KINDS`, or `None`.
 
     Raises:
         ModelError: tied weights differ, or a tensor is not floating point.
@@ -79,8 +83,14 @@ def load_leaves(
             array = _read(path, plan, weights, layout)
         else:
             array = draw(path, leaf.shape, seed, spread)
-        array = np.ascontiguousarray(array, leaf.dtype)
-        arrays[path] = _place(array, _sharding(path, leaf, mesh, specs))
+        sharding = _sharding(path, leaf, mesh, specs)
+        if quantize is not None and is_quantized(path):
+            # From float32, so that the few bits are the same whatever the model's dtype is.
+            exact = np.ascontiguousarray(array, np.float32)
+            for part, value in place_parts(path, quantize_kernel(exact, quantize)).items():
+                arrays[part] = _place_part(value, sharding)
+        else:
+            arrays[path] = _place(np.ascontiguousarray(array, leaf.dtype), sharding)
         done += _bytes(leaf)
         if progress is not None:
             progress(done, total)
@@ -134,6 +144,20 @@ def _place(array: np.ndarray, sharding: Any) -> jax.Array:
         return jnp.asarray(array)
     # By callback: each process of several hands over its own devices' parts.
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _place_part(array: jax.Array, sharding: Any) -> jax.Array:
+    """Place a part of a quantised kernel like the kernel; an axis that does not divide is whole."""
+    if sharding is None:
+        return array
+    sizes, spec = sharding.mesh.shape, list(sharding.spec)
+    for axis, names in enumerate(spec):
+        parts = math.prod(
+            sizes[name] for name in ([names] if isinstance(names, str) else names or ())
+        )
+        spec[axis] = None if array.shape[axis] % parts else names
+    own = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
+    return _place(np.asarray(array), own)
 
 
 def _warn(plan: Plan) -> None:

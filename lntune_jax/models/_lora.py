@@ -29,8 +29,14 @@ def lora_shapes(leaves: dict[tuple[str, ...], Any], rank: int) -> dict[tuple[str
             jax.ShapeDtypeStruct((rank, leaf.shape[1]), "float32"),
         )
         for path, leaf in leaves.items()
-        if path[-1] == "kernel" and path[-2] in TARGETS
+        if _is_adapted(path)
     }
+
+
+def _is_adapted(path: tuple[str, ...]) -> bool:
+    module = path[:-1] if path[-1] == "kernel" else path[:-3]  # of kernel.array.qvalue
+    is_kernel = path[len(module) :] in (("kernel",), ("kernel", "array", "qvalue"))
+    return is_kernel and module[-1] in TARGETS
 
 
 def add_lora(loss: Callable[..., Any], leaves: dict[tuple[str, ...], Any], tokens: Any) -> Any:
@@ -69,9 +75,12 @@ def _run(jaxpr: Any, consts: Any, values: list[Any], marks: list[Factors | None]
         if equation.primitive.name in ("jit", "pjit", "checkpoint", "remat2") and any(found):
             outputs = _call(equation, inputs, found)
         else:
-            outputs = equation.primitive.bind(*inputs, **equation.params)
+            params = equation.primitive.get_bind_params(equation.params)
+            outputs = equation.primitive.bind(*inputs, **params)
             outputs = outputs if equation.primitive.multiple_results else [outputs]
-        if equation.primitive.name == "dot_general" and found[1] is not None:
+        # The product with a quantised kernel is one call, which has a gradient of its own.
+        products = ("dot_general", "custom_vjp_call")
+        if equation.primitive.name in products and found[1] is not None:
             outputs = [outputs[0] + _low_rank(inputs[0], found[1])]
         known |= dict(zip(equation.outvars, outputs, strict=True))
     return [read(variable) for variable in jaxpr.outvars]

@@ -9,7 +9,7 @@ for every further layer.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -25,8 +25,10 @@ from ._build import nest
 from ._liveness import peak_bytes
 from ._lora import add_lora, lora_shapes
 from ._loss import causal_lm_loss
-from ._memory_checks import AXES, check_mesh, check_numbers, check_scanned
+from ._memory_checks import AXES, check_base, check_mesh, check_numbers, check_scanned
 from ._pretrained import PretrainedModel, from_config
+from ._quantize import quantized_shapes
+from ._quantized import count_bytes
 from ._slices import largest_leaf, slice_model
 
 if TYPE_CHECKING:
@@ -87,11 +89,13 @@ def estimate_memory(
     rank: int = 8,
     chunk: int = 8192,
     num_labels: int | None = None,
+    quantize: str | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory of a training step with AdamW, from the config alone.
 
     Args:
-        directory_or_config: as in `from_config`; or its result, whose task and dtype are taken.
+        directory_or_config: as in `from_config`; or its result, whose task, dtype and `quantize`
+            are taken.
         method: "ln", "lora" (on the query and value projections) or "full".
         task: as in `from_config`; with "CAUSAL_LM" the loss is `causal_lm_loss`.
         config: which norms train, and which modules whole; `None` for every norm. Its patterns
@@ -107,10 +111,11 @@ def estimate_memory(
         rank: of LoRA's factors.
         chunk: as in `causal_lm_loss`.
         num_labels: as in `from_config`.
+        quantize: as in `from_config`; not with the method "full", which trains the kernels.
 
     Raises:
-        ConfigError: the method, a size or an axis is not supported, or LoRA is asked for in
-            scanned layers.
+        ConfigError: the method, a size or an axis is not supported, or not on a quantised base,
+            or LoRA is asked for in scanned layers.
         ModelError: as `from_config`; `tensor` does not divide the model.
 
     Example:
@@ -126,16 +131,11 @@ def estimate_memory(
     shards, tensor = axes["fsdp"] * axes["tensor"], axes["tensor"]
     model = directory_or_config
     if not isinstance(model, PretrainedModel):
-        model = from_config(
-            model,
-            task,
-            dtype=dtype,
-            num_labels=num_labels,
-            remat=remat,
-            scan_layers=scan_layers,
-        )
+        options: dict[str, Any] = {"dtype": dtype, "num_labels": num_labels, "remat": remat}
+        model = from_config(model, task, quantize=quantize, scan_layers=scan_layers, **options)
     scanned = model.name_map is not None
     check_scanned(method, scanned)
+    check_base(method, model.quantize)
     choices = check_choices(Choices(model.task, None, model.dtype, "xla", remat, scanned))
     held = _count_held(model, method, config or LNTuningConfig(), rank)
     saved = LNTuningConfig(modules_to_save=config.modules_to_save if config else None)
@@ -143,6 +143,8 @@ def estimate_memory(
 
     def trace(layers: int) -> tuple[int, int]:
         part = slice_model(model.settings, choices, layers, tensor)
+        kept = quantized_shapes(_by_path(part.params), model.quantize)
+        part = replace(part, params=nest(kept))
         peak = _trace(part, method, saved, tokens, rank, chunk, axes["fsdp"])
         return peak, _bytes(part.params)
 
@@ -237,5 +239,4 @@ def _count(tree: Any) -> int:
 
 
 def _bytes(tree: Any) -> int:
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in leaves)
+    return sum(map(count_bytes, jax.tree.leaves(tree)))

@@ -27,6 +27,19 @@ def check_mesh(mesh: Mapping[str, int]) -> dict[str, int]:
     return dict(mesh)
 
 
+def check_base(method: str, quantize: str | None) -> None:
+    """Check that the method works over the base.
+
+    Raises:
+        ConfigError: it trains kernels that are quantised.
+    """
+    if method == "full" and quantize is not None:
+        raise ConfigError(
+            f"method is 'full', which trains the kernels themselves, but quantize is {quantize!r}; "
+            "leave quantize out"
+        )
+
+
 def check_numbers(method: str, **sizes: Any) -> None:
     """Check the method, and numbers that must be positive.
 

@@ -12,6 +12,7 @@ from lntune_jax._adapter_messages import list_names
 from lntune_jax._adapter_metadata import METADATA_FILE, read_metadata
 from lntune_jax._adapter_reading import Adapter, read_target
 from lntune_jax._errors import AdapterError, DataError
+from lntune_jax._fingerprint import QUANTIZED
 from lntune_jax._name_maps import get_name_map, take
 from lntune_jax._peft_files import WEIGHTS_FILE, read_directory, read_key
 from lntune_jax._peft_trainable import name_trainable
@@ -106,6 +107,14 @@ def read_adapter(found: Found, name_map: str | NameMap | None = None) -> Tuned:
 def read_norms(directory: Path) -> list[str] | None:
     """The modules that the caller of `save_adapter` named as norms, or None."""
     return read_metadata(directory).norms
+
+
+def read_quantization(found: Found) -> str | None:
+    """What the kernels of the base were kept as when the adapter was trained; None for in full.
+
+    PEFT's adapters do not say.
+    """
+    return None if found.kind == PEFT else read_metadata(found.directory).base.get(QUANTIZED)
 
 
 def _list_kinds(directory: Path) -> list[str]:

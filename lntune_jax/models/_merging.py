@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lntune_jax._files import resolve_path, write_directory
 
 from ._directory import find_directory
-from ._merge_adapter import find_adapter
+from ._merge_adapter import find_adapter, read_quantization
 from ._merge_files import check_target, sort_files, write_checkpoint
 from ._merge_parts import read_parts
 from ._merge_plan import plan_merge
@@ -46,6 +46,9 @@ class MergedCheckpoint:
         architecture: the class in config.json, or None.
         files: the weight files.
         skipped: the base's files that were not copied: other weights, pickles, hidden files.
+        quantized: what the kernels were kept as when the adapter was trained, or None. Those of
+            the checkpoint are written as they are: the model is then a little another than the
+            one whose loss was measured.
 
     Example:
         >>> from lntune_jax.models import MergedCheckpoint
@@ -64,6 +67,7 @@ class MergedCheckpoint:
     architecture: str | None
     files: tuple[str, ...]
     skipped: tuple[str, ...]
+    quantized: str | None = None
 
 
 def merge_checkpoint(
@@ -154,4 +158,5 @@ def merge_checkpoint(
         architecture=next(iter(fields.get("architectures") or ()), None),
         files=tuple(plan.files),
         skipped=tuple(skipped),
+        quantized=read_quantization(parts.found),
     )

@@ -16,6 +16,7 @@ from ._directory import config_of, find_directory, with_labels
 from ._layout import LAYOUTS
 from ._loading import load_leaves
 from ._matching import canonical_keys, match
+from ._quantize import check_kind, quantized_shapes
 from ._source import config_from, open_source
 from ._stacked import unstack
 
@@ -55,6 +56,7 @@ class PretrainedModel:
         name_map: of a scanned model, transformers' names for all leaves, layer by layer, for
             `partition_params`, `save_adapter`, `restore_adapter`, `export_peft` and
             `import_peft`; else `None`, which they take too.
+        quantize: what the kernels of the layers are kept as, or `None` for `dtype`.
 
     Example:
         >>> import jax
@@ -75,6 +77,7 @@ class PretrainedModel:
     settings: Any = field(default=None, repr=False)
     dtype: str = "float32"
     name_map: NameMap | None = field(default=None, repr=False)
+    quantize: str | None = None
 
 
 def from_pretrained(
@@ -92,6 +95,7 @@ def from_pretrained(
     seed: int = 0,
     revision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
+    quantize: str | None = None,
 ) -> PretrainedModel:
     """Load a BERT, RoBERTa, Llama, Mistral, Qwen, Gemma or GPT-2 checkpoint.
 
@@ -124,11 +128,15 @@ def from_pretrained(
         seed: for leaves that the checkpoint lacks.
         revision: a branch, tag or commit on the hub.
         progress: called as `progress(done, total)`, in bytes, after each tensor.
+        quantize: `None`, or what the kernels of the layers are kept as to take less memory:
+            "int8", "int4", "nf4" or "fp8" (needs qwix, the extra `quant`). Norms, biases,
+            embeddings and heads stay in `dtype`, and so do activations.
 
     Raises:
         ModelError: the name is neither a directory nor on the hub; a file is missing, damaged
             or a pickle; the config holds something that cannot be honoured exactly; the weights
-            do not fit the model. The message names file, field or keys.
+            do not fit the model; `quantize` would quantise activations, through which norms
+            get wrong gradients. The message names file, field or keys.
 
     Warns:
         FreshWeightsWarning: leaves outside `classifier` and `score` were drawn at random.
@@ -142,6 +150,7 @@ def from_pretrained(
         './no-such-directory' is neither a directory nor an id on the hub
     """
     choices = check_choices(Choices(task, pooling, dtype, attention, remat, scan_layers))
+    quantize = check_kind(quantize, scan_layers=scan_layers)
     with open_source(find_directory(name_or_directory, revision)) as (found, weights):
         config = with_labels(found, num_labels)
         layout = LAYOUTS[config.model_type]
@@ -162,18 +171,12 @@ def from_pretrained(
             seed=seed,
             spread=blueprint.settings.initializer_range,
             progress=progress,
+            quantize=quantize,
         )
     fresh = tuple(".".join(path) for path in plan.fresh)
-    return PretrainedModel(
-        nest(arrays),
-        config,
-        blueprint.apply,
-        task,
-        fresh,
-        blueprint.settings,
-        blueprint.dtype,
-        blueprint.name_map,
-    )
+    settings, kept, names_of = blueprint.settings, blueprint.dtype, blueprint.name_map
+    tree, apply = nest(arrays), blueprint.apply
+    return PretrainedModel(tree, config, apply, task, fresh, settings, kept, names_of, quantize)
 
 
 def from_config(
@@ -187,6 +190,7 @@ def from_config(
     remat: str = "none",
     scan_layers: bool = False,
     revision: str | None = None,
+    quantize: str | None = None,
 ) -> PretrainedModel:
     """Give the model of a config, with shapes in place of weights.
 
@@ -201,6 +205,7 @@ def from_config(
         remat: as in `from_pretrained`.
         scan_layers: as in `from_pretrained`.
         revision: as in `from_pretrained`.
+        quantize: as in `from_pretrained`.
 
     Returns:
         A model whose `params` are `jax.ShapeDtypeStruct`; `jax.eval_shape(model.apply, ...)`
@@ -220,6 +225,7 @@ def from_config(
         ['bias', 'scale']
     """
     choices = check_choices(Choices(task, pooling, dtype, attention, remat, scan_layers))
+    quantize = check_kind(quantize, scan_layers=scan_layers)
     config = directory_or_config
     if isinstance(config, str | Path):
         config = config_from(find_directory(config, revision, ("config.json",)))
@@ -228,11 +234,12 @@ def from_config(
     config = with_labels(config, num_labels)
     blueprint = draw_up(config, choices, pooler=True)
     return PretrainedModel(
-        nest(blueprint.leaves),
+        nest(quantized_shapes(blueprint.leaves, quantize)),
         config,
         blueprint.apply,
         task,
         settings=blueprint.settings,
         dtype=blueprint.dtype,
         name_map=blueprint.name_map,
+        quantize=quantize,
     )
