@@ -200,7 +200,6 @@ def test_load(seconds):
     bank = lnt.bank.make_bank(params, adapters, config=TUNING, capacity=TENANTS + 8)
     batcher = Batcher(model, params, bank)
     port = start_server(batcher).server_address[1]
-
     # Tenants that share a batch get what each would get alone.
     tokens = list(range(1, 25))
     requests = [{"adapter": name, "tokens": tokens} for name in adapters]
@@ -213,7 +212,6 @@ def test_load(seconds):
     worst = np.abs(np.array(found) - expected).max()
     print(f"largest difference from one at a time: {worst:.1e}")
     assert worst < 1e-5
-
     # One tenant and all of them, in turns, so that a busy machine slows both.
     rates = {1: [], TENANTS: []}
     for _ in range(3):

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from banks import CONFIG, make_adapter
-from small import apply, make_batch, make_params
+from small import apply, loss_fn, make_batch, make_params
 
 import lntune_jax as lnt
 
@@ -21,18 +21,23 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = make_params()
     names = {"jax": jax, "params": params, "apply_fn": apply, "x": make_batch(3)["x"]}
+    names |= {"lnt": lnt, "config": CONFIG, "loss_fn": loss_fn, "batch": make_batch()}
     names |= {name: make_adapter(params, seed) for seed, name in enumerate(["french", "italian"])}
     names["german"] = make_adapter(params, 7)
     lnt.save_adapter("adapters/german", *names["german"], base=params)
     names["evaluate"] = lambda leaves: -float(np.abs(leaves["ln_f.scale"] - 1).max())
     blocks = read_blocks(ROOT / "docs/many-adapters.md")
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
-        exec(block, names)
+        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs it
+            exec(block, names)
     assert names["run"]._cache_size() == 1  # "compiled once, above"
     assert names["bank"].names == ("base", "french", "german")
     assert names["soup"].names
     assert names["logits"].shape == (3, 2)
+    assert names["metrics"]["loss"].shape == (3,)
+    moved = [float(np.abs(leaves["ln_f.scale"] - 1).max()) for leaves in names["tuned"]]
+    assert 0 < moved[0] < moved[1] < moved[2]
 
 
 def test_the_readme_s_section_runs(tmp_path, monkeypatch):
