@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,26 @@ class Shared:
     lengths: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Base:
+    """A base, the programs that measure it, and its test loss."""
+
+    model: Any
+    losses: MeanLoss
+    loss: float
+
+
 def run(settings: DemoSettings) -> None:
     """Train, compare, save, restore, and say what was found."""
     console = make_console()
     shared = _read(settings, console)
     outcomes: dict[str, list[LanguageOutcome]] = {}
-    for precision in _PRECISIONS:
-        model = load_language_model(str(shared.path), dtype=precision.dtype)
-        for seed in settings.seeds:
-            outcome = _train(model, precision, seed, settings, shared, console)
+    for dtype, precisions in groupby(_PRECISIONS, lambda each: each.dtype):
+        base = _load(shared, dtype)
+        for precision, seed in product(precisions, settings.seeds):
+            outcome = _train(base, precision, seed, settings, shared, console)
             outcomes.setdefault(precision.name, []).append(outcome)
-        del model
+        del base
     chosen = outcomes[_PRECISIONS[0].name][0]
     same = _restore_and_compare(chosen, shared, console)
     figure = settings.output.expanduser().resolve() / "demo-causal-lm.png"
@@ -97,7 +107,7 @@ def _read(settings: DemoSettings, console: Console) -> Shared:
     path = find_language_model()
     tokenizer = tokenizer_from_gguf(path)
     quick = settings.steps is not None
-    names, counts = ("training", "validation", "test"), (4, 1, 1) if quick else (120, 8, 32)
+    names, counts = ("training", "validation", "test"), (4, 1, 1) if quick else (120, 8, 16)
     say(console, "model: SmolLM2-135M-Instruct (Llama, 30 layers, 576 wide), from a GGUF file")
     parts = []
     for name, texts in zip(names, read_reviews(*counts), strict=True):
@@ -113,8 +123,17 @@ def _read(settings: DemoSettings, console: Console) -> Shared:
     return Shared(path, tokenizer, (training, validation, test), lengths)
 
 
+def _load(shared: Shared, dtype: str) -> Base:
+    import lntune_jax as lnt
+
+    model = load_language_model(str(shared.path), dtype=dtype)
+    losses = MeanLoss(model)
+    halves = lnt.partition_params(model.params, lnt.LNTuningConfig())
+    return Base(model, losses, _test_loss(losses, *halves, shared))
+
+
 def _train(
-    model: Any,
+    base: Base,
     precision: Precision,
     seed: int,
     settings: DemoSettings,
@@ -123,6 +142,7 @@ def _train(
 ) -> LanguageOutcome:
     import lntune_jax as lnt
 
+    model = base.model
     config = tuning_config(
         "SmolLM2-135M-Instruct", model.params, model.fresh, Selection(), "CAUSAL_LM"
     ).replace(param_dtype=precision.param_dtype)
@@ -149,18 +169,17 @@ def _train(
     title = f"SmolLM2-135M on imdb reviews, {precision.name}"
     summary = finish(work, recipe, fitted, files, name=precision.name, title=title)
     shutil.rmtree(files.checkpoints)
-    trainable, frozen = lnt.partition_params(model.params, config)
-    losses = MeanLoss(model)
-    before, after = (_test_loss(losses, each, frozen, shared) for each in (trainable, fitted.best))
+    _, frozen = lnt.partition_params(model.params, config)
+    after = _test_loss(base.losses, fitted.best, frozen, shared)
     say(
         console,
-        f"{precision.name}: test perplexity {perplexity_of(before):.2f} -> "
+        f"{precision.name}: test perplexity {perplexity_of(base.loss):.2f} -> "
         f"{perplexity_of(after):.2f} after {duration(summary.seconds)}",
     )
     is_first = precision == _PRECISIONS[0] and seed == settings.seeds[0]
     tuned = lnt.merge_params(fitted.best, frozen)
     samples = [_continue(model, each, shared) for each in (model.params, tuned)] if is_first else []
-    return LanguageOutcome(work, fitted, summary, files, before, after, tuple(samples))
+    return LanguageOutcome(work, fitted, summary, files, base.loss, after, tuple(samples))
 
 
 def _restore_and_compare(outcome: LanguageOutcome, shared: Shared, console: Console) -> bool:
