@@ -7,7 +7,7 @@ Run: python examples/many_tenants.py              the load test, on a small rand
      python examples/many_tenants.py --port 8000  serve until Ctrl-C
 
 POST /predict     {"adapter": "tenant-3", "tokens": [5, 17, 9]}     -> {"logits": [...]}
-POST /adapters    {"name": "tenant-64", "directory": "adapters/64"} -> {"rows": 65}
+POST /adapters    {"name": "tenant-64", "directory": "adapters/64"} -> {"rows": 66}
 """
 
 import argparse
@@ -75,7 +75,7 @@ class Batcher:
 
     def predict(self, adapter, tokens):
         """The logits of one row; waits for its batch."""
-        self.bank.get_ids(adapter)  # an unknown name is this request's error, not the batch's
+        self.bank.get_ids([adapter])  # an unknown name is this request's error, not the batch's
         answer = Future()
         self._rows.put((adapter, tokens, answer))
         return answer.result()
@@ -83,8 +83,11 @@ class Batcher:
     def add(self, name, source):
         """Adds an adapter: a directory, or a dict of leaves."""
         with self._adding:
-            self.bank = lnt.bank.add_adapter(self.bank, name, source, params=self.params)
-        return len(self.bank.names)
+            bank = lnt.bank.add_adapter(self.bank, name, source, params=self.params)
+            if new := bank.leaves.keys() - self.bank.leaves.keys():
+                raise lnt.LNTuningError(f"{name!r} tunes what has no rows here: {sorted(new)}")
+            self.bank = bank
+        return len(bank.names)
 
     def _work(self):
         while True:

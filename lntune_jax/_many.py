@@ -114,6 +114,11 @@ def train_many(
 
     def step(state: TrainState, frozen: Any, *batch: Any, active: Any = None) -> Any:
         check_stacked(state, count)
+        active = None if active is None else jnp.asarray(active)
+        if active is not None and active.shape != (count,):
+            raise TreeError(
+                f"active has the shape {active.shape}; expected ({count},), a boolean each adapter"
+            )
         if own_batches:
             _check_batches(batch, count)
 
@@ -147,7 +152,9 @@ def check_many(adapters: int | None, own_batches: bool, at_once: int | None) -> 
         LNTuningError: one is out of range, or goes with `adapters` and that is not given.
     """
     for name, value in (("adapters", adapters), ("adapters_at_once", at_once)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise LNTuningError(f"{name} must be a whole number of 1 or more, not {value!r}")
     if adapters is None and (own_batches or at_once is not None):
         raise LNTuningError(

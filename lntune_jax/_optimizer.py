@@ -16,8 +16,11 @@ import optax
 from ._config import LNTuningConfig
 from ._errors import ConfigError, LNTuningError
 from ._labels import label_selection
+from ._layer_view import list_parts
 from ._masters import keep_masters
 from ._matching import match_saved
+from ._name_maps import NameMap, get_name_map
+from ._norm_names import BIAS_NAMES
 from ._norms import find_norms
 from ._paths import flatten, join
 from ._roles import get_modules_to_save, is_below, list_modules, unite
@@ -89,6 +92,7 @@ def adamw(
     norm_weight_decay: float = 0.0,
     clip_norm: float | None = None,
     config: LNTuningConfig | None = None,
+    name_map: str | NameMap | None = None,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -101,10 +105,12 @@ def adamw(
     Args:
         learning_rate: a number or an Optax schedule, for norm leaves.
         head_learning_rate: the same for the leaves of `modules_to_save`; None is `learning_rate`.
-        weight_decay: decoupled decay of saved kernels (leaves of two axes and more).
+        weight_decay: decoupled decay of saved kernels (leaves of two axes and more which are no
+            biases and no norms, as those of stacked layers).
         norm_weight_decay: decoupled decay of norm leaves.
         clip_norm: largest global norm of the gradient; None does not clip.
         config: tells norms from saved modules exactly; None tells them by their names.
+        name_map: as in `partition_params`, where the layers are stacked.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the denominator.
@@ -128,19 +134,24 @@ def adamw(
     tx = optax.multi_transform(
         {
             NORM: optax.adamw(learning_rate, weight_decay=norm_weight_decay, **adam),
-            HEAD: optax.adamw(head_rate, weight_decay=weight_decay, mask=_is_kernel, **adam),
+            HEAD: optax.adamw(head_rate, weight_decay=weight_decay, mask=_find_kernels, **adam),
         },
-        lambda trainable: label_kinds(trainable, config),
+        lambda trainable: label_kinds(trainable, config, name_map),
     )
     return tx if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), tx)
 
 
-def label_kinds(trainable: Any, config: LNTuningConfig | None = None) -> Any:
+def label_kinds(
+    trainable: Any,
+    config: LNTuningConfig | None = None,
+    name_map: str | NameMap | None = None,
+) -> Any:
     """Says of each trainable leaf whether it is of a "norm" or of the "head" (a saved module).
 
     Args:
         trainable: `{leaf path: array}`, or any tree of trainable leaves.
         config: tells the two apart by its `modules_to_save`; None goes by names and shapes.
+        name_map: the names, layer by layer, that the patterns of `config` are for.
 
     Returns:
         The same tree with a label at each leaf.
@@ -156,10 +167,20 @@ def label_kinds(trainable: Any, config: LNTuningConfig | None = None) -> Any:
         norms = find_norms(trainable, leaves)
         kinds = [NORM if path[:-1] in norms else HEAD for path in paths]
     else:
-        saved = match_saved(
-            get_modules_to_save(config), list_modules(paths), [join(p) for p in paths]
+        known = get_name_map(name_map)
+        parts = None if known is None else list_parts(leaves, known)
+        names = [
+            [tuple(part.name.split(".")) for part in parts[join(path)]] if parts else [path]
+            for path in paths
+        ]
+        every = [name for own in names for name in own]
+        saved = unite(
+            match_saved(
+                get_modules_to_save(config), list_modules(every), [join(name) for name in every]
+            )
         )
-        kinds = [HEAD if is_below(path, unite(saved)) else NORM for path in paths]
+        # A stack has one role: its first part tells.
+        kinds = [HEAD if is_below(own[0], saved) else NORM for own in names]
     return treedef.unflatten(kinds)
 
 
@@ -186,5 +207,15 @@ def _negative_zero(update: Any) -> Any:
     return jnp.full_like(update, -0.0 if jnp.issubdtype(update.dtype, jnp.inexact) else 0)
 
 
-def _is_kernel(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, tree)
+def _find_kernels(tree: Any) -> Any:
+    """Which leaves weight decay is for: not the biases and norms of stacked layers either."""
+    leaves, treedef = flatten(tree)
+    norms = find_norms(tree, leaves)
+    return treedef.unflatten(
+        [
+            jnp.ndim(leaf.value) >= 2
+            and leaf.path[-1] not in BIAS_NAMES
+            and leaf.path[:-1] not in norms
+            for leaf in leaves
+        ]
+    )

@@ -30,6 +30,17 @@ def find_scales(paths: Iterable[Path]) -> frozenset[Path]:
     return frozenset((*module, part) for module in quantized for part in _PARTS)
 
 
+def find_quantized(paths: Iterable[Path]) -> frozenset[Path]:
+    """Where quantised values and their scales lie.
+
+    Example:
+        >>> sorted(find_quantized([("fc", "qvalue"), ("fc", "scale"), ("ln", "scale")]))
+        [('fc', 'qvalue'), ('fc', 'scale'), ('fc', 'zero_point')]
+    """
+    paths = list(paths)
+    return find_scales(paths) | {path for path in paths if path[-1:] == (QVALUE,)}
+
+
 def describe_quantization(leaves: Mapping[str, Any]) -> str | None:
     """The kinds of quantised values among `{leaf path: array}`, or None where there are none.
 

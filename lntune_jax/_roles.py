@@ -18,6 +18,7 @@ from ._errors import SelectionError
 from ._matching import Match, match_patterns, match_saved
 from ._norms import GROUP_NORM, NORM, find_statistics, is_trainable_array
 from ._paths import Leaf, Path, get_shape, join
+from ._quantization import find_quantized
 
 NORM_ROLE, SAVED_ROLE, FROZEN_ROLE, STATE_ROLE = "norm", "saved", "frozen", "state"
 _NAMES_A_GROUP = re.compile(r"group|instance|(?<![a-z])gn(?![a-z])", re.IGNORECASE)
@@ -98,12 +99,14 @@ def assign_roles(leaves: Sequence[Leaf], kinds: dict[Path, str], matches: Matche
     # A group norm is no LayerNorm: it trains only where a pattern names it, itself.
     group_targets = unite(match for match in matches.targets or () if _names_groups(match))
     statistics = find_statistics(leaves)
+    # Values of few bits and their scales have no useful gradient, whatever module is saved.
+    quantized = find_quantized(leaf.path for leaf in leaves)
 
     def get_role(leaf: Leaf) -> str:
         kind = kinds.get(leaf.path[:-1])
         if not leaf.is_parameter or leaf.path in statistics:
             return STATE_ROLE
-        if is_named(leaf.path, excluded):
+        if is_named(leaf.path, excluded) or leaf.path in quantized:
             return FROZEN_ROLE
         if _is_inexact(leaf) and is_below(leaf.path, saved):
             return SAVED_ROLE

@@ -15,6 +15,7 @@ from ._config import LNTuningConfig
 from ._errors import SelectionError, UnmatchedPatternWarning
 from ._matching import Match, suggest
 from ._paths import Path, join
+from ._quantization import find_quantized
 from ._roles import Matches, Selection, is_below, is_named, unite
 from ._task_heads import TASK_HEADS
 
@@ -47,7 +48,14 @@ def check_selection(
             )
     trained = [x.path for i, x in enumerate(selection.leaves) if selection.is_trainable(i)]
     above_trained, excluded = _list_above(trained), unite(matches.excluded)
+    quantized = find_quantized(leaf.path for leaf in selection.leaves)
     for match in saved:
+        below = [leaf.path for leaf in selection.leaves if is_below(leaf.path, match.names)]
+        if inside := [path for path in below if path in quantized]:
+            raise SelectionError(
+                f"modules_to_save {match.pattern!r} holds {join(inside[0])!r}, which is quantised "
+                "and cannot train: leave the module out, or load the base without quantize"
+            )
         if above_trained.isdisjoint(match.names):
             _check_saved(match, selection, excluded)
     _refuse_layers("target_modules", targets or (), selection, norm_paths)

@@ -96,8 +96,10 @@ def make_train_step(
     optimizer = optax.with_extra_args_support(tx)
 
     def train_step(
-        state: TrainState, frozen: Any, *batch: Any
+        state: TrainState, frozen: Any, *batch: Any, active: Any = None
     ) -> tuple[TrainState, dict[str, Any]]:
+        if active is not None:
+            raise LNTuningError("active= goes with adapters=: this step trains one adapter")
         key = None if state.rng is None else jax.random.fold_in(state.rng, state.step)
         if accumulate == 1:
             (loss, aux), grads = differentiate(gradient, has_aux, state, frozen, batch, key)

@@ -176,7 +176,13 @@ def test_refusals():
     step = lnt.make_train_step(loss_fn, optimizer(0.0), adapters=5, own_batches=True)
     with pytest.raises(lnt.TreeError, match=r"batch's leaf '0\.x' has the shape \(16, 32\)"):
         step(lnt.stack_states(states), frozen, make_batch())
+    with pytest.raises(lnt.TreeError, match=r"active has the shape \(2,\); expected \(5,\)"):
+        step(lnt.stack_states(states), frozen, make_batch(), active=[True, False])
+    alone = lnt.make_train_step(loss_fn, optimizer(0.0))
+    with pytest.raises(lnt.LNTuningError, match="active= goes with adapters="):
+        alone(states[0], frozen, make_batch(), active=[True])
     for options, message in (
+        ({"adapters": True}, "adapters must be a whole number of 1 or more, not True"),
         ({"adapters": 0}, "adapters must be a whole number of 1 or more, not 0"),
         ({"adapters": 2, "adapters_at_once": 1.5}, "adapters_at_once must be a whole number"),
         ({"own_batches": True}, "go with adapters="),

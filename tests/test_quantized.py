@@ -235,3 +235,15 @@ def test_without_qwix_the_extra_is_named(monkeypatch):
     with pytest.raises(lnt.ModelError, match=r"needs the package qwix: pip install .*\[quant\]"):
         from_config(WIDE, "CAUSAL_LM", quantize="int8")
     from_config(WIDE, "CAUSAL_LM")
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_quantised_module_cannot_be_saved(kind):
+    directory, task = MODELS["llama"]
+    model = from_pretrained(directory, task, quantize=kind)
+    config = lnt.LNTuningConfig(modules_to_save=["q_proj"])
+    with pytest.raises(lnt.SelectionError, match=r"modules_to_save 'q_proj' holds .* is quantised"):
+        lnt.partition_params(model.params, config)
+    # A head is kept in full, and may.
+    saved = lnt.LNTuningConfig(modules_to_save=["lm_head"])
+    assert "lm_head.kernel" in lnt.partition_params(model.params, saved).trainable

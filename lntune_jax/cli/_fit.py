@@ -153,6 +153,7 @@ def _make_optimizer(schedule: Any, work: Work, recipe: Recipe) -> Any:
         weight_decay=recipe.weight_decay,
         clip_norm=recipe.clip_norm,
         config=work.config,
+        name_map=work.model.name_map,
     )
 
 

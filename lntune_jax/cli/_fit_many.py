@@ -172,6 +172,7 @@ def _optimizers(work: Work, recipe: Recipe, total: int) -> Any:
             weight_decay=weight_decay,
             clip_norm=recipe.clip_norm,
             config=work.config,
+            name_map=work.model.name_map,
         )
 
     def make(trial: Trial) -> Any:

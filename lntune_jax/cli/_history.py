@@ -39,6 +39,12 @@ class Evaluation:
         return ", ".join(f"{_NAMES[name]} {value:.4f}" for name, value in self.figures().items())
 
 
+def rank(evaluation: Evaluation, metric: str) -> tuple[float, float, int]:
+    """What orders evaluations, the best first; on a tie the lower loss, then the earlier step."""
+    sign = 1.0 if metric in ("loss", "perplexity") else -1.0
+    return (sign * getattr(evaluation, metric), evaluation.loss, evaluation.step)
+
+
 _NAMES = {
     "loss": "evaluation loss",
     "accuracy": "accuracy",
@@ -63,11 +69,7 @@ class History:
 
     def best(self, metric: str) -> Evaluation:
         """The best evaluation so far; of equal figures the lower loss, then the earlier step."""
-        sign = -1.0 if metric in ("loss", "perplexity") else 1.0
-        return max(
-            self.evaluations,
-            key=lambda each: (sign * getattr(each, metric), -each.loss, -each.step),
-        )
+        return min(self.evaluations, key=lambda each: rank(each, metric))
 
     def add(self, evaluation: Evaluation, metric: str, patience: int | None) -> History:
         """The history with one more evaluation; stopped when patience has run out."""

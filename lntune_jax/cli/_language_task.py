@@ -52,7 +52,9 @@ def find_language_task(trained: Trained) -> tuple[LanguageTask, Path] | None:
     else:
         assert run is not None
         adapter = run / "adapter"
-    path = (run or adapter.parent) / "language.json"
+    # An adapter of a sweep lies one level deeper.
+    beside = adapter.parent.parent if adapter.parent.name == "adapters" else adapter.parent
+    path = (run or beside) / "language.json"
     if not path.is_file():
         return None
     try:

@@ -124,7 +124,7 @@ class Sweep:
     sweep: Annotated[tuple[str, ...], _shown("none", "NAME=VALUE,VALUE ...")] = ()
     """Try each value of learning_rate, head_learning_rate or weight_decay, in every combination."""
     seeds: Annotated[int, _shown("1", "INT")] = 1
-    """Train with so many seeds, from --seed on; rows are split by the first."""
+    """How many seeds to train with, from --seed on (a count, 3; not a list)."""
     adapters_at_once: Annotated[int | None, _shown("all", "INT")] = None
     """How many adapters share a step, to bound the memory."""
 

@@ -13,10 +13,11 @@ from .._errors import LNTuningError
 from ._console import duration, say, short_path
 from ._finish import Summary, finish
 from ._fit_many import FittedMany, fit_many
+from ._history import rank
 from ._run_files import RunFiles
 from ._settings import TrainSettings
 from ._sweep_figure import draw_sweep
-from ._trials import Trial, list_trials, start_leaves
+from ._trials import Trial, list_trials, start_leaves, write_value
 from ._work import Work, metric_of, total_steps
 
 _SHOWN = 20
@@ -61,7 +62,8 @@ def run_sweep(
             "--clip-norm 1"
         )
     _save(work, trials, many, files)
-    rows = [_row(trial, many, number, metric) for number, trial in enumerate(trials)]
+    rest = [number for number in range(count) if number not in order]
+    rows = [_row(trials[number], many, number, metric) for number in order + rest]
     best = trials[order[0]]
     content = {"metric": metric, "best": best.name, "seconds": round(many.seconds, 2)}
     content["trials"] = rows
@@ -77,11 +79,6 @@ def show_sweep(files: RunFiles, console: Console) -> None:
     """Print the table of a finished sweep, best first."""
     content = json.loads(files.sweep.read_text(encoding="utf-8"))
     rows, metric = content["trials"], content["metric"]
-    sign = -1.0 if metric in ("loss", "perplexity") else 1.0
-    known = sorted(
-        (row for row in rows if metric in row), key=lambda row: (-sign * row[metric], row["loss"])
-    )
-    ranked = known + [row for row in rows if metric not in row]
     table = RichTable(title=f"{len(rows)} adapters", title_justify="left")
     names = list(rows[0]["values"])
     for name in names:
@@ -89,8 +86,8 @@ def show_sweep(files: RunFiles, console: Console) -> None:
     for name in (metric, "loss", "best step", "ended"):
         if name != "loss" or metric != "loss":
             table.add_column(name, justify="right")
-    for row in ranked[:_SHOWN]:
-        cells = [f"{row['values'][name]:g}" for name in names]
+    for row in rows[:_SHOWN]:
+        cells = [write_value(row["values"][name]) for name in names]
         for name in dict.fromkeys((metric, "loss")):
             cells.append(f"{row[name]:.4f}" if name in row else "-")
         table.add_row(*cells, str(row.get("best_step", "-")), row["ended"])
@@ -104,12 +101,9 @@ def show_sweep(files: RunFiles, console: Console) -> None:
 
 def _rank(many: FittedMany, metric: str) -> list[int]:
     """The trials that were evaluated, best first."""
-    sign = -1.0 if metric in ("loss", "perplexity") else 1.0
     known = [n for n, each in enumerate(many.fitted) if each.history.evaluations]
     bests = {number: many.fitted[number].history.best(metric) for number in known}
-    return sorted(
-        known, key=lambda n: (-sign * getattr(bests[n], metric), bests[n].loss, bests[n].step)
-    )
+    return sorted(known, key=lambda n: rank(bests[n], metric))
 
 
 def _save(work: Work, trials: tuple[Trial, ...], many: FittedMany, files: RunFiles) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._metrics import read_metrics
-from ._trials import Trial
+from ._trials import Trial, write_value
 
 _WORDS = {
     "accuracy": "evaluation accuracy",
@@ -59,7 +59,13 @@ def draw_sweep(
     left.set_xlabel("step")
     left.set_ylabel(_WORDS[metric])
     for level in levels if len(levels) > 1 else ():
-        left.plot([], [], "o-", color=colours[level], label=f"{axis.replace('_', ' ')} {level:g}")
+        left.plot(
+            [],
+            [],
+            "o-",
+            color=colours[level],
+            label=f"{axis.replace('_', ' ')} {write_value(level)}",
+        )
     if len(levels) > 1:
         left.legend(frameon=False, fontsize=8)
     _draw_results(right, axis, trials, rows, metric, colours)
@@ -87,9 +93,10 @@ def _draw_results(
     colours: dict[float, Any],
 ) -> None:
     results: dict[float, list[float]] = {}
-    for trial, row in zip(trials, rows, strict=True):
+    values = {trial.name: trial.values.get(axis, 0.0) for trial in trials}
+    for row in rows:
         if metric in row:
-            results.setdefault(trial.values.get(axis, 0.0), []).append(row[metric])
+            results.setdefault(values[row["name"]], []).append(row[metric])
     levels = sorted(results)
     # Evenly spaced: the values of a sweep differ by factors.
     places = {level: place for place, level in enumerate(levels)}
@@ -106,7 +113,7 @@ def _draw_results(
         )
         if is_spread:
             axes.legend(frameon=False, fontsize=8)
-    axes.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
+    axes.set_xticks(range(len(levels)), [write_value(level) for level in levels])
     axes.set_xlim(-0.5, len(levels) - 0.5)
     axes.set_xlabel(axis.replace("_", " "))
     axes.set_ylabel(f"best {_WORDS[metric]}")

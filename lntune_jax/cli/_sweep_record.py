@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from .._train_state import TrainState
-from ._history import Evaluation, History
+from ._history import Evaluation, History, rank
 from ._metrics import MetricsWriter
 from ._progress import TrainingProgress
 from ._trials import Trial
@@ -149,11 +149,11 @@ class SweepRecorder:
 
     def note(self, records: Records, metric: str, step: int) -> None:
         """Show where the sweep stands: the best adapter of this evaluation."""
-        numbers = [n for n, each in enumerate(records.histories) if each.evaluations]
+        pairs = enumerate(records.histories)
+        numbers = [n for n, each in pairs if each.evaluations and each.evaluations[-1].step == step]
         if numbers:
             latest = {n: records.histories[n].evaluations[-1] for n in numbers}
-            sign = -1.0 if metric in ("loss", "perplexity") else 1.0
-            best = max(latest, key=lambda n: (sign * getattr(latest[n], metric), -latest[n].loss))
+            best = min(latest, key=lambda n: rank(latest[n], metric))
             self._progress.note(
                 f"step {step}: {latest[best].describe()} ({self._trials[best].name}, the best of "
                 f"{len(numbers)})"

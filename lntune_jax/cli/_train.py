@@ -22,7 +22,7 @@ from ._fit import fit
 from ._run_files import RunFiles, check_run, start_run
 from ._settings import TrainSettings
 from ._sweep import run_sweep, show_sweep
-from ._trials import is_asked, list_trials
+from ._trials import check_effect, is_asked, list_trials
 from ._work import total_steps
 
 _TASKS: dict[str, Any] = {"seq_cls": _train_classifier, "causal_lm": _train_language}
@@ -35,6 +35,8 @@ def run(settings: TrainSettings) -> None:
     check_model_directory(settings.model)
     if settings.columns.eval_data is not None and settings.columns.eval_fraction is not None:
         raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
+    if settings.sweep.adapters_at_once is not None and not is_asked(settings.sweep):
+        raise ConfigError("--adapters-at-once goes with --sweep or --seeds; here is one adapter")
     if is_asked(settings.sweep):
         list_trials(settings.sweep, settings.recipe)  # What is wrong in it, before anything slow.
     data = task.read(settings)
@@ -47,6 +49,8 @@ def run(settings: TrainSettings) -> None:
         return
     say(console, f"reading {settings.model}")
     work = task.prepare(settings, data, console)
+    if is_asked(settings.sweep):
+        check_effect(work, list_trials(settings.sweep, settings.recipe), settings.recipe.seed)
     start_run(files, settings, overwrite=settings.overwrite)
     task.save_description(settings, data, files)
     if is_asked(settings.sweep):

@@ -87,7 +87,9 @@ def find_task(trained: Trained) -> tuple[Task, Path]:
             f"{adapter} is the adapter of a language model, which does not label texts; "
             "`lntune-jax evaluate` measures its perplexity"
         )
-    beside = (trained.run or adapter.parent).expanduser().resolve() / "labels.json"
+    # An adapter of a sweep lies one level deeper.
+    above = adapter.parent.parent if adapter.parent.name == "adapters" else adapter.parent
+    beside = (trained.run or above).expanduser().resolve() / "labels.json"
     return load_task(trained.labels or beside), adapter
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from ._settings import Recipe, Sweep
 
 # What may differ between adapters that share a compiled step: numbers that it takes as values.
 SWEPT = ("learning_rate", "head_learning_rate", "weight_decay")
+_MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Trial:
 
 def is_asked(sweep: Sweep) -> bool:
     """Whether the flags name more than one adapter, or a value to try."""
-    return bool(sweep.sweep) or sweep.seeds != 1 or sweep.adapters_at_once is not None
+    return bool(sweep.sweep) or sweep.seeds != 1
 
 
 def list_trials(sweep: Sweep, recipe: Recipe) -> tuple[Trial, ...]:
@@ -51,20 +53,64 @@ def list_trials(sweep: Sweep, recipe: Recipe) -> tuple[Trial, ...]:
     """
     if sweep.seeds < 1:
         raise ConfigError(f"--seeds is {sweep.seeds}; it must be 1 or more")
+    if recipe.seed + sweep.seeds > 2**32:
+        raise ConfigError(
+            f"--seeds {sweep.seeds} from --seed {recipe.seed} on goes beyond 4294967295, the last"
+        )
     named = dict[str, tuple[float, ...]]()
     for entry in sweep.sweep:
         name, values = _parse(entry)
         if name in named:
             raise ConfigError(f"--sweep names {name} twice; list all its values in one entry")
         named[name] = values
+    count = sweep.seeds * math.prod(map(len, named.values()))
+    if count > _MOST:
+        raise ConfigError(f"--sweep and --seeds make {count:,} adapters; at most {_MOST:,} train")
     if sweep.seeds > 1:
         named["seed"] = tuple(range(recipe.seed, recipe.seed + sweep.seeds))
     trials = []
     for combination in itertools.product(*named.values()):
         values = dict(zip(named, combination, strict=True))
-        label = "-".join(f"{name}-{value:g}" for name, value in values.items())
+        label = "-".join(f"{name}-{write_value(value)}" for name, value in values.items())
         trials.append(Trial(label or "trial", values, replace(recipe, **values)))
     return tuple(trials)
+
+
+def write_value(value: float) -> str:
+    """As short as it can be and still this number: the names of trials must differ.
+
+    Example:
+        >>> write_value(0.001), write_value(20240101)
+        ('0.001', '20240101')
+    """
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def check_effect(work: Any, trials: tuple[Trial, ...], seed: int) -> None:
+    """Refuse a sweep in which a number changes nothing, or a seed not all that it should.
+
+    Raises:
+        ConfigError: one of the two; the message names the flag.
+    """
+    import lntune_jax as lnt
+
+    names, model = trials[0].values, work.model
+    trainable, _ = lnt.partition_params(model.params, work.config, name_map=model.name_map)
+    idle = [name for name in ("head_learning_rate", "weight_decay") if name in names]
+    if idle and not work.config.modules_to_save:
+        raise ConfigError(
+            f"--sweep {idle[0]} changes nothing: it is for saved modules, and only norms train; "
+            "leave it out, or name modules with --save-modules"
+        )
+    drawn = [path for path in model.fresh if path.rpartition(".")[2] not in ("scale", "bias")]
+    kept = [path for path in drawn if path not in trainable]
+    if kept and any(trial.recipe.seed != seed for trial in trials):
+        module = kept[0].rpartition(".")[0]
+        raise ConfigError(
+            f"--seeds would leave {kept[0]} as seed {seed} drew it, because it does not train; "
+            f"name {module} in --save-modules too"
+        )
 
 
 def start_leaves(work: Any, trials: tuple[Trial, ...], seed: int) -> list[dict[str, Any]]:

@@ -83,12 +83,14 @@ def test_chunks_and_a_resumed_sweep_give_the_same(finished, words, run, tmp_path
     assert not (tmp_path / "parts" / "summary.json").exists()
     code, printed, _ = run(*flags, "--resume")
     assert code == 0
-    whole = json.loads((finished / "sweep.json").read_text())
-    parts = json.loads((tmp_path / "parts" / "sweep.json").read_text())
-    assert [row["name"] for row in parts["trials"]] == [row["name"] for row in whole["trials"]]
-    for one, other in zip(parts["trials"], whole["trials"], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
-    lines = read_metrics(tmp_path / "parts" / "metrics.jsonl", whole["best"])
+    whole, parts = (
+        {row["name"]: row for row in json.loads((path / "sweep.json").read_text())["trials"]}
+        for path in (finished, tmp_path / "parts")
+    )
+    assert whole.keys() == parts.keys()
+    for name, row in parts.items():
+        assert row["loss"] == pytest.approx(whole[name]["loss"], rel=1e-4)
+    lines = read_metrics(tmp_path / "parts" / "metrics.jsonl", name)
     assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 5, 6, 6]
     code, printed, _ = run(*flags, "--resume")
     assert code == 0
@@ -138,6 +140,17 @@ def test_a_language_model_is_swept_too(run, tmp_path):
     ):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
     assert json.loads((tmp_path / "swept" / "sweep.json").read_text())["metric"] == "perplexity"
+    one = tmp_path / "swept" / "adapters" / "learning_rate-0.03"
+    table = tmp_path / "more.txt"
+    table.write_text(documents[0])
+    code, printed, _ = run("evaluate", "--adapter", one, "--data", table)
+    assert code == 0
+    assert "perplexity" in printed
+    idle = ("--sweep", "weight_decay=0,0.1", "--output", tmp_path / "idle")
+    code, _, complaint = run(*words, *idle)
+    assert code == 2
+    assert "--sweep weight_decay changes nothing" in complaint
+    assert not (tmp_path / "idle").exists()
 
 
 def test_trials_are_all_combinations():
@@ -148,6 +161,10 @@ def test_trials_are_all_combinations():
     ]
     assert [trial.recipe.seed for trial in trials] == [0, 1, 0, 1]
     assert trials[3].recipe.learning_rate == 0.01
+    close = Sweep(("learning_rate=0.0012345671,0.0012345672",), seeds=3)
+    names = [trial.name for trial in list_trials(close, Recipe(seed=20240101))]
+    assert len(set(names)) == 6
+    assert names[0].endswith("seed-20240101")
 
 
 @pytest.mark.parametrize(
@@ -160,6 +177,13 @@ def test_trials_are_all_combinations():
         (["--sweep", "learning_rate=0,1"], "a value is out of range"),
         (["--sweep", "learning_rate=1,1"], "a value comes twice"),
         (["--sweep", "learning_rate=1", "learning_rate=2"], "names learning_rate twice"),
+        (["--seeds", "2", "--seed", "4294967295"], "goes beyond 4294967295"),
+        (["--seeds", "99999"], "make 99,999 adapters; at most 10,000 train"),
+        (["--adapters-at-once", "2"], "--adapters-at-once goes with --sweep or --seeds"),
+        (
+            ["--pooling", "default", "--save-modules", "pooler", "--seeds", "2"],
+            "name classifier in --save-modules too",
+        ),
         (["--seeds", "0"], "--seeds is 0; it must be 1 or more"),
     ],
 )
