@@ -107,7 +107,7 @@ def _read(settings: DemoSettings, console: Console) -> Shared:
     path = find_language_model()
     tokenizer = tokenizer_from_gguf(path)
     quick = settings.steps is not None
-    names, counts = ("training", "validation", "test"), (4, 1, 1) if quick else (120, 8, 16)
+    names, counts = ("training", "validation", "test"), (4, 1, 1) if quick else (120, 8, 32)
     say(console, "model: SmolLM2-135M-Instruct (Llama, 30 layers, 576 wide), from a GGUF file")
     parts = []
     for name, texts in zip(names, read_reviews(*counts), strict=True):
