@@ -124,6 +124,7 @@ def test_a_part_of_a_stack_is_never_selected(fields, tmp_path):
         {"target_modules": ["layers.1.input_layernorm", "norm"]},
         {"target_modules": r".*\.\d+\..*norm"},
         {"exclude_modules": ["layers.1.input_layernorm"]},
+        {"modules_to_save": [r"model\.layers\.\d+\.mlp"]},
     ],
 )
 def test_a_pattern_with_a_layer_needs_the_names(fields):
@@ -188,3 +189,27 @@ def test_other_libraries_stacks_have_names_too(tmp_path):
     restored = lnt.restore_adapter(tmp_path / "a", tree(norms), name_map="maxtext_llama_unscanned")
     found = restored["decoder"]["layers_1"]["pre_self_attention_layer_norm"]["scale"]
     assert found.tolist() == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize("fields", [{}, {"modules_to_save": ["self_attn"]}])
+def test_what_a_bank_gives_of_a_stacked_base_is_saved_layer_by_layer(fields, tmp_path):
+    apart, scanned = both("qwen2")
+    config, names = CONFIG.replace(**fields), {"name_map": scanned.name_map}
+    base = lnt.partition_params(scanned.params, config, **names).trainable
+    adapters = {name: {p: v + size for p, v in base.items()} for name, size in (("a", 1), ("b", 2))}
+    bank = lnt.bank.make_bank(scanned.params, adapters)
+    mixed = lnt.bank.average(bank, ["a", "b"])
+    for number, (leaves, own) in enumerate((mixed, lnt.bank.get_adapter(bank, "a"))):
+        assert bool(own.modules_to_save) == bool(fields)
+        path = lnt.save_adapter(tmp_path / f"{number}", leaves, own, base=scanned.params, **names)
+        trainable = lnt.partition_params(lnt.restore_adapter(path, apart.params), config).trainable
+        start = lnt.partition_params(apart.params, config).trainable
+        moved = {p: np.full(v.shape, 1.5 - number / 2, v.dtype) + v for p, v in start.items()}
+        assert trainable.keys() == start.keys()
+        for leaf in start:
+            np.testing.assert_allclose(trainable[leaf], moved[leaf], rtol=1e-6, atol=1e-6)
+        lnt.export_peft(tmp_path / f"peft {number}", leaves, own, base=scanned.params, **names)
+        again = lnt.import_peft(tmp_path / f"peft {number}", scanned.params, **names)
+        assert_same(again, lnt.restore_adapter(path, scanned.params, **names))
+    alone = lnt.save_adapter(tmp_path / "stacked", *mixed, base=scanned.params)
+    assert_same(dict(lnt.load_adapter(alone).trainable), dict(mixed.trainable))
