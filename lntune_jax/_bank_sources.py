@@ -17,6 +17,8 @@ from ._adapter_reading import Adapter
 from ._config import LNTuningConfig
 from ._errors import AdapterError
 from ._files import resolve_path
+from ._layer_view import join_arrays
+from ._name_maps import NameMap
 from ._norms import find_norms
 from ._paths import join
 from ._peft_files import WEIGHTS_FILE
@@ -26,7 +28,10 @@ Source: TypeAlias = "Adapter | Mapping[str, Any] | str | os.PathLike[str]"
 
 
 def read_source(
-    source: Source, params: Any, norms: Iterable[str] | None = None
+    source: Source,
+    params: Any,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
 ) -> Adapter | Mapping[str, Any]:
     """Reads a directory; anything else is returned as it is.
 
@@ -52,8 +57,20 @@ def read_source(
             "into a directory of its own"
         )
     if is_peft or _holds_config_only(directory):
-        return load_peft(directory, params, norms=norms)
-    return read_fitting(directory, params)[0]
+        adapter = load_peft(directory, params, norms=norms, name_map=name_map)
+        if name_map is None:
+            return adapter
+        # Its patterns are for the tree's own paths; these are for the names of layers too.
+        both = select_paths(adapter.trainable, adapter.trainable)
+        targets, saved = both.target_modules, both.modules_to_save
+        config = adapter.config.replace(
+            target_modules=targets, modules_to_save=saved, exclude_modules=None
+        )
+        return adapter._replace(config=config)
+    adapter, views = read_fitting(directory, params, name_map)
+    if views.parts is None:
+        return adapter
+    return adapter._replace(trainable=join_arrays(adapter.trainable, views.parts))
 
 
 def describe_source(adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, Any]) -> Adapter:
@@ -74,7 +91,7 @@ def describe_source(adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, A
 
 
 def select_paths(paths: Iterable[str], leaves: Mapping[str, Any]) -> LNTuningConfig:
-    """A config that selects exactly these leaves: vectors and norms as norms, other modules whole.
+    r"""A config that selects exactly these leaves: vectors and norms as norms, other modules whole.
 
     What may hold several layers is written so that its parts, which have the layer's number
     within their names, match too: the leaves can be saved with the name map of a scanned model.
@@ -89,7 +106,7 @@ def select_paths(paths: Iterable[str], leaves: Mapping[str, Any]) -> LNTuningCon
         ('scale',)
         >>> stacked = {"norm.scale": np.ones((3, 2))}
         >>> print(*select_paths(stacked, stacked).target_modules)
-        norm(\\.\\d+)?\\.scale
+        norm(\.\d+)?\.scale
     """
     listed = list(paths)
     norms = {join(module) for module in find_norms(dict(leaves))}

@@ -18,6 +18,7 @@ from ._errors import ConfigError, LNTuningError
 from ._labels import label_selection
 from ._masters import keep_masters
 from ._matching import match_saved
+from ._name_maps import NameMap
 from ._norms import find_norms
 from ._paths import flatten, join
 from ._roles import get_modules_to_save, is_below, list_modules, unite
@@ -31,6 +32,7 @@ def make_optimizer(
     config: LNTuningConfig,
     *,
     norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps `tx` for a training loop that keeps the whole parameter tree.
 
@@ -46,6 +48,7 @@ def make_optimizer(
         tx: the optimizer of the trainable leaves.
         config: which leaves train.
         norms: module paths that are norms, as in `partition_params`.
+        name_map: as in `partition_params`, for trees with stacked layers.
 
     Raises:
         ConfigError: the config is meant for inference.
@@ -66,7 +69,7 @@ def make_optimizer(
 
     def label(tree: Any) -> Any:
         # Quietly: Optax asks for labels on every update, and `init` has warned.
-        return label_selection(select_leaves(tree, config, norms, warn=False))
+        return label_selection(select_leaves(tree, config, norms, name_map, warn=False))
 
     transforms: dict[Hashable, optax.GradientTransformation] = {
         "trainable": keep_masters(tx, config.param_dtype),
@@ -75,7 +78,7 @@ def make_optimizer(
     wrapped = optax.with_extra_args_support(optax.multi_transform(transforms, label))
 
     def init(params: Any) -> optax.OptState:
-        select_leaves(params, config, norms)  # warns of patterns that match nothing, once
+        select_leaves(params, config, norms, name_map)  # warns of patterns that match nothing, once
         return wrapped.init(params)
 
     return optax.GradientTransformationExtraArgs(init, wrapped.update)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from checkpoints import assert_same
 from test_scan_layers import (
@@ -213,3 +214,33 @@ def test_what_a_bank_gives_of_a_stacked_base_is_saved_layer_by_layer(fields, tmp
         assert_same(again, lnt.restore_adapter(path, scanned.params, **names))
     alone = lnt.save_adapter(tmp_path / "stacked", *mixed, base=scanned.params)
     assert_same(dict(lnt.load_adapter(alone).trainable), dict(mixed.trainable))
+
+
+def test_a_bank_over_stacked_layers_reads_directories(tmp_path):
+    _, scanned = both("qwen2")
+    names, leaves = {"name_map": scanned.name_map}, tuned(scanned)
+    ours = lnt.save_adapter(tmp_path / "ours", leaves, CONFIG, base=scanned.params, **names)
+    peft = lnt.export_peft(tmp_path / "peft", leaves, CONFIG, base=scanned.params, **names)
+    bank = lnt.bank.make_bank(scanned.params, {"ours": ours, "peft": peft}, **names)
+    options = {"params": scanned.params, **names}
+    bank = lnt.bank.replace_adapter(bank, "ours", ours, **options)
+    bank = lnt.bank.add_adapter(bank, "more", peft, **options)
+    for name in ("ours", "peft", "more"):
+        found = lnt.bank.get_adapter(bank, name)
+        assert_same(dict(found.trainable), {path: leaves[path] for path in found.trainable})
+        assert found.trainable.keys() == leaves.keys()
+        again = tmp_path / f"again {name}"
+        lnt.save_adapter(again, *found, base=scanned.params, **names)
+        assert read_metadata(again).leaves == read_metadata(ours).leaves
+
+
+def test_patterns_by_layer_select_rows_and_what_an_optimizer_sees():
+    _, scanned = both("qwen2")
+    config = lnt.LNTuningConfig(target_modules=[r"model\.layers\.\d+\.input_layernorm"])
+    params, names = scanned.params, {"name_map": scanned.name_map}
+    bank = lnt.bank.make_bank(params, config=config, **names)
+    assert list(bank.leaves) == ["model.layers.input_layernorm.scale"]
+    assert lnt.bank.bank_bytes(params, 7, config=config, **names) == bank.nbytes
+    tx = lnt.make_optimizer(optax.trace(0.9), config, **names)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(tx.init(params)) if leaf.ndim}
+    assert shapes == {bank.leaves["model.layers.input_layernorm.scale"].shape[1:]}
