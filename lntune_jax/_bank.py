@@ -22,6 +22,7 @@ from ._bank_storage import choose_dtype, place, round_capacity
 from ._bank_values import BASE, check_name, fit_values, get_trainable
 from ._config import LNTuningConfig
 from ._errors import AdapterError
+from ._name_maps import NameMap
 from ._paths import flatten, join
 from ._selection import select_leaves
 
@@ -130,6 +131,7 @@ def make_bank(
     *,
     config: LNTuningConfig | None = None,
     norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
     capacity: int | None = None,
     dtype: str | None = None,
     sharding: jax.sharding.Sharding | None = None,
@@ -144,6 +146,7 @@ def make_bank(
         config: selects the leaves that a row has, beside those of `adapters`; None is every norm.
             A leaf that no row has can be added later, which compiles programs anew.
         norms: module paths that are norms, where the caller knows them (`norm_modules`).
+        name_map: of stacked layers (`model.name_map`): names for directories and `config`.
         capacity: rows, the base's included; None is the power of two that holds the adapters, at
             least 8. A full bank doubles.
         dtype: of the rows; None is float32, or wider where a leaf is. "bfloat16" halves the
@@ -169,10 +172,10 @@ def make_bank(
         {'ln.scale': array([2., 3.], dtype=float32)}
     """
     read = {
-        check_name(name): read_source(source, params, norms)
+        check_name(name): read_source(source, params, norms, name_map)
         for name, source in (adapters or {}).items()
     }
-    base = _read_base(params, config, norms, read)
+    base = _read_base(params, config, norms, name_map, read)
     rows = [Row(BASE, None, ())]
     rows += [describe_row(name, adapter, base) for name, adapter in read.items()]
     count = round_capacity(len(rows), capacity)
@@ -200,12 +203,14 @@ def _read_base(
     params: Any,
     config: LNTuningConfig | None,
     norms: Iterable[str] | None,
+    name_map: str | NameMap | None,
     adapters: Mapping[str, Adapter | Mapping[str, Any]],
 ) -> dict[str, np.ndarray]:
     """The base's values of all leaves that a row has, in the tree's order."""
     if isinstance(params, str | os.PathLike):
         raise AdapterError("params must be the base's tree of arrays, not a path")
-    selection = select_leaves(params, config or LNTuningConfig(), norms, warn=config is not None)
+    known, warn = config or LNTuningConfig(), config is not None
+    selection = select_leaves(params, known, norms, name_map, warn=warn)
     wanted = {
         join(leaf.path)
         for index, leaf in enumerate(selection.leaves)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ._bank import AdapterBank
 from ._bank_rows import Ids, count_rows, take_rows
@@ -121,7 +122,7 @@ def apply_per_example(
         >>> lnt.bank.apply_per_example(apply, bank, ["a", "base"], frozen, x).tolist()
         [[0.0, 0.0], [1.0, 1.0]]
     """
-    rows = take_rows(bank, ids)
+    rows = take_rows(bank, _check_axis(ids))
     return apply_rows(apply_fn, rows, frozen, *batch, cast=cast, **keywords)
 
 
@@ -162,11 +163,19 @@ def apply_ensemble(
         >>> votes.shape, votes.mean(0)[0].tolist()
         ((2, 3, 2), [0.5, 0.5])
     """
-    rows = take_rows(bank, ids)
-    count_rows(rows)
+    rows = take_rows(bank, _check_axis(ids))
     return jax.vmap(lambda row: apply_fn(merge_params(row, frozen, cast=cast), *batch, **keywords))(
         rows
     )
+
+
+def _check_axis(ids: Ids) -> Ids:
+    """One id gives rows without a batch axis, whose first axis would pass for it."""
+    if np.ndim(ids) == 0:
+        raise AdapterError(
+            f"ids is {ids!r}, without an axis: pass a sequence of ids or names, such as [{ids!r}]"
+        )
+    return ids
 
 
 def _is_split(leaf: Any) -> bool:

@@ -14,6 +14,7 @@ from ._bank_sources import Source, read_source
 from ._bank_values import BASE, check_name, fit_values
 from ._bank_write import add_leaves, get_row_shapes, grow_bank, replace_at, write_row
 from ._errors import AdapterError
+from ._name_maps import NameMap
 
 
 def add_adapter(
@@ -23,6 +24,7 @@ def add_adapter(
     *,
     params: Any = None,
     norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
     donate: bool = False,
 ) -> AdapterBank:
     """Adds an adapter in the first free row; a full bank doubles.
@@ -36,6 +38,7 @@ def add_adapter(
         params: the base's tree; needed with a path, and where the adapter tunes a leaf that the
             bank has no rows for.
         norms: as in `make_bank`, for a path.
+        name_map: as in `make_bank`, for a path.
         donate: whether the old bank's arrays are given up, so that a row is written in place. It
             cannot be used afterwards. Otherwise the bank is copied.
 
@@ -54,7 +57,7 @@ def add_adapter(
         raise AdapterError(
             f"the bank has an adapter {name!r}: use another name, or call replace_adapter"
         )
-    read = read_source(adapter, params, norms)
+    read = read_source(adapter, params, norms, name_map)
     if params is not None:
         bank = add_leaves(bank, read, params)
     values = fit_values(name, read, get_row_shapes(bank))
@@ -71,6 +74,7 @@ def replace_adapter(
     *,
     params: Any = None,
     norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
     donate: bool = False,
 ) -> AdapterBank:
     """Puts another adapter into the row of an existing one; its number stays.
@@ -81,6 +85,7 @@ def replace_adapter(
         adapter: as in `add_adapter`.
         params: as in `add_adapter`.
         norms: as in `add_adapter`.
+        name_map: as in `add_adapter`.
         donate: as in `add_adapter`.
 
     Raises:
@@ -96,7 +101,7 @@ def replace_adapter(
         {'ln.scale': array([2., 3.], dtype=float32)}
     """
     number = int(bank.get_ids(check_name(name)))
-    read = read_source(adapter, params, norms)
+    read = read_source(adapter, params, norms, name_map)
     if params is not None:
         bank = add_leaves(bank, read, params)
     values = fit_values(name, read, get_row_shapes(bank))

@@ -6,6 +6,7 @@ A directory is ours or PEFT's, told by its files, and is read strictly against t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +17,10 @@ from ._adapter_reading import Adapter
 from ._config import LNTuningConfig
 from ._errors import AdapterError
 from ._files import resolve_path
+from ._layer_view import join_arrays
+from ._name_maps import NameMap
+from ._norms import find_norms
+from ._paths import join
 from ._peft_files import WEIGHTS_FILE
 from ._peft_import import load_peft
 
@@ -23,7 +28,10 @@ Source: TypeAlias = "Adapter | Mapping[str, Any] | str | os.PathLike[str]"
 
 
 def read_source(
-    source: Source, params: Any, norms: Iterable[str] | None = None
+    source: Source,
+    params: Any,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
 ) -> Adapter | Mapping[str, Any]:
     """Reads a directory; anything else is returned as it is.
 
@@ -49,8 +57,20 @@ def read_source(
             "into a directory of its own"
         )
     if is_peft or _holds_config_only(directory):
-        return load_peft(directory, params, norms=norms)
-    return read_fitting(directory, params)[0]
+        adapter = load_peft(directory, params, norms=norms, name_map=name_map)
+        if name_map is None:
+            return adapter
+        # Its patterns are for the tree's own paths; these are for the names of layers too.
+        both = select_paths(adapter.trainable, adapter.trainable)
+        targets, saved = both.target_modules, both.modules_to_save
+        config = adapter.config.replace(
+            target_modules=targets, modules_to_save=saved, exclude_modules=None
+        )
+        return adapter._replace(config=config)
+    adapter, views = read_fitting(directory, params, name_map)
+    if views.parts is None:
+        return adapter
+    return adapter._replace(trainable=join_arrays(adapter.trainable, views.parts))
 
 
 def describe_source(adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, Any]) -> Adapter:
@@ -71,21 +91,43 @@ def describe_source(adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, A
 
 
 def select_paths(paths: Iterable[str], leaves: Mapping[str, Any]) -> LNTuningConfig:
-    """A config that selects exactly these leaves: vectors as norms, modules of matrices whole.
+    r"""A config that selects exactly these leaves: vectors and norms as norms, other modules whole.
+
+    What may hold several layers is written so that its parts, which have the layer's number
+    within their names, match too: the leaves can be saved with the name map of a scanned model.
+
+    Args:
+        paths: of the leaves.
+        leaves: for each leaf path, an array of the base's shape; together they tell the norms.
 
     Example:
         >>> import numpy as np
         >>> select_paths(["scale"], {"scale": np.ones(2)}).target_modules
         ('scale',)
+        >>> stacked = {"norm.scale": np.ones((3, 2))}
+        >>> print(*select_paths(stacked, stacked).target_modules)
+        norm(\.\d+)?\.scale
     """
     listed = list(paths)
-    matrices = [path for path in listed if path in leaves and leaves[path].ndim > 1]
-    saved = tuple(dict.fromkeys(path.rpartition(".")[0] for path in matrices))
+    norms = {join(module) for module in find_norms(dict(leaves))}
+    axes_of = {path: leaf.ndim for path in listed if (leaf := leaves.get(path)) is not None}
+    saved: dict[str, int] = {}
+    for path, axes in axes_of.items():
+        module = path.rpartition(".")[0]
+        if axes > 1 and module not in norms:
+            saved[module] = max(axes, saved.get(module, 0))
     others = [path for path in listed if path.rpartition(".")[0] not in saved]
+    targets = [_with_layers(path) if axes_of.get(path, 1) > 1 else path for path in others]
+    modules = [_with_layers(name) if axes > 2 else name for name, axes in saved.items()]
     return LNTuningConfig(
-        target_modules=tuple(others) or None,  # paths of leaves: each matches itself alone
-        modules_to_save=saved or None,
+        target_modules=tuple(targets) or None,  # paths of leaves: each matches itself alone
+        modules_to_save=tuple(modules) or None,
     )
+
+
+def _with_layers(path: str) -> str:
+    """An expression for a path and for the same one with a number after any of its segments."""
+    return r"(\.\d+)?\.".join(map(re.escape, path.split(".")))
 
 
 def _holds_config_only(directory: Path) -> bool:

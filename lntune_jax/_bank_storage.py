@@ -11,6 +11,7 @@ import numpy as np
 
 from ._config import LNTuningConfig
 from ._errors import AdapterError, ConfigError
+from ._name_maps import NameMap
 from ._selection import select_leaves
 
 _FEWEST_ROWS = 8
@@ -22,6 +23,7 @@ def bank_bytes(
     *,
     config: LNTuningConfig | None = None,
     norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
     dtype: str | None = None,
     devices: int = 1,
 ) -> int:
@@ -32,6 +34,7 @@ def bank_bytes(
         adapters: how many the bank is to hold, beside the base.
         config: as in `make_bank`.
         norms: as in `make_bank`.
+        name_map: as in `make_bank`.
         dtype: as in `make_bank`.
         devices: over how many devices the rows are laid.
 
@@ -50,7 +53,7 @@ def bank_bytes(
     """
     if adapters < 0 or devices < 1:
         raise ConfigError(f"adapters is {adapters} and devices {devices}; expected 0 and 1 or more")
-    selection = select_leaves(params, config or LNTuningConfig(), norms, warn=False)
+    selection = select_leaves(params, config or LNTuningConfig(), norms, name_map, warn=False)
     trained = [
         leaf.value for index, leaf in enumerate(selection.leaves) if selection.is_trainable(index)
     ]

@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._adapter_arrays import to_numpy
+from ._adapter_checks import fill_holes
 from ._bank import AdapterBank, Row, read_leaves
+from ._bank_base import check_base, list_base
 from ._bank_values import get_trainable
 from ._errors import AdapterError
 
@@ -55,10 +58,17 @@ def get_row_shapes(bank: AdapterBank) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def add_leaves(bank: AdapterBank, adapter: Any, params: Any) -> AdapterBank:
-    """The bank with rows for leaves that it lacks: the base's values in all that are in use."""
+    """The bank with rows for leaves that it lacks: the base's values in all that are in use.
+
+    Raises:
+        AdapterError: `params` is not the base that the bank was made over, or lacks a leaf.
+    """
     absent = [path for path in get_trainable(adapter) if path not in bank.leaves]
     if not absent:
         return bank
+    own = list_base(fill_holes(params)[0], bank.leaves)[1]
+    first = {path: to_numpy(path, leaf[:1]) for path, leaf in bank.leaves.items()}
+    check_base("params", first, own, has_values=True)
     like = next(iter(bank.leaves.values()))
     used = np.array([row is not None for row in bank.rows])
     leaves = dict(bank.leaves)

@@ -34,6 +34,7 @@ def make_optimizer(
     config: LNTuningConfig,
     *,
     norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps `tx` for a training loop that keeps the whole parameter tree.
 
@@ -49,6 +50,7 @@ def make_optimizer(
         tx: the optimizer of the trainable leaves.
         config: which leaves train.
         norms: module paths that are norms, as in `partition_params`.
+        name_map: as in `partition_params`, for trees with stacked layers.
 
     Raises:
         ConfigError: the config is meant for inference.
@@ -69,7 +71,7 @@ def make_optimizer(
 
     def label(tree: Any) -> Any:
         # Quietly: Optax asks for labels on every update, and `init` has warned.
-        return label_selection(select_leaves(tree, config, norms, warn=False))
+        return label_selection(select_leaves(tree, config, norms, name_map, warn=False))
 
     transforms: dict[Hashable, optax.GradientTransformation] = {
         "trainable": keep_masters(tx, config.param_dtype),
@@ -78,7 +80,7 @@ def make_optimizer(
     wrapped = optax.with_extra_args_support(optax.multi_transform(transforms, label))
 
     def init(params: Any) -> optax.OptState:
-        select_leaves(params, config, norms)  # warns of patterns that match nothing, once
+        select_leaves(params, config, norms, name_map)  # warns of patterns that match nothing, once
         return wrapped.init(params)
 
     return optax.GradientTransformationExtraArgs(init, wrapped.update)

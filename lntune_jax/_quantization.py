@@ -76,14 +76,19 @@ def refuse_activations(model: Any) -> None:
                 )
 
 
-def _find_providers(function: Any, kind: type) -> list[Any]:
+def _find_providers(function: Any, kind: type, seen: frozenset[int] = frozenset()) -> list[Any]:
     """The providers that qwix's wrappers around a method hold, however many there are."""
     found = []
+    if id(function) in seen:  # it holds itself
+        return found
     for cell in getattr(function, "__closure__", None) or ():
-        held = cell.cell_contents
+        try:
+            held = cell.cell_contents
+        except ValueError:  # not set yet
+            continue
         for value in (held, *getattr(held, "args", ()), getattr(held, "__self__", None)):
             if isinstance(value, kind):
                 found.append(value)
         if callable(held):
-            found += _find_providers(held, kind)
+            found += _find_providers(held, kind, seen | {id(function)})
     return found

@@ -59,6 +59,7 @@ def check_selection(
         if above_trained.isdisjoint(match.names):
             _check_saved(match, selection, excluded)
     _refuse_layers("target_modules", targets or (), selection, norm_paths)
+    _refuse_layers("modules_to_save", _drop_peft_s_own(saved, config), selection, norm_paths)
     _refuse_layers("exclude_modules", matches.excluded, selection, norm_paths)
     if warn:
         _warn_unmatched("target_modules", targets or (), matches.modules)

@@ -193,3 +193,15 @@ def test_a_bank_is_a_pytree_that_keeps_its_names():
     assert doubled.names == bank.names
     found = banks.get_adapter(doubled, "b").trainable["ln_f.scale"]
     assert np.array_equal(found, 2 * adapters["b"].trainable["ln_f.scale"])
+
+
+@pytest.mark.parametrize("edit", [banks.add_adapter, banks.replace_adapter])
+def test_new_leaves_come_from_the_bank_s_own_base(edit):
+    base = {"ln": {"scale": np.ones(2, "f")}, "fc": {"kernel": np.ones((2, 2), "f")}}
+    other = {"ln": {"scale": np.full(2, 7, "f")}, "fc": {"kernel": np.full((2, 2), 9, "f")}}
+    bank = banks.make_bank(base, {"a": {"ln.scale": np.zeros(2, "f")}})
+    name = "a" if edit is banks.replace_adapter else "b"
+    head = {"fc.kernel": np.zeros((2, 2), "f")}
+    with pytest.raises(lnt.AdapterError, match=r"params is another base than the bank's: 'ln\.sc"):
+        edit(bank, name, head, params=other)
+    assert not row_of(edit(bank, name, head, params=base), name)["fc.kernel"].any()

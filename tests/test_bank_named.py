@@ -1,7 +1,9 @@
 """Named adapters as in PEFT, and the cases in which PEFT fails (peft#3574, peft#3423)."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from banks import CONFIG, make_adapter, make_small_bank, row_of, same
 from small import apply, make_batch, make_params
 
@@ -77,3 +79,14 @@ def test_an_adapter_trains_on_and_goes_back_under_its_name():
     bank = banks.replace_adapter(bank, "a", lnt.Adapter(tuned, config))
     assert same(banks.get_adapter(bank, "a").trainable, tuned)
     assert same(banks.get_adapter(bank, "b").trainable, adapters["b"].trainable)
+
+
+@pytest.mark.parametrize("ids", ["a", 1, np.int32(1), jnp.int32(1)])
+@pytest.mark.parametrize("apply_many", [banks.apply_per_example, banks.apply_ensemble])
+def test_one_id_is_no_batch(apply_many, ids):
+    """As wide as the batch is long, so that the width would pass for the batch."""
+    params = {"ln": {"scale": jnp.ones(4)}}
+    bank = banks.make_bank(params, {"a": {"ln.scale": jnp.arange(4.0)}})
+    frozen = banks.freeze_base(params, bank)
+    with pytest.raises(lnt.AdapterError, match="without an axis: pass a sequence of ids or names"):
+        apply_many(lambda p, x: x * p["ln"]["scale"], bank, ids, frozen, jnp.ones((4, 4)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from lntune_jax.models import causal_lm_loss, estimate_memory, from_config
 from lntune_jax.models._memory import _by_path, _bytes
 from lntune_jax.models._quantize import count_both
 from lntune_jax.models._quantized import count_bytes
+from lntune_jax.models._slices import largest_leaf
 
 # Enough layers that all kernels together are much more than one, and few tokens, so that
 # activations are little.
@@ -108,3 +110,11 @@ def test_the_estimate_takes_a_kind():
     assert few.weights < estimate_memory(TINY, dtype="float32", length=16).weights
     with pytest.raises(lnt.ConfigError, match="'full', which trains the kernels themselves"):
         estimate_memory(TINY, "full", length=16, quantize="int4")
+
+
+def test_the_largest_leaf_counts_bits():
+    model = from_config(TINY, "CAUSAL_LM", quantize="nf4")
+    leaves = jax.tree.leaves(model.params)
+    assert largest_leaf(model) == max(map(count_bytes, leaves))
+    kernels = {"fc": jax.ShapeDtypeStruct((64, 64), "uint4")}
+    assert largest_leaf(replace(model, params=kernels)) == 64 * 64 // 2

@@ -18,6 +18,7 @@ from quantizing import quick_compilation as quick_compilation
 from small import relax
 
 import lntune_jax as lnt
+from lntune_jax._quantization import _find_providers
 from lntune_jax.models import from_pretrained, merge_checkpoint
 
 STEPS = 30
@@ -214,3 +215,16 @@ def test_training_with_straight_through_gradients_is_not_refused():
     halves = lnt.partition_params(params, CONFIG)
     _, gradient = lnt.value_and_grad(loss)(*halves)
     assert all(bool(jnp.any(leaf != 0)) for leaf in gradient.values())
+
+
+def test_wrappers_that_hold_themselves_or_nothing_yet():
+    def wrap(provider):
+        def method():
+            return provider, method, later  # noqa: F821 - deleted below
+
+        later = 0
+        del later
+        return method
+
+    provider = qwix.PtqProvider([])
+    assert _find_providers(wrap(provider), qwix.PtqProvider) == [provider]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from checkpoints import assert_same
 from test_scan_layers import (
@@ -124,6 +125,7 @@ def test_a_part_of_a_stack_is_never_selected(fields, tmp_path):
         {"target_modules": ["layers.1.input_layernorm", "norm"]},
         {"target_modules": r".*\.\d+\..*norm"},
         {"exclude_modules": ["layers.1.input_layernorm"]},
+        {"modules_to_save": [r"model\.layers\.\d+\.mlp"]},
     ],
 )
 def test_a_pattern_with_a_layer_needs_the_names(fields):
@@ -188,3 +190,57 @@ def test_other_libraries_stacks_have_names_too(tmp_path):
     restored = lnt.restore_adapter(tmp_path / "a", tree(norms), name_map="maxtext_llama_unscanned")
     found = restored["decoder"]["layers_1"]["pre_self_attention_layer_norm"]["scale"]
     assert found.tolist() == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize("fields", [{}, {"modules_to_save": ["self_attn"]}])
+def test_what_a_bank_gives_of_a_stacked_base_is_saved_layer_by_layer(fields, tmp_path):
+    apart, scanned = both("qwen2")
+    config, names = CONFIG.replace(**fields), {"name_map": scanned.name_map}
+    base = lnt.partition_params(scanned.params, config, **names).trainable
+    adapters = {name: {p: v + size for p, v in base.items()} for name, size in (("a", 1), ("b", 2))}
+    bank = lnt.bank.make_bank(scanned.params, adapters)
+    mixed = lnt.bank.average(bank, ["a", "b"])
+    for number, (leaves, own) in enumerate((mixed, lnt.bank.get_adapter(bank, "a"))):
+        assert bool(own.modules_to_save) == bool(fields)
+        path = lnt.save_adapter(tmp_path / f"{number}", leaves, own, base=scanned.params, **names)
+        trainable = lnt.partition_params(lnt.restore_adapter(path, apart.params), config).trainable
+        start = lnt.partition_params(apart.params, config).trainable
+        moved = {p: np.full(v.shape, 1.5 - number / 2, v.dtype) + v for p, v in start.items()}
+        assert trainable.keys() == start.keys()
+        for leaf in start:
+            np.testing.assert_allclose(trainable[leaf], moved[leaf], rtol=1e-6, atol=1e-6)
+        lnt.export_peft(tmp_path / f"peft {number}", leaves, own, base=scanned.params, **names)
+        again = lnt.import_peft(tmp_path / f"peft {number}", scanned.params, **names)
+        assert_same(again, lnt.restore_adapter(path, scanned.params, **names))
+    alone = lnt.save_adapter(tmp_path / "stacked", *mixed, base=scanned.params)
+    assert_same(dict(lnt.load_adapter(alone).trainable), dict(mixed.trainable))
+
+
+def test_a_bank_over_stacked_layers_reads_directories(tmp_path):
+    _, scanned = both("qwen2")
+    names, leaves = {"name_map": scanned.name_map}, tuned(scanned)
+    ours = lnt.save_adapter(tmp_path / "ours", leaves, CONFIG, base=scanned.params, **names)
+    peft = lnt.export_peft(tmp_path / "peft", leaves, CONFIG, base=scanned.params, **names)
+    bank = lnt.bank.make_bank(scanned.params, {"ours": ours, "peft": peft}, **names)
+    options = {"params": scanned.params, **names}
+    bank = lnt.bank.replace_adapter(bank, "ours", ours, **options)
+    bank = lnt.bank.add_adapter(bank, "more", peft, **options)
+    for name in ("ours", "peft", "more"):
+        found = lnt.bank.get_adapter(bank, name)
+        assert_same(dict(found.trainable), {path: leaves[path] for path in found.trainable})
+        assert found.trainable.keys() == leaves.keys()
+        again = tmp_path / f"again {name}"
+        lnt.save_adapter(again, *found, base=scanned.params, **names)
+        assert read_metadata(again).leaves == read_metadata(ours).leaves
+
+
+def test_patterns_by_layer_select_rows_and_what_an_optimizer_sees():
+    _, scanned = both("qwen2")
+    config = lnt.LNTuningConfig(target_modules=[r"model\.layers\.\d+\.input_layernorm"])
+    params, names = scanned.params, {"name_map": scanned.name_map}
+    bank = lnt.bank.make_bank(params, config=config, **names)
+    assert list(bank.leaves) == ["model.layers.input_layernorm.scale"]
+    assert lnt.bank.bank_bytes(params, 7, config=config, **names) == bank.nbytes
+    tx = lnt.make_optimizer(optax.trace(0.9), config, **names)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(tx.init(params)) if leaf.ndim}
+    assert shapes == {bank.leaves["model.layers.input_layernorm.scale"].shape[1:]}

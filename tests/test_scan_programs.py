@@ -127,3 +127,13 @@ def test_what_the_estimate_says_of_scanned_layers():
     assert apart.gathered == scanned.gathered
     with pytest.raises(lnt.ConfigError, match="method is 'lora' and the layers are scanned"):
         estimate_memory(TINY, "lora", length=64, scan_layers=True)
+
+
+def test_the_estimate_takes_saved_modules_by_layer():
+    """In the few layers that it traces, too, patterns are for names layer by layer."""
+    config = lnt.LNTuningConfig(modules_to_save=[r"model\.layers\.\d+\.mlp"])
+    whole = lnt.LNTuningConfig(modules_to_save=["mlp"])
+    model = from_config(TINY, "CAUSAL_LM", scan_layers=True)
+    named, plain = (estimate_memory(model, config=each, length=64) for each in (config, whole))
+    assert named == plain
+    assert named.gradients > estimate_memory(model, length=64).gradients

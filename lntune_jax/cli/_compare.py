@@ -30,7 +30,7 @@ def run(settings: CompareSettings) -> None:
 
     names = name_adapters(settings.adapters)
     with flags_in_messages():
-        found = [read_norms(settings.model, path, settings.name_map) for path in settings.adapters]
+        found = read_norms(settings.model, settings.adapters, settings.name_map)
         params = {path: value for each in found for path, value in each.base.items()}
         modules = list(dict.fromkeys(path.rpartition(".")[0] for path in params))
         adapters = {name: each.tuned for name, each in zip(names, found, strict=True)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,20 +53,31 @@ def name_adapters(paths: Sequence[Path]) -> list[str]:
     return [f"./{name}" if name == "base" else name for name in names]
 
 
-def read_norms(model: str, path: Path, name_map: str | None) -> Norms:
-    """Read an adapter's norms, with all the checks of `merge`: it must fit this base.
+def read_norms(model: str, paths: Sequence[Path], name_map: str | None) -> list[Norms]:
+    """Read each adapter's norms, with all the checks of `merge`: it must fit this base.
 
     Raises:
-        LNTuningError: the adapter or the base cannot be read, they do not fit, or the adapter
-            tunes no norm that the base has.
+        LNTuningError: an adapter or the base cannot be read, they do not fit, or an adapter tunes
+            no norm that the base has.
     """
     from ..models._directory import find_directory
 
     place = find_directory(model, None)
-    found = _from_gguf(place, path) if place.suffix == ".gguf" else _read(place, path, name_map)
-    if not found.tuned:
-        raise AdapterError(f"{path} tunes no norm of {model}: there is nothing to compare")
-    return found
+
+    @cache
+    def load(quantize: str | None) -> Any:
+        from .. import models
+
+        return models.from_pretrained(place, task="CAUSAL_LM", quantize=quantize).params
+
+    is_gguf = place.suffix == ".gguf"
+    every = []
+    for path in paths:
+        found = _from_gguf(load, path) if is_gguf else _read(place, path, name_map)
+        if not found.tuned:
+            raise AdapterError(f"{path} tunes no norm of {model}: there is nothing to compare")
+        every.append(found)
+    return every
 
 
 def _read(directory: Path, path: Path, name_map: str | None) -> Norms:
@@ -80,21 +92,23 @@ def _read(directory: Path, path: Path, name_map: str | None) -> Norms:
     return Norms(parts.found.kind, tuned, base, total - _count(tuned))
 
 
-def _from_gguf(file: Path, path: Path) -> Norms:
+def _from_gguf(load: Callable[[str | None], Any], path: Path) -> Norms:
     """A GGUF file has names of its own: the model is loaded, and its tree names the leaves."""
-    from .. import models
     from .._adapter_arrays import to_numpy
     from .._bank_sources import read_source
     from .._paths import flatten, join
-    from ..models._merge_adapter import find_adapter
+    from .._roles import NORM_ROLE
+    from .._selection import select_views
+    from ..models._merge_adapter import find_adapter, read_quantization
 
-    adapter = find_adapter(path)
-    params = models.from_pretrained(file, task="CAUSAL_LM").params
-    trainable: Any = getattr(read_source(adapter.directory, params), "trainable", {})
+    found = find_adapter(path)
+    params = load(read_quantization(found))
+    adapter: Any = read_source(found.directory, params)
+    norms = select_views(params, adapter.config, warn=False).named.list_paths(NORM_ROLE)
     values = {join(leaf.path): leaf.value for leaf in flatten(params)[0]}
-    tuned = {name: value for name, value in trainable.items() if value.ndim == 1}
+    tuned = {name: adapter.trainable[name] for name in norms}
     base = {name: to_numpy(name, values[name]) for name in tuned}
-    return Norms(adapter.kind, tuned, base, _count(trainable) - _count(tuned))
+    return Norms(found.kind, tuned, base, _count(adapter.trainable) - _count(tuned))
 
 
 def _count(arrays: dict[str, np.ndarray]) -> int:

@@ -207,7 +207,9 @@ def _trace(
 
     gradient: Callable[..., Any]
     if method == "ln":
-        given: tuple[Any, ...] = tuple(partition_params(model.params, config))
+        given: tuple[Any, ...] = tuple(
+            partition_params(model.params, config, name_map=model.name_map)
+        )
         gradient = value_and_grad(loss)
     elif method == "lora":
         leaves = _by_path(model.params)

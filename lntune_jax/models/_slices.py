@@ -14,8 +14,9 @@ from ._decoder_settings import DecoderSettings
 from ._gpt2_settings import Gpt2Settings
 from ._layout import LAYOUTS
 from ._pretrained import PretrainedModel
+from ._quantized import count_bytes
 from ._stack import Options
-from ._stacked import find_stacks, unstack
+from ._stacked import find_stacks, unstack, write_name_map
 
 if TYPE_CHECKING:
     from ._blueprint import Choices
@@ -49,8 +50,13 @@ def slice_model(settings: Any, choices: Choices, layers: int, tensor: int) -> Pr
         )
     options = Options(choices.dtype, choices.attention, choices.remat, choices.scan_layers)
     leaves, apply = build_decoder(DecoderRecipe(own, choices.task, options))
+    names = None
+    if choices.scan_layers:
+        layout = LAYOUTS[own.model_type]
+        stacks = find_stacks(leaves, layout, layers)
+        names = write_name_map(leaves, stacks, layout, own.model_type)
     return PretrainedModel(
-        nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype
+        nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype, name_map=names
     )
 
 
@@ -61,7 +67,7 @@ def largest_leaf(model: PretrainedModel) -> int:
         settings = model.settings
         stacks = find_stacks(leaves, LAYOUTS[settings.model_type], settings.num_hidden_layers)
         leaves = unstack(leaves, stacks)
-    return max(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+    return max(map(count_bytes, leaves.values()))
 
 
 def _divide(settings: Any, name: str, tensor: int) -> int:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from checkpoints import REFERENCE
+from gguf_files import checkpoint, write
 from outcomes import refused
 
 import lntune_jax as lnt
@@ -101,3 +102,30 @@ def test_what_is_refused(run, adapters, model_directory, tmp_path):
     other = ("--model", REFERENCE / "bert")
     refused(run("compare", french, *other, "--figure", tmp_path / "x.png"), "french")
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_gguf_base_of_each_kind_and_a_head_with_biases(run, tmp_path, monkeypatch):
+    base = tmp_path / "model.gguf"
+    write(base, *checkpoint("gpt2"))
+    head = lnt.LNTuningConfig(modules_to_save=["c_attn"])
+    loads, read = [], lnt.models.from_pretrained
+    for name, quantize, config in (("full", None, head), ("few", "int8", CONFIG)):
+        params = read(base, "CAUSAL_LM", quantize=quantize).params
+        trainable, _ = lnt.partition_params(params, config)
+        moved = {path: value + 0.5 for path, value in trainable.items()}
+        lnt.save_adapter(tmp_path / name, moved, config, base=params)
+        saved = sum(leaf.size for path, leaf in trainable.items() if "c_attn" in path)
+        assert bool(saved) == (config is head)
+        others = f"{saved:,}" if saved else "0"
+        lnt.save_adapter(tmp_path / f"{name} again", moved, config, base=params)
+        paths = (tmp_path / name, tmp_path / f"{name} again")
+        monkeypatch.setattr(
+            lnt.models, "from_pretrained", lambda *a, **k: loads.append(k) or read(*a, **k)
+        )
+        code, printed, _ = run(
+            "compare", *paths, "--model", base, "--figure", tmp_path / "figure.png"
+        )
+        assert code == 0
+        assert cells(printed, name)[0][-1] == others
+        assert "c_attn" not in printed
+    assert [each["quantize"] for each in loads] == [None, "int8"]
