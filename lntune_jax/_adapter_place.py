@@ -122,7 +122,8 @@ def _select(
 def _explain(directory: Path, wrong: list[str]) -> AdapterError:
     return AdapterError(
         f"the adapter {directory} does not fit params: {list_names(wrong, str)}. Pass the tree of "
-        "the base it was trained on, with the same names of modules"
+        "the base it was trained on, with the same names of modules; where one leaf of params "
+        "holds all layers, pass name_map too (model.name_map of a scanned model)"
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ def run(settings: CompareSettings) -> None:
     """Read the adapters' norms and the base's, print the tables and draw the figure."""
     console = make_console()
     _check(settings)
+    with _writing(settings.figure.expanduser()):
+        settings.figure.expanduser().parent.mkdir(parents=True, exist_ok=True)
     from .. import bank as banks
 
     names = name_adapters(settings.adapters)
@@ -46,8 +50,8 @@ def run(settings: CompareSettings) -> None:
     if len(names) > _MOST_COLUMNS:
         say(console, f"the tables of {len(names)} adapters would be wide: see the figure")
     target = settings.figure.expanduser()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draw_comparison(target, names, rows, scales, biases, related.cosine, related.distance)
+    with _writing(target):
+        draw_comparison(target, names, rows, scales, biases, related.cosine, related.distance)
     say(console, f"figure: {short_path(target)}")
 
 
@@ -60,6 +64,15 @@ def _check(settings: CompareSettings) -> None:
             "what is written"
         )
     check_model_directory(settings.model)
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"--figure {target} cannot be written: {reason}") from error
 
 
 def _in_order(params: dict[str, Any]) -> list[str]:

@@ -154,7 +154,7 @@ class InspectSettings:
     """Show what would train, from the model's config file alone (reads no weights)."""
 
     model: Positional[str]
-    """Directory of a Hugging Face model, or a hub id."""
+    """Directory of a Hugging Face model, a .gguf file, or a hub id."""
     task: Literal["SEQ_CLS", "CAUSAL_LM", "none"] = "SEQ_CLS"
     """Which head the model gets."""
     num_labels: int = 2

@@ -79,7 +79,10 @@ class CompareSettings:
     Prints tables and draws a figure. The base's files are read, no model is run.
     """
 
-    adapters: Annotated[Positional[tuple[Path, ...]], arg(metavar="ADAPTER ...")]
+    adapters: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="ADAPTER ...", help_behavior_hint="(required)"),
+    ]
     """Adapter directories, ours or PEFT's, or output directories of `lntune-jax train`."""
     model: str
     """The base model: directory of a Hugging Face model, a .gguf file, or a hub id."""

@@ -129,3 +129,15 @@ def test_a_gguf_base_of_each_kind_and_a_head_with_biases(run, tmp_path, monkeypa
         assert cells(printed, name)[0][-1] == others
         assert "c_attn" not in printed
     assert [each["quantize"] for each in loads] == [None, "int8"]
+
+
+@pytest.mark.parametrize("name", ["file/figure.png", "folder.png"])
+def test_a_figure_that_cannot_be_written_is_one_line(
+    run, adapters, model_directory, tmp_path, name
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    flags = ("--model", model_directory, "--figure", tmp_path / name)
+    code, _, complaint = run("compare", adapters / "french", *flags)
+    assert code == 2
+    assert f"--figure {tmp_path / name} cannot be written" in complaint
