@@ -6,13 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
-
+from ._help import shown
 from ._settings import TrainTask
-
-
-def _shown(default: str, metavar: str):
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class DemoSettings:
     """Also train every weight of the classifier, for comparison (several times slower)."""
     seeds: tuple[int, ...] = (0,)
     """Train once with each of these seeds."""
-    steps: Annotated[int | None, _shown("the whole recipe", "INT")] = None
+    steps: Annotated[int | None, shown("the whole recipe", "INT")] = None
     """Train for so few steps only, on fewer rows: a smoke test, not a result."""
-    learning_rate: Annotated[float | None, _shown("0.001", "FLOAT")] = None
+    learning_rate: Annotated[float | None, shown("0.001", "FLOAT")] = None
     """Peak learning rate of the language model's norms."""

@@ -6,13 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
-
+from ._help import shown
 from ._settings import ComputeType, Quantize
-
-
-def _shown(default: str, metavar: str):
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -21,9 +16,9 @@ class Choice:
 
     temperature: float = 0.0
     """0 takes the likeliest token each time; above 0 tokens are drawn, the higher the freer."""
-    top_k: Annotated[int | None, _shown("all", "INT")] = None
+    top_k: Annotated[int | None, shown("all", "INT")] = None
     """Draw from so many of the likeliest tokens."""
-    top_p: Annotated[float | None, _shown("1", "FLOAT")] = None
+    top_p: Annotated[float | None, shown("1", "FLOAT")] = None
     """Draw from the fewest likeliest tokens that together have this probability."""
     seed: int = 0
     """Seed of the draws."""
@@ -39,15 +34,15 @@ class GenerateSettings:
 
     model: str
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
-    adapter: Annotated[Path | None, _shown("none", "DIR")] = None
+    adapter: Annotated[Path | None, shown("none", "DIR")] = None
     """An adapter directory, ours or PEFT's, whose norms take the place of the model's."""
-    prompt: Annotated[tuple[str, ...], _shown("none", "TEXT ...")] = ()
+    prompt: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
     """Texts to continue."""
-    data: Annotated[Path | None, _shown("none", "FILE")] = None
+    data: Annotated[Path | None, shown("none", "FILE")] = None
     """Table of texts: .csv, .tsv, .jsonl or .parquet."""
     text_column: str = "text"
     """Name of the column with the text."""
-    output: Annotated[Path | None, _shown("the terminal", "FILE")] = None
+    output: Annotated[Path | None, shown("the terminal", "FILE")] = None
     """A .jsonl file for the new texts."""
     max_new_tokens: int = 64
     """The most tokens a text grows by; a stop token of the model ends it before."""
@@ -56,7 +51,7 @@ class GenerateSettings:
     choice: Choice = field(default_factory=Choice)
     dtype: ComputeType = "float32"
     """Number format of the weights."""
-    quantize: Annotated[Quantize | None, _shown("as --adapter was trained", "KIND")] = None
+    quantize: Annotated[Quantize | None, shown("as --adapter was trained", "KIND")] = None
     """Keep the kernels of the layers in few bits: int8, int4, nf4 or fp8."""
     batch_size: int = 8
     """Texts that go through the model together."""

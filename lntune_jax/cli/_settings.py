@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
+
+from ._help import shown
 
 Schedule = Literal["linear", "cosine", "constant"]
 Metric = Literal["accuracy", "macro_f1", "loss", "perplexity"]
@@ -22,11 +24,6 @@ Remat = Literal["none", "dots", "full"]
 Pooling = Literal["default", "mean"]
 
 
-def _shown(default: str, metavar: str):
-    """How a flag whose default is computed appears in the help text."""
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
 @dataclass(frozen=True)
 class Columns:
     """The columns of the table, and the rows to evaluate on."""
@@ -35,9 +32,9 @@ class Columns:
     """Name of the column with the text."""
     label_column: str = "label"
     """Name of the column with the label (words or numbers)."""
-    eval_data: Annotated[Path | None, _shown("rows of --data", "FILE")] = None
+    eval_data: Annotated[Path | None, shown("rows of --data", "FILE")] = None
     """A second table to evaluate on while training."""
-    eval_fraction: Annotated[float | None, _shown("0.1", "FLOAT")] = None
+    eval_fraction: Annotated[float | None, shown("0.1", "FLOAT")] = None
     """Share of --data kept out of training and evaluated on, the same share of every label."""
 
 
@@ -55,11 +52,11 @@ class Language:
 class Selection:
     """Which weights train."""
 
-    targets: Annotated[tuple[str, ...], _shown("every norm", "PATTERN ...")] = ()
+    targets: Annotated[tuple[str, ...], shown("every norm", "PATTERN ...")] = ()
     """Norm modules to train: ends of module paths, or regular expressions."""
-    exclude: Annotated[tuple[str, ...], _shown("none", "PATTERN ...")] = ()
+    exclude: Annotated[tuple[str, ...], shown("none", "PATTERN ...")] = ()
     """Norm modules to leave frozen."""
-    save_modules: Annotated[tuple[str, ...], _shown("the new head", "NAME ...")] = ()
+    save_modules: Annotated[tuple[str, ...], shown("the new head", "NAME ...")] = ()
     """Whole modules that train too and are saved with the norms."""
 
 
@@ -67,7 +64,7 @@ class Selection:
 class Encoding:
     """How text reaches the model."""
 
-    max_length: Annotated[int | None, _shown("128; 256 for causal_lm", "INT")] = None
+    max_length: Annotated[int | None, shown("128; 256 for causal_lm", "INT")] = None
     """Tokens in a row at most; longer texts are cut (causal_lm: split into several rows)."""
     buckets: int = 4
     """Batches are padded to at most so many lengths: one compiled program each."""
@@ -77,7 +74,7 @@ class Encoding:
     """Number format of the frozen weights; what trains is kept in float32."""
     scan_layers: bool = False
     """Train a decoder's layers in one loop, which compiles faster; the adapter fits either way."""
-    quantize: Annotated[Quantize | None, _shown("off", "KIND")] = None
+    quantize: Annotated[Quantize | None, shown("off", "KIND")] = None
     """Keep the kernels of the layers in few bits, for less memory: int8, int4, nf4 or fp8."""
 
 
@@ -85,7 +82,7 @@ class Encoding:
 class Recipe:
     """How training goes."""
 
-    learning_rate: Annotated[float | None, _shown("0.005; 0.001 for causal_lm", "FLOAT")] = None
+    learning_rate: Annotated[float | None, shown("0.005; 0.001 for causal_lm", "FLOAT")] = None
     """Peak learning rate of the norms."""
     head_learning_rate: float = 1e-3
     """Peak learning rate of the saved modules (the head)."""
@@ -95,21 +92,21 @@ class Recipe:
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
     """AdamW weight decay of the saved modules; norms are never decayed."""
-    clip_norm: Annotated[float | None, _shown("off", "FLOAT")] = None
+    clip_norm: Annotated[float | None, shown("off", "FLOAT")] = None
     """Largest gradient norm."""
     epochs: int = 3
     """Passes over the training rows."""
-    max_steps: Annotated[int | None, _shown("off", "INT")] = None
+    max_steps: Annotated[int | None, shown("off", "INT")] = None
     """Train for so many steps at most; the schedule ends there."""
     batch_size: int = 32
     """Rows a step."""
     eval_batch_size: int = 64
     """Rows a batch in evaluation."""
-    eval_every: Annotated[int | None, _shown("each epoch", "STEPS")] = None
+    eval_every: Annotated[int | None, shown("each epoch", "STEPS")] = None
     """Evaluate after so many steps."""
-    best_by: Annotated[Metric | None, _shown("accuracy; perplexity for causal_lm", "METRIC")] = None
+    best_by: Annotated[Metric | None, shown("accuracy; perplexity for causal_lm", "METRIC")] = None
     """The evaluation figure that picks the adapter to keep."""
-    patience: Annotated[int | None, _shown("off", "INT")] = None
+    patience: Annotated[int | None, shown("off", "INT")] = None
     """Stop after so many evaluations in a row without a better one."""
     dropout: bool = False
     """Train with the model's own dropout."""
@@ -121,11 +118,11 @@ class Recipe:
 class Sweep:
     """Many adapters trained at once over one base; the best is kept as the run's own."""
 
-    sweep: Annotated[tuple[str, ...], _shown("none", "NAME=VALUE,VALUE ...")] = ()
+    sweep: Annotated[tuple[str, ...], shown("none", "NAME=VALUE,VALUE ...")] = ()
     """Try each value of learning_rate, head_learning_rate or weight_decay, in every combination."""
-    seeds: Annotated[int, _shown("1", "INT")] = 1
+    seeds: Annotated[int, shown("1", "INT")] = 1
     """How many seeds to train with, from --seed on (a count, 3; not a list)."""
-    adapters_at_once: Annotated[int | None, _shown("all", "INT")] = None
+    adapters_at_once: Annotated[int | None, shown("all", "INT")] = None
     """How many adapters share a step, to bound the memory."""
 
 
@@ -133,15 +130,15 @@ class Sweep:
 class Memory:
     """What a training step would hold on each device, shown when --length is given."""
 
-    length: Annotated[int | None, _shown("off", "INT")] = None
+    length: Annotated[int | None, shown("off", "INT")] = None
     """Tokens in a row."""
     batch_size: int = 1
     """Rows on each device."""
     dtype: ComputeType = "bfloat16"
     """Number format of weights and activations."""
-    quantize: Annotated[Quantize | None, _shown("off", "KIND")] = None
+    quantize: Annotated[Quantize | None, shown("off", "KIND")] = None
     """Kernels of the layers in few bits: int8, int4, nf4 or fp8."""
-    mesh: Annotated[str, _shown("one device", "AXIS=SIZE,...")] = ""
+    mesh: Annotated[str, shown("one device", "AXIS=SIZE,...")] = ""
     """Devices along the axes data, fsdp and tensor, for example fsdp=8,tensor=2."""
     remat: Remat = "none"
     """What a decoder's backward pass computes again to store less."""
@@ -184,9 +181,9 @@ class TrainSettings:
     """Continue the run in --output from its last checkpoint, or start it if there is none."""
     overwrite: bool = False
     """Replace the run in --output."""
-    stop_after_steps: Annotated[int | None, _shown("off", "INT")] = None
+    stop_after_steps: Annotated[int | None, shown("off", "INT")] = None
     """Stop this call after so many steps with a checkpoint, to go on with --resume."""
-    checkpoint_every: Annotated[int | None, _shown("each evaluation", "STEPS")] = None
+    checkpoint_every: Annotated[int | None, shown("each evaluation", "STEPS")] = None
     """Also save a checkpoint after every so many steps."""
     columns: Columns = field(default_factory=Columns)
     language: Language = field(default_factory=Language)
@@ -200,13 +197,13 @@ class TrainSettings:
 class Trained:
     """Which trained model to use."""
 
-    run: Annotated[Path | None, _shown("none", "DIR")] = None
+    run: Annotated[Path | None, shown("none", "DIR")] = None
     """Output directory of `lntune-jax train`."""
-    adapter: Annotated[Path | None, _shown("RUN/adapter", "DIR")] = None
+    adapter: Annotated[Path | None, shown("RUN/adapter", "DIR")] = None
     """An adapter directory, if not the one of --run."""
-    labels: Annotated[Path | None, _shown("labels.json beside the adapter", "FILE")] = None
+    labels: Annotated[Path | None, shown("labels.json beside the adapter", "FILE")] = None
     """The labels.json that belongs to --adapter."""
-    model: Annotated[str | None, _shown("the one trained on", "MODEL")] = None
+    model: Annotated[str | None, shown("the one trained on", "MODEL")] = None
     """The base model, if it has moved since training."""
     batch_size: int = 64
     """Rows a batch."""
@@ -224,11 +221,11 @@ class EvaluateSettings:
     data: Path
     """Table of texts and labels: .csv, .tsv, .jsonl or .parquet; for a language model as in
     training."""
-    text_column: Annotated[str | None, _shown("as in training", "NAME")] = None
+    text_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the text."""
-    label_column: Annotated[str | None, _shown("as in training", "NAME")] = None
+    label_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the label."""
-    output: Annotated[Path | None, _shown("none", "FILE")] = None
+    output: Annotated[Path | None, shown("none", "FILE")] = None
     """Also write the figures to this .json file."""
     trained: Trained = field(default_factory=Trained)
 
@@ -237,12 +234,12 @@ class EvaluateSettings:
 class PredictSettings:
     """Label new texts with a trained adapter."""
 
-    text: Annotated[tuple[str, ...], _shown("none", "TEXT ...")] = ()
+    text: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
     """Texts to label."""
-    data: Annotated[Path | None, _shown("none", "FILE")] = None
+    data: Annotated[Path | None, shown("none", "FILE")] = None
     """Table of texts: .csv, .tsv, .jsonl or .parquet."""
-    text_column: Annotated[str | None, _shown("as in training", "NAME")] = None
+    text_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the text."""
-    output: Annotated[Path | None, _shown("the terminal", "FILE")] = None
+    output: Annotated[Path | None, shown("the terminal", "FILE")] = None
     """Where predictions go: .jsonl or .csv."""
     trained: Trained = field(default_factory=Trained)

@@ -58,15 +58,10 @@ def draw_sweep(
     left.xaxis.get_major_locator().set_params(integer=True)
     left.set_xlabel("step")
     left.set_ylabel(_WORDS[metric])
-    for level in levels if len(levels) > 1 else ():
-        left.plot(
-            [],
-            [],
-            "o-",
-            color=colours[level],
-            label=f"{axis.replace('_', ' ')} {write_value(level)}",
-        )
     if len(levels) > 1:
+        for level in levels:
+            label = f"{axis.replace('_', ' ')} {write_value(level)}"
+            left.plot([], [], "o-", color=colours[level], label=label)
         left.legend(frameon=False, fontsize=8)
     _draw_results(right, axis, trials, rows, metric, colours)
     for axes in (left, right):
@@ -78,9 +73,8 @@ def draw_sweep(
 
 def _axis_of(trials: Sequence[Trial]) -> str:
     """The swept number with the most values; of several, a learning rate rather than a seed."""
-    counts = {name: len({trial.values[name] for trial in trials}) for name in trials[0].values} or {
-        "seed": 1
-    }
+    names = trials[0].values or {"seed": 0.0}
+    counts = {name: len({trial.values.get(name) for trial in trials}) for name in names}
     return max(counts, key=lambda name: (name != "seed", counts[name]))
 
 
@@ -93,10 +87,10 @@ def _draw_results(
     colours: dict[float, Any],
 ) -> None:
     results: dict[float, list[float]] = {}
-    values = {trial.name: trial.values.get(axis, 0.0) for trial in trials}
+    level_of = {trial.name: trial.values.get(axis, 0.0) for trial in trials}
     for row in rows:
         if metric in row:
-            results.setdefault(values[row["name"]], []).append(row[metric])
+            results.setdefault(level_of[row["name"]], []).append(row[metric])
     levels = sorted(results)
     # Evenly spaced: the values of a sweep differ by factors.
     places = {level: place for place, level in enumerate(levels)}

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ._help import shown
 from ._settings import Pooling
 
 ConvertTask = Literal["SEQ_CLS", "TOKEN_CLS", "MASKED_LM", "CAUSAL_LM", "none"]
@@ -15,10 +16,6 @@ LeafNames = Literal["auto", "flax", "torch"]
 MergeTask = Literal[
     "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "MASKED_LM", "CAUSAL_LM", "SEQ_2_SEQ_LM"
 ]
-
-
-def _shown(default: str, metavar: str):
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -32,14 +29,14 @@ class ConvertSettings:
     """An adapter directory of either kind, or an output directory of `lntune-jax train`."""
     output: Positional[Path]
     """Directory that receives the other kind."""
-    model: Annotated[str | None, _shown("none", "MODEL")] = None
+    model: Annotated[str | None, shown("none", "MODEL")] = None
     """The base model; needed from PEFT to ours, and where PEFT wants more than what trained."""
-    task: Annotated[ConvertTask | None, _shown("the adapter's", "TASK")] = None
+    task: Annotated[ConvertTask | None, shown("the adapter's", "TASK")] = None
     """Task of the base, from PEFT to ours: SEQ_CLS, TOKEN_CLS, MASKED_LM, CAUSAL_LM, or none for
     the bare model."""
     pooling: Pooling = "default"
     """How the classifier pools, from PEFT to ours: as `train --pooling`."""
-    name_map: Annotated[str | None, _shown("none", "NAME")] = None
+    name_map: Annotated[str | None, shown("none", "NAME")] = None
     """Table of names, for an adapter whose tree has other names than transformers."""
     leaf_names: LeafNames = "auto"
     """How leaves are called, from PEFT to ours: flax as in lntune_jax.models, torch as in PyTorch
@@ -63,10 +60,10 @@ class MergeSettings:
     """Directory that receives the checkpoint."""
     norms_only: bool = False
     """Write the tuned norms, and leave out the head and other saved modules."""
-    task: Annotated[MergeTask | None, _shown("the adapter's", "TASK")] = None
+    task: Annotated[MergeTask | None, shown("the adapter's", "TASK")] = None
     """Task of a head that the base lacks: SEQ_CLS, TOKEN_CLS, QUESTION_ANS, MASKED_LM, CAUSAL_LM
     or SEQ_2_SEQ_LM."""
-    name_map: Annotated[str | None, _shown("none", "NAME")] = None
+    name_map: Annotated[str | None, shown("none", "NAME")] = None
     """Table of names, for an adapter whose tree has other names than transformers."""
     overwrite: bool = False
     """Replace the merged checkpoint in --output; nothing else is ever replaced."""
@@ -88,5 +85,5 @@ class CompareSettings:
     """The base model: directory of a Hugging Face model, a .gguf file, or a hub id."""
     figure: Path = Path("comparison.png")
     """The figure: a .png, .svg or .pdf file; one that is there is replaced."""
-    name_map: Annotated[str | None, _shown("none", "NAME")] = None
+    name_map: Annotated[str | None, shown("none", "NAME")] = None
     """Table of names, for adapters whose trees have other names than transformers."""

@@ -87,10 +87,12 @@ def load_leaves(
         if quantize is not None and is_quantized(path):
             # From float32, so that the few bits are the same whatever the model's dtype is.
             exact = np.ascontiguousarray(array, np.float32)
-            for part, value in place_parts(path, quantize_kernel(exact, quantize)).items():
-                arrays[part] = _place_part(value, sharding)
+            found = place_parts(path, quantize_kernel(exact, quantize))
+            placed = {part: _place_part(value, sharding) for part, value in found.items()}
         else:
-            arrays[path] = _place(np.ascontiguousarray(array, leaf.dtype), sharding)
+            placed = {path: _place(np.ascontiguousarray(array, leaf.dtype), sharding)}
+        # Without waiting, reading runs ahead and the host holds every tensor still on its way.
+        arrays |= jax.block_until_ready(placed)
         done += _bytes(leaf)
         if progress is not None:
             progress(done, total)
