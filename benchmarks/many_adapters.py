@@ -4,6 +4,7 @@ The model of `step.py` (6 layers, 384 wide, float32), AdamW, norms only, for 1, 
 adapters and 8 to 512 tokens a step and adapter. Three ways, in alternation: all adapters in one
 step (`make_train_step(adapters=K)`, each with a batch of its own), K steps one after the other,
 and the bound: one adapter on all the rows together. Medians, as ratios to one after the other.
+`--at-once 8` adds a fourth: eight adapters at a time (`adapters_at_once`), which bounds the memory.
 """
 
 import argparse
@@ -24,7 +25,7 @@ def make_batch(rows: int, length: int, adapters: int | None = None) -> tuple:
     return jax.random.normal(jax.random.key(1), shape), jnp.zeros(shape[:-2], jnp.int32)
 
 
-def make_runs(adapters: int, rows: int, length: int) -> tuple[dict, dict]:
+def make_runs(adapters: int, rows: int, length: int, at_once: int | None) -> tuple[dict, dict]:
     """For each way a function of its state that trains every adapter once, and the state."""
     tx = optax.adamw(1e-3, weight_decay=0.0)
     trainable, frozen = lnt.partition_params(make_params(), CONFIG)
@@ -46,6 +47,17 @@ def make_runs(adapters: int, rows: int, length: int) -> tuple[dict, dict]:
         "in one step": many.lower(stacked, frozen, batches),
         "bound": one.lower(state, frozen, all_rows),
     }
+    if at_once is not None and at_once < adapters:
+        chunked = lnt.make_train_step(
+            loss_fn,
+            tx,
+            adapters=adapters,
+            own_batches=True,
+            adapters_at_once=at_once,
+            donate=False,
+        )
+        runs["chunked"] = lambda: chunked(stacked, frozen, batches)[0].trainable
+        programs["chunked"] = chunked.lower(stacked, frozen, batches)
     return runs, {
         name: {
             "gflops": count_flops(lowered) / 1e9,
@@ -70,13 +82,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--tokens", type=int, nargs="+", default=[8, 64, 512])
+    parser.add_argument("--at-once", type=int, help="also so many adapters at a time")
     options = parser.parse_args()
     figures = {}
     print("adapters  tokens  in one step   bound  GFLOP (bound)    temp MB (bound)")
     for tokens in options.tokens:
         for adapters in options.adapters:
             rows = max(tokens // 64, 1)
-            runs, row = make_runs(adapters, rows, tokens // rows)
+            runs, row = make_runs(adapters, rows, tokens // rows, options.at_once)
             # A round of the largest takes most of a minute on two cores.
             rounds = min(options.rounds, 3) if adapters * tokens > 8192 else options.rounds
             times = measure(runs, rounds)
@@ -93,7 +106,15 @@ def main() -> None:
                 f"{many['temporary_mb']:9.1f} ({bound['temporary_mb']:.1f})",
                 flush=True,
             )
-    print(f"written to {write_results('many_adapters', figures)}")
+            if "chunked" in row:
+                chunked = row["chunked"]
+                print(
+                    f"{options.at_once:17d} at a time {chunked['time_ratio']:6.2f}"
+                    f"{chunked['temporary_mb']:34.1f}",
+                    flush=True,
+                )
+    name = "many_adapters" if options.at_once is None else "many_adapters_chunked"
+    print(f"written to {write_results(name, figures)}")
 
 
 if __name__ == "__main__":

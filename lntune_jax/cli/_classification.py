@@ -65,11 +65,14 @@ class ClassificationEvaluator:
         """Programs compiled so far."""
         return self._classifier.compilations
 
-    def evaluate(self, trainable: Any, frozen: Any, step: int, recipe: Recipe) -> Evaluation:
-        """The figures of these leaves."""
+    def evaluate(
+        self, trainable: Any, frozen: Any, step: int, recipe: Recipe, rows: Any = None
+    ) -> Evaluation:
+        """The figures of these leaves, on the work's evaluation rows or on others."""
         work = self._work
+        rows = work.evaluation if rows is None else rows
         logits = self._classifier.logits(
-            trainable, frozen, work.evaluation, recipe.eval_batch_size, work.buckets, work.padding
+            trainable, frozen, rows, recipe.eval_batch_size, work.buckets, work.padding
         )
-        scores = score(logits, np.asarray(work.evaluation.classes))
+        scores = score(logits, np.asarray(rows.classes))
         return Evaluation(step, scores.loss, scores.accuracy, scores.macro_f1)

@@ -46,7 +46,7 @@ class FittedMany:
 
 
 def fit_many(
-    work: Work,
+    works: Sequence[Work],
     trials: Sequence[Trial],
     starts: Sequence[dict[str, Any]],
     recipe: Recipe,
@@ -60,7 +60,8 @@ def fit_many(
     """Train all trials together, and keep each one's best.
 
     Args:
-        work: Model, config and rows.
+        works: One for each table: the same model and config, rows of their own, all with the
+            same number of steps.
         trials: What is tried.
         starts: Trainable leaves that each begins with.
         recipe: What the trials share.
@@ -76,6 +77,7 @@ def fit_many(
 
     from ..checkpoint import open_checkpoints, restore_state, save_state
 
+    work, owners = works[0], [works[trial.table] for trial in trials]
     total, metric = total_steps(work, recipe), metric_of(work, recipe)
     model = work.model
     _, frozen = lnt.partition_params(model.params, work.config, name_map=model.name_map)
@@ -90,7 +92,7 @@ def fit_many(
     ]
     begin = [jax.tree.map(np.array, start) for start in starts]
     snapshot = Snapshot(np.int32(0), lnt.stack_states(states), _stack(begin))
-    own_batches = len({trial.recipe.seed for trial in trials}) > 1
+    own_batches = len({(trial.recipe.seed, trial.table) for trial in trials}) > 1
     step_fn = lnt.make_train_step(
         work.loss_fn(),
         make_optimizer(trials[0]),
@@ -112,13 +114,14 @@ def fit_many(
         kept = -1 if restored is None else step
         writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, kept))
         progress = stack.enter_context(TrainingProgress(console, "sweep", total, step))
-        epoch_steps = steps_per_epoch(work, recipe)
+        epoch_steps = [steps_per_epoch(owner, recipe) for owner in owners]
         recorder = SweepRecorder(writer, progress, trials, epoch_steps)
 
         def evaluate(records: Records) -> Records:
             for number in np.flatnonzero(records.active()).tolist():
                 leaves = {path: leaf[number] for path, leaf in many.trainable.items()}
-                evaluation = evaluator.evaluate(leaves, frozen, step, recipe)
+                rows = owners[number].evaluation
+                evaluation = evaluator.evaluate(leaves, frozen, step, recipe, rows)
                 if not np.isfinite(evaluation.loss):
                     recorder.failed(number, step, "evaluation loss", evaluation.loss)
                     records = records.diverge([number], step)
@@ -133,13 +136,16 @@ def fit_many(
 
         if work.evaluates_first and restored is None:
             records = evaluate(records)
-        plans = [batches_from(step, total, work, trial.recipe) for trial in trials]
+        plans = [
+            batches_from(step, total, owner, trial.recipe)
+            for owner, trial in zip(owners, trials, strict=True)
+        ]
         while step < total and records.active().any() and step - first != stop_after_steps:
-            batch, tokens = _next_batch(plans, own_batches, work, recipe)
+            batch, tokens = _next_batch(plans, own_batches, owners, recipe)
             many, figures = step_fn(many, frozen, batch, active=records.active())
             step += 1
             records = recorder.record_previous_and_keep(step, figures, tokens, records)
-            evaluates = step == total or step % (recipe.eval_every or epoch_steps) == 0
+            evaluates = step == total or step % (recipe.eval_every or epoch_steps[0]) == 0
             if evaluates:
                 records = evaluate(recorder.flush(records))
             is_last_of_call = step - first == stop_after_steps
@@ -187,14 +193,17 @@ def _optimizers(work: Work, recipe: Recipe, total: int) -> Any:
 
 
 def _next_batch(
-    plans: list[Iterator[Any]], own_batches: bool, work: Work, recipe: Recipe
+    plans: list[Iterator[Any]], own_batches: bool, owners: Sequence[Work], recipe: Recipe
 ) -> tuple[Any, int]:
     """The next batch of all adapters, or each one's own, stacked and of one length."""
     import jax
 
     planned = [next(plan) for plan in (plans if own_batches else plans[:1])]
     length = max(each.length for each in planned)
-    parts = [work.assemble(replace(each, length=length), recipe.batch_size) for each in planned]
+    parts = [
+        owner.assemble(replace(each, length=length), recipe.batch_size)
+        for owner, each in zip(owners, planned, strict=False)
+    ]
     tokens = sum(count for _, count in parts)
     if not own_batches:
         return parts[0][0], tokens * len(plans)

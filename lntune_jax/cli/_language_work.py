@@ -66,11 +66,14 @@ class LanguageEvaluator:
         """Programs compiled so far."""
         return self._losses.compilations
 
-    def evaluate(self, trainable: Any, frozen: Any, step: int, recipe: Recipe) -> Evaluation:
-        """The figures of these leaves."""
+    def evaluate(
+        self, trainable: Any, frozen: Any, step: int, recipe: Recipe, rows: Any = None
+    ) -> Evaluation:
+        """The figures of these leaves, on the work's evaluation rows or on others."""
         work = self._work
+        rows = work.evaluation if rows is None else rows
         loss = self._losses.measure(
-            trainable, frozen, work.evaluation, recipe.eval_batch_size, work.buckets, work.padding
+            trainable, frozen, rows, recipe.eval_batch_size, work.buckets, work.padding
         )
         return Evaluation(step, loss, perplexity=perplexity_of(loss))
 

@@ -142,8 +142,14 @@ def _describe(settings: Any) -> dict[str, Any]:
     for name in ("data", "eval_data"):
         path = described.get(name)
         if path is not None and Path(path).is_file():
-            described[f"{name}_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            described[f"{name}_sha256"] = _checksum(path)
+    if described.get("more_data"):
+        described["more_data_sha256"] = [_checksum(path) for path in described["more_data"]]
     return described
+
+
+def _checksum(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _flatten(values: dict[str, Any], into: dict[str, Any]) -> None:
@@ -151,15 +157,21 @@ def _flatten(values: dict[str, Any], into: dict[str, Any]) -> None:
         if isinstance(value, dict):
             _flatten(value, into)
         elif name not in _WITHOUT_EFFECT:
-            into[name] = list(value) if isinstance(value, tuple) else value
-            if isinstance(value, Path):
-                into[name] = str(value.expanduser().resolve())
+            into[name] = (
+                [_plain(each) for each in value] if isinstance(value, tuple) else _plain(value)
+            )
+
+
+def _plain(value: Any) -> Any:
+    return str(value.expanduser().resolve()) if isinstance(value, Path) else value
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], files: RunFiles) -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) == now.get(name):
             continue
+        if name not in before and not now[name]:
+            continue  # A flag that the run's version did not have, and that is off.
         if name.endswith("_sha256"):
             flag = flag_of(name.removesuffix("_sha256"))
             raise ConfigError(

@@ -122,6 +122,8 @@ class Sweep:
     """Try each value of learning_rate, head_learning_rate or weight_decay, in every combination."""
     seeds: Annotated[int, shown("1", "INT")] = 1
     """How many seeds to train with, from --seed on (a count, 3; not a list)."""
+    more_data: Annotated[tuple[Path, ...], shown("none", "FILE ...")] = ()
+    """Tables beside --data: every combination is trained on each of them, alone."""
     adapters_at_once: Annotated[int | None, shown("all", "INT")] = None
     """How many adapters share a step, to bound the memory."""
 

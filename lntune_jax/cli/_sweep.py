@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,21 @@ from ._run_files import RunFiles
 from ._settings import TrainSettings
 from ._sweep_figure import draw_sweep
 from ._trials import Trial, list_trials, start_leaves, write_value
-from ._work import Work, metric_of, total_steps
+from ._work import Work, metric_of, share_steps, total_steps
 
 _SHOWN = 20
 
 
 def run_sweep(
-    settings: TrainSettings, work: Work, files: RunFiles, console: Console
+    settings: TrainSettings, works: Sequence[Work], files: RunFiles, console: Console
 ) -> Summary | None:
     """Train every trial, save all adapters, and give the summary of the best one.
+
+    Args:
+        settings: The flags.
+        works: One for each table.
+        files: The run.
+        console: Where progress is shown.
 
     Returns:
         `None` if `--stop-after-steps` ended the call.
@@ -34,13 +41,14 @@ def run_sweep(
     Raises:
         LNTuningError: If no trial has an evaluation that is a number.
     """
-    recipe, trials = settings.recipe, list_trials(settings.sweep, settings.recipe)
+    work, recipe = works[0], share_steps(works, settings.recipe)
+    trials = list_trials(settings.sweep, recipe, settings.data)
     at_once = settings.sweep.adapters_at_once
     count = len(trials)
     together = count if at_once is None else min(at_once, count)
     say(console, f"sweep: {count} adapters, {together} of them in one pass")
     many = fit_many(
-        work,
+        works,
         trials,
         start_leaves(work, trials, recipe.seed),
         recipe,
@@ -70,9 +78,15 @@ def run_sweep(
     files.sweep.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     draw_sweep(files.sweep_figure, Path(settings.model).name, trials, rows, metric, files.metrics)
     show_sweep(files, console)
+    if len(works) > 1 and settings.columns.eval_data is None:
+        say(
+            console,
+            "each table was evaluated on rows of its own, so that figures of two tables do not "
+            "compare; --eval-data gives them the same rows",
+        )
     title = f"{best.name}, the best of {count}: {Path(settings.model).name}"
-    fitted = many.fitted[order[0]]
-    return finish(work, recipe, fitted, files, name=best.name, title=title, trial=best.name)
+    fitted, own = many.fitted[order[0]], works[best.table]
+    return finish(own, recipe, fitted, files, name=best.name, title=title, trial=best.name)
 
 
 def show_sweep(files: RunFiles, console: Console) -> None:

@@ -84,9 +84,9 @@ def _draw_results(
     trials: Sequence[Trial],
     rows: Sequence[dict[str, Any]],
     metric: str,
-    colours: dict[float, Any],
+    colours: dict[Any, Any],
 ) -> None:
-    results: dict[float, list[float]] = {}
+    results: dict[Any, list[float]] = {}
     level_of = {trial.name: trial.values.get(axis, 0.0) for trial in trials}
     for row in rows:
         if metric in row:
@@ -100,7 +100,7 @@ def _draw_results(
         axes.plot(at, values, "o", color=colours[level], markersize=6, alpha=0.75)
     means = [float(np.mean(results[level])) for level in levels]
     is_spread = any(len(values) > 1 for values in results.values())
-    if len(levels) > 1:
+    if len(levels) > 1 and axis != "data":
         label = "mean" if is_spread else None
         axes.plot(
             range(len(levels)), means, "-", color="#7a7a7a", linewidth=1, zorder=0, label=label

@@ -93,7 +93,7 @@ class SweepRecorder:
         writer: MetricsWriter,
         progress: TrainingProgress,
         trials: Sequence[Trial],
-        epoch_steps: int,
+        epoch_steps: Sequence[int],
     ):
         """Start timing."""
         self._writer = writer
@@ -125,7 +125,7 @@ class SweepRecorder:
         counted = np.flatnonzero(active & records.active()).tolist()
         for number in counted:
             figures = {
-                "epoch": round(step / self._epoch_steps, 4),
+                "epoch": round(step / self._epoch_steps[number], 4),
                 "loss": float(losses[number]),
                 "gradient_norm": float(norms[number]),
             }

@@ -38,7 +38,8 @@ def run(settings: TrainSettings) -> None:
     if settings.sweep.adapters_at_once is not None and not is_asked(settings.sweep):
         raise ConfigError("--adapters-at-once goes with --sweep or --seeds; here is one adapter")
     if is_asked(settings.sweep):
-        list_trials(settings.sweep, settings.recipe)  # What is wrong in it, before anything slow.
+        # What is wrong in it, before anything slow.
+        list_trials(settings.sweep, settings.recipe, settings.data)
     data = task.read(settings)
     check_run(files, settings, resume=settings.resume, overwrite=settings.overwrite)
     if settings.resume and files.is_finished():
@@ -48,13 +49,15 @@ def run(settings: TrainSettings) -> None:
         _show(console, Summary(**json.loads(files.summary.read_text())), files, task.results)
         return
     say(console, f"reading {settings.model}")
-    work = task.prepare(settings, data, console)
+    works = task.prepare(settings, data, console)
+    work = works[0]
     if is_asked(settings.sweep):
-        check_effect(work, list_trials(settings.sweep, settings.recipe), settings.recipe.seed)
+        trials = list_trials(settings.sweep, settings.recipe, settings.data)
+        check_effect(work, trials, settings.recipe.seed)
     start_run(files, settings, overwrite=settings.overwrite)
     task.save_description(settings, data, files)
     if is_asked(settings.sweep):
-        summary = run_sweep(settings, work, files, console)
+        summary = run_sweep(settings, works, files, console)
         if summary is not None:
             _show(console, summary, files, task.results)
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,17 +33,25 @@ class Labelled(NamedTuple):
     names: tuple[str, ...]
 
 
-def read(settings: TrainSettings) -> Labelled:
-    """The rows to train on and to evaluate on.
+def read(settings: TrainSettings) -> tuple[Labelled, ...]:
+    """The rows to train on and to evaluate on, of each table; all have the first one's labels.
 
     Raises:
         LNTuningError: If a flag makes no sense for a classifier, or the data is at fault.
     """
     _refuse_language_flags(settings)
+    first = _read_table(settings, settings.data, "--data")
+    more = settings.sweep.more_data
+    return first, *(_read_table(settings, path, "--more-data", first.names) for path in more)
+
+
+def _read_table(
+    settings: TrainSettings, path: Path, flag: str, names: tuple[str, ...] | None = None
+) -> Labelled:
     columns = settings.columns
-    table = read_table(settings.data, columns.text_column, columns.label_column)
+    table = read_table(path, columns.text_column, columns.label_column, flag=flag)
     assert table.labels is not None
-    names = name_labels(table.labels, table.path)
+    names = name_labels(table.labels, table.path) if names is None else names
     classes = number_labels(table.labels, names, table.path)
     texts = list(table.texts)
     if columns.eval_data is None:
@@ -57,12 +67,13 @@ def read(settings: TrainSettings) -> Labelled:
     return Labelled([*texts, *other.texts], np.concatenate([classes, more]), evaluation, names)
 
 
-def prepare(settings: TrainSettings, data: Labelled, console: Console) -> ClassificationWork:
-    """Load the model, tokenise the texts and say what there is."""
+def prepare(
+    settings: TrainSettings, data: Sequence[Labelled], console: Console
+) -> tuple[ClassificationWork, ...]:
+    """Load the model, tokenise the texts and say what there is; gives one work a table."""
     import lntune_jax as lnt
 
-    texts, classes, evaluation, names = data
-    encoding = settings.encoding
+    names, encoding = data[0].names, settings.encoding
     tokenizer = load_tokenizer(settings.model)
     model = load_base(
         settings.model,
@@ -75,38 +86,39 @@ def prepare(settings: TrainSettings, data: Labelled, console: Console) -> Classi
     )
     config = tuning_config(settings.model, model.params, model.fresh, settings.selection)
     limit = min(_max_length(settings), position_limit(model.config, tokenizer))
-    tokens = encode(tokenizer, texts, limit, model.config.vocab_size)
-    everything = Rows(tokens, classes)
-    buckets = choose_lengths(everything.lengths, encoding.buckets, limit)
-    training = np.setdiff1d(np.arange(len(texts)), evaluation)
+    parts = []
+    for texts, classes, evaluation, _ in data:
+        rows = Rows(encode(tokenizer, texts, limit, model.config.vocab_size), classes)
+        training = np.setdiff1d(np.arange(len(texts)), evaluation)
+        parts.append((rows.take(training), rows.take(evaluation)))
+    lengths = np.concatenate([rows.lengths for pair in parts for rows in pair])
+    buckets = choose_lengths(lengths, encoding.buckets, limit)
     say(console, str(lnt.report_params(model.params, config, name_map=model.name_map)))
     say_memory(console, model)
     say(console, f"trained whole: {', '.join(config.modules_to_save or ()) or 'nothing'}")
     say(console, f"labels: {', '.join(names)}")
-    say(
-        console,
-        f"rows: {len(training):,} to train on, {len(evaluation):,} to evaluate on; padded to "
-        f"{', '.join(map(str, buckets))} tokens",
-    )
-    cut = int((everything.lengths >= limit).sum())
+    for training, evaluation in parts:
+        say(
+            console,
+            f"rows: {len(training.tokens):,} to train on, {len(evaluation.tokens):,} to evaluate "
+            f"on; padded to {', '.join(map(str, buckets))} tokens",
+        )
+    cut = int((lengths >= limit).sum())
     if cut:
         say(console, f"{cut:,} texts fill or exceed {limit} tokens and may be cut (--max-length)")
-    return ClassificationWork(
-        model,
-        config,
-        everything.take(training),
-        everything.take(evaluation),
-        buckets,
-        padding_of(tokenizer),
+    padding = padding_of(tokenizer)
+    return tuple(
+        ClassificationWork(model, config, training, evaluation, buckets, padding)
+        for training, evaluation in parts
     )
 
 
-def save_description(settings: TrainSettings, data: Labelled, files: RunFiles) -> None:
+def save_description(settings: TrainSettings, data: Sequence[Labelled], files: RunFiles) -> None:
     """Write the label names, and what `evaluate` and `predict` need to know."""
     save_task(
         files.labels,
         Task(
-            labels=data.names,
+            labels=data[0].names,
             model=model_location(settings.model),
             pooling=settings.encoding.pooling,
             max_length=_max_length(settings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -29,19 +30,28 @@ from ._settings import TrainSettings
 _MAX_LENGTH = 256
 
 
-def read(settings: TrainSettings) -> tuple[Documents, Documents]:
-    """The documents to train on, and those to evaluate on.
+def read(settings: TrainSettings) -> tuple[tuple[Documents, Documents], ...]:
+    """The documents to train on, and those to evaluate on, of each table.
 
     Raises:
         LNTuningError: If a flag makes no sense for a language model, or the data is at fault.
     """
     _refuse_classifier_flags(settings)
-    columns, form = settings.columns, settings.language.form
-    documents = read_documents(settings.data, form, columns.text_column)
+    column = settings.columns.text_column
+    documents = read_documents(settings.data, settings.language.form, column)
+    # What counts as a document must be the same everywhere.
+    more = [
+        read_documents(path, documents.form, column, flag="--more-data")
+        for path in settings.sweep.more_data
+    ]
+    return tuple(_hold_out(settings, part) for part in (documents, *more))
+
+
+def _hold_out(settings: TrainSettings, documents: Documents) -> tuple[Documents, Documents]:
+    columns = settings.columns
     if columns.eval_data is None:
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
         return split_documents(documents, fraction, settings.recipe.seed)
-    # What counts as a document must be the same on both sides.
     other = read_documents(
         columns.eval_data, documents.form, columns.text_column, flag="--eval-data"
     )
@@ -49,9 +59,9 @@ def read(settings: TrainSettings) -> tuple[Documents, Documents]:
 
 
 def prepare(
-    settings: TrainSettings, data: tuple[Documents, Documents], console: Console
-) -> LanguageWork:
-    """Load the model, tokenise the documents and say what there is."""
+    settings: TrainSettings, data: Sequence[tuple[Documents, Documents]], console: Console
+) -> tuple[LanguageWork, ...]:
+    """Load the model, tokenise the documents and say what there is; gives one work a table."""
     import lntune_jax as lnt
 
     encoding, packing = settings.encoding, not settings.language.no_packing
@@ -73,24 +83,32 @@ def prepare(
     vocabulary = model.config.vocab_size
     if tokenizer.eos_token_id is None:
         say(console, "the tokenizer has no end-of-text token: documents end without one")
-    training, evaluation = (
-        make_rows(tokenizer, part, vocabulary, limit, packing, console) for part in data
-    )
-    buckets = row_lengths((training, evaluation), 1 if packing else encoding.buckets, limit)
-    for name, part, rows in zip(("train", "evaluate"), data, (training, evaluation), strict=True):
-        say(
-            console,
-            f"to {name} on: {len(part.values):,} documents in {len(rows.tokens):,} rows, "
-            f"{int(rows.lengths.sum()):,} tokens, {rows.targets:,} of them predicted",
+    pairs = []
+    for table in data:
+        training, evaluation = (
+            make_rows(tokenizer, part, vocabulary, limit, packing, console) for part in table
         )
+        pairs.append((training, evaluation))
+        for name, part, rows in zip(("train", "evaluate"), table, pairs[-1], strict=True):
+            say(
+                console,
+                f"to {name} on: {len(part.values):,} documents in {len(rows.tokens):,} rows, "
+                f"{int(rows.lengths.sum()):,} tokens, {rows.targets:,} of them predicted",
+            )
+    every = tuple(rows for pair in pairs for rows in pair)
+    buckets = row_lengths(every, 1 if packing else encoding.buckets, limit)
     style = "packed into" if packing else "padded to"
     say(console, f"rows: {style} {', '.join(map(str, buckets))} tokens")
-    return LanguageWork(model, config, training, evaluation, buckets, padding_of(tokenizer))
+    padding = padding_of(tokenizer)
+    return tuple(
+        LanguageWork(model, config, training, evaluation, buckets, padding)
+        for training, evaluation in pairs
+    )
 
 
 def save_description(settings: TrainSettings, data: Any, files: RunFiles) -> None:
     """Write what `evaluate` needs to know."""
-    training, _ = data
+    training, _ = data[0]
     save_language_task(
         files.language,
         LanguageTask(

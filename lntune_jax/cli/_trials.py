@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from .._errors import ConfigError
@@ -22,26 +23,29 @@ class Trial:
 
     Attributes:
         name: For tables and directories, for example `learning_rate-0.003-seed-1`.
-        values: What was set for it, the seed included where several are tried.
+        values: What was set for it; the seed and the table's name where there are several.
         recipe: How it trains.
+        table: Number of the table that it is trained on.
     """
 
     name: str
-    values: Mapping[str, float]
+    values: Mapping[str, float | str]
     recipe: Recipe
+    table: int = 0
 
 
 def is_asked(sweep: Sweep) -> bool:
     """Whether the flags name more than one adapter, or a value to try."""
-    return bool(sweep.sweep) or sweep.seeds != 1
+    return bool(sweep.sweep or sweep.more_data) or sweep.seeds != 1
 
 
-def list_trials(sweep: Sweep, recipe: Recipe) -> tuple[Trial, ...]:
-    """Every combination of the values and seeds.
+def list_trials(sweep: Sweep, recipe: Recipe, data: Path = Path("data")) -> tuple[Trial, ...]:
+    """Every combination of the tables, values and seeds.
 
     Args:
         sweep: The flags.
         recipe: What they change; its seed is the first.
+        data: The first table.
 
     Raises:
         ConfigError: If a name cannot be swept, comes twice, or has a value that makes no sense.
@@ -57,7 +61,10 @@ def list_trials(sweep: Sweep, recipe: Recipe) -> tuple[Trial, ...]:
         raise ConfigError(
             f"--seeds {sweep.seeds} from --seed {recipe.seed} on goes beyond 4294967295, the last"
         )
-    named = dict[str, tuple[float, ...]]()
+    named = dict[str, tuple[Any, ...]]()
+    tables = name_tables((data, *sweep.more_data))
+    if sweep.more_data:
+        named["data"] = tables
     for entry in sweep.sweep:
         name, values = _parse(entry)
         if name in named:
@@ -72,17 +79,44 @@ def list_trials(sweep: Sweep, recipe: Recipe) -> tuple[Trial, ...]:
     for combination in itertools.product(*named.values()):
         values = dict(zip(named, combination, strict=True))
         label = "-".join(f"{name}-{write_value(value)}" for name, value in values.items())
-        trials.append(Trial(label or "trial", values, replace(recipe, **values)))
+        own = replace(recipe, **{name: values[name] for name in values if name != "data"})
+        table = tables.index(values["data"]) if "data" in values else 0
+        trials.append(Trial(label or "trial", values, own, table))
     return tuple(trials)
 
 
-def write_value(value: float) -> str:
+def name_tables(paths: Sequence[Path]) -> tuple[str, ...]:
+    """A name for each table: of its file, with its directory's or a number if that is not enough.
+
+    Raises:
+        ConfigError: If a table comes twice.
+
+    Example:
+        >>> name_tables([Path("de/train.csv"), Path("fr/train.csv")])
+        ('de-train', 'fr-train')
+    """
+    whole = [path.expanduser().resolve() for path in paths]
+    if len(set(whole)) < len(whole):
+        twice = next(str(path) for path in paths if whole.count(path.expanduser().resolve()) > 1)
+        raise ConfigError(f"--data and --more-data name {twice} twice; leave one of them out")
+    for names in (
+        [path.stem for path in whole],
+        [f"{path.parent.name}-{path.stem}" for path in whole],
+    ):
+        if len(set(names)) == len(names):
+            return tuple(names)
+    return tuple(f"{number}-{path.stem}" for number, path in enumerate(whole, start=1))
+
+
+def write_value(value: float | str) -> str:
     """As short as it can be and still this number: the names of trials must differ.
 
     Example:
         >>> write_value(0.001), write_value(20240101)
         ('0.001', '20240101')
     """
+    if isinstance(value, str):
+        return value
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from ._batches import PlannedBatch
@@ -18,8 +19,10 @@ class Evaluator(Protocol):
         """Programs compiled so far."""
         ...
 
-    def evaluate(self, trainable: Any, frozen: Any, step: int, recipe: Recipe) -> Evaluation:
-        """The figures of these leaves."""
+    def evaluate(
+        self, trainable: Any, frozen: Any, step: int, recipe: Recipe, rows: Any = None
+    ) -> Evaluation:
+        """The figures of these leaves, on the work's evaluation rows or on others."""
         ...
 
 
@@ -74,6 +77,28 @@ def total_steps(work: Work, recipe: Recipe) -> int:
     """Steps of the whole run."""
     whole = recipe.epochs * steps_per_epoch(work, recipe)
     return whole if recipe.max_steps is None else min(whole, recipe.max_steps)
+
+
+def share_steps(works: Sequence[Work], recipe: Recipe) -> Recipe:
+    """The recipe with which all works take the steps, and are evaluated, as the largest does.
+
+    Example:
+        >>> from types import SimpleNamespace as Space
+        >>> works = [Space(training=Space(tokens=range(rows))) for rows in (10, 40)]
+        >>> shared = share_steps(works, Recipe(epochs=2, batch_size=8))
+        >>> shared.max_steps, [total_steps(work, shared) for work in works], shared.eval_every
+        (10, [10, 10], 5)
+    """
+    if len(works) == 1:
+        return recipe
+    epochs = [steps_per_epoch(work, recipe) for work in works]
+    total = max(total_steps(work, recipe) for work in works)
+    return replace(
+        recipe,
+        max_steps=total,
+        epochs=-(-total // min(epochs)),
+        eval_every=recipe.eval_every or max(epochs),
+    )
 
 
 def metric_of(work: Work, recipe: Recipe) -> Metric:
