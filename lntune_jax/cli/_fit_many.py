@@ -98,6 +98,7 @@ def fit_many(
         adapters=len(trials),
         own_batches=own_batches,
         adapters_at_once=at_once,
+        skip_nonfinite=recipe.on_nan == "skip",
     )
     evaluator = work.evaluator()
     with contextlib.ExitStack() as stack:
@@ -113,14 +114,17 @@ def fit_many(
         writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, kept))
         progress = stack.enter_context(TrainingProgress(console, "sweep", total, step))
         epoch_steps = steps_per_epoch(work, recipe)
-        recorder = SweepRecorder(writer, progress, trials, epoch_steps)
+        recorder = SweepRecorder(
+            writer, progress, trials, epoch_steps, skips=recipe.on_nan == "skip"
+        )
 
         def evaluate(records: Records) -> Records:
             for number in np.flatnonzero(records.active()).tolist():
                 leaves = {path: leaf[number] for path, leaf in many.trainable.items()}
                 evaluation = evaluator.evaluate(leaves, frozen, step, recipe)
                 if not np.isfinite(evaluation.loss):
-                    recorder.failed(number, step, "evaluation loss", evaluation.loss)
+                    what = f"the evaluation loss of step {step} is {evaluation.loss}"
+                    recorder.failed(number, what)
                     records = records.diverge([number], step)
                     continue
                 recorder.evaluated(number, evaluation)
@@ -135,10 +139,10 @@ def fit_many(
             records = evaluate(records)
         plans = [batches_from(step, total, work, trial.recipe) for trial in trials]
         while step < total and records.active().any() and step - first != stop_after_steps:
-            batch, tokens = _next_batch(plans, own_batches, work, recipe)
+            batch, tokens, rows = _next_batch(plans, own_batches, work, recipe)
             many, figures = step_fn(many, frozen, batch, active=records.active())
             step += 1
-            records = recorder.record_previous_and_keep(step, figures, tokens, records)
+            records = recorder.record_previous_and_keep(step, figures, tokens, records, rows)
             evaluates = step == total or step % (recipe.eval_every or epoch_steps) == 0
             if evaluates:
                 records = evaluate(recorder.flush(records))
@@ -188,17 +192,22 @@ def _optimizers(work: Work, recipe: Recipe, total: int) -> Any:
 
 def _next_batch(
     plans: list[Iterator[Any]], own_batches: bool, work: Work, recipe: Recipe
-) -> tuple[Any, int]:
-    """The next batch of all adapters, or each one's own, stacked and of one length."""
+) -> tuple[Any, int, list[list[int]]]:
+    """The next batch of all adapters, or each one's own, stacked and of one length.
+
+    With it its tokens, and the rows of the data file that each adapter sees.
+    """
     import jax
 
     planned = [next(plan) for plan in (plans if own_batches else plans[:1])]
     length = max(each.length for each in planned)
     parts = [work.assemble(replace(each, length=length), recipe.batch_size) for each in planned]
     tokens = sum(count for _, count in parts)
+    rows = [work.list_rows(each) for each in planned]
     if not own_batches:
-        return parts[0][0], tokens * len(plans)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *(batch for batch, _ in parts)), tokens
+        return parts[0][0], tokens * len(plans), rows * len(plans)
+    batches = (batch for batch, _ in parts)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches), tokens, rows
 
 
 def _stack(trees: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
