@@ -112,7 +112,7 @@ def _check_shapes(tree: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in shapes.items():
         found = getattr(tree[name], "shape", None)
         if found is None or tuple(found) != shape:
-            raise ValueError(f"the array {name[:80]!r} has the shape {found}, {shape} recorded")
+            raise ValueError(f"the leaf {name[:80]!r} has shape {found}, expected {shape}")
 
 
 def _open_checkpointer() -> Any:

@@ -122,9 +122,9 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
     found = fields.get("format_version")
     if found != FORMAT_VERSION or type(found) is not int:
         raise AdapterError(
-            f"{file} has format version {str(found)[:40]}, expected {FORMAT_VERSION}: it was written by "
-            f"lntune_jax {str(fields.get('library_version'))[:40]!r}. Install that version or a "
-            "later one"
+            f"{file} has format version {str(found)[:40]}, expected {FORMAT_VERSION}: it was "
+            f"written by lntune_jax {str(fields.get('library_version'))[:40]!r}. Install that "
+            "version or a later one"
         )
     fields.pop("sha256", None)
     if _render(fields).encode() != text:

@@ -84,8 +84,8 @@ class LNTuningConfig:
             raise ConfigError(f"inference_mode must be True or False, not {found}")
         if self.peft_type != "LN_TUNING":
             raise ConfigError(
-                f"peft_type must be 'LN_TUNING', not {shorten(repr(self.peft_type))}: this is a config of "
-                "another kind of adapter"
+                f"peft_type must be 'LN_TUNING', not {shorten(repr(self.peft_type))}: this is a "
+                "config of another kind of adapter"
             )
         if self.param_dtype not in PARAM_DTYPES:
             raise ConfigError(

@@ -6,6 +6,7 @@ later code cannot walk through; whatever this module gives is free of all that.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import stat
@@ -24,8 +25,8 @@ def read_json(file: Path, most_bytes: int = MOST_BYTES) -> Any:
         most_bytes: a larger one is refused unread.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no file, too large, or no JSON of one meaning; says why.
+        OSError: it cannot be read, or is no file.
+        ValueError: it is too large, or no JSON of one meaning; says why.
 
     Example:
         >>> import tempfile
@@ -44,11 +45,11 @@ def read_bounded(file: Path, most_bytes: int = MOST_BYTES) -> bytes:
     """The bytes of a file that is no larger than allowed.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no file (a pipe would be waited for), or too large.
+        OSError: it cannot be read, or is no file (a pipe would be waited for).
+        ValueError: it is too large.
     """
     if not stat.S_ISREG(file.stat().st_mode):
-        raise ValueError("it is no plain file")
+        raise OSError(errno.EINVAL, "it is no plain file", str(file))
     with file.open("rb") as stream:
         content = stream.read(most_bytes + 1)
     if len(content) > most_bytes:
