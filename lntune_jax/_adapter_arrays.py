@@ -7,7 +7,7 @@ imported here only, and late, since it takes about a second.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from ._adapter_messages import list_names
 from ._errors import AdapterError
 
 
@@ -28,7 +29,7 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
         >>> import tempfile
         >>> directory = Path(tempfile.mkdtemp()) / "arrays"
         >>> write_arrays(directory, {"ln.scale": np.ones(2, np.float32)})
-        >>> read_arrays(directory, ["ln.scale"])
+        >>> read_arrays(directory, {"ln.scale": (2,)})
         {'ln.scale': array([1., 1.], dtype=float32)}
     """
     import orbax.checkpoint as ocp
@@ -40,17 +41,22 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
         raise AdapterError(f"Orbax could not write {directory}: {_shorten(error)}") from error
 
 
-def read_arrays(directory: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+def read_arrays(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Reads `{name: array}`, as numpy.
 
+    Args:
+        directory: what `write_arrays` wrote.
+        shapes: of each array; none of another shape is given memory.
+
     Raises:
-        AdapterError: Orbax could not read it, or it holds other names.
+        AdapterError: Orbax could not read it, or it holds other names or shapes.
     """
     import orbax.checkpoint as ocp
 
-    wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+    wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes}
     try:
         with _open_checkpointer() as checkpointer:
+            _check_shapes(checkpointer.metadata(directory).item_metadata.tree, shapes)
             args = ocp.args.PyTreeRestore(restore_args=wanted)
             found = checkpointer.restore(directory, args=args)
     except Exception as error:
@@ -58,10 +64,6 @@ def read_arrays(directory: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             f"Orbax could not read {directory}: {_shorten(error)}. The directory is damaged: copy "
             "it anew from where it came from"
         ) from error
-    if set(found) != set(wanted):
-        raise AdapterError(
-            f"{directory} holds the arrays {sorted(found)[:5]}, expected {sorted(wanted)[:5]}"
-        )
     # Orbax gives read-only views in an order of its own; callers get arrays they may change.
     return {name: np.array(found[name], copy=True) for name in wanted}
 
@@ -100,6 +102,17 @@ def hash_array(array: np.ndarray) -> str:
         False
     """
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def _check_shapes(tree: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compares shapes before memory is taken for any."""
+    names = tree.keys() if isinstance(tree, Mapping) else ()
+    if set(names) != set(shapes):
+        raise ValueError(f"it holds the arrays {list_names(sorted(names))}")
+    for name, shape in shapes.items():
+        found = getattr(tree[name], "shape", None)
+        if found is None or tuple(found) != shape:
+            raise ValueError(f"the leaf {name[:80]!r} has shape {found}, expected {shape}")
 
 
 def _open_checkpointer() -> Any:

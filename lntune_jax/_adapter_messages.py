@@ -12,10 +12,10 @@ def list_names(names: Sequence[str], write: Callable[[str], str] = repr, most: i
         >>> list_names(["a", "b", "c"], most=2)
         "'a', 'b' and 1 more"
     """
-    shown = ", ".join(_shorten(write(name)) for name in names[:most])
+    shown = ", ".join(shorten(write(name)) for name in names[:most])
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def _shorten(text: str, most: int = 300) -> str:
+def shorten(text: str, most: int = 300) -> str:
     """A name may come from a file, and be of any length."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._adapter_arrays import hash_array
+from ._adapter_fields import check_fields, check_size
 from ._adapter_messages import list_names
 from ._config import CONFIG_FILE
 from ._errors import AdapterError
+from ._json_files import parse_json, read_bounded
 
 METADATA_FILE = "lntune.json"
 _ADVICE = "copy it anew from where it came from, and move files that are not its own elsewhere"
@@ -74,9 +76,10 @@ def write_metadata(directory: Path, metadata: Metadata, kind: Kind = ADAPTER) ->
     Example:
         >>> import tempfile
         >>> directory = Path(tempfile.mkdtemp())
-        >>> write_metadata(directory, Metadata({}, {}, {}, None))
-        >>> read_metadata(directory)
-        Metadata(leaves={}, files={}, base={}, norms=None)
+        >>> from ._fingerprint import make_fingerprint
+        >>> write_metadata(directory, Metadata({}, {}, make_fingerprint({}), None))
+        >>> read_metadata(directory).base["leaves"]
+        0
     """
     fields = {
         "format": kind.format,
@@ -94,12 +97,13 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
     """Reads the metadata file.
 
     Raises:
-        AdapterError: it is absent, damaged, or of another format or version.
+        AdapterError: it is absent, damaged, or of another format or version; or what it says is of
+            another kind than its format has.
     """
     file = directory / METADATA_FILE
     try:
-        text = file.read_bytes().decode("utf-8")
-        fields = json.loads(text)
+        text = read_bounded(file)
+        fields = parse_json(text)
     except FileNotFoundError:
         raise AdapterError(
             f"{directory} holds no {METADATA_FILE}, which is written last: it is no {kind.noun} of "
@@ -108,7 +112,7 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
         ) from None
     except OSError as error:
         raise AdapterError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise AdapterError(
             f"{file} is damaged: {error}. Copy the directory anew from where it came from"
         ) from None
@@ -118,11 +122,12 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
     found = fields.get("format_version")
     if found != FORMAT_VERSION or type(found) is not int:
         raise AdapterError(
-            f"{file} has format version {found!r}, expected {FORMAT_VERSION}: it was written by "
-            f"lntune_jax {fields.get('library_version')!r}. Install that version or a later one"
+            f"{file} has format version {str(found)[:40]}, expected {FORMAT_VERSION}: it was "
+            f"written by lntune_jax {str(fields.get('library_version'))[:40]!r}. Install that "
+            "version or a later one"
         )
     fields.pop("sha256", None)
-    if _render(fields) != text:
+    if _render(fields).encode() != text:
         raise AdapterError(
             f"{file} has a wrong checksum: it was changed or damaged after it was saved. Copy the "
             "directory anew from where it came from"
@@ -200,13 +205,20 @@ def _render(fields: Mapping[str, Any]) -> str:
 
 def _parse(file: Path, fields: Mapping[str, Any]) -> Metadata:
     try:
-        leaves = {
-            path: LeafRecord(**{**record, "shape": tuple(record["shape"])})
-            for path, record in fields["leaves"].items()
-        }
-        return Metadata(leaves, dict(fields["files"]), dict(fields["base"]), fields["norms"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise AdapterError(f"{file} lacks a field of its format: {error!r}") from None
+        check_fields(fields)
+        check_size(fields)
+    except KeyError as error:
+        raise AdapterError(f"{file} lacks a field of its format: {error}") from None
+    except ValueError as error:
+        raise AdapterError(
+            f"{file} does not hold what its format has: {error}. Copy the directory anew from "
+            "where it came from"
+        ) from None
+    leaves = {
+        path: LeafRecord(**{**record, "shape": tuple(record["shape"])})
+        for path, record in fields["leaves"].items()
+    }
+    return Metadata(leaves, fields["files"], fields["base"], fields["norms"])
 
 
 def _get_library_version() -> str:

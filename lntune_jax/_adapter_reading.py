@@ -91,7 +91,8 @@ def read_leaves(directory: Path, metadata: Metadata) -> dict[str, np.ndarray]:
     Raises:
         AdapterError: names the leaf, what was expected and what was found.
     """
-    arrays = read_arrays(directory / ARRAYS_DIRECTORY, metadata.leaves)
+    shapes = {name: record.shape for name, record in metadata.leaves.items()}
+    arrays = read_arrays(directory / ARRAYS_DIRECTORY, shapes)
     for name, record in metadata.leaves.items():
         found = describe_leaf(arrays[name], record.base_dtype)
         for field, expected in record._asdict().items():

@@ -16,6 +16,7 @@ import numpy as np
 
 from ._adapter_arrays import to_numpy, write_arrays
 from ._adapter_checks import fill_holes
+from ._adapter_messages import list_names, shorten
 from ._adapter_metadata import (
     METADATA_FILE,
     Kind,
@@ -32,12 +33,15 @@ from ._adapter_target import check_target
 from ._bank import AdapterBank, Row
 from ._bank_base import check_base, list_base
 from ._bank_storage import place, round_capacity
+from ._bank_values import BASE, check_name
 from ._config import LNTuningConfig
 from ._errors import AdapterError, ConfigError
 from ._files import resolve_path, write_directory
 from ._fingerprint import explain_difference, make_fingerprint
+from ._json_files import read_json
 
 _ROWS_FILE = "bank.json"
+_MOST_BYTES = 2**28  # of that file: ten thousand adapters of a 70B model take a fifth of it
 BANK = Kind(
     "lntune_jax bank", "bank", "save_bank", frozenset({_ROWS_FILE, METADATA_FILE, ARRAYS_DIRECTORY})
 )
@@ -169,27 +173,32 @@ def _read(directory: Path) -> tuple[dict[str, np.ndarray], tuple[Row, ...], Meta
     arrays = read_leaves(directory, metadata)
     names = [row.name for row in rows]
     unknown = sorted({path for row in rows for path in row.paths} - arrays.keys())
-    wrong = [path for path, array in arrays.items() if len(array) != len(rows)]
+    wrong = [path for path, array in arrays.items() if array.shape[:1] != (len(rows),)]
     if unknown or wrong or len(set(names)) != len(names) or not rows or rows[0].config is not None:
         raise AdapterError(
             f"{directory / _ROWS_FILE} does not belong to the arrays beside it: {len(rows)} rows, "
-            f"leaves without an array {unknown[:3]}, leaves with other rows {wrong[:3]}"
+            f"leaves without an array {list_names(unknown)}, leaves with other rows "
+            f"{list_names(wrong)}"
         )
     return arrays, rows, metadata
 
 
 def _parse_rows(file: Path) -> tuple[Row, ...]:
     try:
-        fields: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return tuple(
-            Row(
-                str(row["name"]),
-                None if row["config"] is None else LNTuningConfig.from_dict(row["config"]),
-                tuple(row["leaves"]),
-            )
-            for row in fields["rows"]
-        )
+        fields: Mapping[str, Any] = read_json(file, _MOST_BYTES)
+        return tuple(_parse_row(row, number) for number, row in enumerate(fields["rows"]))
     except ConfigError as error:
         raise AdapterError(f"{file} holds a config that cannot be used: {error}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{file} cannot be read: {error!r}") from error
+        raise AdapterError(f"{file} cannot be read: {shorten(repr(error))}") from error
+
+
+def _parse_row(row: Mapping[str, Any], number: int) -> Row:
+    name, config, leaves = row["name"], row["config"], row["leaves"]
+    if number:
+        check_name(name)
+    elif name != BASE:
+        raise ValueError(f"row 0 is called {shorten(repr(name))}, expected {BASE!r}")
+    if not isinstance(leaves, list) or not all(isinstance(path, str) for path in leaves):
+        raise ValueError(f"the leaves of {shorten(repr(name))} are no list of paths")
+    return Row(name, None if config is None else LNTuningConfig.from_dict(config), tuple(leaves))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._adapter_arrays import to_numpy
-from ._adapter_messages import list_names
+from ._adapter_messages import list_names, shorten
 from ._errors import AdapterError
 from ._paths import get_shape
 
@@ -27,7 +27,9 @@ def check_name(name: Any) -> str:
         'french'
     """
     if not isinstance(name, str) or not name:
-        raise AdapterError(f"an adapter's name must be a string with letters, not {name!r}")
+        raise AdapterError(
+            f"an adapter's name must be a string with letters, not {shorten(repr(name))}"
+        )
     if name == BASE:
         raise AdapterError(f"the name {BASE!r} is that of row 0, the base itself: use another one")
     return name

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ._adapter_messages import shorten
 from ._errors import ConfigError
+from ._json_files import read_json
 from ._regex import Pattern
 
 CONFIG_FILE = "adapter_config.json"
@@ -76,18 +78,20 @@ class LNTuningConfig:
         for field in _TEXT_FIELDS:
             value = getattr(self, field)
             if value is not None and not isinstance(value, str):
-                raise ConfigError(f"{field} must be a string or None, not {value!r}")
+                raise ConfigError(f"{field} must be a string or None, not {shorten(repr(value))}")
         if not isinstance(self.inference_mode, bool):
-            raise ConfigError(f"inference_mode must be True or False, not {self.inference_mode!r}")
+            found = shorten(repr(self.inference_mode))
+            raise ConfigError(f"inference_mode must be True or False, not {found}")
         if self.peft_type != "LN_TUNING":
             raise ConfigError(
-                f"peft_type must be 'LN_TUNING', not {self.peft_type!r}: this is a config of "
-                "another kind of adapter"
+                f"peft_type must be 'LN_TUNING', not {shorten(repr(self.peft_type))}: this is a "
+                "config of another kind of adapter"
             )
         if self.param_dtype not in PARAM_DTYPES:
             raise ConfigError(
-                f"param_dtype must be 'float32', 'float64' or None, not {self.param_dtype!r}: it "
-                "only widens leaves, since small steps on narrower ones round to nothing"
+                "param_dtype must be 'float32', 'float64' or None, not "
+                f"{shorten(repr(self.param_dtype))}: it only widens leaves, since small steps on "
+                "narrower ones round to nothing"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,7 +122,7 @@ class LNTuningConfig:
         known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
         try:
             unknown = [(n, json.dumps(v)) for n, v in values.items() if n not in known]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"a field of the config is no JSON value: {error}") from None
         fields = {name: value for name, value in values.items() if name in known}
         return cls(**fields, extra=tuple(unknown))
@@ -163,10 +167,10 @@ class LNTuningConfig:
         """
         file = Path(directory) / CONFIG_FILE
         try:
-            values = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
+            values = read_json(file)
         except OSError as error:
             raise ConfigError(f"cannot read {file}: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ConfigError(f"{file} is not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{file} must hold a JSON object, not {type(values).__name__}")
@@ -186,14 +190,9 @@ def _check_patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
     if value == "":
         raise ConfigError(f"{field} must not be an empty string; use None")
     if not isinstance(value, Sequence) or not all(isinstance(e, str) and e for e in value):
-        raise ConfigError(f"{field} must be a string or a sequence of strings, not {value!r}")
+        raise ConfigError(
+            f"{field} must be a string or a sequence of strings, not {shorten(repr(value))}"
+        )
     if not value and field == "target_modules":
         raise ConfigError("target_modules must not be empty; None takes the defaults")
     return tuple(value)
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a name appears twice in one object")
-    return values

@@ -87,7 +87,9 @@ def explain_difference(fingerprint: Mapping[str, Any], frozen: Mapping[str, Any]
     if not same:
         return _explain_structure(fingerprint, text, len(frozen))
     for sample in fingerprint["samples"]:
-        value = frozen[sample["path"]]
+        value = frozen.get(sample["path"])
+        if value is None:
+            return f"the fingerprint has values of {sample['path'][:80]!r}, which is not there"
         if holds_values(value):
             difference = _compare(sample, value)
             if difference:
@@ -125,8 +127,12 @@ def _explain_structure(fingerprint: Mapping[str, Any], text: str, count: int) ->
             f"other leaves or shapes ({fingerprint['leaves']:,} frozen leaves expected, "
             f"{count:,} found)"
         )
-    packed = zlib.decompressobj().decompress(base64.b85decode(fingerprint["list"]), _LONGEST_TEXT)
-    expected, found = set(packed.decode().splitlines()), set(text.splitlines())
+    try:
+        packed = base64.b85decode(fingerprint["list"])
+        listed = zlib.decompressobj().decompress(packed, _LONGEST_TEXT).decode()
+    except (ValueError, zlib.error) as error:
+        return f"other leaves or shapes (the list of those expected is damaged: {error})"
+    expected, found = set(listed.splitlines()), set(text.splitlines())
     parts = []
     if expected - found:
         parts.append(f"expected {list_names(sorted(expected - found), str)}")
@@ -137,6 +143,16 @@ def _explain_structure(fingerprint: Mapping[str, Any], text: str, count: int) ->
 
 def _write_number(value: np.generic) -> str:
     return str(int(value)) if _is_integer(value.dtype) else float(value).hex()
+
+
+def _read_number(text: str, dtype: Any) -> int | float:
+    return int(text) if _is_integer(dtype) else float.fromhex(text)
+
+
+def _is_same(found: Any, expected: int | float, recorded: Any, dtype: Any) -> bool:
+    if _is_integer(dtype):
+        return int(found) == expected
+    return _is_close(float(found), expected, recorded, dtype)
 
 
 def _is_integer(dtype: Any) -> bool:
@@ -150,13 +166,14 @@ def _compare(sample: Mapping[str, Any], value: Any) -> str | None:
     if _is_integer(recorded) != _is_integer(dtype) or not is_sampled_kind(value):
         return f"{about}: {recorded.name} expected, {dtype.name} found"
     found = sample_leaf(path, value)
-    if _is_integer(dtype):
-        numbers = [int(text) for text in sample["values"]]
-        same = [int(x) == y for x, y in zip(found, numbers, strict=True)]
-    else:
-        numbers = [float.fromhex(text) for text in sample["values"]]
-        pairs = zip(found, numbers, strict=True)
-        same = [_is_close(float(x), y, recorded, dtype) for x, y in pairs]
+    try:
+        numbers = [_read_number(text, dtype) for text in sample["values"]]
+    except (ValueError, OverflowError):
+        numbers = []
+    if len(numbers) != len(found):
+        return f"{about}: {len(found)} numbers expected, {len(numbers)} recorded"
+    pairs = zip(found, numbers, strict=True)
+    same = [_is_same(x, y, recorded, dtype) for x, y in pairs]
     if all(same):
         return None
     first = same.index(False)

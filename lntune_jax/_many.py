@@ -125,7 +125,7 @@ def train_many(
         def take_one(item: tuple[TrainState, Any, Any]) -> Any:
             before, own, is_active = item
             after, metrics = train_step(before, frozen, *(own if own_batches else batch))
-            return (after if is_active is None else _choose(is_active, after, before)), metrics
+            return (after if is_active is None else choose_state(is_active, after, before)), metrics
 
         items = (state, batch if own_batches else (), active)
         if at_once is None or at_once >= count:
@@ -135,10 +135,10 @@ def train_many(
     return step
 
 
-def _choose(is_active: Any, after: TrainState, before: TrainState) -> TrainState:
+def choose_state(takes_new: Any, after: TrainState, before: TrainState) -> TrainState:
     """The new state, or the old one; its key never changes, and may be no number."""
     chosen = jax.tree.map(
-        lambda new, old: jnp.where(is_active, new, old),
+        lambda new, old: jnp.where(takes_new, new, old),
         dataclasses.replace(after, rng=None),
         dataclasses.replace(before, rng=None),
     )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ._errors import PatternError
 from ._regex import Pattern
+from ._regex_nodes import Work
 
 # An expression is matched against every path, so that their number bounds the time.
 MOST_EXPRESSIONS = 256
@@ -109,13 +110,14 @@ def _match_entries(
             f"as {expressions[0][:80]!r}; at most {MOST_EXPRESSIONS} are read as regular "
             "expressions: join them, or list the modules"
         )
-    matches = {}
+    matches, work = {}, Work()  # one bound for the whole list
     for entry, name in names.items():
         if ends[name] or name in plain or name in whole:
             found = ends[name] or ([name] if name in whole else [])
             matches[entry] = Match(entry, frozenset(found), True)
         else:
-            matches[entry] = _match_expression(entry, write_expression(entry), modules, leaves)
+            expression = write_expression(entry)
+            matches[entry] = _match_expression(entry, expression, modules, leaves, work)
     return [matches[entry] for entry in entries]
 
 
@@ -135,9 +137,13 @@ def _find_ends(names: set[str], modules: Iterable[str], is_inside: bool) -> dict
 
 
 def _match_expression(
-    pattern: str, expression: str, modules: Sequence[str], leaves: Sequence[str]
+    pattern: str,
+    expression: str,
+    modules: Sequence[str],
+    leaves: Sequence[str],
+    work: Work | None = None,
 ) -> Match:
-    matches: Callable[[str], bool] = Pattern(expression).fullmatch
+    matches: Callable[[str], bool] = Pattern(expression, work).fullmatch
     names = [*filter(matches, modules), *filter(matches, leaves)]
     return Match(pattern, frozenset(names), False)
 

@@ -177,7 +177,7 @@ def _open(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="numpy") as handle:
             yield handle
     # Also for shapes that numpy cannot have, and for those that no memory holds.
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
         if isinstance(error, AdapterError):
             raise
         raise AdapterError(

@@ -13,77 +13,84 @@ and lookahead inside a repetition, which are refused by name.
 from __future__ import annotations
 
 from ._errors import PatternError
-from ._regex_nodes import (
-    EMPTY,
-    NEVER,
-    Node,
-    accepts_nothing,
-    make_and,
-    make_any,
-    make_repeat,
-    make_then,
-    takes,
-)
+from ._regex_nodes import Node, Nodes, Work, accepts_nothing, takes
 from ._regex_parser import parse, shorten
-
-MOST_STEPS = 200_000  # derivatives taken for one pattern, about half a second
 
 
 class Pattern:
     """A compiled pattern; `fullmatch` says whether the whole text matches, as `re.fullmatch`.
+
+    Args:
+        source: the expression.
+        work: counts the steps taken; None for a count of its own. Patterns that share one share
+            its bound.
 
     Raises:
         PatternError: the text is no valid expression, uses a construct that cannot be matched in
             bounded time, or would take too long; the message quotes the pattern.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, work: Work | None = None) -> None:
         self.source = source
-        self._start = parse(source)
-        self._next: dict[tuple[Node, str, bool], Node] = {}
-        self._steps = 0
+        try:
+            self._nodes = Nodes(Work() if work is None else work)
+            self._start = parse(source, self._nodes)
+        except PatternError as error:
+            raise self._quote(error) from None
 
     def fullmatch(self, text: str) -> bool:
         """Says whether the pattern matches all of `text`."""
-        node = self._start
+        node, never = self._start, self._nodes.never
         try:
-            for position, character in enumerate(text):
-                key = (node, character, position == 0)
-                if (following := self._next.get(key)) is None:
-                    following = self._next[key] = self._derive(node, character, position == 0)
-                node = following
-                if node == NEVER:
+            for character in text[:1]:
+                node = self._derive(node, character, start=True)
+            for character in text[1:]:
+                node = node.after.get(character) or self._derive(node, character, start=False)
+                if node is never:
                     return False
             return accepts_nothing(node, start=not text, end=True)
         except RecursionError:
-            raise PatternError(f"the pattern {self.source!r} is nested too deeply") from None
+            raise PatternError(
+                f"the pattern {shorten(self.source)!r} is nested too deeply"
+            ) from None
+        except PatternError as error:
+            raise self._quote(error) from None
 
     def _derive(self, node: Node, character: str, start: bool) -> Node:
-        self._steps += 1
-        if self._steps > MOST_STEPS:
-            raise PatternError(
-                f"the pattern {shorten(self.source)!r} takes too long to match "
-                f"(more than {MOST_STEPS:,} steps): write it without nested repetitions"
-            )
-        match node[0]:
+        """What the rest of a text must match after `character`; asked for again, it is known."""
+        known = node.start if start else node.after
+        found = known.get(character)
+        if found is None:
+            found = known[character] = self._make_derivative(node, character, start)
+        return found
+
+    def _make_derivative(self, node: Node, character: str, start: bool) -> Node:
+        nodes = self._nodes
+        match node.kind:
             case "char":
-                return EMPTY if takes(node, character) else NEVER
+                return nodes.empty if takes(node, character) else nodes.never
             case "then":
-                first, rest = node[1], node[2]
-                taken = make_then(self._derive(first, character, start), rest)
+                first, rest = node.parts
+                taken = nodes.then(self._derive(first, character, start), rest)
                 if accepts_nothing(first, start=start, end=False):
-                    return make_any([taken, self._derive(rest, character, start)])
+                    return nodes.any([taken, self._derive(rest, character, start)])
                 return taken
             case "any":
-                return make_any([self._derive(option, character, start) for option in node[1]])
+                return nodes.any([self._derive(part, character, start) for part in node.parts[0]])
             case "repeat":
-                body, low, high = node[1:]
+                body, low, high = node.parts
                 fewer = None if high is None else high - 1
-                rest = make_repeat(body, max(low - 1, 0), fewer)
-                return make_then(self._derive(body, character, start), rest)
-            case "and":
-                return make_and(*(self._derive(part, character, start) for part in node[1:]))
+                rest = nodes.repeat(body, max(low - 1, 0), fewer)
+                return nodes.then(self._derive(body, character, start), rest)
+            case "both":
+                return nodes.both(*(self._derive(part, character, start) for part in node.parts))
             case "not":
-                return ("not", self._derive(node[1], character, start))
+                return nodes.other(self._derive(node.parts[0], character, start))
             case _:  # never, empty, begin, end: none of them takes a character
-                return NEVER
+                return nodes.never
+
+    def _quote(self, error: PatternError) -> PatternError:
+        text = str(error)
+        if text.startswith("it "):
+            text = f"the pattern {shorten(self.source)!r}: {text}"
+        return PatternError(text)

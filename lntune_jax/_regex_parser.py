@@ -8,16 +8,21 @@ from __future__ import annotations
 import re
 from re import _constants as codes  # type: ignore[attr-defined]  # the parser behind re.compile
 from re import _parser as parser  # type: ignore[attr-defined]
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._errors import PatternError
-from ._regex_nodes import ANYTHING, EMPTY, Node, make_and, make_any, make_repeat, make_then
+from ._regex_nodes import Node, Nodes
 
 LONGEST_PATTERN = 2_000  # characters
 UNDERSTOOD_FLAGS = re.IGNORECASE | re.DOTALL | re.VERBOSE | re.UNICODE
 
 
-def parse(source: str) -> Node:
+def parse(source: str, nodes: Nodes) -> Node:
+    """The tree of a pattern.
+
+    Raises:
+        PatternError: it is no valid expression, or cannot be matched in bounded time.
+    """
     if len(source) > LONGEST_PATTERN:
         raise PatternError(
             f"the pattern {shorten(source)!r} has {len(source):,} characters; at most "
@@ -28,59 +33,71 @@ def parse(source: str) -> Node:
         flags = parsed.state.flags
         if flags & ~UNDERSTOOD_FLAGS:
             raise _refuse(source, "an inline flag other than i, s, u or x")
-        return _translate(source, list(parsed), EMPTY, flags, repeated=False)
+        return _translate(_Context(source, nodes), list(parsed), nodes.empty, flags, repeated=False)
     except re.error as error:
         where = "" if error.pos is None else f" at position {error.pos}"
         raise PatternError(
             f"the pattern {shorten(source)!r} is not a valid regular expression: {error.msg}{where}"
         ) from None
+    except Warning as warning:  # where the caller has made warnings errors
+        raise PatternError(f"the pattern {shorten(source)!r} is unclear: {warning}") from None
     except (RecursionError, OverflowError):
         raise PatternError(f"the pattern {shorten(source)!r} is nested too deeply") from None
 
 
-def _translate(source: str, items: list[Any], rest: Node, flags: int, *, repeated: bool) -> Node:
-    """The parsed `items` followed by `rest`; a lookahead needs to see what follows it."""
-    for code, value in reversed(items):
+class _Context(NamedTuple):
+    source: str
+    nodes: Nodes
+
+
+def _translate(
+    context: _Context, parsed: list[Any], rest: Node, flags: int, *, repeated: bool
+) -> Node:
+    """The items that were parsed, followed by `rest`; a lookahead needs to see what follows it."""
+    source, nodes = context
+    for code, value in reversed(parsed):
         if code in (codes.LITERAL, codes.ANY):
-            rest = make_then(("char", ((code, value),), False, flags), rest)
+            rest = nodes.then(nodes.char(((code, value),), negated=False, flags=flags), rest)
         elif code is codes.NOT_LITERAL:
-            rest = make_then(("char", ((codes.LITERAL, value),), True, flags), rest)
+            literal = ((codes.LITERAL, value),)
+            rest = nodes.then(nodes.char(literal, negated=True, flags=flags), rest)
         elif code is codes.IN:
             negated = value[0][0] is codes.NEGATE
-            rest = make_then(("char", tuple(value[negated:]), negated, flags), rest)
+            items = tuple(value[negated:])
+            rest = nodes.then(nodes.char(items, negated=negated, flags=flags), rest)
         elif code is codes.BRANCH:
             bodies = map(list, value[1])
-            rest = make_any([_translate(source, b, rest, flags, repeated=repeated) for b in bodies])
+            rest = nodes.any(
+                [_translate(context, body, rest, flags, repeated=repeated) for body in bodies]
+            )
         elif code is codes.SUBPATTERN:
             _, added, removed, body = value
             inner = (flags | added) & ~removed
-            rest = _translate(source, list(body), rest, inner, repeated=repeated)
+            rest = _translate(context, list(body), rest, inner, repeated=repeated)
         elif code in (codes.MAX_REPEAT, codes.MIN_REPEAT):
             low, high, body = value
             if (low, high) == (0, 1):
-                rest = make_any(
-                    [_translate(source, list(body), rest, flags, repeated=repeated), rest]
-                )
+                once = _translate(context, list(body), rest, flags, repeated=repeated)
+                rest = nodes.any([once, rest])
             else:
-                inner = _translate(source, list(body), EMPTY, flags, repeated=True)
-                rest = make_then(
-                    make_repeat(inner, low, None if high is codes.MAXREPEAT else high), rest
-                )
+                inner = _translate(context, list(body), nodes.empty, flags, repeated=True)
+                most = None if high is codes.MAXREPEAT else high
+                rest = nodes.then(nodes.repeat(inner, low, most), rest)
         elif code is codes.AT and value in _ANCHORS and not repeated:
-            rest = make_then(_ANCHORS[value], rest)
+            rest = nodes.then(getattr(nodes, _ANCHORS[value]), rest)
         elif code in (codes.ASSERT, codes.ASSERT_NOT) and value[0] == 1 and not repeated:
-            ahead = _translate(source, list(value[1]), ANYTHING, flags, repeated=False)
-            rest = make_and(ahead if code is codes.ASSERT else ("not", ahead), rest)
+            ahead = _translate(context, list(value[1]), nodes.anything, flags, repeated=False)
+            rest = nodes.both(ahead if code is codes.ASSERT else nodes.other(ahead), rest)
         else:
             raise _refuse(source, _CONSTRUCTS.get(code, str(code).lower()))
     return rest
 
 
-_ANCHORS: dict[Any, Node] = {
-    codes.AT_BEGINNING: ("begin",),
-    codes.AT_BEGINNING_STRING: ("begin",),
-    codes.AT_END: ("end",),
-    codes.AT_END_STRING: ("end",),
+_ANCHORS: dict[Any, str] = {
+    codes.AT_BEGINNING: "begin",
+    codes.AT_BEGINNING_STRING: "begin",
+    codes.AT_END: "end",
+    codes.AT_END_STRING: "end",
 }
 
 _CONSTRUCTS = {

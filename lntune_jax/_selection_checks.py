@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 
+from ._adapter_messages import shorten
 from ._architectures import DEFAULT_TARGETS
 from ._config import LNTuningConfig
 from ._errors import SelectionError, UnmatchedPatternWarning
@@ -21,6 +22,9 @@ from ._task_heads import TASK_HEADS
 
 # A number that stands for itself, or for any, in a path: "layers.3.", "h[.][0-5][.]", "layers.\d+".
 _NAMES_LAYER = re.compile(r"\\d|(?<![\w{,])\d+(?![\w},])")
+
+
+_MOST_WARNINGS = 20  # of one field: finding what is near takes time, and a file may name anything
 
 
 def check_selection(
@@ -119,15 +123,17 @@ def _refuse_layers(
 
 
 def _warn_unmatched(field: str, matches: Sequence[Match], modules: Sequence[str]) -> None:
-    for match in matches:
-        if match.names:
-            continue
+    unmatched = [match for match in matches if not match.names]
+    for match in unmatched[:_MOST_WARNINGS]:
         near = suggest(match.pattern, modules)
         nearest = f"; the nearest module paths are {write_list(near)}" if near else ""
         _warn(
-            f"{field} {match.pattern!r} matches no module of this tree, so it has no effect"
-            f"{nearest}"
+            f"{field} {shorten(repr(match.pattern))} matches no module of this tree, so it has no "
+            f"effect{nearest}"
         )
+    if len(unmatched) > _MOST_WARNINGS:
+        more = f"{len(unmatched) - _MOST_WARNINGS:,} more patterns"
+        _warn(f"{field}: {more} match no module of this tree, so they have no effect")
 
 
 def _warn_shallow_exclusions(

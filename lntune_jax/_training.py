@@ -7,12 +7,12 @@ step owns (optimizer state, EMA, clipping, accumulation) is as small as the trai
 from __future__ import annotations
 
 import collections
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
@@ -20,9 +20,10 @@ from jax.core import Tracer
 from ._config import LNTuningConfig
 from ._errors import LNTuningError, TreeError, ZeroGradientWarning
 from ._gradients import accumulate_gradients, differentiate, value_and_grad
-from ._many import check_many, train_many
+from ._many import check_many, choose_state, train_many
 from ._optimizer import refuse_inference
 from ._paths import flatten, join
+from ._step_numbers import are_finite, average, clip, is_all_zero
 from ._train_state import TrainState
 
 
@@ -38,14 +39,18 @@ def make_train_step(
     adapters: int | None = None,
     own_batches: bool = False,
     adapters_at_once: int | None = None,
+    skip_nonfinite: bool = False,
     donate: bool = True,
 ) -> TrainStep:
     """Makes a jitted step, `step(state, frozen, *batch) -> (state, metrics)`.
 
-    The metrics are device scalars: `loss`, `grad_norm` (before clipping), `zero_gradient`, and
-    `aux` where there is one. A gradient that is exactly zero for every trainable leaf also gives a
-    `ZeroGradientWarning`, without making the host wait for the device: the first step's at once, a
-    later one's on the first call after the device has finished it.
+    The metrics are device scalars: `loss`, `grad_norm` (before clipping), `zero_gradient`,
+    `finite`, and `aux` where there is one. `finite` is false where the loss, the gradient's norm
+    or a trainable leaf after the update is NaN or infinite; reading it waits for the device, so a
+    loop may look at it a step late, or let `skip_nonfinite` act on the device. A gradient that is
+    exactly zero for every trainable leaf also gives a `ZeroGradientWarning`, without making the
+    host wait for the device: the first step's at once, a later one's on the first call after the
+    device has finished it.
 
     Args:
         loss_fn: `loss_fn(params, *batch)`, a scalar loss on the merged tree; with a state that has
@@ -64,6 +69,9 @@ def make_train_step(
         own_batches: whether each adapter has a batch of its own, along a first axis of every
             batch leaf; else all see the same.
         adapters_at_once: how many share a pass, to bound the memory; `None` for all.
+        skip_nonfinite: whether a step that is not `finite` leaves trainable leaves, optimizer
+            state and moving average as they were; only `state.step` goes on. With `adapters`,
+            each for itself.
         donate: whether the state passed in may be overwritten in place. The frozen half never is.
 
     Raises:
@@ -108,19 +116,23 @@ def make_train_step(
                 gradient, has_aux, state, frozen, batch, key, accumulate
             )
         norm = optax.tree.norm(grads)
-        metrics = {"loss": loss, "grad_norm": norm, "zero_gradient": _is_all_zero(grads)}
+        metrics = {"loss": loss, "grad_norm": norm, "zero_gradient": is_all_zero(grads)}
         if has_aux:
             metrics["aux"] = aux
         if clip_norm is not None:
-            grads = _clip(grads, norm, clip_norm)
+            grads = clip(grads, norm, clip_norm)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.trainable, value=loss, grad=grads
         )
         trainable = optax.apply_updates(state.trainable, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = _average(ema, trainable, ema_decay)
+            ema = average(ema, trainable, ema_decay)
         new = TrainState(state.step + 1, trainable, opt_state, state.rng, ema)  # type: ignore[arg-type]
+        metrics["finite"] = are_finite((loss, norm, trainable))
+        if skip_nonfinite:
+            kept = choose_state(metrics["finite"], new, state)
+            new = dataclasses.replace(kept, step=new.step)
         return new, metrics
 
     if adapters is None:
@@ -221,22 +233,3 @@ def _check_frozen(frozen: Any) -> None:
                 f"{type(leaf.value).__name__}, which jax.jit does not take: split such leaves off "
                 "(eqx.partition(frozen, eqx.is_array)) and combine them in loss_fn"
             )
-
-
-def _is_all_zero(grads: Any) -> jax.Array:
-    return ~jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(grads)]))
-
-
-def _clip(grads: Any, norm: jax.Array, largest: float) -> Any:
-    scale = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
-    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
-
-
-def _average(ema: Any, trainable: Any, decay: float) -> Any:
-    if ema is None:
-        raise TreeError(
-            "ema_decay is given, but the state has no ema: TrainState.create(..., ema=True)"
-        )
-    return jax.tree.map(
-        lambda mean, new: decay * mean + (1 - decay) * new.astype(mean.dtype), ema, trainable
-    )

@@ -16,10 +16,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded rows: token ids of any lengths, and a class number each."""
+    """Encoded rows: token ids of any lengths, and a class number each.
+
+    Attributes:
+        tokens: Token ids of each row.
+        classes: Class numbers, shape (rows,).
+        numbers: The row of the data file that each one is, from 1; `None` where they are all of
+            them, in order.
+    """
 
     tokens: tuple[np.ndarray, ...]
     classes: np.ndarray
+    numbers: np.ndarray | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -28,7 +36,13 @@ class Rows:
 
     def take(self, numbers: np.ndarray) -> Rows:
         """The rows with these numbers, in this order."""
-        return Rows(tuple(self.tokens[number] for number in numbers), self.classes[numbers])
+        own = np.arange(1, len(self.tokens) + 1) if self.numbers is None else self.numbers
+        tokens = tuple(self.tokens[number] for number in numbers)
+        return Rows(tokens, self.classes[numbers], own[numbers])
+
+    def list_numbers(self, rows: np.ndarray) -> list[int]:
+        """The rows of the data file that some of these are."""
+        return (rows + 1 if self.numbers is None else self.numbers[rows]).tolist()
 
 
 @dataclass(frozen=True)

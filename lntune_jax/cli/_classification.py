@@ -52,6 +52,10 @@ class ClassificationWork:
         batch = assemble(planned, self.training, batch_size, self.padding)
         return batch, int(batch["attention_mask"].sum(axis=1) @ batch["weights"])
 
+    def list_rows(self, planned: PlannedBatch) -> list[int]:
+        """The rows of the data file that are in a batch."""
+        return self.training.list_numbers(planned.rows)
+
 
 class ClassificationEvaluator:
     """Accuracy, F1 and loss on the evaluation rows."""

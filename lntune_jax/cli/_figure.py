@@ -57,7 +57,9 @@ def draw_figure(
 
 
 def _draw_run(loss: Any, accuracy: Any, run: Curves, colour: str) -> None:
-    training = [line for line in run.lines if line["split"] == "train"]
+    # A step that was skipped may have a loss that is no number.
+    known = (line for line in run.lines if line["loss"] is not None)
+    training = [line for line in known if line["split"] == "train"]
     evaluations = [line for line in run.lines if line["split"] == "eval"]
     steps = np.array([line["step"] for line in training])
     losses = np.array([line["loss"] for line in training])

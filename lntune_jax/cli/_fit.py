@@ -19,6 +19,7 @@ from rich.console import Console
 from ._batches import PlannedBatch, plan_epoch
 from ._history import History
 from ._metrics import MetricsWriter
+from ._nonfinite import find_checkpoint
 from ._progress import TrainingProgress
 from ._recorder import Recorder
 from ._run_files import RunFiles
@@ -73,7 +74,7 @@ def fit(
         The outcome; `finished` is false if `stop_after_steps` ended it.
 
     Raises:
-        LNTuningError: If the loss is no longer a finite number.
+        LNTuningError: If a loss or gradient is no finite number, unless such steps are skipped.
     """
     import jax
 
@@ -91,7 +92,8 @@ def fit(
     optimizer = _make_optimizer(schedule, work, recipe)
     rng = jax.random.key(recipe.seed) if recipe.dropout else None
     snapshot = Snapshot(lnt.TrainState.create(trainable, optimizer, rng=rng), start)
-    step_fn = lnt.make_train_step(work.loss_fn(), optimizer, work.config)
+    skips = recipe.on_nan == "skip"
+    step_fn = lnt.make_train_step(work.loss_fn(), optimizer, work.config, skip_nonfinite=skips)
     evaluator = work.evaluator()
 
     with contextlib.ExitStack() as stack:
@@ -107,7 +109,14 @@ def fit(
         writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, kept))
         progress = stack.enter_context(TrainingProgress(console, title, total, step))
         rates = np.asarray(jax.vmap(schedule)(np.arange(total)))
-        recorder = Recorder(writer, progress, rates, steps_per_epoch(work, recipe))
+        recorder = Recorder(
+            writer,
+            progress,
+            rates,
+            steps_per_epoch(work, recipe),
+            lambda: find_checkpoint(checkpoints),
+            skips=skips,
+        )
         if work.evaluates_first and restored is None:
             evaluation = evaluator.evaluate(state.trainable, frozen, step, recipe)
             recorder.evaluated(evaluation)
@@ -118,7 +127,7 @@ def fit(
             batch, tokens = work.assemble(planned, recipe.batch_size)
             state, figures = step_fn(state, frozen, batch)
             step += 1
-            recorder.record_previous_and_keep(step, figures, tokens)
+            recorder.record_previous_and_keep(step, figures, tokens, work.list_rows(planned))
             evaluates = step == total or step % (recipe.eval_every or recorder.epoch_steps) == 0
             if evaluates:
                 recorder.flush()

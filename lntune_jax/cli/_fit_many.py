@@ -100,6 +100,7 @@ def fit_many(
         adapters=len(trials),
         own_batches=own_batches,
         adapters_at_once=at_once,
+        skip_nonfinite=recipe.on_nan == "skip",
     )
     evaluator = work.evaluator()
     with contextlib.ExitStack() as stack:
@@ -115,7 +116,9 @@ def fit_many(
         writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, kept))
         progress = stack.enter_context(TrainingProgress(console, "sweep", total, step))
         epoch_steps = [steps_per_epoch(owner, recipe) for owner in owners]
-        recorder = SweepRecorder(writer, progress, trials, epoch_steps)
+        recorder = SweepRecorder(
+            writer, progress, trials, epoch_steps, skips=recipe.on_nan == "skip"
+        )
 
         def evaluate(records: Records) -> Records:
             for number in np.flatnonzero(records.active()).tolist():
@@ -123,7 +126,8 @@ def fit_many(
                 rows = owners[number].evaluation
                 evaluation = evaluator.evaluate(leaves, frozen, step, recipe, rows)
                 if not np.isfinite(evaluation.loss):
-                    recorder.failed(number, step, "evaluation loss", evaluation.loss)
+                    what = f"the evaluation loss of step {step} is {evaluation.loss}"
+                    recorder.failed(number, what)
                     records = records.diverge([number], step)
                     continue
                 recorder.evaluated(number, evaluation)
@@ -141,10 +145,10 @@ def fit_many(
             for owner, trial in zip(owners, trials, strict=True)
         ]
         while step < total and records.active().any() and step - first != stop_after_steps:
-            batch, tokens = _next_batch(plans, own_batches, owners, recipe)
+            batch, tokens, rows = _next_batch(plans, own_batches, owners, recipe)
             many, figures = step_fn(many, frozen, batch, active=records.active())
             step += 1
-            records = recorder.record_previous_and_keep(step, figures, tokens, records)
+            records = recorder.record_previous_and_keep(step, figures, tokens, records, rows)
             evaluates = step == total or step % (recipe.eval_every or epoch_steps[0]) == 0
             if evaluates:
                 records = evaluate(recorder.flush(records))
@@ -194,8 +198,11 @@ def _optimizers(work: Work, recipe: Recipe, total: int) -> Any:
 
 def _next_batch(
     plans: list[Iterator[Any]], own_batches: bool, owners: Sequence[Work], recipe: Recipe
-) -> tuple[Any, int]:
-    """The next batch of all adapters, or each one's own, stacked and of one length."""
+) -> tuple[Any, int, list[list[int]]]:
+    """The next batch of all adapters, or each one's own, stacked and of one length.
+
+    With it its tokens, and the rows of the data file that each adapter sees.
+    """
     import jax
 
     planned = [next(plan) for plan in (plans if own_batches else plans[:1])]
@@ -205,9 +212,11 @@ def _next_batch(
         for owner, each in zip(owners, planned, strict=False)
     ]
     tokens = sum(count for _, count in parts)
+    rows = [owner.list_rows(each) for owner, each in zip(owners, planned, strict=False)]
     if not own_batches:
-        return parts[0][0], tokens * len(plans)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *(batch for batch, _ in parts)), tokens
+        return parts[0][0], tokens * len(plans), rows * len(plans)
+    batches = (batch for batch, _ in parts)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches), tokens, rows
 
 
 def _stack(trees: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -27,11 +27,13 @@ class LanguageRows:
         labels: The same where the loss counts them, `IGNORED` elsewhere.
         segments: For each token the number of its document in the row, from 1; `None` where no
             row has more than one.
+        numbers: For each row the rows of the data file that are in it.
     """
 
     tokens: tuple[np.ndarray, ...]
     labels: tuple[np.ndarray, ...]
     segments: tuple[np.ndarray, ...] | None
+    numbers: tuple[tuple[int, ...], ...]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -118,13 +120,15 @@ def pack(parts: Sequence[Encoded], length: int) -> LanguageRows:
         tuple(np.concatenate([parts[number].tokens for number in row]) for row in rows),
         tuple(np.concatenate([parts[number].labels for number in row]) for row in rows),
         tuple(_segments([len(parts[number].tokens) for number in row]) for row in rows),
+        tuple(tuple(parts[number].number for number in row) for row in rows),
     )
 
 
 def separate(parts: Sequence[Encoded]) -> LanguageRows:
     """Give each document a row of its own."""
     tokens, labels = (part.tokens for part in parts), (part.labels for part in parts)
-    return LanguageRows(tuple(tokens), tuple(labels), None)
+    numbers = tuple((part.number,) for part in parts)
+    return LanguageRows(tuple(tokens), tuple(labels), None, numbers)
 
 
 def assemble_language(
@@ -176,7 +180,7 @@ def describe_fitting(fitting: Fitting, documents: Documents, length: int) -> lis
 def _part(each: Encoded, start: int, length: int) -> Encoded:
     labels = each.labels[start : start + length].copy()
     labels[:1] = IGNORED
-    return Encoded(each.tokens[start : start + length], labels)
+    return Encoded(each.tokens[start : start + length], labels, each.number)
 
 
 def _segments(lengths: Sequence[int]) -> np.ndarray:

@@ -7,7 +7,7 @@ learnt like the others, so that a tuned model knows when to stop.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,12 @@ class Encoded:
         tokens: Token ids, int32 of shape (tokens,).
         labels: The same ids where the loss counts them, `IGNORED` elsewhere; never at the first
             token, which there is nothing to predict from.
+        number: The row of the data file that it is from.
     """
 
     tokens: np.ndarray
     labels: np.ndarray
+    number: int = 0
 
     @property
     def targets(self) -> int:
@@ -65,7 +67,8 @@ def encode_documents(tokenizer: Any, documents: Documents, vocabulary: int) -> l
             for messages, row in zip(documents.values, documents.rows, strict=True)
         ]
     check_vocabulary([each.tokens for each in encoded if len(each.tokens)], vocabulary)
-    return encoded
+    pairs = zip(encoded, documents.rows, strict=True)
+    return [replace(each, number=number) for each, number in pairs]
 
 
 def _encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:

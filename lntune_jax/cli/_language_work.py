@@ -53,6 +53,11 @@ class LanguageWork:
         batch = assemble_language(planned, self.training, batch_size, self.padding)
         return batch, int(self.training.lengths[planned.rows].sum())
 
+    def list_rows(self, planned: PlannedBatch) -> list[int]:
+        """The documents of the data file that are in a batch, or parts of them."""
+        numbers = (self.training.numbers[row] for row in planned.rows.tolist())
+        return list(dict.fromkeys(number for own in numbers for number in own))
+
 
 class LanguageEvaluator:
     """Loss and perplexity on the evaluation rows."""

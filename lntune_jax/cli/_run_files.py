@@ -17,8 +17,12 @@ from .._errors import ConfigError
 from ._base import model_location
 from ._checks import flag_of
 
-# Flags of `train` that change where a run stands, but not one bit of its result.
-_WITHOUT_EFFECT = ("output", "resume", "overwrite", "stop_after_steps", "checkpoint_every")
+# Flags of `train` that change where a run stands, but not one bit of its result; and the one with
+# which a run goes on that has met a loss that is no number.
+_WITHOUT_EFFECT = (
+    *("output", "resume", "overwrite", "stop_after_steps", "checkpoint_every"),
+    "on_nan",
+)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ TrainTask = Literal["seq_cls", "causal_lm"]
 DataForm = Literal["auto", "text", "completion", "messages"]
 ComputeType = Literal["float32", "bfloat16"]
 Quantize = Literal["int8", "int4", "nf4", "fp8"]
+OnNan = Literal["stop", "skip"]
 Remat = Literal["none", "dots", "full"]
 Pooling = Literal["default", "mean"]
 
@@ -94,6 +95,8 @@ class Recipe:
     """AdamW weight decay of the saved modules; norms are never decayed."""
     clip_norm: Annotated[float | None, shown("off", "FLOAT")] = None
     """Largest gradient norm."""
+    on_nan: OnNan = "stop"
+    """Where a loss or gradient is NaN or infinite: stop, or skip that step's update."""
     epochs: int = 3
     """Passes over the training rows."""
     max_steps: Annotated[int | None, shown("off", "INT")] = None

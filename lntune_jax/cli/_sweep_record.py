@@ -13,6 +13,7 @@ import numpy as np
 from .._train_state import TrainState
 from ._history import Evaluation, History, rank
 from ._metrics import MetricsWriter
+from ._nonfinite import MOST_SKIPPED, Fault
 from ._progress import TrainingProgress
 from ._trials import Trial
 
@@ -94,31 +95,41 @@ class SweepRecorder:
         progress: TrainingProgress,
         trials: Sequence[Trial],
         epoch_steps: Sequence[int],
+        *,
+        skips: bool = False,
     ):
-        """Start timing."""
+        """Start timing; with `skips`, an adapter's step without numbers does not end it."""
         self._writer = writer
         self._progress = progress
         self._trials = trials
         self._epoch_steps = epoch_steps
-        self._pending: tuple[int, Any, int, np.ndarray] | None = None
+        self._skips = skips
+        self._skipped = np.zeros(len(trials), int)  # in a row
+        self._pending: tuple[int, Any, int, np.ndarray, Sequence[Sequence[int]]] | None = None
         self._last = time.monotonic()
 
     def record_previous_and_keep(
-        self, step: int, figures: Any, tokens: int, records: Records
+        self,
+        step: int,
+        figures: Any,
+        tokens: int,
+        records: Records,
+        rows: Sequence[Sequence[int]],
     ) -> Records:
         """Write what is kept, keep this step, and give the records without those that diverged."""
         active = records.active()
         records = self.flush(records)
-        self._pending = (step, figures, tokens, active)
+        self._pending = (step, figures, tokens, active, rows)
         return records
 
     def flush(self, records: Records) -> Records:
         """Write what is kept."""
         if self._pending is None:
             return records
-        step, figures, tokens, active = self._pending
+        step, figures, tokens, active, rows = self._pending
         self._pending = None
         losses, norms = np.asarray(figures["loss"]), np.asarray(figures["grad_norm"])
+        finite = np.asarray(figures["finite"])
         now = time.monotonic()
         rate, self._last = tokens / max(now - self._last, 1e-9), now
         # A step that ran before it was known that the one before had failed says nothing.
@@ -128,19 +139,23 @@ class SweepRecorder:
                 "epoch": round(step / self._epoch_steps[number], 4),
                 "loss": float(losses[number]),
                 "gradient_norm": float(norms[number]),
+                **({"skipped": True} if self._skips and not finite[number] else {}),
             }
             self._writer.write("train", step, figures, self._trials[number].name)
-        failed = [number for number in counted if not np.isfinite(losses[number])]
-        for number in failed:
-            self.failed(number, step, "loss", losses[number])
-        if len(counted) > len(failed):
+        broken = [number for number in counted if not finite[number]]
+        self._skipped = np.where(finite, 0, self._skipped + 1)
+        out = [n for n in broken if not self._skips or self._skipped[n] >= MOST_SKIPPED]
+        for number in broken:
+            fault = Fault(step, float(losses[number]), float(norms[number]), rows[number])
+            self.failed(number, fault.describe(), is_out=number in out)
+        if len(counted) > len(broken):
             self._progress.update(step, float(np.nanmin(losses[counted])), rate)
-        return records.diverge(failed, step)
+        return records.diverge(out, step)
 
-    def failed(self, number: int, step: int, name: str, value: float) -> None:
-        """Show that an adapter is out."""
-        whose = self._trials[number].name
-        self._progress.note(f"step {step}: the {name} of {whose} is {value}; the others go on")
+    def failed(self, number: int, what: str, *, is_out: bool = True) -> None:
+        """Show that an adapter is out, or that a step of it was skipped."""
+        outcome = "it stops here, the others go on" if is_out else "skipped"
+        self._progress.note(f"{self._trials[number].name}: {what}; {outcome}")
 
     def evaluated(self, number: int, evaluation: Evaluation) -> None:
         """Write an evaluation."""

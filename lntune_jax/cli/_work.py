@@ -67,6 +67,10 @@ class Work(Protocol):
         """The arrays of one batch of training rows, and how many tokens it has."""
         ...
 
+    def list_rows(self, planned: PlannedBatch) -> list[int]:
+        """The rows of the data file, from 1, that are in a batch of training rows."""
+        ...
+
 
 def steps_per_epoch(work: Work, recipe: Recipe) -> int:
     """Batches in an epoch."""

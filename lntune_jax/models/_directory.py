@@ -6,14 +6,22 @@ A name is a directory if there is one, and an id on the Hugging Face hub otherwi
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
+from lntune_jax._adapter_messages import shorten
 from lntune_jax._errors import ModelError
+from lntune_jax._json_files import read_json
 
 from ._layout import LAYOUTS
 from ._names import HUB_NAME, HUB_PATTERNS
+
+# Far above any model's, and small enough for a list of so many entries.
+_MOST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "block_count"), 10_000),
+    **dict.fromkeys(("num_labels", "_num_labels"), 1_000_000),
+    **dict.fromkeys(("head_dim", "hidden_size", "n_embd"), 2**22),
+}
 
 
 def find_directory(
@@ -75,8 +83,8 @@ def read_config(directory: Path) -> Any:
     if not path.is_file():
         raise ModelError(f"{directory} is no model directory: it has no config.json")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        fields = read_json(path)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a JSON file ({error})") from error
     return config_of(fields, str(path))
 
@@ -92,19 +100,46 @@ def config_of(fields: Any, source: str) -> Any:
         ModelError: its `model_type` is not supported, or transformers refuses a field.
     """
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    if model_type not in LAYOUTS:
+    if not isinstance(model_type, str) or model_type not in LAYOUTS:
         supported = ", ".join(sorted(LAYOUTS))
-        raise ModelError(
-            f"{source}: config field 'model_type' is {model_type!r}; supported: {supported}"
-        )
+        found = shorten(repr(model_type))
+        raise ModelError(f"{source}: config field 'model_type' is {found}; supported: {supported}")
+    _check_numbers(fields, source)
     from transformers import AutoConfig
 
     try:
         return type(AutoConfig.for_model(model_type)).from_dict(copy.deepcopy(fields))
     except Exception as error:
         # The config classes check their fields with errors of several kinds.
-        reason = " ".join(str(error).split())
+        reason = shorten(" ".join(str(error).split()))
         raise ModelError(f"{source}: not a valid {model_type} config ({reason})") from error
+
+
+def _check_numbers(fields: dict[str, Any], source: str) -> None:
+    """Refuses numbers for which transformers, or a model, would make lists of that length.
+
+    Raises:
+        ModelError: names the field.
+    """
+    for field, most in _MOST.items():
+        value = fields.get(field)
+        if isinstance(value, int | float) and not value <= most:
+            raise ModelError(
+                f"{source}: config field {field!r} is {value!r}; supported: at most {most:,}"
+            )
+    stack: list[Any] = [fields]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+        elif isinstance(value, int) and abs(value) >= 2**31:
+            field = next((name for name in fields if fields[name] is value), "within another")
+            raise ModelError(
+                f"{source}: config field {field!r} is {shorten(str(value))}; supported: integers "
+                "of 32 bits"
+            )
 
 
 def with_labels(config: Any, num_labels: int | None) -> Any:

@@ -6,12 +6,13 @@ that names it.
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lntune_jax._adapter_messages import shorten
 from lntune_jax._errors import ModelError
+from lntune_jax._json_files import read_json
 
 from ._names import FLOATING_TYPES, INDEX_FILE, WEIGHTS_FILE
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
+
+MOST_INDEX_BYTES = 2**26  # the index of a model of 100,000 tensors takes 10 MB
 
 
 class Weights:
@@ -74,12 +77,13 @@ def open_weights(directory: Path) -> Iterator[Weights]:
 def _open(path: Path, stack: ExitStack) -> Any:
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file, though the index beside it names it")
     try:
         return stack.enter_context(safe_open(path, framework="numpy"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file, though the index beside it names it") from None
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: damaged or cut short ({error}); fetch it again") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = shorten(str(error))
+        raise ModelError(f"{path}: damaged or cut short ({reason}); fetch it again") from error
 
 
 def _indexed(index: Path, stack: ExitStack) -> dict[str, tuple[Path, Any]]:
@@ -88,22 +92,29 @@ def _indexed(index: Path, stack: ExitStack) -> dict[str, tuple[Path, Any]]:
     present = {name: set(handle.keys()) for name, handle in shards.items()}
     for key, name in names.items():
         if key not in present[name]:
-            raise ModelError(f"{index}: {key} should be in {name}, which does not hold it")
+            raise ModelError(f"{index}: {shorten(key)} should be in {name}, which does not hold it")
     return {key: (index.parent / name, shards[name]) for key, name in names.items()}
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        names = read_json(index, MOST_INDEX_BYTES)["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{index}: not an index with a weight_map ({error})") from error
     if not isinstance(names, dict):
         raise ModelError(f"{index}: weight_map is no object of keys and file names")
     for key, name in names.items():
         # An index comes from elsewhere: it may not lead out of its own directory.
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ModelError(f"{index}: {key} is in {name!r}, which is no plain file name")
+        if not isinstance(name, str) or not _is_plain(name):
+            raise ModelError(
+                f"{index}: {shorten(key)} is in {shorten(repr(name))}, which is no plain file name"
+            )
     return names
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the same directory, and of weights."""
+    return Path(name).name == name and name.endswith(".safetensors") and name.isprintable()
 
 
 def _absence(directory: Path) -> str:

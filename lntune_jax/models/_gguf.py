@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lntune_jax._adapter_messages import shorten
 from lntune_jax._errors import ModelError
 
 from . import _gguf_names as names
 from ._gguf_config import config_of_file
+from ._gguf_header import check_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,9 +33,9 @@ class GgufFile:
         reader = _reader(path)
         self._fields = reader.fields
         self.architecture = self.field("general.architecture")
-        if self.architecture not in names.ARCHITECTURES:
+        if not isinstance(self.architecture, str) or self.architecture not in names.ARCHITECTURES:
             raise ModelError(
-                f"{path}: general.architecture is {self.architecture!r}; supported: "
+                f"{path}: general.architecture is {shorten(repr(self.architecture))}; supported: "
                 f"{', '.join(sorted(names.ARCHITECTURES))}"
             )
         self._kind = names.ARCHITECTURES[self.architecture]
@@ -100,7 +102,12 @@ class GgufFile:
         Raises:
             ModelError: a field is missing, or holds what the models do not honour.
         """
-        return config_of_file(self)
+        try:
+            return config_of_file(self)
+        except (ArithmeticError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise _damaged(self.directory, error) from error
 
     def _is_transposed(self, key: str) -> bool:
         _, module, leaf = f".{key}".rsplit(".", 2)
@@ -126,7 +133,13 @@ def open_gguf(path: Path) -> Iterator[GgufFile]:
     Raises:
         ModelError: it is damaged, or holds what is not supported.
     """
-    yield GgufFile(path)
+    try:
+        file = GgufFile(path)
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+    yield file
 
 
 def _reader(path: Path) -> Any:
@@ -137,13 +150,19 @@ def _reader(path: Path) -> Any:
             f"{path}: reading GGUF needs the package gguf: pip install 'lntune-jax[gguf]'"
         ) from None
     try:
-        return GGUFReader(path)
+        check_header(path)
+        with np.errstate(all="ignore"):  # A count that overflows does not fit what follows.
+            return GGUFReader(path)
     except Exception as error:
-        # The reader trusts what it reads: damage shows as an error of any kind.
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"{path}: damaged or cut short ({type(error).__name__}: {reason}); fetch it again"
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    """The reader trusts what it reads: damage shows as an error of any kind."""
+    reason = " ".join(str(error).split())[:200]
+    return ModelError(
+        f"{path}: damaged or cut short ({type(error).__name__}: {reason}); fetch it again"
+    )
 
 
 def _module_name(path: Path, name: str, kind: names.Architecture) -> str:
@@ -153,7 +172,7 @@ def _module_name(path: Path, name: str, kind: names.Architecture) -> str:
         return f"{kind.stack}.{layer[1]}.{kind.layer_modules[layer[2]]}.{leaf}"
     if stem in kind.modules:
         return f"{kind.modules[stem]}.{leaf}"
-    raise ModelError(f"{path}: tensor {name} is none that this architecture's models have")
+    raise ModelError(f"{path}: tensor {shorten(name)} is none that this architecture's models have")
 
 
 def _halves(array: np.ndarray, heads: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lntune_jax._adapter_messages import shorten
 from lntune_jax._errors import ModelError
 
 from . import _gguf_names as names
@@ -151,12 +152,13 @@ def _require_number(file: GgufFile, key: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and abs(value) < 2**31  # no NaN either
 
 
 def _require(file: GgufFile, key: str, value: Any, accepted: bool, supported: str) -> None:
     if not accepted:
         raise ModelError(
-            f"{file.directory}: field {file.architecture}.{key} is {value!r}; "
+            f"{file.directory}: field {file.architecture}.{shorten(key)} is "
+            f"{shorten(repr(value))}; "
             f"supported: {supported}"
         )

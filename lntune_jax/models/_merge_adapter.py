@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +12,7 @@ from lntune_jax._adapter_metadata import METADATA_FILE, read_metadata
 from lntune_jax._adapter_reading import Adapter, read_target
 from lntune_jax._errors import AdapterError, DataError
 from lntune_jax._fingerprint import QUANTIZED
+from lntune_jax._json_files import read_json
 from lntune_jax._name_maps import get_name_map, take
 from lntune_jax._peft_files import WEIGHTS_FILE, read_directory, read_key
 from lntune_jax._peft_trainable import name_trainable
@@ -141,14 +141,16 @@ def _read_run(file: Path) -> tuple[tuple[str, ...] | None, str | None]:
     if not file.is_file():
         return None, None
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        fields = read_json(file)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{file} is damaged ({error}), and would say how the head pools: mend it, or move the "
             "adapter away from it"
         ) from error
     if not isinstance(fields, dict) or not {"labels", "pooling"} <= fields.keys():
         return None, None  # a file of another program
+    if not isinstance(fields["labels"], list):
+        raise DataError(f"{file} is damaged: its labels are no list; mend it")
     return tuple(map(str, fields["labels"])), str(fields["pooling"])
 
 

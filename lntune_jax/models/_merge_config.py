@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lntune_jax._adapter_messages import list_names
 from lntune_jax._errors import AdapterError, ModelError
+from lntune_jax._json_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -32,8 +33,8 @@ def read_fields(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"{directory} is no model directory: it has no {CONFIG_FILE}")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        fields = read_json(path)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(fields, dict):
         raise ModelError(f"{path}: expected a JSON object, found a {type(fields).__name__}")
@@ -144,7 +145,8 @@ def _is_tied(fields: Mapping[str, Any]) -> bool:
 
 
 def _has_language_class(fields: Mapping[str, Any]) -> bool:
-    classes = [name for name in fields.get("architectures") or () if isinstance(name, str)]
+    listed = fields.get("architectures")
+    classes = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     return any(name.endswith(_LANGUAGE_CLASSES) for name in classes)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lntune_jax._adapter_messages import list_names
 from lntune_jax._adapter_metadata import list_files
 from lntune_jax._errors import AdapterError, ModelError
+from lntune_jax._json_files import read_json
 
 from ._merge_config import CONFIG_FILE, write_fields
 from ._names import INDEX_FILE, WEIGHTS_FILE
@@ -150,7 +151,7 @@ def _write_record(new: Path, plan: Plan) -> None:
 def _list_foreign(target: Path) -> list[str]:
     found = list_files(target)
     try:
-        fields = json.loads((target / RECORD_FILE).read_text(encoding="utf-8"))
+        fields = read_json(target / RECORD_FILE)
         known = set(fields["files"]) if fields["format"] == _FORMAT else set()
     except (OSError, ValueError, KeyError, TypeError):
         return found

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lntune_jax._errors import ModelError
+from lntune_jax._json_files import parse_json, read_json
 
-from ._files import open_weights
+from ._files import MOST_INDEX_BYTES, open_weights
 from ._names import INDEX_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         places = dict.fromkeys(keys, WEIGHTS_FILE)
         files = [WEIGHTS_FILE]
     else:
-        listing = json.loads((directory / INDEX_FILE).read_text(encoding="utf-8"))
+        listing = read_json(directory / INDEX_FILE, MOST_INDEX_BYTES)
         places = listing["weight_map"]
         files = sorted(set(places.values()))
     headers = {name: _read_header(directory / name) for name in files}
@@ -165,7 +166,9 @@ def _item_size(entry: Entry) -> float:
 def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
-        fields = json.loads(file.read(length))
+        if length > MOST_INDEX_BYTES:
+            raise ModelError(f"{path}: its header has {length:,} bytes, more than any model's")
+        fields = parse_json(file.read(length))
     metadata = fields.pop("__metadata__", None) or {}
     first = 8 + length
     tensors = [

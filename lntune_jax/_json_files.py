@@ -1,0 +1,99 @@
+"""Reading JSON that may come from a stranger: bounded in size and depth, and of one meaning.
+
+Python's parser takes a name twice in one object, text that no file can hold, and nesting that
+later code cannot walk through; whatever this module gives is free of all that.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 16 * 2**20  # as text; as Python objects it may be thirty times that
+MOST_LEVELS = 100
+
+
+def read_json(file: Path, most_bytes: int = MOST_BYTES) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        file: the file.
+        most_bytes: a larger one is refused unread.
+
+    Raises:
+        OSError: it cannot be read, or is no file.
+        ValueError: it is too large, or no JSON of one meaning; says why.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.json"
+        >>> _ = file.write_text('{"a": 1, "a": 2}')
+        >>> try:
+        ...     read_json(file)
+        ... except ValueError as error:
+        ...     print(error)
+        the name 'a' appears twice in one object
+    """
+    return parse_json(read_bounded(file, most_bytes))
+
+
+def read_bounded(file: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """The bytes of a file that is no larger than allowed.
+
+    Raises:
+        OSError: it cannot be read, or is no file (a pipe would be waited for).
+        ValueError: it is too large.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no plain file", str(file))
+    with file.open("rb") as stream:
+        content = stream.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"it is larger than {most_bytes:,} bytes")
+    return content
+
+
+def parse_json(text: bytes) -> Any:
+    """The value of a JSON text in UTF-8.
+
+    Raises:
+        ValueError: it is none, or has two meanings, or is nested too deeply.
+
+    Example:
+        >>> parse_json(b'{"a": [1]}')
+        {'a': [1]}
+    """
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_make_object)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep") from None
+    _check_depth(value)
+    if re.search(rb"\\u[dD][89a-fA-F]", text):  # perhaps half a pair, which no file can hold
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("it holds text that is not Unicode (half a surrogate pair)") from None
+    return value
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:80]!r} appears twice in one object")
+    return values
+
+
+def _check_depth(value: Any) -> None:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MOST_LEVELS):
+        below = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [item for items in below for item in items if isinstance(item, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
