@@ -81,6 +81,7 @@ _RULES = {
     "eval_batch_size": _AT_LEAST_ONE,
     "eval_every": _AT_LEAST_ONE,
     "checkpoint_every": _AT_LEAST_ONE,
+    "checkpoint_minutes": _POSITIVE,
     "stop_after_steps": _AT_LEAST_ONE,
     "patience": _AT_LEAST_ONE,
     "adapters_at_once": _AT_LEAST_ONE,

@@ -1,7 +1,7 @@
 """The training loop, used by `train` for either task and by `demo`.
 
-A position is one number, the step: batches are a pure function of it, the checkpoint holds the
-rest, and so a resumed run goes on bit for bit. Metrics are fetched one step late, which lets the
+A batch is a pure function of its step, the loader's position is in the checkpoint beside the rest,
+and so a resumed run goes on bit for bit. Metrics are fetched one step late, which lets the
 next step start before the host has looked at the last one.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from ._batches import PlannedBatch, plan_epoch
 from ._history import History
+from ._loader import make_item, open_loader
 from ._metrics import MetricsWriter
 from ._nonfinite import find_checkpoint
 from ._progress import TrainingProgress
@@ -25,6 +25,7 @@ from ._recorder import Recorder
 from ._run_files import RunFiles
 from ._schedules import learning_rate_schedule
 from ._settings import Recipe
+from ._stopping import Stops, Watch, heed_sigterm
 from ._work import Work, metric_of, peak_learning_rate, steps_per_epoch, total_steps
 
 
@@ -39,6 +40,7 @@ class Fitted:
         best: Trainable leaves of the best evaluation.
         history: All evaluations.
         compilations: Programs compiled for training and for evaluation.
+        terminated: Whether SIGTERM ended it.
     """
 
     finished: bool
@@ -47,6 +49,7 @@ class Fitted:
     best: Mapping[str, Any]
     history: History
     compilations: tuple[int, int]
+    terminated: bool = False
 
 
 def fit(
@@ -56,8 +59,7 @@ def fit(
     console: Console,
     *,
     title: str = "training",
-    stop_after_steps: int | None = None,
-    checkpoint_every: int | None = None,
+    stops: Stops | None = None,
 ) -> Fitted:
     """Train, evaluate, keep the best, and leave checkpoints to go on from.
 
@@ -67,11 +69,10 @@ def fit(
         files: Where metrics and checkpoints go; a checkpoint that is there is resumed.
         console: Where progress is shown.
         title: What the progress line calls the run.
-        stop_after_steps: Stop this call after so many steps, with a checkpoint.
-        checkpoint_every: Save a checkpoint after every so many steps, besides evaluations.
+        stops: When this call saves besides evaluations, and ends before the run does.
 
     Returns:
-        The outcome; `finished` is false if `stop_after_steps` ended it.
+        The outcome; `finished` is false if `stops` or SIGTERM ended it.
 
     Raises:
         LNTuningError: If a loss or gradient is no finite number, unless such steps are skipped.
@@ -80,7 +81,7 @@ def fit(
 
     import lntune_jax as lnt
 
-    from ..checkpoint import open_checkpoints, restore_state, save_state
+    from ..checkpoint import finish_saves, open_checkpoints, restore_state, save_state
     from ._snapshot import Snapshot
 
     total, metric = total_steps(work, recipe), metric_of(work, recipe)
@@ -99,11 +100,13 @@ def fit(
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(files.checkpoints))
         restored = restore_state(checkpoints, snapshot)
-        history = History()
+        history, position = History(), None
         if restored is not None:
-            snapshot, history = restored[0], History.from_json(restored[1])
+            snapshot, extra = restored
+            history, position = History.from_json(extra["history"]), extra["data"]
         state, best, step = snapshot.train, snapshot.best, int(snapshot.step)
-        first, began = step, time.monotonic() - history.seconds
+        began = time.monotonic() - history.seconds
+        watch = Watch(stops or Stops(), step, stack.enter_context(heed_sigterm()))
         # Step 0 has a line only where the model is measured first; then a new run replaces it.
         kept = -1 if restored is None else step
         writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, kept))
@@ -121,13 +124,13 @@ def fit(
             evaluation = evaluator.evaluate(state.trainable, frozen, step, recipe)
             recorder.evaluated(evaluation)
             history = history.add(evaluation, metric, recipe.patience)
-        for planned in batches_from(step, total, work, recipe):
-            if history.stopped or step - first == stop_after_steps:
-                break
-            batch, tokens = work.assemble(planned, recipe.batch_size)
-            state, figures = step_fn(state, frozen, batch)
+        loader = open_loader(make_item(work, recipe), total, position)
+        ends = False
+        while not (step == total or history.stopped or ends):
+            item = next(loader)
+            state, figures = step_fn(state, frozen, item.batch)
             step += 1
-            recorder.record_previous_and_keep(step, figures, tokens, work.list_rows(planned))
+            recorder.record_previous_and_keep(step, figures, item.tokens, item.rows)
             evaluates = step == total or step % (recipe.eval_every or recorder.epoch_steps) == 0
             if evaluates:
                 recorder.flush()
@@ -136,12 +139,15 @@ def fit(
                 history = history.add(evaluation, metric, recipe.patience)
                 if history.best(metric).step == step:
                     best = jax.tree.map(np.array, state.trainable)
-            is_last_of_call = step - first == stop_after_steps
-            if evaluates or is_last_of_call or step % (checkpoint_every or total) == 0:
+            ends = watch.ends(step)
+            if evaluates or ends or watch.is_due(step):
                 # The file must hold every line that a run resumed from here will not write.
                 recorder.flush()
                 history = replace(history, seconds=time.monotonic() - began)
-                save_state(checkpoints, Snapshot(state, best), history.to_json())
+                extra = {"history": history.to_json(), "data": loader.get_state()}
+                save_state(checkpoints, Snapshot(state, best), extra, wait=False)
+                watch.saved()
+        finish_saves(checkpoints)
     return Fitted(
         finished=history.stopped or step == total,
         step=step,
@@ -149,6 +155,7 @@ def fit(
         best=best,
         history=history,
         compilations=(step_fn.compilations(), evaluator.compilations),
+        terminated=watch.terminated,
     )
 
 
@@ -164,14 +171,3 @@ def _make_optimizer(schedule: Any, work: Work, recipe: Recipe) -> Any:
         config=work.config,
         name_map=work.model.name_map,
     )
-
-
-def batches_from(step: int, total: int, work: Work, recipe: Recipe) -> Iterator[PlannedBatch]:
-    """The batches of steps `step` to `total`, as a run without interruption has them."""
-    lengths, per_epoch = work.training.lengths, steps_per_epoch(work, recipe)
-    while step < total:
-        epoch, position = divmod(step, per_epoch)
-        plan = plan_epoch(recipe.seed, epoch, lengths, recipe.batch_size, work.buckets)
-        for planned in plan[position : position + total - step]:
-            yield planned
-            step += 1

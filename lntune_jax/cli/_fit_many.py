@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from ._fit import Fitted, batches_from
+from ._fit import Fitted
+from ._loader import Item, make_planner, open_loader
 from ._metrics import MetricsWriter
 from ._progress import TrainingProgress
 from ._run_files import RunFiles
 from ._schedules import learning_rate_schedule
 from ._settings import Recipe
+from ._stopping import Stops, Watch, heed_sigterm
 from ._sweep_record import Records, Snapshot, SweepRecorder
 from ._trials import Trial
 from ._work import Work, metric_of, peak_learning_rate, steps_per_epoch, total_steps
@@ -36,6 +38,7 @@ class FittedMany:
         fitted: What became of each adapter, in the trials' order.
         diverged: The step at which an adapter's loss was no number, or `None`.
         seconds: Time spent in all.
+        terminated: Whether SIGTERM ended it.
     """
 
     finished: bool
@@ -43,6 +46,7 @@ class FittedMany:
     fitted: tuple[Fitted, ...]
     diverged: tuple[int | None, ...]
     seconds: float
+    terminated: bool
 
 
 def fit_many(
@@ -54,8 +58,7 @@ def fit_many(
     console: Console,
     *,
     at_once: int | None = None,
-    stop_after_steps: int | None = None,
-    checkpoint_every: int | None = None,
+    stops: Stops | None = None,
 ) -> FittedMany:
     """Train all trials together, and keep each one's best.
 
@@ -68,14 +71,13 @@ def fit_many(
         files: Where metrics and checkpoints go; a checkpoint that is there is resumed.
         console: Where progress is shown.
         at_once: Adapters that share a step; `None` for all.
-        stop_after_steps: As in `fit`.
-        checkpoint_every: As in `fit`.
+        stops: As in `fit`.
     """
     import jax
 
     import lntune_jax as lnt
 
-    from ..checkpoint import open_checkpoints, restore_state, save_state
+    from ..checkpoint import finish_saves, open_checkpoints, restore_state, save_state
 
     work, owners = works[0], [works[trial.table] for trial in trials]
     total, metric = total_steps(work, recipe), metric_of(work, recipe)
@@ -106,12 +108,14 @@ def fit_many(
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(files.checkpoints))
         restored = restore_state(checkpoints, snapshot)
-        records = Records.new(len(trials))
+        records, position = Records.new(len(trials)), None
         if restored is not None:
-            snapshot, records = restored[0], Records.from_json(restored[1])
+            snapshot, extra = restored
+            records, position = Records.from_json(extra["records"]), extra["data"]
         many, step = snapshot.train, int(snapshot.step)
         best = [{path: leaf[n] for path, leaf in snapshot.best.items()} for n in range(len(trials))]
-        first, began = step, time.monotonic() - records.seconds
+        began = time.monotonic() - records.seconds
+        watch = Watch(stops or Stops(), step, stack.enter_context(heed_sigterm()))
         kept = -1 if restored is None else step
         writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, kept))
         progress = stack.enter_context(TrainingProgress(console, "sweep", total, step))
@@ -140,31 +144,34 @@ def fit_many(
 
         if work.evaluates_first and restored is None:
             records = evaluate(records)
-        plans = [
-            batches_from(step, total, owner, trial.recipe)
-            for owner, trial in zip(owners, trials, strict=True)
-        ]
-        while step < total and records.active().any() and step - first != stop_after_steps:
-            batch, tokens, rows = _next_batch(plans, own_batches, owners, recipe)
-            many, figures = step_fn(many, frozen, batch, active=records.active())
+        make = _make_items(owners, trials, own_batches, recipe)
+        loader = open_loader(make, total, position)
+        ends = False
+        while step < total and records.active().any() and not ends:
+            item = next(loader)
+            many, figures = step_fn(many, frozen, item.batch, active=records.active())
             step += 1
-            records = recorder.record_previous_and_keep(step, figures, tokens, records, rows)
+            records = recorder.record_previous_and_keep(
+                step, figures, item.tokens, records, item.rows
+            )
             evaluates = step == total or step % (recipe.eval_every or epoch_steps[0]) == 0
             if evaluates:
                 records = evaluate(recorder.flush(records))
-            is_last_of_call = step - first == stop_after_steps
-            if evaluates or is_last_of_call or step % (checkpoint_every or total) == 0:
+            ends = watch.ends(step)
+            if evaluates or ends or watch.is_due(step):
                 records = replace(recorder.flush(records), seconds=time.monotonic() - began)
-                save_state(
-                    checkpoints, Snapshot(np.int32(step), many, _stack(best)), records.to_json()
-                )
+                state = Snapshot(np.int32(step), many, _stack(best))
+                extra = {"records": records.to_json(), "data": loader.get_state()}
+                save_state(checkpoints, state, extra, wait=False)
+                watch.saved()
+        finish_saves(checkpoints)
     counts = (step_fn.compilations(), evaluator.compilations)
     finished = step == total or not records.active().any()
     fitted = tuple(
         Fitted(finished, step, start, leaves, replace(history, seconds=records.seconds), counts)
         for start, leaves, history in zip(begin, best, records.histories, strict=True)
     )
-    return FittedMany(finished, step, fitted, records.diverged, records.seconds)
+    return FittedMany(finished, step, fitted, records.diverged, records.seconds, watch.terminated)
 
 
 def _optimizers(work: Work, recipe: Recipe, total: int) -> Any:
@@ -196,27 +203,29 @@ def _optimizers(work: Work, recipe: Recipe, total: int) -> Any:
     return make
 
 
-def _next_batch(
-    plans: list[Iterator[Any]], own_batches: bool, owners: Sequence[Work], recipe: Recipe
-) -> tuple[Any, int, list[list[int]]]:
-    """The next batch of all adapters, or each one's own, stacked and of one length.
-
-    With it its tokens, and the rows of the data file that each adapter sees.
-    """
+def _make_items(
+    owners: Sequence[Work], trials: Sequence[Trial], own_batches: bool, recipe: Recipe
+) -> Callable[[int], Item]:
+    """A function from a step to the batch of all, or each one's own, stacked and of one length."""
     import jax
 
-    planned = [next(plan) for plan in (plans if own_batches else plans[:1])]
-    length = max(each.length for each in planned)
-    parts = [
-        owner.assemble(replace(each, length=length), recipe.batch_size)
-        for owner, each in zip(owners, planned, strict=False)
-    ]
-    tokens = sum(count for _, count in parts)
-    rows = [owner.list_rows(each) for owner, each in zip(owners, planned, strict=False)]
-    if not own_batches:
-        return parts[0][0], tokens * len(plans), rows * len(plans)
-    batches = (batch for batch, _ in parts)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches), tokens, rows
+    pairs = list(zip(owners, trials, strict=True))[: None if own_batches else 1]
+    planners = [make_planner(owner, trial.recipe) for owner, trial in pairs]
+
+    def make(step: int) -> Item:
+        planned = [plan(step) for plan in planners]
+        length = max(each.length for each in planned)
+        parts, rows = [], []
+        for (owner, _), each in zip(pairs, planned, strict=True):
+            parts.append(owner.assemble(replace(each, length=length), recipe.batch_size))
+            rows.append(owner.list_rows(each))
+        tokens = sum(count for _, count in parts)
+        if not own_batches:
+            return Item(parts[0][0], tokens * len(trials), rows * len(trials))
+        batches = (batch for batch, _ in parts)
+        return Item(jax.tree.map(lambda *leaves: np.stack(leaves), *batches), tokens, rows)
+
+    return make
 
 
 def _stack(trees: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:

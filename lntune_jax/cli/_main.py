@@ -1,7 +1,7 @@
 """Parse the command line, run one subcommand, and turn a user's mistake into one line.
 
-An `LNTuningError` or a bad flag is one line on stderr and exit code 2; Ctrl-C is 130; anything
-else is our bug and shows its traceback.
+An `LNTuningError` or a bad flag is one line on stderr and exit code 2; Ctrl-C is 130, SIGTERM
+in training 143; anything else is our bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from .._errors import LNTuningError
 from . import _demo_settings, _generate_settings, _settings, _transfer_settings
 from ._checks import check_settings
+from ._stopping import TerminatedError
 
 
 class Command(NamedTuple):
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 when the work is done, 2 for a mistake in flags, files or models, 130
-        after Ctrl-C.
+        after Ctrl-C, 143 after SIGTERM, which training answers with a checkpoint.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
@@ -74,6 +75,9 @@ def _run(words: list[str]) -> int:
     except LNTuningError as error:
         _print_error(str(error))
         return 2
+    except TerminatedError:
+        print(f"{_PROGRAM}: stopped by SIGTERM", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped", file=sys.stderr)
         return 130

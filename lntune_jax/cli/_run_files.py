@@ -20,7 +20,8 @@ from ._checks import flag_of
 # Flags of `train` that change where a run stands, but not one bit of its result; and the one with
 # which a run goes on that has met a loss that is no number.
 _WITHOUT_EFFECT = (
-    *("output", "resume", "overwrite", "stop_after_steps", "checkpoint_every"),
+    *("output", "resume", "overwrite", "stop_after_steps"),
+    *("checkpoint_every", "checkpoint_minutes"),
     "on_nan",
 )
 

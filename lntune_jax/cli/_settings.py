@@ -190,6 +190,8 @@ class TrainSettings:
     """Stop this call after so many steps with a checkpoint, to go on with --resume."""
     checkpoint_every: Annotated[int | None, shown("each evaluation", "STEPS")] = None
     """Also save a checkpoint after every so many steps."""
+    checkpoint_minutes: Annotated[float | None, shown("off", "MINUTES")] = None
+    """Also save a checkpoint when so many minutes have passed since the last."""
     columns: Columns = field(default_factory=Columns)
     language: Language = field(default_factory=Language)
     selection: Selection = field(default_factory=Selection)

@@ -17,6 +17,7 @@ from ._fit_many import FittedMany, fit_many
 from ._history import rank
 from ._run_files import RunFiles
 from ._settings import TrainSettings
+from ._stopping import say_stopped, stops_of
 from ._sweep_figure import draw_sweep
 from ._trials import Trial, list_trials, start_leaves, write_value
 from ._work import Work, metric_of, share_steps, total_steps
@@ -55,12 +56,10 @@ def run_sweep(
         files,
         console,
         at_once=at_once,
-        stop_after_steps=settings.stop_after_steps,
-        checkpoint_every=settings.checkpoint_every,
+        stops=stops_of(settings),
     )
     if not many.finished:
-        total = total_steps(work, recipe)
-        say(console, f"stopped after step {many.step} of {total}; go on with --resume")
+        say_stopped(console, many.step, total_steps(work, recipe), many.terminated)
         return None
     metric = metric_of(work, recipe)
     order = _rank(many, metric)

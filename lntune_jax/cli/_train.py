@@ -21,6 +21,7 @@ from ._finish import Summary, finish
 from ._fit import fit
 from ._run_files import RunFiles, check_run, start_run
 from ._settings import TrainSettings
+from ._stopping import say_stopped, stops_of
 from ._sweep import run_sweep, show_sweep
 from ._trials import check_effect, is_asked, list_trials
 from ._work import total_steps
@@ -66,12 +67,10 @@ def run(settings: TrainSettings) -> None:
         settings.recipe,
         files,
         console,
-        stop_after_steps=settings.stop_after_steps,
-        checkpoint_every=settings.checkpoint_every,
+        stops=stops_of(settings),
     )
     if not fitted.finished:
-        total = total_steps(work, settings.recipe)
-        say(console, f"stopped after step {fitted.step} of {total}; go on with --resume")
+        say_stopped(console, fitted.step, total_steps(work, settings.recipe), fitted.terminated)
         return
     title = f"LayerNorm tuning of {Path(settings.model).name} on {settings.data.name}"
     summary = finish(work, settings.recipe, fitted, files, name="LN tuning", title=title)
