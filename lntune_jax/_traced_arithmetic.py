@@ -62,6 +62,8 @@ def divide(one: View, other: View, shape: Sequence[int], notes: Notes) -> View |
     """The quotient of two arrays."""
     one, other = (View(v.fact, stretch(v.dims, shape)) for v in (one, other))
     fact = other.fact
+    if isinstance(one.fact, Sum | Spread) and isinstance(fact, Other | Sum | Constant):
+        return View(replace(one.fact, is_mean=True), one.dims)  # a count, of what is not masked
     if isinstance(fact, Constant):
         if isinstance(one.fact, Constant):
             return _fold(one, other, lambda a, b: a / b if b else None)
@@ -71,8 +73,6 @@ def divide(one: View, other: View, shape: Sequence[int], notes: Notes) -> View |
         if isinstance(one.fact, Constant) and is_uniform(one.dims):
             return inverse
         return times_inverse(one, inverse, notes)
-    if isinstance(one.fact, Sum | Spread) and isinstance(fact, Other):
-        return View(replace(one.fact, is_mean=True), one.dims)  # by a count of what is not masked
     return None
 
 

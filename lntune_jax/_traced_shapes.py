@@ -8,14 +8,27 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ._traced_axes import Dims, broadcast, count, list_real, name_axes, reshape
-from ._traced_values import Constant, Other, Parameter, Square, Sum, View, Weighted
+from ._traced_axes import Dims, broadcast, count, is_uniform, list_real, name_axes, reshape
+from ._traced_values import (
+    Centred,
+    Constant,
+    Inverse,
+    Other,
+    Parameter,
+    Root,
+    Spread,
+    Square,
+    Sum,
+    View,
+    Weighted,
+)
 
 # The same numbers in another precision, place or layout.
 _PLACED = "sharding_constraint reshard mesh_cast device_put optimization_barrier layout_constraint"
 _SHARED = "psum pmean psum_invariant all_gather all_gather_invariant pvary pcast pbroadcast"
 _CAST = "convert_element_type reduce_precision copy copy_p stop_gradient name real conj"
-_MASKED = (Other, Square, Sum)  # what counts the same where a mask has put zeros in
+_STATISTICS = (Sum, Spread, Root, Inverse)  # NaN in their place, where they are none, is no matter
+_MASKED = (Other, Square, Centred)  # nor are zeros in place of what does not count
 
 
 def keep(ins: Sequence[View], eqn: Any) -> list[View] | None:
@@ -131,8 +144,12 @@ def choose(ins: Sequence[View], eqn: Any) -> list[View] | None:
     found = join_branches(ins[1:])
     if found is not None:
         return [found]
-    others = [v for v in ins[1:] if not (isinstance(v.fact, Constant) and v.fact.value == 0)]
-    return others if len(others) == 1 and isinstance(others[0].fact, _MASKED) else None
+    others = [v for v in ins[1:] if not (isinstance(v.fact, Constant) and is_uniform(v.dims))]
+    if len(others) != 1:
+        return None
+    is_masked = any(isinstance(v.fact, Constant) and v.fact.value == 0 for v in ins[1:])
+    kinds = _STATISTICS + (_MASKED if is_masked else ())
+    return others if isinstance(others[0].fact, kinds) else None
 
 
 def join_branches(views: Sequence[View]) -> View | None:
