@@ -119,7 +119,7 @@ def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
     for i, leaf in enumerate(leaves):
         places = [found for found in notes.found if i in found.parameter.leaves]
         uses = [f"the {place.role} of a {place.kind} norm" for place in places]
-        uses += [name for number, name in notes.uses if number == i] if places else []
+        uses += notes.list_uses(i) if places else []
         if len(set(uses)) > 1:
             ambiguous[join(leaf.path)] = tuple(dict.fromkeys(uses))
         elif places:

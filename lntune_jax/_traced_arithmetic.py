@@ -53,8 +53,10 @@ def multiply(one: View, other: View, shape: Sequence[int], notes: Notes) -> View
     for a, b in ((one, other), (other, one)):
         if isinstance(b.fact, Parameter) and not isinstance(a.fact, Constant | Parameter):
             found = scale(a, b, notes) if isinstance(a.fact, Normalised) else None
-            # Not yet: it may be divided by its root mean square after this.
-            return found or View(Weighted(a.fact, b), a.dims)
+            if found is None:  # not yet: it may be divided by its root mean square after this
+                notes.weighted.append(Weighted(a.fact, b))
+                found = View(notes.weighted[-1], a.dims)
+            return found
     return None
 
 

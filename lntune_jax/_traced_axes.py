@@ -14,9 +14,12 @@ ALL, PART, NONE = "all", "part", "none"
 
 
 class Factor(NamedTuple):
-    """The digit `index // stride % size` of an axis; `axis` is None along a broadcast."""
+    """The digit `index // stride % size` of an axis: of an origin, and its number there.
 
-    axis: Hashable
+    `axis` is None along a broadcast.
+    """
+
+    axis: tuple[Hashable, int] | None
     stride: int
     size: int
 
@@ -38,7 +41,7 @@ def count(dim: Sequence[Factor]) -> int:
     """The size of a dimension.
 
     Example:
-        >>> count((Factor("x", 4, 3), Factor("x", 1, 4)))
+        >>> count((Factor(("x", 0), 4, 3), Factor(("x", 0), 1, 4)))
         12
     """
     size = 1
@@ -61,8 +64,8 @@ def stretch(dims: Dims, shape: Sequence[int]) -> Dims:
     """The dimensions after an operation that repeats dimensions of size 1 where `shape` has more.
 
     Example:
-        >>> stretch(((), (Factor("x", 1, 4),)), (2, 4))
-        ((Factor(axis=None, stride=1, size=2),), (Factor(axis='x', stride=1, size=4),))
+        >>> stretch(((), (Factor(("x", 0), 1, 4),)), (2, 4))
+        ((Factor(axis=None, stride=1, size=2),), (Factor(axis=('x', 0), stride=1, size=4),))
     """
     if len(dims) != len(shape):  # a scalar
         return tuple(map(broadcast, shape))
@@ -76,10 +79,10 @@ def reshape(dims: Dims, shape: Sequence[int]) -> Dims | None:
     """The dimensions after a reshape; None where a factor would have to be cut unevenly.
 
     Example:
-        >>> channels = (Factor("x", 1, 12),)
+        >>> channels = (Factor(("x", 0), 1, 12),)
         >>> groups = reshape((channels,), (3, 4))
         >>> groups
-        ((Factor(axis='x', stride=4, size=3),), (Factor(axis='x', stride=1, size=4),))
+        ((Factor(axis=('x', 0), stride=4, size=3),), (Factor(axis=('x', 0), stride=1, size=4),))
         >>> reshape(groups, (12,)) == (channels,)
         True
     """
@@ -107,7 +110,7 @@ def cover(factor: Factor, axes: frozenset[Factor]) -> str:
     """How much of a factor was averaged over: `ALL`, `PART` or `NONE` of it.
 
     Example:
-        >>> cover(Factor("x", 1, 12), frozenset({Factor("x", 1, 4)}))
+        >>> cover(Factor(("x", 0), 1, 12), frozenset({Factor(("x", 0), 1, 4)}))
         'part'
     """
     inside = 1

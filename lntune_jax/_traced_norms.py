@@ -47,35 +47,38 @@ def times_inverse(view: View, other: View, notes: Notes) -> View | None:
     weight = fact.scale if isinstance(fact, Weighted) else None
     inner = fact.of if isinstance(fact, Weighted) and spread.of is not fact else fact
     origin = inner.of if isinstance(inner, Centred) and spread.of is not inner else inner
+    normal = None
     if isinstance(spread, Running):
         if isinstance(fact, Other | Centred | Weighted):
-            axes = frozenset(
-                factor
-                for dim, own in zip(view.dims, other.dims, strict=True)
-                for factor in (list_real(dim) if not list_real(own) else ())
-            )
-            normal = Normalised(inner, spread, axes, True)
-            return _finish(View(normal, view.dims), inverse, other, weight, notes)
+            normal = Normalised(inner, spread, _list_repeated(view, other), True)
     elif spread.of is origin:
         is_centred = spread.is_centred or origin is not inner
         normal = Normalised(origin, spread, spread.axes, is_centred)
-        return _finish(View(normal, view.dims), inverse, other, weight, notes)
     elif isinstance(fact, Sum) and fact.of is spread.of:
         return View(Shift(spread), view.dims)
+    if normal is not None:
+        found = _finish(View(normal, view.dims), inverse, other, weight, notes)
+        if isinstance(fact, Weighted) and weight is not None and found is not None:
+            notes.normalised.append(fact)
+        return found
     if isinstance(fact, Parameter) and inverse.scale is None:
         return View(Inverse(spread, fact), view.dims)
     return None
+
+
+def _list_repeated(view: View, other: View) -> Axes:
+    """The axes of an array along which another one is the same."""
+    pairs = zip(view.dims, other.dims, strict=True)
+    return frozenset(f for dim, own in pairs if not list_real(own) for f in list_real(dim))
 
 
 def _finish(
     normal: View, inverse: Inverse, view: View, weight: View | None, notes: Notes
 ) -> View | None:
     """A normalised array, times the scale that its inverse or the array itself has had before."""
-    if weight is not None and inverse.scale is not None:
-        return None
-    if inverse.scale is not None:
-        weight = View(inverse.scale, view.dims)
-    return normal if weight is None else scale(normal, weight, notes)
+    if inverse.scale is None:
+        return normal if weight is None else scale(normal, weight, notes)
+    return None if weight else scale(normal, View(inverse.scale, view.dims), notes)
 
 
 def scale(normal: View, parameter: View, notes: Notes) -> View | None:

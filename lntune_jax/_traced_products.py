@@ -30,7 +30,7 @@ def compute(name: str, eqn: Any, ins: list[View], notes: Notes) -> View | None:
     """The result of the primitive of this name; None where nothing is known of it."""
     shape = eqn.outvars[0].aval.shape
     if name in _BINARY:
-        return _BINARY[name](*ins, shape, notes)
+        return _BINARY[name](ins[0], ins[1], shape, notes)
     if name == "integer_pow":
         return raise_to(ins[0], eqn.params["y"], notes)
     if name == "pow":
@@ -68,7 +68,7 @@ def _multiply_matrices(eqn: Any, ins: list[View], notes: Notes) -> View | None:
                 own = [view.dims[i] for i in free]
                 parts.append(own if side == place else list(map(broadcast, sizes)))
             views.append(View(view.fact, tuple(dim for part in parts for dim in part)))
-        return multiply(*views, eqn.outvars[0].aval.shape, notes)
+        return multiply(views[0], views[1], eqn.outvars[0].aval.shape, notes)
     is_square = one.fact is other.fact and one.dims == other.dims
     rest = len(one.dims) - len(summed[0]) - len(batch[0])
     if is_square and summed[0] == summed[1] and batch[0] == batch[1] and not rest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,10 @@ from ._traced_values import (
 )
 
 # The same numbers in another precision, place or layout.
-_PLACED = "sharding_constraint reshard mesh_cast device_put optimization_barrier layout_constraint"
+_PLACED = (
+    "sharding_constraint reshard mesh_cast device_put optimization_barrier layout_constraint "
+    "with_memory_space_constraint relayout"
+)
 _SHARED = "psum pmean psum_invariant all_gather all_gather_invariant pvary pcast pbroadcast"
 _CAST = "convert_element_type reduce_precision copy copy_p stop_gradient name real conj"
 _STATISTICS = (Sum, Spread, Root, Inverse)  # NaN in their place, where they are none, is no matter
@@ -70,6 +73,11 @@ def move(ins: Sequence[View], eqn: Any) -> list[View] | None:
         dims = tuple(made)
     elif name == "squeeze":
         dims = tuple(dim for i, dim in enumerate(view.dims) if i not in params["dimensions"])
+    elif name == "tile":
+        dims = tuple(
+            (*broadcast(size // count(dim)), *dim)
+            for dim, size in zip(view.dims, shape, strict=True)
+        )
     else:
         dims = reshape(view.dims, shape)
     return None if dims is None else [View(view.fact, dims)]
@@ -77,18 +85,22 @@ def move(ins: Sequence[View], eqn: Any) -> list[View] | None:
 
 def pick(ins: Sequence[View], eqn: Any) -> list[View] | None:
     """Slices: of a parameter they are one layer of a stack, or a part of it."""
-    view, params = ins[0], eqn.params
+    view, name = ins[0], eqn.primitive.name
     if not isinstance(view.fact, Parameter | Constant):
         return None
-    if eqn.primitive.name == "gather":
+    if name not in ("gather", "unstack"):
+        return [take(view, var.aval.shape) for var in eqn.outvars]
+    if name == "gather":
         sizes = _read_gather(eqn)
-        if sizes is None:
-            return None
-        picked = take(view, sizes)
-        numbers = params["dimension_numbers"].collapsed_slice_dims
-        dims = tuple(dim for i, dim in enumerate(picked.dims) if i not in numbers)
-        return [View(picked.fact, dims)]
-    return [take(view, var.aval.shape) for var in eqn.outvars]
+        gone = eqn.params["dimension_numbers"].collapsed_slice_dims
+    else:
+        gone = (eqn.params["axis"],)
+        sizes = [1 if i in gone else count(dim) for i, dim in enumerate(view.dims)]
+    if sizes is None:
+        return None
+    picked = take(view, sizes)
+    left = View(picked.fact, tuple(dim for i, dim in enumerate(picked.dims) if i not in gone))
+    return [left] * len(eqn.outvars)
 
 
 def take(view: View, sizes: Sequence[int]) -> View:
@@ -117,25 +129,37 @@ def drop(view: View) -> View:
 
 def stack(ins: Sequence[View], eqn: Any) -> list[View] | None:
     """Parameters put together, such as the layers of a loop."""
-    axis, shape = eqn.params["dimension"], eqn.outvars[0].aval.shape
-    facts = [view.fact for view in ins]
-    united = unite(facts)
-    rest = {tuple(dim for i, dim in enumerate(view.dims) if i != axis) for view in ins}
-    if united is None or len(rest) != 1:
+    is_new, shape = eqn.primitive.name == "stack", eqn.outvars[0].aval.shape
+    axis = eqn.params["axis" if is_new else "dimension"]
+    rest = [
+        View(v.fact, tuple(d for i, d in enumerate(v.dims) if is_new or i != axis)) for v in ins
+    ]
+    united = unite(rest)
+    if united is None:
         return None
-    dims = list(rest.pop())
+    dims = list(united.dims)
     dims.insert(axis, name_axes(object(), shape)[axis])
-    return [View(united, tuple(dims))]
+    return [View(united.fact, tuple(dims))]
 
 
-def unite(facts: Sequence[Any]) -> Parameter | None:
-    """One of several parameters."""
+def unite(views: Sequence[View]) -> View | None:
+    """One of several parameters, which lie on the same axes of their own."""
+    facts = [view.fact for view in views]
     if not all(isinstance(fact, Parameter) for fact in facts):
         return None
-    if len({fact.offset for fact in facts}) != 1:
+    if (
+        len({(fact.offset, _list_places(view)) for fact, view in zip(facts, views, strict=True)})
+        > 1
+    ):
         return None
     leaves = frozenset[int]().union(*(fact.leaves for fact in facts))
-    return replace(facts[0], leaves=leaves)
+    layers = frozenset[tuple[Hashable, int]]().union(*(fact.layers for fact in facts))
+    return View(replace(facts[0], leaves=leaves, layers=layers), views[0].dims)
+
+
+def _list_places(view: View) -> Hashable:
+    """The dimensions of a parameter, without whose axes they are."""
+    return tuple(tuple((f.axis and f.axis[1], *f[1:]) for f in dim) for dim in view.dims)
 
 
 def choose(ins: Sequence[View], eqn: Any) -> list[View] | None:
@@ -155,12 +179,9 @@ def choose(ins: Sequence[View], eqn: Any) -> list[View] | None:
 def join_branches(views: Sequence[View]) -> View | None:
     """What is known of an array that is one of several."""
     first = views[0]
-    if any(view.dims != first.dims for view in views):
-        return None
-    if all(view.fact is first.fact for view in views):
+    if all(view.fact is first.fact and view.dims == first.dims for view in views):
         return first
-    united = unite([view.fact for view in views])
-    return None if united is None else View(united, first.dims)
+    return unite(views)
 
 
 def _read_gather(eqn: Any) -> Sequence[int] | None:
@@ -180,7 +201,7 @@ Rule = Callable[[Sequence[View], Any], list[View] | None]
 
 RULES: dict[str, Rule] = (
     dict.fromkeys(f"{_CAST} {_PLACED} {_SHARED}".split(), keep)
-    | dict.fromkeys(("transpose", "broadcast_in_dim", "squeeze", "reshape", "expand_dims"), move)
-    | dict.fromkeys(("slice", "dynamic_slice", "gather", "split"), pick)
-    | {"concatenate": stack, "select_n": choose}
+    | dict.fromkeys(("transpose", "broadcast_in_dim", "squeeze", "reshape", "tile"), move)
+    | dict.fromkeys(("slice", "dynamic_slice", "gather", "split", "unstack"), pick)
+    | {"concatenate": stack, "stack": stack, "select_n": choose}
 )

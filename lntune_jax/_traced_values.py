@@ -43,7 +43,7 @@ class Parameter:
 
     leaves: frozenset[int]
     offset: float = 0.0
-    layers: frozenset[Hashable] = frozenset()
+    layers: frozenset[tuple[Hashable, int]] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,17 +164,29 @@ class Notes:
         found: places of norms.
         uses: leaves used in any other way, and the primitive that did.
         opaque: primitives that cannot be looked into, and the leaves among their operands.
+        weighted: arrays times a parameter; `normalised` are those that were normalised after it.
     """
 
     found: list[Found] = field(default_factory=list)
     uses: list[tuple[int, str]] = field(default_factory=list)
     opaque: list[tuple[str, frozenset[int]]] = field(default_factory=list)
+    weighted: list[Weighted] = field(default_factory=list)
+    normalised: list[Weighted] = field(default_factory=list)
 
     def extend(self, other: Notes) -> None:
         """Takes over all that another one holds."""
         self.found.extend(other.found)
         self.uses.extend(other.uses)
         self.opaque.extend(other.opaque)
+        self.weighted.extend(other.weighted)
+        self.normalised.extend(other.normalised)
+
+    def list_uses(self, leaf: int) -> list[str]:
+        """The primitives that use a leaf in another way than norms do."""
+        settled = set(map(id, self.normalised))
+        lost = [fact.scale.fact for fact in self.weighted if id(fact) not in settled]
+        uses = [name for own, name in self.uses if own == leaf]
+        return uses + ["mul" for fact in lost if leaf in fact.leaves]
 
 
 def new_value(fact: Any, shape: Sequence[int]) -> View:
@@ -195,11 +207,8 @@ def list_leaves(fact: Any) -> frozenset[int]:
     """The parameters that an array is, or holds without their being known as a norm's yet."""
     if isinstance(fact, Parameter):
         return fact.leaves
-    held = getattr(fact, "bias", None) if isinstance(fact, Shift) else None
-    if isinstance(fact, Inverse):
-        held = fact.scale
-    if isinstance(fact, Weighted):
-        held = fact.scale.fact
+    held = fact.scale if isinstance(fact, Inverse) else None
+    held = fact.bias if isinstance(fact, Shift) else held
     return frozenset() if held is None else held.leaves
 
 
