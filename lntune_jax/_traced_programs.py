@@ -50,7 +50,7 @@ def walk(jaxpr: Any, ins: Sequence[View], notes: Notes, consts: Sequence[View] =
         notes: takes what is found on the way.
         consts: views of the constants of an open jaxpr, where it has any.
     """
-    if isinstance(jaxpr, core.ClosedJaxpr):
+    if hasattr(jaxpr, "consts"):  # a closed one; in JAX 0.12 all are
         consts = [_read_constant(value) for value in jaxpr.consts]
         jaxpr = jaxpr.jaxpr
     known: dict[Any, View] = dict(zip(jaxpr.constvars, consts, strict=True))
@@ -88,7 +88,10 @@ def _apply(eqn: Any, ins: list[View], notes: Notes) -> Sequence[View]:
 
 
 def _scan(eqn: Any, ins: list[View], notes: Notes) -> list[View]:
-    consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    if "num_consts" in eqn.params:
+        consts, carried = eqn.params["num_consts"], eqn.params["num_carry"]
+    else:  # JAX 0.12
+        consts, carried, _ = map(len, eqn.params["ft_in"].unpack())
     fixed, carry = ins[:consts], ins[consts : consts + carried]
     slices = [_enter(view) for view in ins[consts + carried :]]
     body = eqn.params["jaxpr"]
@@ -149,10 +152,9 @@ def _enter(view: View) -> View:
 def _find_jaxpr(eqn: Any) -> Any:
     """The function that an equation calls with its own operands, as jit, remat and others do."""
     for value in eqn.params.values():
-        if isinstance(value, core.Jaxpr | core.ClosedJaxpr):
-            invars = getattr(value, "jaxpr", value).invars
-            if len(invars) == len(eqn.invars):
-                return value
+        jaxpr = getattr(value, "jaxpr", value)
+        if isinstance(jaxpr, core.Jaxpr) and len(jaxpr.invars) == len(eqn.invars):
+            return value
     return None
 
 
