@@ -61,7 +61,7 @@ def discover_norms(
         leaf  shape  role   norm  over axes  stored
         -------------------------------------------
         b     8      scale  rms   -1
-        1 leaves of LayerNorms and RMSNorms
+        1 leaf of LayerNorms and RMSNorms
         >>> list(lnt.partition_params(params, lnt.LNTuningConfig(), norms=norms).trainable)
         ['b']
     """

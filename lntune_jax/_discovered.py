@@ -81,12 +81,21 @@ class DiscoveredNorms:
         rows = [("leaf", "shape", "role", "norm", "over axes", "stored")]
         rows += [_write_row(norm) for norm in self.norms]
         lines = _align(rows) if self.norms else ["no norm was found"]
-        for path, uses in self.ambiguous.items():
-            lines.append(f"ambiguous: {path} is used as {', '.join(uses)}")
-        for path, primitive in self.opaque.items():
-            lines.append(f"opaque: {path} goes into {primitive}, which cannot be traced")
-        lines.append(f"{len(self):,} leaves of LayerNorms and RMSNorms")
-        return "\n".join(lines)
+        leaves = "leaf" if len(self) == 1 else "leaves"
+        last = f"{len(self):,} {leaves} of LayerNorms and RMSNorms"
+        return "\n".join([*lines, *self.describe_rest(), last])
+
+    def describe_rest(self) -> list[str]:
+        """A line for each leaf that is ambiguous or opaque."""
+        lines = [
+            f"ambiguous: {path} is used as {', '.join(uses)}"
+            for path, uses in self.ambiguous.items()
+        ]
+        lines += [
+            f"opaque: {path} goes into {primitive}, which cannot be traced"
+            for path, primitive in self.opaque.items()
+        ]
+        return lines
 
 
 def _write_row(norm: DiscoveredNorm) -> tuple[str, ...]:
