@@ -61,11 +61,9 @@ def compare_by_trace(model: Any) -> str:
     traced, leaves = list(found), flatten(model.params)[0]
     modules = find_norms(model.params, leaves)
     named = [join(leaf.path) for leaf in leaves if modules.get(leaf.path[:-1]) == NORM]
-    lines = [f"trace: {name} is a norm's by its name only" for name in named if name not in traced]
-    lines += [
-        f"trace: {name} is a norm's, but not by its name" for name in traced if name not in named
-    ]
-    lines += [f"trace: {line}" for line in found.describe_rest()]
+    lines = [f"{name} is a norm's by its name only" for name in named if name not in traced]
+    lines += [f"{name} is a norm's, but not by its name" for name in traced if name not in named]
+    lines += found.describe_rest()
     same = "" if lines else ", the same as by their names"
     lines.append(f"{len(traced):,} leaves of norms{same}")
     return "\n".join(f"trace: {line}" for line in lines)
