@@ -75,8 +75,9 @@ def _compare(
             continue
         for factor, along in pairs:
             place = off if factor.axis is None else on.setdefault(factor.axis, set())
-            place.add(NONE if along.axis is None else cover(along, axes))
-    return on, off
+            if along.axis is not None:  # else several parameters for one activation
+                place.add(cover(along, axes))
+    return {axis: covers for axis, covers in on.items() if covers}, off
 
 
 def _list_averaged(normal: Dims, axes: Axes) -> tuple[int, ...]:

@@ -65,8 +65,8 @@ def _multiply_matrices(eqn: Any, ins: list[View], notes: Notes) -> View | None:
             parts = [[view.dims[i] for i in batch[place]]]
             for side, free in enumerate(frees):
                 sizes = [eqn.invars[side].aval.shape[i] for i in free]
-                own = [view.dims[i] for i in free]
-                parts.append(own if side == place else list(map(broadcast, sizes)))
+                is_own = side == place
+                parts.append([view.dims[i] for i in free] if is_own else [*map(broadcast, sizes)])
             views.append(View(view.fact, tuple(dim for part in parts for dim in part)))
         return multiply(views[0], views[1], eqn.outvars[0].aval.shape, notes)
     is_square = one.fact is other.fact and one.dims == other.dims

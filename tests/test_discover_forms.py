@@ -142,6 +142,9 @@ NOTHING = {
     "a positional embedding": lambda p, x: jax.nn.standardize(x) + p["k"][: x.shape[0]],
     "deviations of another array": lambda p, x: x / deviation(jnp.tanh(x)) * p["a"],
     "the root of a mean, without squares": lambda p, x: x / jnp.sqrt(mean(x)) * p["a"],
+    "an outer product": lambda p, x: (
+        jnp.einsum("bk,d->bdk", jax.nn.standardize(x), p["a"]).sum(1) + jnp.outer(x[:, 0], p["b"])
+    ),
     "the inverse square": lambda p, x: x / (mean(x * x) + 1e-6) * p["a"],
 }
 
