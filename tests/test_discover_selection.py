@@ -1,6 +1,8 @@
 """A trace's result as `norms=` of everything that selects, and trees of any shape and naming."""
 
+import re
 import string
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -220,3 +222,13 @@ def test_names_nesting_and_order_play_no_part(drawn):
     trainable, frozen = lnt.partition_params(tree, CONFIG, norms=found)
     assert set(trainable) == expected
     assert jax.tree.structure(lnt.merge_params(trainable, frozen)) == jax.tree.structure(tree)
+
+
+def test_the_example_of_the_page(capsys):
+    page = (Path(__file__).parent.parent / "docs" / "selection.md").read_text()
+    section = page[page.index("## By what a parameter does") :]
+    code, printed = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)[:2]
+    names = {}
+    exec(code, names)
+    assert capsys.readouterr().out == printed
+    assert list(names["trainable"]) == ["layers.a", "layers.b", "w"]
