@@ -8,6 +8,9 @@ from ._adapter import load_adapter as load_adapter
 from ._adapter import restore_adapter as restore_adapter
 from ._adapter import save_adapter as save_adapter
 from ._config import LNTuningConfig as LNTuningConfig
+from ._discover import discover_norms as discover_norms
+from ._discovered import DiscoveredNorm as DiscoveredNorm
+from ._discovered import DiscoveredNorms as DiscoveredNorms
 from ._errors import AdapterError as AdapterError
 from ._errors import ConfigError as ConfigError
 from ._errors import CopiedModuleWarning as CopiedModuleWarning
@@ -17,6 +20,7 @@ from ._errors import LNTuningError as LNTuningError
 from ._errors import ModelError as ModelError
 from ._errors import PatternError as PatternError
 from ._errors import SelectionError as SelectionError
+from ._errors import TraceWarning as TraceWarning
 from ._errors import TreeError as TreeError
 from ._errors import UnmatchedPatternWarning as UnmatchedPatternWarning
 from ._errors import ZeroGradientWarning as ZeroGradientWarning

@@ -61,7 +61,7 @@ class Metadata(NamedTuple):
         leaves: leaf path to its record.
         files: relative path of every other file to its size and sha256.
         base: the base's fingerprint.
-        norms: the module paths that the caller named as norms, or None.
+        norms: the paths of modules or leaves that the caller named as norms, or None.
     """
 
     leaves: dict[str, LeafRecord]

@@ -128,6 +128,18 @@ class UnmatchedPatternWarning(UserWarning):
     """
 
 
+class TraceWarning(UserWarning):
+    """A trace could not say of every parameter whether it is a norm's: see `discover_norms`.
+
+    A kernel that cannot be looked into takes it, or it is a norm's in one place only.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> issubclass(lnt.TraceWarning, UserWarning)
+        True
+    """
+
+
 class ZeroGradientWarning(UserWarning):
     """The gradient of every trainable leaf was exactly zero in a step of `make_train_step`.
 

@@ -68,6 +68,11 @@ def find_norms(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path, st
     return norms
 
 
+def get_kind(kinds: Mapping[Path, str], path: Path) -> str | None:
+    """The kind of norm that a leaf belongs to: known of the leaf itself, or of its module."""
+    return kinds.get(path) or kinds.get(path[:-1])
+
+
 def find_by_type(tree: Any) -> dict[Path, str]:
     """The norm modules that are objects in the tree itself (Equinox, NNX), whatever their names."""
     kinds = {}
@@ -105,7 +110,7 @@ def is_trainable_array(leaf: Leaf) -> bool:
 
 
 def split_modules(norms: Iterable[str] | None) -> frozenset[Path] | None:
-    """Module paths given by the caller, as strings or as tuples of segments.
+    """Paths of norm modules or of their leaves, given by the caller as strings or as segments.
 
     Raises:
         TreeError: an entry is neither.
@@ -121,7 +126,7 @@ def split_modules(norms: Iterable[str] | None) -> frozenset[Path] | None:
     except TypeError:
         raise TreeError(
             f"norms must be module paths such as 'encoder.ln_1', not {norms!r}: pass what "
-            "norm_modules(model) returns"
+            "norm_modules(model) or discover_norms(apply_fn, params, ...) returns"
         ) from None
     return frozenset(paths)
 

@@ -87,8 +87,8 @@ def partition_params(
     Args:
         params: any pytree of arrays, numpy arrays or `jax.ShapeDtypeStruct`.
         config: which leaves train, and in which precision.
-        norms: module paths that are norms, where the caller knows them (`norm_modules`); None
-            finds them by type, name and shape.
+        norms: which modules or leaves are norms, where the caller knows (`norm_modules`,
+            `discover_norms`): their paths; None finds them by type, name and shape.
         name_map: for trees whose layers are stacked: the names, one for each layer, that the
             patterns of `config` are for (`model.name_map`, or the name of a table). The keys of
             `trainable` stay the tree's own paths.

@@ -45,7 +45,7 @@ def index_tree(
         leaves: what `flatten(params)` gave.
         name_map: for trees whose names differ from those of transformers; a leaf for which it has
             no rule belongs to no parameter. None where the module paths are transformers' own.
-        norms: the module paths of the norms, where they are known; else they are found.
+        norms: the paths of the norms' modules or leaves, where they are known; else they are found.
 
     Raises:
         TreeError: two leaves are one parameter.
@@ -65,7 +65,7 @@ def index_tree(
         shape = get_shape(leaf.value)
         if not leaf.is_parameter or shape is None:
             continue
-        name, is_norm = join(leaf.path), leaf.path[:-1] in modules
+        name, is_norm = join(leaf.path), not modules.isdisjoint((leaf.path, leaf.path[:-1]))
         try:
             found = _find(name, tuple(shape), name_map, is_norm)
         except TreeError as error:

@@ -16,7 +16,7 @@ from ._architectures import DEFAULT_TARGETS, MODULES_TO_SAVE
 from ._config import LNTuningConfig
 from ._errors import SelectionError
 from ._matching import Match, match_patterns, match_saved
-from ._norms import GROUP_NORM, NORM, find_statistics, is_trainable_array
+from ._norms import GROUP_NORM, NORM, find_statistics, get_kind, is_trainable_array
 from ._paths import Leaf, Path, get_shape, join
 from ._quantization import find_quantized
 
@@ -92,18 +92,19 @@ def match_config(config: LNTuningConfig, paths: Sequence[Path]) -> Matches:
 
 
 def assign_roles(leaves: Sequence[Leaf], kinds: dict[Path, str], matches: Matches) -> list[str]:
-    """Gives each leaf its role; `kinds` says which modules are norms, and of which kind."""
+    """Gives each leaf its role; `kinds` says which modules or leaves are norms, of which kind."""
     excluded, saved, targets = (
         unite(m) for m in (matches.excluded, matches.saved, matches.targets)
     )
     # A group norm is no LayerNorm: it trains only where a pattern names it, itself.
     group_targets = unite(match for match in matches.targets or () if _names_groups(match))
-    statistics = find_statistics(leaves)
+    # A leaf that is known to be a norm's is so whatever its name.
+    statistics = find_statistics(leaves) - kinds.keys()
     # Values of few bits and their scales have no useful gradient, whatever module is saved.
-    quantized = find_quantized(leaf.path for leaf in leaves)
+    quantized = find_quantized(leaf.path for leaf in leaves) - kinds.keys()
 
     def get_role(leaf: Leaf) -> str:
-        kind = kinds.get(leaf.path[:-1])
+        kind = get_kind(kinds, leaf.path)
         if not leaf.is_parameter or leaf.path in statistics:
             return STATE_ROLE
         if is_named(leaf.path, excluded) or leaf.path in quantized:

@@ -9,7 +9,7 @@ from ._config import LNTuningConfig
 from ._errors import ConfigError
 from ._layer_view import Part, fold_roles, list_parts, view
 from ._name_maps import NameMap, get_name_map
-from ._norms import NORM, find_norms, is_trainable_array, split_modules
+from ._norms import NORM, find_norms, get_kind, is_trainable_array, split_modules
 from ._paths import Path, flatten, join
 from ._roles import Selection, assign_roles, match_config
 from ._selection_checks import check_selection
@@ -22,7 +22,7 @@ class Views(NamedTuple):
         tree: the leaves as they are.
         named: the leaves layer by layer; the same object as `tree` without a name map.
         parts: for each leaf path the parts that the leaf holds; None without a name map.
-        norms: the module paths of the norms in `named`.
+        norms: the paths of the norms in `named`: modules, or leaves where these were given.
     """
 
     tree: Selection
@@ -44,7 +44,7 @@ def select_leaves(
     Args:
         params: any pytree.
         config: which leaves train.
-        norms: module paths of the norms, where they are known; else they are found.
+        norms: paths of the norms' modules or leaves, where they are known; else they are found.
         name_map: for trees with stacked layers: the names, layer by layer, that the patterns of
             `config` are for.
         warn: whether a pattern that has no effect gives an `UnmatchedPatternWarning`.
@@ -85,7 +85,7 @@ def select_views(
     roles = assign_roles(named, kinds, matches)
     selection = Selection(named, treedef, roles)
     norm_paths = [
-        leaf.path for leaf in named if leaf.path[:-1] in kinds and is_trainable_array(leaf)
+        leaf.path for leaf in named if get_kind(kinds, leaf.path) and is_trainable_array(leaf)
     ]
     check_selection(selection, matches, config, norm_paths, warn)
     modules = [join(module) for module in kinds]
@@ -97,14 +97,14 @@ def select_views(
 
 
 def _rename(kinds: Mapping[Path, str], parts: Mapping[str, Sequence[Part]]) -> dict[Path, str]:
-    """The kinds of norm modules by the modules' names."""
-    return {
-        _module(part.name): kinds[_module(name)]
-        for name, own in parts.items()
-        if _module(name) in kinds
-        for part in own
-    }
-
-
-def _module(name: str) -> Path:
-    return tuple(name.split("."))[:-1]
+    """The kinds of norm modules, or of leaves, by their names."""
+    renamed: dict[Path, str] = {}
+    for name, own in parts.items():
+        path = tuple(name.split("."))
+        for part in own:
+            new = tuple(part.name.split("."))
+            if path in kinds:
+                renamed[new] = kinds[path]
+            elif path[:-1] in kinds:
+                renamed[new[:-1]] = kinds[path[:-1]]
+    return renamed

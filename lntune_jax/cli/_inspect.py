@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from .._errors import ConfigError
+from .._norms import NORM, find_norms
+from .._paths import flatten, join
 from ._base import check_model_directory, say_memory, tuning_config
 from ._console import make_console, say
 from ._settings import InspectSettings, Memory
@@ -36,10 +39,34 @@ def run(settings: InspectSettings) -> None:
     say(console, report.table())
     say(console, f"adapter: {4 * report.trainable:,} bytes of float32 values")
     say_memory(console, model)
+    if settings.trace:
+        say(console, compare_by_trace(model))
     if memory.length is not None:
         # Full fine-tuning trains the kernels, which it needs in full.
         whole = models.from_config(settings.model, **options) if memory.quantize else model
         say(console, _memory_table(model, whole, config, memory, mesh))
+
+
+def compare_by_trace(model: Any) -> str:
+    """Where the norms of a model by names and by a trace of it differ, in lines to print."""
+    import jax
+    import numpy as np
+
+    import lntune_jax as lnt
+
+    tokens = jax.ShapeDtypeStruct((1, 4), np.dtype("int32"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lnt.TraceWarning)  # said in the lines
+        found = lnt.discover_norms(model.apply, model.params, tokens, tokens)
+    traced, leaves = list(found), flatten(model.params)[0]
+    modules = find_norms(model.params, leaves)
+    named = [join(leaf.path) for leaf in leaves if modules.get(leaf.path[:-1]) == NORM]
+    lines = [f"{name} is a norm's by its name only" for name in named if name not in traced]
+    lines += [f"{name} is a norm's, but not by its name" for name in traced if name not in named]
+    lines += found.describe_rest()
+    same = "" if lines else ", the same as by their names"
+    lines.append(f"{len(traced):,} leaves of norms{same}")
+    return "\n".join(f"trace: {line}" for line in lines)
 
 
 def parse_mesh(text: str) -> dict[str, int]:

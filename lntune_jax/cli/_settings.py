@@ -161,6 +161,8 @@ class InspectSettings:
     """Which head the model gets."""
     num_labels: int = 2
     """Classes of the SEQ_CLS head."""
+    trace: bool = False
+    """Also say where the norms by name and those found by tracing the model differ."""
     selection: Selection = field(default_factory=Selection)
     memory: Memory = field(default_factory=Memory)
 

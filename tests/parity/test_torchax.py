@@ -488,3 +488,17 @@ def test_a_torchax_that_does_not_fit_torch_is_explained(tmp_path):
     assert "needs torchax, which cannot be imported (AttributeError: " in printed
     assert "Found: torch 2." in printed
     assert "Known to work together: torch 2.13.0 with torchax 0.0.14.dev20261026" in printed
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_trace_finds_the_norms_that_the_types_say(name):
+    model = from_torch(make(name))
+    found = lnt.discover_norms(
+        lambda params, batch: model.apply(params, **batch, **EXTRA.get(name, {})),
+        model.params,
+        make_batch(name),
+    )
+    assert not found.ambiguous
+    assert not found.opaque
+    by_type, _ = lnt.partition_params(model.params, CONFIG, norms=model.norms)
+    assert list(found) == list(by_type)
