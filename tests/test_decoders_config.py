@@ -140,7 +140,10 @@ def test_options_that_do_not_go_together():
     config = LlamaConfig(**TINY)
     for options, message in (
         ({"task": "MASKED_LM"}, "task is 'MASKED_LM'; supported by llama: None, 'CAUSAL_LM'"),
-        ({"task": "SEQ_CLS", "pooling": "mean"}, "pooling is 'mean'; supported by llama: None"),
+        (
+            {"task": "SEQ_CLS", "pooling": "mean"},
+            "pooling is 'mean', which llama does not have",
+        ),
         ({"attention": "flash"}, "attention is 'flash'; supported: 'xla', 'cudnn'"),
         ({"remat": "some"}, "remat is 'some'; supported: 'none', 'dots', 'full'"),
     ):

@@ -16,7 +16,6 @@ from ._base import check_model_directory
 from ._compare_figure import draw_comparison
 from ._compare_reading import Norms, name_adapters, read_norms
 from ._console import make_console, say, short_path
-from ._flag_words import flags_in_messages
 from ._movement import BIASES, readable_names
 from ._transfer_settings import CompareSettings
 
@@ -33,13 +32,12 @@ def run(settings: CompareSettings) -> None:
     from .. import bank as banks
 
     names = name_adapters(settings.adapters)
-    with flags_in_messages():
-        found = read_norms(settings.model, settings.adapters, settings.name_map)
-        params = {path: value for each in found for path, value in each.base.items()}
-        modules = list(dict.fromkeys(path.rpartition(".")[0] for path in params))
-        adapters = {name: each.tuned for name, each in zip(names, found, strict=True)}
-        bank = banks.make_bank(params, adapters, norms=modules, on_host=True)
-        related = banks.compare_adapters(bank, names, paths=_in_order(params))
+    found = read_norms(settings.model, settings.adapters, settings.name_map)
+    params = {path: value for each in found for path, value in each.base.items()}
+    modules = list(dict.fromkeys(path.rpartition(".")[0] for path in params))
+    adapters = {name: each.tuned for name, each in zip(names, found, strict=True)}
+    bank = banks.make_bank(params, adapters, norms=modules, on_host=True)
+    related = banks.compare_adapters(bank, names, paths=_in_order(params))
     scales, biases, rows = _split_movement(related, [each.tuned for each in found])
     _print_summary(console, names, found, scales, biases, rows)
     if len(names) <= _MOST_COLUMNS:

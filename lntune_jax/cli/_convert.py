@@ -9,7 +9,6 @@ from typing import Any
 from .._errors import ConfigError, FreshWeightsWarning
 from ._base import check_model_directory
 from ._console import byte_count, make_console, say, short_path
-from ._flag_words import flags_in_messages
 from ._transfer_settings import ConvertSettings
 
 
@@ -19,13 +18,12 @@ def run(settings: ConvertSettings) -> None:
         check_model_directory(settings.model)
     from ..models._merge_adapter import OURS, find_adapter
 
-    with flags_in_messages():
-        found = find_adapter(settings.adapter)
-        _check_output(settings.output, found.directory)
-        if found.kind == OURS:
-            count, what, path = _to_peft(settings, found)
-        else:
-            count, what, path = _from_peft(settings, found)
+    found = find_adapter(settings.adapter)
+    _check_output(settings.output, found.directory)
+    if found.kind == OURS:
+        count, what, path = _to_peft(settings, found)
+    else:
+        count, what, path = _from_peft(settings, found)
     console = make_console()
     size = f"{byte_count(found.directory):,} bytes"
     say(console, f"from: {short_path(found.directory)} ({found.kind}, {size})")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from .._errors import LNTuningError
+import re
 
 _WORDS = {
     "pass base=params": "give the base with --model",
@@ -18,24 +15,21 @@ _WORDS = {
     "max_new_tokens": "--max-new-tokens",
     "as modules_to_save": "as saved modules",
     "scan_layers=False": "no --scan-layers",
+    "scan_layers=True": "--scan-layers",
     "scan_layers is True": "--scan-layers is given",
 }
+_QUANTIZE = re.compile(r"quantize='(\w+)'")
 
 
-@contextmanager
-def flags_in_messages() -> Iterator[None]:
-    """Raise the errors of the block again, with flags in place of arguments.
+def name_flags(message: str) -> str:
+    """A message with flags in the place of arguments.
 
     Example:
-        >>> with flags_in_messages():
-        ...     raise LNTuningError("out exists: pass overwrite=True")
-        Traceback (most recent call last):
-        lntune_jax._errors.LNTuningError: out exists: pass --overwrite
+        >>> name_flags("out exists: pass overwrite=True")
+        'out exists: pass --overwrite'
+        >>> name_flags("quantize='int8' and scan_layers=True do not go together yet")
+        '--quantize int8 and --scan-layers do not go together yet'
     """
-    try:
-        yield
-    except LNTuningError as error:
-        message = str(error)
-        for word, flag in _WORDS.items():
-            message = message.replace(word, flag)
-        raise type(error)(message) from error
+    for word, flag in _WORDS.items():
+        message = message.replace(word, flag)
+    return _QUANTIZE.sub(r"--quantize \1", message)

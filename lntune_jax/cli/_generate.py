@@ -14,7 +14,6 @@ from rich.text import Text
 
 from .._errors import ConfigError, DataError
 from ._console import make_console, say, short_path
-from ._flag_words import flags_in_messages
 from ._generate_settings import GenerateSettings
 from ._language_model import LanguageModel, load_language_model
 from ._progress import TrainingProgress
@@ -36,16 +35,15 @@ def run(settings: GenerateSettings) -> None:
     texts = _texts(settings)
     if settings.output is not None and settings.output.suffix.lower() != ".jsonl":
         raise ConfigError(f"--output {settings.output} must end in .jsonl")
-    with flags_in_messages():
-        language = load_language_model(
-            settings.model, settings.adapter, settings.dtype, settings.quantize
-        )
-        prompts = [language.prompt_tokens(text, settings.chat) for text in texts]
-        _check_prompts(prompts)
-        if settings.output is None and len(settings.prompt) == 1:
-            _print_stream(settings, language, prompts[0])
-        else:
-            _write_all(settings, language, texts, prompts)
+    language = load_language_model(
+        settings.model, settings.adapter, settings.dtype, settings.quantize
+    )
+    prompts = [language.prompt_tokens(text, settings.chat) for text in texts]
+    _check_prompts(prompts)
+    if settings.output is None and len(settings.prompt) == 1:
+        _print_stream(settings, language, prompts[0])
+    else:
+        _write_all(settings, language, texts, prompts)
 
 
 def _texts(settings: GenerateSettings) -> Sequence[str]:

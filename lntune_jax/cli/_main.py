@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from .._errors import LNTuningError
 from . import _demo_settings, _generate_settings, _settings, _transfer_settings
 from ._checks import check_settings
+from ._flag_words import name_flags
 from ._stopping import TerminatedError
 
 
@@ -73,7 +74,7 @@ def _run(words: list[str]) -> int:
         module = next(c.module for c in COMMANDS.values() if c.settings is type(settings))
         importlib.import_module(f".{module}", __package__).run(settings)
     except LNTuningError as error:
-        _print_error(str(error))
+        _print_error(name_flags(str(error)))
         return 2
     except TerminatedError:
         print(f"{_PROGRAM}: stopped by SIGTERM", file=sys.stderr)

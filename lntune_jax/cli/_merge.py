@@ -9,7 +9,6 @@ from rich.console import Console
 
 from ._base import check_model_directory
 from ._console import byte_count, make_console, say, short_path
-from ._flag_words import flags_in_messages
 from ._transfer_settings import MergeSettings
 
 if TYPE_CHECKING:
@@ -24,16 +23,15 @@ def run(settings: MergeSettings) -> None:
     check_model_directory(settings.model)
     from .. import models
 
-    with flags_in_messages():
-        merged = models.merge_checkpoint(
-            settings.model,
-            settings.adapter,
-            settings.output,
-            overwrite=settings.overwrite,
-            norms_only=settings.norms_only,
-            task=settings.task,
-            name_map=settings.name_map,
-        )
+    merged = models.merge_checkpoint(
+        settings.model,
+        settings.adapter,
+        settings.output,
+        overwrite=settings.overwrite,
+        norms_only=settings.norms_only,
+        task=settings.task,
+        name_map=settings.name_map,
+    )
     _show(console, settings, merged)
 
 

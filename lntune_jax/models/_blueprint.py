@@ -164,4 +164,4 @@ def _fits(
     for name, value in unused.items():
         found = getattr(choices, name)
         if found != value:
-            raise ModelError(f"{name} is {found!r}; supported by {model_type}: {value!r}")
+            raise ModelError(f"{name} is {found!r}, which {model_type} does not have: leave it out")

@@ -81,4 +81,7 @@ def test_others_use_the_run(run, runs, words, tmp_path):
 
 def test_an_encoder_says_that_it_cannot(run, model_directory, table, tmp_path):
     words = ("train", "--model", model_directory, "--data", table, "--output", tmp_path / "no")
-    check(run(*words, "--scan-layers"), "scan_layers is True; supported by bert: False")
+    check(
+        run(*words, "--scan-layers"),
+        "--scan-layers is given, which bert does not have: leave it out",
+    )
