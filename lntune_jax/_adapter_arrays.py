@@ -7,6 +7,7 @@ imported here only, and late, since it takes about a second.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jax.core import Tracer
 
 from ._adapter_messages import list_names
 from ._errors import AdapterError
+from ._files import UNWRITABLE
 
 
 def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -38,7 +40,9 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
         with _open_checkpointer() as checkpointer:
             checkpointer.save(directory, args=ocp.args.PyTreeSave(dict(arrays)))
     except Exception as error:
-        raise AdapterError(f"Orbax could not write {directory}: {_shorten(error)}") from error
+        raise AdapterError(
+            f"Orbax could not write {directory}: {_shorten(error)}. {UNWRITABLE}"
+        ) from error
 
 
 def read_arrays(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -129,4 +133,6 @@ def _open_checkpointer() -> Any:
 
 def _shorten(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    system = re.search(r": ([^:\[\]]{3,80}) \[tensorstore_spec", lines[0])
+    cause = f"{system[1]}: " if system else ""  # of TensorStore's long lines, what matters
+    return cause + lines[0][:300]

@@ -18,6 +18,7 @@ from ._errors import AdapterError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _ATTEMPTS = 20  # at a target that other processes create and replace at the same moment
+UNWRITABLE = "What was there is not damaged; pass another path or make this one writable"
 
 
 def write_directory(target: Path, fill: Callable[[Path], None], *, overwrite: bool) -> None:
@@ -48,8 +49,8 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, overwrite: bo
         _publish(new, target, overwrite)
     except OSError as error:
         raise AdapterError(
-            f"cannot write {target}: {error.strerror or error} ({error.filename or new}). What "
-            "was there is not damaged; pass another path or make this one writable"
+            f"cannot write {target}: {error.strerror or error} ({error.filename or new}). "
+            f"{UNWRITABLE}"
         ) from error
     finally:
         # Either what was half written, or the older directory after the exchange.
