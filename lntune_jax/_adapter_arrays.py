@@ -7,6 +7,7 @@ imported here only, and late, since it takes about a second.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -133,6 +134,6 @@ def _open_checkpointer() -> Any:
 
 def _shorten(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    system = re.search(r": ([^:\[\]]{3,80}) \[tensorstore_spec", lines[0])
-    cause = f"{system[1]}: " if system else ""  # of TensorStore's long lines, what matters
+    number = re.search(r"os_error_code='(\d{1,5})'", lines[0])  # in TensorStore's long lines
+    cause = f"{os.strerror(int(number[1]))}: " if number else ""
     return cause + lines[0][:300]
