@@ -23,7 +23,9 @@ def spoil(batch, row=0, value=np.nan):
 
 def same(left, right):
     left, right = jax.tree.leaves(left), jax.tree.leaves(right)
-    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(left, right, strict=True))
+    return all(
+        np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(left, right, strict=True)
+    )
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
