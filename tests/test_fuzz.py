@@ -20,7 +20,18 @@ from targets import TARGETS, run
 SETTINGS = settings(suppress_health_check=list(HealthCheck))
 
 names = st.sampled_from(
-    ["..", "../../x", "/etc/passwd", "_METADATA", "a\0b", "", "é", "e\u0301", "ⅼayers", "a" * 5000]
+    [
+        "..",
+        "../../x",
+        "/etc/passwd",
+        "_METADATA",
+        "a\0b",
+        "",
+        "é",
+        "e\u0301",
+        "\u217cayers",
+        "a" * 5000,
+    ]
 )
 numbers = st.sampled_from([-1, 0, 1, 2**31, 2**63, 2**64, -(2**63), 10**400, 1e308, True])
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | names | numbers
