@@ -59,6 +59,29 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, overwrite: bo
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def write_text(file: Path, text: str) -> None:
+    """Writes a text file whole or not at all: a reader finds the old text or the new one.
+
+    Raises:
+        OSError: the file system refuses.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> write_text(file, "new")
+        >>> file.read_text()
+        'new'
+    """
+    new = _name_beside(file, "new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        sync(new)
+        new.replace(file)
+    finally:
+        new.unlink(missing_ok=True)
+    sync(file.parent)
+
+
 def resolve_path(path: str | os.PathLike[str]) -> Path:
     """The absolute path, links followed, so that what is replaced is the directory itself.
 
