@@ -44,7 +44,7 @@ class Fault(NamedTuple):
             what = f"the gradient's norm in step {self.step} is {self.norm}"
         else:
             what = f"the update of step {self.step} leaves weights that are NaN or infinite"
-        rows = list_names(self.rows, str, _MOST_ROWS)
+        rows = list_names([str(row) for row in self.rows], str, _MOST_ROWS)
         return f"{what} (rows {rows} of --data)" if rows else what
 
 
