@@ -7,6 +7,8 @@ imported here only, and late, since it takes about a second.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from jax.core import Tracer
 
 from ._adapter_messages import list_names
 from ._errors import AdapterError
+from ._files import UNWRITABLE
 
 
 def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -38,7 +41,9 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
         with _open_checkpointer() as checkpointer:
             checkpointer.save(directory, args=ocp.args.PyTreeSave(dict(arrays)))
     except Exception as error:
-        raise AdapterError(f"Orbax could not write {directory}: {_shorten(error)}") from error
+        raise AdapterError(
+            f"Orbax could not write {directory}: {_shorten(error)}. {UNWRITABLE}"
+        ) from error
 
 
 def read_arrays(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -129,4 +134,6 @@ def _open_checkpointer() -> Any:
 
 def _shorten(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    number = re.search(r"os_error_code='(\d{1,5})'", lines[0])  # in TensorStore's long lines
+    cause = f"{os.strerror(int(number[1]))}: " if number else ""
+    return cause + lines[0][:300]

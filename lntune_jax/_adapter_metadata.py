@@ -170,22 +170,31 @@ def check_files(
         AdapterError: a file is missing, unexpected, of another size or has other contents.
     """
     try:
-        found = describe_files(directory)
+        sizes = {path: _get_size(directory / path) for path in list_files(directory)}
+        sizes.pop(METADATA_FILE, None)
+        wrong = [f"{path} is missing" for path in expected if path not in sizes]
+        wrong += [f"{path} is unexpected" for path in sizes if path not in expected]
+        for path in expected.keys() & sizes.keys():
+            if sizes[path] != expected[path]["size"]:
+                both = f"{expected[path]['size']:,} bytes expected, {sizes[path]:,} found"
+                wrong.append(f"{path} has another size ({both})")
+        found = {} if wrong else describe_files(directory)  # which reads all of each
     except OSError as error:
         raise AdapterError(f"cannot read {error.filename}: {error.strerror}") from None
-    wrong = [f"{path} is missing" for path in expected if path not in found]
-    wrong += [f"{path} is unexpected" for path in found if path not in expected]
-    for path in expected.keys() & found.keys():
-        if found[path]["size"] != expected[path]["size"]:
-            sizes = f"{expected[path]['size']:,} bytes expected, {found[path]['size']:,} found"
-            wrong.append(f"{path} has another size ({sizes})")
-        elif found[path]["sha256"] != expected[path]["sha256"]:
-            wrong.append(f"{path} has a wrong checksum")
+    wrong += [
+        f"{path} has a wrong checksum"
+        for path in found
+        if found[path]["sha256"] != expected[path]["sha256"]
+    ]
     if wrong:
         raise AdapterError(
             f"{directory} is not what was saved: {list_names(sorted(wrong), str)}. It is damaged: "
             f"{advice}"
         )
+
+
+def _get_size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0  # a pipe or a dangling link
 
 
 def list_files(directory: Path) -> list[str]:

@@ -18,6 +18,7 @@ from ._errors import AdapterError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _ATTEMPTS = 20  # at a target that other processes create and replace at the same moment
+UNWRITABLE = "What was there is not damaged; pass another path or make this one writable"
 
 
 def write_directory(target: Path, fill: Callable[[Path], None], *, overwrite: bool) -> None:
@@ -48,14 +49,37 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, overwrite: bo
         _publish(new, target, overwrite)
     except OSError as error:
         raise AdapterError(
-            f"cannot write {target}: {error.strerror or error} ({error.filename or new}). What "
-            "was there is not damaged; pass another path or make this one writable"
+            f"cannot write {target}: {error.strerror or error} ({error.filename or new}). "
+            f"{UNWRITABLE}"
         ) from error
     finally:
         # Either what was half written, or the older directory after the exchange.
         shutil.rmtree(new, ignore_errors=True)
     for aside in list_asides(target):  # left by a crash, and now out of date
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a text file whole or not at all: a reader finds the old text or the new one.
+
+    Raises:
+        OSError: the file system refuses.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> write_text(file, "new")
+        >>> file.read_text()
+        'new'
+    """
+    new = _name_beside(file, "new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        sync(new)
+        new.replace(file)
+    finally:
+        new.unlink(missing_ok=True)
+    sync(file.parent)
 
 
 def resolve_path(path: str | os.PathLike[str]) -> Path:

@@ -48,13 +48,12 @@ def read_bounded(file: Path, most_bytes: int = MOST_BYTES) -> bytes:
         OSError: it cannot be read, or is no file (a pipe would be waited for).
         ValueError: it is too large.
     """
-    if not stat.S_ISREG(file.stat().st_mode):
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no plain file", str(file))
-    with file.open("rb") as stream:
-        content = stream.read(most_bytes + 1)
-    if len(content) > most_bytes:
+    if found.st_size > most_bytes:
         raise ValueError(f"it is larger than {most_bytes:,} bytes")
-    return content
+    return file.read_bytes()
 
 
 def parse_json(text: bytes) -> Any:

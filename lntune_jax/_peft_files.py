@@ -19,7 +19,8 @@ import numpy as np
 from ._adapter_messages import list_names
 from ._config import CONFIG_FILE, LNTuningConfig
 from ._errors import AdapterError, ConfigError
-from ._files import write_directory
+from ._files import UNWRITABLE, write_directory
+from ._peft_checksum import FIELD, hash_tensors, sort_header
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
@@ -107,11 +108,23 @@ def read_header(directory: Path) -> tuple[dict[str, tuple[int, ...]], LNTuningCo
 def read_tensors(directory: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     """The values of some tensors of a PEFT adapter.
 
+    Of a file that says so, such as those of `write_peft_directory`, the checksum is compared.
+
     Raises:
         AdapterError: the file is damaged, or larger than the memory.
     """
-    with _open(directory / WEIGHTS_FILE) as handle:
-        return {key: handle.get_tensor(key) for key in keys}
+    file = directory / WEIGHTS_FILE
+    with _open(file) as handle:
+        expected = (handle.metadata() or {}).get(FIELD)
+        wanted = list(keys)
+        every = wanted if expected is None else list(handle.keys())
+        tensors = {key: handle.get_tensor(key) for key in every}
+    if expected is not None and hash_tensors(tensors) != expected:
+        raise AdapterError(
+            f"{file} has a wrong checksum: its weights were changed or damaged after they were "
+            "saved. Copy it anew from where it came from"
+        )
+    return {key: tensors[key] for key in wanted}
 
 
 def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], LNTuningConfig]:
@@ -132,13 +145,19 @@ def write_peft_directory(
     Raises:
         AdapterError: the target exists, holds other files, or the file system refuses.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     def fill(new: Path) -> None:
         config.save_pretrained(new)
         # Copies in row order: the format stores the bytes of an array as they lie in memory.
         rows = {key: np.array(value, order="C", copy=True) for key, value in tensors.items()}
-        save_file(rows, new / WEIGHTS_FILE, metadata={"format": "pt"})
+        about = {"format": "pt", FIELD: hash_tensors(rows)}
+        try:
+            save_file(rows, new / WEIGHTS_FILE, metadata=about)
+        except SafetensorError as error:  # the file system's errors among them
+            raise AdapterError(f"cannot write {target}: {error}. {UNWRITABLE}") from error
+        sort_header(new / WEIGHTS_FILE)
         _check_written(new, tensors)
 
     check_target(target, overwrite)

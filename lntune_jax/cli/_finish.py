@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from .._errors import ConfigError
+from .._files import write_text
 from ._console import byte_count
 from ._figure import Curves, draw_figure
 from ._fit import Fitted
 from ._metrics import read_metrics
 from ._movement import Movement, measure_movement
-from ._run_files import RunFiles
+from ._run_files import RunFiles, read_fields
 from ._settings import Recipe
 from ._work import Work, metric_of, total_steps
 
@@ -97,8 +99,22 @@ def finish(
         first_perplexity=fitted.history.evaluations[0].perplexity,
     )
     figures = {name: value for name, value in asdict(summary).items() if value is not None}
-    files.summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_text(files.summary, json.dumps(figures, indent=2) + "\n")
     return summary
+
+
+def load_summary(files: RunFiles) -> Summary:
+    """Read what `finish` wrote.
+
+    Raises:
+        ConfigError: If it is damaged.
+    """
+    try:
+        return Summary(**read_fields(files.summary))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{files.summary} is damaged ({error}): delete it and give --resume to write it again"
+        ) from error
 
 
 def movements_of(work: Work, fitted: Fitted) -> list[Movement]:

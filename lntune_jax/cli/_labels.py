@@ -10,10 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .._errors import DataError
+from .._files import write_text
+from ._run_files import read_fields
 from ._suggestions import nearest
 
 
@@ -130,9 +133,27 @@ def split_rows(classes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndar
     return training, evaluation
 
 
+_KINDS = {
+    **dict.fromkeys(("model", "pooling", "dtype", "text_column", "label_column"), str),
+    **dict.fromkeys(("max_length", "seed"), int),
+    "labels": list,
+}
+
+
+def check_kinds(content: dict[str, Any], kinds: dict[str, type]) -> None:
+    """Check the kinds of some fields.
+
+    Raises:
+        ValueError: If one is missing or of another kind.
+    """
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name), kind):
+            raise ValueError(f"{name} is missing, or no {kind.__name__}")
+
+
 def save_task(path: Path, task: Task) -> None:
     """Write `labels.json`."""
-    path.write_text(json.dumps(asdict(task), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(asdict(task), indent=2, ensure_ascii=False) + "\n")
 
 
 def load_task(path: Path) -> Task:
@@ -142,7 +163,8 @@ def load_task(path: Path) -> Task:
         DataError: If it is missing or not what `save_task` writes.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_fields(path)
+        check_kinds(content, _KINDS)
         return Task(**{**content, "labels": tuple(content["labels"])})
     except FileNotFoundError as error:
         raise DataError(

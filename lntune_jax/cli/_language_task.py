@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .._errors import DataError
+from .._files import write_text
+from ._labels import check_kinds
+from ._run_files import read_fields
 from ._settings import DataForm, Trained
 
 
@@ -33,9 +36,16 @@ class LanguageTask:
     quantize: str | None = None
 
 
+_KINDS = {
+    **dict.fromkeys(("model", "dtype", "form", "text_column"), str),
+    "max_length": int,
+    "packing": bool,
+}
+
+
 def save_language_task(path: Path, task: LanguageTask) -> None:
     """Write `language.json`."""
-    path.write_text(json.dumps(asdict(task), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(asdict(task), indent=2, ensure_ascii=False) + "\n")
 
 
 def find_language_task(trained: Trained) -> tuple[LanguageTask, Path] | None:
@@ -58,6 +68,8 @@ def find_language_task(trained: Trained) -> tuple[LanguageTask, Path] | None:
     if not path.is_file():
         return None
     try:
-        return LanguageTask(**json.loads(path.read_text(encoding="utf-8"))), adapter
-    except (ValueError, TypeError) as error:
+        content = read_fields(path)
+        check_kinds(content, _KINDS)
+        return LanguageTask(**content), adapter
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is not a language.json of `lntune-jax train`: {error}") from error

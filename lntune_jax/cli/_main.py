@@ -140,9 +140,15 @@ def _unboxed(box: str) -> str:
 
 def _print_warning(message: Warning | str, *_: Any) -> None:
     """One line, without the line of code that warned, which says nothing to a user."""
-    print(f"{_PROGRAM}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{_PROGRAM}: warning: {_plain(str(message))}", file=sys.stderr)
 
 
 def _print_error(message: str) -> None:
     """One line, whatever the message holds, so that it can be grepped and read."""
-    print(f"{_PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{_PROGRAM}: error: {_plain(message)}", file=sys.stderr)
+
+
+def _plain(message: str) -> str:
+    """One line that a terminal prints as it is: a name from a file may hold its control codes."""
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

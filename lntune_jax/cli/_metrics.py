@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from .._files import write_text
+
 
 class MetricsWriter:
     """Appends figures to `metrics.jsonl` and `tensorboard/`; a context that closes both."""
@@ -22,7 +24,7 @@ class MetricsWriter:
         from tensorboardX import SummaryWriter
 
         kept = [line for line in read_metrics(lines) if line["step"] <= after_step]
-        lines.write_text("".join(_as_line(line) for line in kept), encoding="utf-8")
+        write_text(lines, "".join(_as_line(line) for line in kept))
         self._lines = lines.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(str(tensorboard), purge_step=after_step + 1)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import ConfigError
+from .._files import write_text
+from .._json_files import read_json
 from ._base import model_location
 from ._checks import flag_of
 
@@ -110,13 +112,26 @@ def check_run(files: RunFiles, settings: Any, *, resume: bool, overwrite: bool) 
             "--overwrite to replace it, or another directory"
         )
     try:
-        before = json.loads(files.settings.read_text(encoding="utf-8"))
-    except ValueError as error:
+        before = read_fields(files.settings)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot resume {files.directory}: its settings.json is damaged ({error}); give "
             "--overwrite to start again"
         ) from error
     _check_same(before, _describe(settings), files)
+
+
+def read_fields(file: Path) -> dict[str, Any]:
+    """The content of one of a run's JSON files.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    fields = read_json(file)
+    if not isinstance(fields, dict):
+        raise ValueError("it holds no object")
+    return fields
 
 
 def start_run(files: RunFiles, settings: Any, *, overwrite: bool) -> None:
@@ -131,7 +146,7 @@ def start_run(files: RunFiles, settings: Any, *, overwrite: bool) -> None:
         if not files.is_started():
             files.directory.mkdir(parents=True, exist_ok=True)
             text = json.dumps(_describe(settings), indent=2) + "\n"
-            files.settings.write_text(text, encoding="utf-8")
+            write_text(files.settings, text)
     except OSError as error:
         raise ConfigError(
             f"--output {files.directory} cannot be written: {error.strerror or error}"

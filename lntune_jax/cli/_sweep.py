@@ -10,12 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from .._errors import LNTuningError
+from .._errors import ConfigError, LNTuningError
+from .._files import write_text
 from ._console import duration, say, short_path
 from ._finish import Summary, finish
 from ._fit_many import FittedMany, fit_many
 from ._history import rank
-from ._run_files import RunFiles
+from ._run_files import RunFiles, read_fields
 from ._settings import TrainSettings
 from ._stopping import say_stopped, stops_of
 from ._sweep_figure import draw_sweep
@@ -74,7 +75,7 @@ def run_sweep(
     best = trials[order[0]]
     content = {"metric": metric, "best": best.name, "seconds": round(many.seconds, 2)}
     content["trials"] = rows
-    files.sweep.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(files.sweep, json.dumps(content, indent=2) + "\n")
     draw_sweep(files.sweep_figure, Path(settings.model).name, trials, rows, metric, files.metrics)
     show_sweep(files, console)
     if len(works) > 1 and settings.columns.eval_data is None:
@@ -90,8 +91,11 @@ def run_sweep(
 
 def show_sweep(files: RunFiles, console: Console) -> None:
     """Print the table of a finished sweep, best first."""
-    content = json.loads(files.sweep.read_text(encoding="utf-8"))
-    rows, metric = content["trials"], content["metric"]
+    try:
+        content = read_fields(files.sweep)
+        rows, metric = content["trials"], content["metric"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{files.sweep} is damaged ({error}): give --overwrite") from error
     table = RichTable(title=f"{len(rows)} adapters", title_justify="left")
     names = list(rows[0]["values"])
     for name in names:

@@ -6,7 +6,6 @@ of a run and how it goes on are the same.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from .._errors import ConfigError
 from . import _train_classifier, _train_language
 from ._base import check_model_directory
 from ._console import duration, make_console, say, short_path
-from ._finish import Summary, finish
+from ._finish import Summary, finish, load_summary
 from ._fit import fit
 from ._run_files import RunFiles, check_run, start_run
 from ._settings import TrainSettings
@@ -47,7 +46,7 @@ def run(settings: TrainSettings) -> None:
         say(console, f"{short_path(files.directory)} is finished; nothing to resume")
         if files.sweep.exists():
             show_sweep(files, console)
-        _show(console, Summary(**json.loads(files.summary.read_text())), files, task.results)
+        _show(console, load_summary(files), files, task.results)
         return
     say(console, f"reading {settings.model}")
     works = task.prepare(settings, data, console)

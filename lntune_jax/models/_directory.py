@@ -18,7 +18,7 @@ from ._names import HUB_NAME, HUB_PATTERNS
 
 # Far above any model's, and small enough for a list of so many entries.
 _MOST = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "block_count"), 10_000),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "block_count"), 1_000),
     **dict.fromkeys(("num_labels", "_num_labels"), 1_000_000),
     **dict.fromkeys(("head_dim", "hidden_size", "n_embd"), 2**22),
 }
@@ -140,6 +140,20 @@ def _check_numbers(fields: dict[str, Any], source: str) -> None:
                 f"{source}: config field {field!r} is {shorten(str(value))}; supported: integers "
                 "of 32 bits"
             )
+
+
+def check_layers(config: Any, tensors: int, source: Path) -> None:
+    """Refuses a config with more layers than a checkpoint has tensors, before any is built.
+
+    Raises:
+        ModelError: it has.
+    """
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > tensors:
+        raise ModelError(
+            f"{source}: config field 'num_hidden_layers' is {layers:,}, but the weights are "
+            f"{tensors:,} tensors"
+        )
 
 
 def with_labels(config: Any, num_labels: int | None) -> Any:

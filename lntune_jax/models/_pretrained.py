@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._blueprint import Choices, check_choices, draw_up
 from ._build import nest
-from ._directory import config_of, find_directory, with_labels
+from ._directory import check_layers, config_of, find_directory, with_labels
 from ._layout import LAYOUTS
 from ._loading import load_leaves
 from ._matching import canonical_keys, match
@@ -155,6 +155,7 @@ def from_pretrained(
         config = with_labels(found, num_labels)
         layout = LAYOUTS[config.model_type]
         names = canonical_keys(weights, layout.prefix)
+        check_layers(config, len(names), weights.directory)
         pooler = any(name.startswith("pooler.") for name in names)
         blueprint = draw_up(config, choices, pooler=pooler)
         parts = unstack(blueprint.leaves, blueprint.stacks)

@@ -168,7 +168,10 @@ def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > MOST_INDEX_BYTES:
             raise ModelError(f"{path}: its header has {length:,} bytes, more than any model's")
-        fields = parse_json(file.read(length))
+        try:
+            fields = parse_json(file.read(length))
+        except ValueError as error:
+            raise ModelError(f"{path}: its header cannot be used: {error}") from error
     metadata = fields.pop("__metadata__", None) or {}
     first = 8 + length
     tensors = [

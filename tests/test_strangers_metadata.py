@@ -1,0 +1,105 @@
+"""Names, shapes and fingerprints in the metadata of an adapter that a stranger has made."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from directories import CONFIG, NOISE, PARAMS, leaves
+from test_adapter_errors import reseal
+
+import lntune_jax as lnt
+
+NAMES = [
+    "..",
+    "../../evil",
+    "/etc/evil",
+    "_METADATA",
+    "a\0b",
+    "é",
+    "e\u0301",
+    "\u217ca",
+    "x" * 4000,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_leaves_lead_nowhere(tmp_path: Path, name: str) -> None:
+    """Whatever a leaf is called, its adapter is one directory, and comes back under that name."""
+    params = {name: {"norm": {"scale": np.ones(4, np.float32)}}}
+    config = lnt.LNTuningConfig()
+    trainable, _ = lnt.partition_params(params, config)
+    target = tmp_path / "deep" / "er" / "adapter"
+    lnt.save_adapter(target, trainable, config, base=params)
+    assert lnt.load_adapter(target).trainable.keys() == trainable.keys()
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    inside = {path for path in found if path.startswith("deep/er/adapter/")}
+    assert found - inside == {"deep", "deep/er", "deep/er/adapter"}
+    bank = lnt.bank.make_bank(params, {name: trainable}, on_host=True)
+    lnt.bank.save_bank(tmp_path / "bank", bank, base=params)
+    assert lnt.bank.load_bank(tmp_path / "bank", params, on_host=True).names == ("base", name)
+
+
+def test_names_that_look_alike_are_two(tmp_path: Path) -> None:
+    """Names are compared as they are written, and none becomes a path."""
+    alike = {"é": leaves(1), "e\u0301": leaves(2), "admin": leaves(3), "\u0430dmin": leaves(4)}
+    bank = lnt.bank.make_bank(PARAMS, alike, on_host=True)
+    lnt.bank.save_bank(tmp_path / "bank", bank, base=PARAMS)
+    found = lnt.bank.load_bank(tmp_path / "bank", PARAMS, on_host=True)
+    for number, name in enumerate(alike, start=1):
+        value = lnt.bank.get_adapter(found, name).trainable["model.norm.scale"]
+        assert (value - NOISE == number).all()
+
+
+METADATA: dict[str, Any] = {
+    "leaves": [None, [], {"a": 1}, {"a": {}}, {"a": {"shape": [-1]}}],
+    "files": [None, {"../../x": None}, {"a": {"size": "1", "sha256": ""}}],
+    "norms": [5, "norm", [["a"]], [None]],
+    "base": [None, {}, {"leaves": 1}, {"leaves": 1, "sha256": "", "list": 5, "samples": []}],
+}
+
+
+@pytest.mark.parametrize("field", METADATA)
+def test_metadata_of_another_kind_with_a_right_checksum(tmp_path: Path, field: str) -> None:
+    path = lnt.save_adapter(tmp_path / "a", leaves(1), CONFIG, base=PARAMS)
+    good = (path / "lntune.json").read_text()
+    for value in METADATA[field]:
+        reseal(path, lambda fields, value=value: fields.update({field: value}))
+        with pytest.raises(lnt.AdapterError, match=r"lntune\.json .*(does not hold|lacks)"):
+            lnt.restore_adapter(path, PARAMS)
+        (path / "lntune.json").write_text(good)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [([2**40], "bytes of arrays in"), ([2**62, 2**62], "shape"), ([8192], "shape"), ([], "shape")],
+)
+def test_shapes_in_metadata_take_no_memory(tmp_path: Path, shape: list[int], message: str) -> None:
+    path = lnt.save_adapter(tmp_path / "a", leaves(1), CONFIG, base=PARAMS)
+
+    def enlarge(fields: dict[str, Any]) -> None:
+        fields["leaves"]["model.norm.scale"]["shape"] = shape
+
+    reseal(path, enlarge)
+    with pytest.raises(lnt.AdapterError, match=message):
+        lnt.load_adapter(path)
+
+
+FINGERPRINTS = [
+    lambda base: base.update(list="!", sha256="0"),
+    lambda base: base.update(list="AAAA", sha256="0"),
+    lambda base: base["samples"][0].update(path="nowhere"),
+    lambda base: base["samples"][0].update(values=["0x1.0p+0"]),
+    lambda base: base["samples"][0].update(values=["0x1.0p+9999"] * 6),
+    lambda base: base["samples"][0].update(dtype="int32"),
+    lambda base: base["samples"][0].update(dtype="object"),
+    lambda base: base["samples"][0].update(values=["1; import os"]),
+]
+
+
+@pytest.mark.parametrize("change", FINGERPRINTS, ids=range(len(FINGERPRINTS)))
+def test_fingerprints_that_mean_nothing_are_refused(tmp_path: Path, change: Any) -> None:
+    path = lnt.save_adapter(tmp_path / "a", leaves(1), CONFIG, base=PARAMS)
+    reseal(path, lambda fields: change(fields["base"]))
+    with pytest.raises(lnt.AdapterError, match=r"another base|lntune\.json"):
+        lnt.restore_adapter(path, PARAMS)
