@@ -42,6 +42,6 @@ from ._training import make_train_step as make_train_step
 
 def __getattr__(name: str) -> _Any:
     """Imports a public submodule when it is first used: they need more than JAX and Optax."""
-    if name in ("bank", "checkpoint", "cli", "models", "peft", "torchax"):
+    if name in ("bank", "checkpoint", "cli", "hub", "models", "nnx", "peft", "torchax"):
         return _importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'lntune_jax' has no attribute {name!r}")
