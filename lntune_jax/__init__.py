@@ -21,6 +21,7 @@ from ._errors import TreeError as TreeError
 from ._errors import UnmatchedPatternWarning as UnmatchedPatternWarning
 from ._errors import ZeroGradientWarning as ZeroGradientWarning
 from ._gradients import value_and_grad as value_and_grad
+from ._groups import label_groups as label_groups
 from ._labels import label_params as label_params
 from ._many import stack_states as stack_states
 from ._many import unstack_states as unstack_states

@@ -10,11 +10,16 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 SAYS = {
     "linen_loop.py": ["trainable params: 258 ||", "step 199", "accuracy 0."],
     "nnx_loop.py": ["trainable params: 130 ||", "programs compiled: 1", "accuracy 0."],
-    "nnx_optimizer.py": ["trainable params: 162 ||", "restored: the same logits True", "accuracy 0."],
+    "nnx_optimizer.py": ["params: 162 ||", "restored: the same logits True", "accuracy 0."],
     "linen_train_state.py": [
         "trainable params: 322 ||",
         "numbers in the optimizer's state: 645",
         "identical True",
+        "accuracy 0.",
+    ],
+    "optax_groups.py": [
+        "state of the optimizer 2,880 bytes",
+        "programs compiled: 1",
         "accuracy 0.",
     ],
     "whole_tree.py": ["Dense_0         0 of", "Dense_1         0 of", "LayerNorm_0   12"],
