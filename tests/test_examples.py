@@ -22,6 +22,11 @@ SAYS = {
         "programs compiled: 1",
         "accuracy 0.",
     ],
+    "orbax_manager.py": [
+        "going on from step 50",
+        "gone on: identical True",
+        "a checkpoint of state",
+    ],
     "whole_tree.py": ["Dense_0         0 of", "Dense_1         0 of", "LayerNorm_0   12"],
     "many_tenants.py": [
         "64 tenants: ",
