@@ -24,6 +24,9 @@ from ._errors import AdapterError
 METADATA_FILE = "lntune.json"
 _ADVICE = "copy it anew from where it came from, and move files that are not its own elsewhere"
 FORMAT_VERSION = 1
+# What the Hugging Face hub puts beside an adapter's own files; nothing in them is read.
+_HUB_FILES = frozenset({"README.md", ".gitattributes"})
+_HUB_FOLDER = ".cache/huggingface/"
 
 
 class Kind(NamedTuple):
@@ -152,7 +155,11 @@ def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def check_files(
-    directory: Path, expected: Mapping[str, Mapping[str, Any]], advice: str = _ADVICE
+    directory: Path,
+    expected: Mapping[str, Mapping[str, Any]],
+    advice: str = _ADVICE,
+    *,
+    from_hub: bool = False,
 ) -> None:
     """Compares every file below `directory` with its record.
 
@@ -160,6 +167,7 @@ def check_files(
         directory: where the files are.
         expected: what `describe_files` gave.
         advice: what the message says to do.
+        from_hub: whether a model card and the hub's own files may lie beside them.
 
     Raises:
         AdapterError: a file is missing, unexpected, of another size or has other contents.
@@ -169,7 +177,8 @@ def check_files(
     except OSError as error:
         raise AdapterError(f"cannot read {error.filename}: {error.strerror}") from None
     wrong = [f"{path} is missing" for path in expected if path not in found]
-    wrong += [f"{path} is unexpected" for path in found if path not in expected]
+    unexpected = [path for path in found if path not in expected]
+    wrong += [f"{path} is unexpected" for path in unexpected if not (from_hub and _is_of_hub(path))]
     for path in expected.keys() & found.keys():
         if found[path]["size"] != expected[path]["size"]:
             sizes = f"{expected[path]['size']:,} bytes expected, {found[path]['size']:,} found"
@@ -181,6 +190,10 @@ def check_files(
             f"{directory} is not what was saved: {list_names(sorted(wrong), str)}. It is damaged: "
             f"{advice}"
         )
+
+
+def _is_of_hub(path: str) -> bool:
+    return path in _HUB_FILES or path.startswith(_HUB_FOLDER)
 
 
 def list_files(directory: Path) -> list[str]:

@@ -77,7 +77,7 @@ def read_directory(directory: Path) -> tuple[Adapter, Metadata]:
         AdapterError: names the file or leaf, what was expected and what was found.
     """
     metadata = read_metadata(directory)
-    check_files(directory, metadata.files)  # before any other library parses them
+    check_files(directory, metadata.files, from_hub=True)  # before other libraries parse them
     try:
         config = LNTuningConfig.from_pretrained(directory)
     except ConfigError as error:

@@ -39,8 +39,11 @@ SAYS = {
 }
 
 
+ELSEWHERE = {"hub_adapter.py"}  # needs a hub, which tests/test_source_hub.py has
+
+
 def test_every_example_is_tested():
-    assert {file.name for file in EXAMPLES.glob("*.py")} == SAYS.keys()
+    assert {file.name for file in EXAMPLES.glob("*.py")} == SAYS.keys() | ELSEWHERE
 
 
 @pytest.mark.parametrize("name", SAYS)
