@@ -27,6 +27,8 @@ SAYS = {
         "gone on: identical True",
         "a checkpoint of state",
     ],
+    "equinox_loop.py": ["params: 194 ||", "restored: the same logits True", "accuracy 0."],
+    "qwix_base.py": ["params: 194 ||", "kernels: int4", "accuracy 0."],
     "whole_tree.py": ["Dense_0         0 of", "Dense_1         0 of", "LayerNorm_0   12"],
     "many_tenants.py": [
         "64 tenants: ",
@@ -39,6 +41,8 @@ SAYS = {
 }
 
 
+# qwix calls a method that Flax would rather have as a function.
+QWIX = ["-W", "ignore:The 'm.iter_modules()' method:DeprecationWarning"]
 ELSEWHERE = {"hub_adapter.py"}  # needs a hub, which tests/test_source_hub.py has
 
 
@@ -48,8 +52,9 @@ def test_every_example_is_tested():
 
 @pytest.mark.parametrize("name", SAYS)
 def test_example(name):
+    warnings = ["-W", "error", *(QWIX if name == "qwix_base.py" else [])]
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / name)],
+        [sys.executable, *warnings, str(EXAMPLES / name)],
         capture_output=True,
         text=True,
         timeout=300,
