@@ -24,8 +24,7 @@ def make_oid(data):
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def is_large(path, sample):
-    """What the hub keeps outside git: what is not text."""
+def is_large(path, sample):  # what the hub keeps outside git: what is not text
     return path.endswith(".safetensors") or b"\0" in sample
 
 
@@ -34,11 +33,8 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.commits = {}  # repository to {commit: {path: bytes}}
-        self.branches = {}  # repository to {branch: commit}
-        self.objects = {}  # LFS objects by sha256
-        self.private = {}
-        self.log = []
+        self.commits, self.branches = {}, {}  # by repository, {commit: {path: bytes}} and commits
+        self.objects, self.private = {}, {}  # LFS objects by sha256; repositories
         self.lock = threading.Lock()
 
     @property
@@ -53,18 +49,14 @@ class Hub(ThreadingHTTPServer):
         self.branches.setdefault(repo, {})[branch] = oid
         return oid
 
-    def find(self, repo, revision):
-        return self.branches[repo].get(revision, revision)
-
     def files(self, repo, revision="main"):
-        return self.commits[repo][self.find(repo, revision)]
+        return self.commits[repo][self.branches[repo].get(revision, revision)]
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *args):
-        del args
+    def log_message(self, *args): ...
 
     def do_GET(self):
         self.answer()
@@ -75,7 +67,6 @@ class Handler(BaseHTTPRequestHandler):
         self.path = unquote(urlsplit(self.path).path)
         body = self.read_body()
         with self.server.lock:
-            self.server.log.append((self.command, self.path))
             writes = self.command in ("POST", "PUT") and not self.path.startswith("/lfs/")
             if writes and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self.refuse(401, "Invalid username or password.")
@@ -113,11 +104,10 @@ class Handler(BaseHTTPRequestHandler):
     def find_commit(self, repo, revision):
         """The commit, or None once the error is sent."""
         known = self.server.branches.get(repo)
-        hidden = self.server.private.get(repo) and "Authorization" not in self.headers
-        if known is None or hidden:
+        if known is None:
             self.refuse(404, "Repository not found", "RepoNotFound")
             return None
-        oid = self.server.find(repo, revision)
+        oid = known.get(revision, revision)
         if oid not in self.server.commits[repo]:
             self.refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
             return None
@@ -189,7 +179,7 @@ def batch(self, body, repo):
     del repo
     objects = []
     for asked in json.loads(body)["objects"]:
-        answer = {"oid": asked["oid"], "size": asked["size"]}
+        answer = dict(asked)
         if asked["oid"] not in self.server.objects:
             answer["actions"] = {"upload": {"href": f"{self.server.endpoint}/lfs/{asked['oid']}"}}
         objects.append(answer)
@@ -217,8 +207,7 @@ def commit(self, body, repo, branch):
         elif item["key"] == "deletedFile":
             del files[value["path"]]
     oid = self.server.commit(repo, branch, files)
-    url = f"{self.server.endpoint}/{repo}/commit/{oid}"
-    self.send_json({"success": True, "commitOid": oid, "commitUrl": url})
+    self.send_json({"commitOid": oid, "commitUrl": f"{self.server.endpoint}/{repo}/commit/{oid}"})
 
 
 def download(self, body, repo, revision, path):

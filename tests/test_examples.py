@@ -41,8 +41,8 @@ SAYS = {
 }
 
 
-# qwix calls a method that Flax would rather have as a function.
-QWIX = ["-W", "ignore:The 'm.iter_modules()' method:DeprecationWarning"]
+# qwix uses what Flax has deprecated.
+QWIX = ["-W", "ignore::DeprecationWarning"]
 ELSEWHERE = {"hub_adapter.py"}  # needs a hub, which tests/test_source_hub.py has
 
 

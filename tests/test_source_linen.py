@@ -133,7 +133,7 @@ def test_by_names_alone_where_names_say_it():
             return nn.RMSNorm()(nn.GroupNorm(num_groups=2)(x))
 
     model = Named()
-    variables = model.init(jax.random.key(0), X)
+    variables = jax.eval_shape(model.init, jax.random.key(0), X)
     named = set(lnt.partition_params(variables, CONFIG).trainable)
     assert named == {"LayerNorm_0.scale", "LayerNorm_0.bias", "RMSNorm_0.scale"}
     typed = lnt.partition_params(variables, CONFIG, norms=lnt.norm_modules(model, X))
@@ -165,7 +165,7 @@ def test_a_mutable_collection_is_carried_over_as_aux():
             return nn.Dense(2)(nn.BatchNorm(use_running_average=False)(x))
 
     model = Trained()
-    variables = model.init(jax.random.key(0), X)
+    variables = jax.jit(model.init)(jax.random.key(0), X)
     trainable, frozen = lnt.partition_params(variables["params"], CONFIG)
 
     def loss_fn(params, statistics):
@@ -177,7 +177,7 @@ def test_a_mutable_collection_is_carried_over_as_aux():
     state = lnt.TrainState.create(trainable, tx)
     statistics = {"batch_stats": variables["batch_stats"]}
     state, metrics = step(state, frozen, statistics)
-    _, expected = model.apply(variables, X, mutable=["batch_stats"])
+    _, expected = jax.jit(lambda v: model.apply(v, X, mutable=["batch_stats"]))(variables)
     found = metrics["aux"]["batch_stats"]["BatchNorm_0"]
     for name, value in expected["batch_stats"]["BatchNorm_0"].items():
         np.testing.assert_allclose(found[name], value, rtol=1e-6)
