@@ -37,8 +37,8 @@ def test_the_contract_s_names_are_there():
 def get_public_objects():
     """The public names of the package and of its public submodules."""
     objects = {}
-    modules = (lnt, lnt.bank, lnt.models, lnt.checkpoint, lnt.nnx, lnt.peft, lnt.torchax)
-    for module in modules:
+    beside = (lnt.bank, lnt.models, lnt.checkpoint, lnt.hub, lnt.nnx, lnt.peft, lnt.torchax)
+    for module in (lnt, *beside):
         for name, value in vars(module).items():
             gathers = module in (lnt.peft, lnt.bank)  # from modules beside them
             prefix = "lntune_jax" if gathers else module.__name__
@@ -85,7 +85,7 @@ def test_submodules_import_by_themselves_without_torch_or_transformers():
     code = """
 import sys
 import lntune_jax.models, lntune_jax.checkpoint, lntune_jax.cli, lntune_jax.peft
-import lntune_jax.bank, lntune_jax.nnx
+import lntune_jax.bank, lntune_jax.hub, lntune_jax.nnx
 import lntune_jax.torchax
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
