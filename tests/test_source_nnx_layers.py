@@ -36,7 +36,7 @@ def test_a_bfloat16_model_keeps_small_steps():
         assert bool((model.layers[0].scale[...] != 1).all()) == moved
 
 
-def test_a_norm_that_modules_share():
+def test_a_norm_that_modules_share(tmp_path):
     class Shared(nnx.Module):
         def __init__(self):
             self.last = nnx.LayerNorm(4, rngs=nnx.Rngs(0))
@@ -47,6 +47,14 @@ def test_a_norm_that_modules_share():
     for name in (None, ["again"], ["last"]):
         chosen = lnt.nnx.make_filter(lnt.LNTuningConfig(target_modules=name), model)
         assert list_paths(nnx.state(model, chosen)) == {"again.scale", "again.bias"}, name
+    state, norms = nnx.state(model), lnt.norm_modules(model)
+    trainable, _ = lnt.partition_params(state, CONFIG, norms=norms)
+    tuned = {path: leaf + 1 for path, leaf in trainable.items()}
+    path = lnt.save_adapter(tmp_path / "adapter", tuned, CONFIG, base=state, norms=norms)
+    fresh = Shared()
+    nnx.update(fresh, lnt.restore_adapter(path, nnx.state(fresh)))
+    assert fresh.last is fresh.again
+    assert fresh.last.scale[...].tolist() == [2.0] * 4
 
 
 class Layer(nnx.Module):
