@@ -19,7 +19,8 @@ import numpy as np
 
 import lntune_jax as lnt
 from lntune_jax import _bank_files
-from lntune_jax._adapter_metadata import METADATA_FILE, _render, read_metadata
+from lntune_jax._adapter_files import METADATA_FILE
+from lntune_jax._adapter_metadata import _render, read_metadata
 from lntune_jax._fingerprint import explain_difference
 from lntune_jax._json_files import parse_json
 from lntune_jax._regex import Pattern

@@ -25,6 +25,7 @@ from ._errors import TreeError as TreeError
 from ._errors import UnmatchedPatternWarning as UnmatchedPatternWarning
 from ._errors import ZeroGradientWarning as ZeroGradientWarning
 from ._gradients import value_and_grad as value_and_grad
+from ._groups import label_groups as label_groups
 from ._labels import label_params as label_params
 from ._many import stack_states as stack_states
 from ._many import unstack_states as unstack_states
@@ -46,6 +47,6 @@ from ._training import make_train_step as make_train_step
 
 def __getattr__(name: str) -> _Any:
     """Imports a public submodule when it is first used: they need more than JAX and Optax."""
-    if name in ("bank", "checkpoint", "cli", "models", "peft", "torchax"):
+    if name in ("bank", "checkpoint", "cli", "hub", "models", "nnx", "peft", "torchax"):
         return _importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'lntune_jax' has no attribute {name!r}")

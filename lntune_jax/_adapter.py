@@ -13,7 +13,8 @@ from typing import Any
 
 from ._adapter_arrays import to_numpy, write_arrays
 from ._adapter_checks import check_trainable, check_values, fill_holes
-from ._adapter_metadata import Metadata, describe_files, describe_leaf, write_metadata
+from ._adapter_files import describe_files
+from ._adapter_metadata import Metadata, describe_leaf, write_metadata
 from ._adapter_place import check_place, place_leaves
 from ._adapter_processes import write_on_first_process
 from ._adapter_reading import ARRAYS_DIRECTORY, read_directory, read_target

@@ -14,15 +14,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from ._adapter_arrays import read_arrays
-from ._adapter_metadata import (
-    ADAPTER,
-    METADATA_FILE,
-    Kind,
-    Metadata,
-    check_files,
-    describe_leaf,
-    read_metadata,
-)
+from ._adapter_files import METADATA_FILE, check_files
+from ._adapter_metadata import ADAPTER, Kind, Metadata, describe_leaf, read_metadata
 from ._config import CONFIG_FILE, LNTuningConfig
 from ._errors import AdapterError, ConfigError
 from ._files import list_asides
@@ -77,7 +70,7 @@ def read_directory(directory: Path) -> tuple[Adapter, Metadata]:
         AdapterError: names the file or leaf, what was expected and what was found.
     """
     metadata = read_metadata(directory)
-    check_files(directory, metadata.files)  # before any other library parses them
+    check_files(directory, metadata.files, from_hub=True)  # before other libraries parse them
     try:
         config = LNTuningConfig.from_pretrained(directory)
     except ConfigError as error:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ._adapter_files import METADATA_FILE, list_files
 from ._adapter_messages import list_names
-from ._adapter_metadata import ADAPTER, METADATA_FILE, Kind, list_files, read_metadata
+from ._adapter_metadata import ADAPTER, Kind, read_metadata
 from ._errors import AdapterError
 
 

@@ -16,17 +16,9 @@ import numpy as np
 
 from ._adapter_arrays import to_numpy, write_arrays
 from ._adapter_checks import fill_holes
+from ._adapter_files import METADATA_FILE, check_files, describe_files
 from ._adapter_messages import list_names, shorten
-from ._adapter_metadata import (
-    METADATA_FILE,
-    Kind,
-    Metadata,
-    check_files,
-    describe_files,
-    describe_leaf,
-    read_metadata,
-    write_metadata,
-)
+from ._adapter_metadata import Kind, Metadata, describe_leaf, read_metadata, write_metadata
 from ._adapter_processes import write_on_first_process
 from ._adapter_reading import ARRAYS_DIRECTORY, read_leaves, read_settled
 from ._adapter_target import check_target

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ._adapter import read_fitting
-from ._adapter_metadata import METADATA_FILE
+from ._adapter_files import METADATA_FILE
 from ._adapter_reading import Adapter
 from ._config import LNTuningConfig
 from ._errors import AdapterError

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ._adapter_metadata import METADATA_FILE, check_files, describe_files
+from ._adapter_files import METADATA_FILE, check_files, describe_files
 from ._errors import AdapterError
 from ._files import sync, sync_tree
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -97,6 +98,22 @@ def explain_difference(fingerprint: Mapping[str, Any], frozen: Mapping[str, Any]
     return None
 
 
+def count_frozen(fingerprint: Mapping[str, Any]) -> int | None:
+    """How many numbers the frozen leaves hold; None where the fingerprint does not tell.
+
+    It does not for a tree of very many leaves, which it only hashes, nor for a quantised base,
+    whose scales and packed values are no parameters of their own.
+
+    Example:
+        >>> count_frozen(make_fingerprint({"fc.kernel": np.eye(2, dtype=np.float32)}))
+        4
+    """
+    if fingerprint["list"] is None or fingerprint.get(QUANTIZED):
+        return None
+    shapes = [line.rpartition(" [")[2].rstrip("]") for line in _read_structure(fingerprint)]
+    return sum(math.prod(map(int, filter(None, shape.split(", ")))) for shape in shapes)
+
+
 def _is_numeric(value: Any) -> bool:
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         return False
@@ -128,17 +145,20 @@ def _explain_structure(fingerprint: Mapping[str, Any], text: str, count: int) ->
             f"{count:,} found)"
         )
     try:
-        packed = base64.b85decode(fingerprint["list"])
-        listed = zlib.decompressobj().decompress(packed, _LONGEST_TEXT).decode()
+        expected, found = set(_read_structure(fingerprint)), set(text.splitlines())
     except (ValueError, zlib.error) as error:
         return f"other leaves or shapes (the list of those expected is damaged: {error})"
-    expected, found = set(listed.splitlines()), set(text.splitlines())
     parts = []
     if expected - found:
         parts.append(f"expected {list_names(sorted(expected - found), str)}")
     if found - expected:
         parts.append(f"found {list_names(sorted(found - expected), str)}")
     return "other frozen leaves or shapes: " + "; ".join(parts)
+
+
+def _read_structure(fingerprint: Mapping[str, Any]) -> list[str]:
+    packed = base64.b85decode(fingerprint["list"])
+    return zlib.decompressobj().decompress(packed, _LONGEST_TEXT).decode().splitlines()
 
 
 def _write_number(value: np.generic) -> str:

@@ -10,6 +10,8 @@ from ._name_rules import NameMap
 from ._roles import Selection
 from ._selection import select_leaves
 
+TRAINABLE, FROZEN = "trainable", "frozen"
+
 
 def label_params(
     params: Any,
@@ -39,4 +41,4 @@ def label_params(
 def label_selection(selection: Selection) -> Any:
     """The tree of a selection with "trainable" or "frozen" at each leaf."""
     trains = map(selection.is_trainable, range(len(selection.leaves)))
-    return selection.treedef.unflatten(["trainable" if t else "frozen" for t in trains])
+    return selection.treedef.unflatten([TRAINABLE if t else FROZEN for t in trains])

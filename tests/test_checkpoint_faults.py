@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.checkpoint import _seal, open_checkpoints, restore_state, save_state
+from lntune_jax._checkpoint_record import seal
+from lntune_jax.checkpoint import open_checkpoints, restore_state, save_state
 
 
 def make_state() -> lnt.TrainState:
@@ -60,15 +61,15 @@ def test_a_file_too_many_is_named(saved: Path) -> None:
 
 def test_a_later_version_is_named(saved: Path) -> None:
     """With all checksums right, as a later version would have them."""
-    from lntune_jax._adapter_metadata import describe_files
+    from lntune_jax._adapter_files import describe_files
 
     (file,) = [
         path for path in list_files(saved) if path.parent.name == "about" and path.suffix == ""
     ]
     about = json.loads(file.read_text())
-    file.write_text(json.dumps(_seal({**about, "format_version": 2})))
+    file.write_text(json.dumps(seal({**about, "format_version": 2})))
     record = saved / "3" / "lntune.json"
     record.unlink()
-    record.write_text(json.dumps(_seal({"files": describe_files(saved / "3")})))
+    record.write_text(json.dumps(seal({"files": describe_files(saved / "3")})))
     with pytest.raises(lnt.AdapterError, match=r"format version 2, expected 1.*resume with the v"):
         read(saved)

@@ -37,13 +37,15 @@ def test_the_contract_s_names_are_there():
 def get_public_objects():
     """The public names of the package and of its public submodules."""
     objects = {}
-    for module in (lnt, lnt.bank, lnt.models, lnt.checkpoint, lnt.peft, lnt.torchax):
+    beside = (lnt.bank, lnt.models, lnt.checkpoint, lnt.hub, lnt.nnx, lnt.peft, lnt.torchax)
+    for module in (lnt, *beside):
         for name, value in vars(module).items():
             gathers = module in (lnt.peft, lnt.bank)  # from modules beside them
             prefix = "lntune_jax" if gathers else module.__name__
             own = getattr(value, "__module__", "").startswith(prefix)
             if not name.startswith("_") and own and not inspect.ismodule(value):
-                objects[name] = value
+                taken = objects.get(name, value) is not value  # as make_optimizer is
+                objects[f"{module.__name__}.{name}" if taken else name] = value
     return objects
 
 
@@ -83,7 +85,7 @@ def test_submodules_import_by_themselves_without_torch_or_transformers():
     code = """
 import sys
 import lntune_jax.models, lntune_jax.checkpoint, lntune_jax.cli, lntune_jax.peft
-import lntune_jax.bank
+import lntune_jax.bank, lntune_jax.hub, lntune_jax.nnx
 import lntune_jax.torchax
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """

@@ -44,7 +44,7 @@ def test_the_way_from_peft_and_back(tmp_path, monkeypatch):
 
 
 def test_every_relative_link_leads_somewhere():
-    for page in [README, *README.parent.glob("docs/*.md")]:
+    for page in [README, *README.parent.glob("docs/**/*.md")]:
         assert "@@" not in page.read_text(), page.name  # a figure yet to come
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), (page.name, link)

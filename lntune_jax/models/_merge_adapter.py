@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lntune_jax._adapter_files import METADATA_FILE
 from lntune_jax._adapter_messages import list_names
-from lntune_jax._adapter_metadata import METADATA_FILE, read_metadata
+from lntune_jax._adapter_metadata import read_metadata
 from lntune_jax._adapter_reading import Adapter, read_target
 from lntune_jax._errors import AdapterError, DataError
 from lntune_jax._fingerprint import QUANTIZED

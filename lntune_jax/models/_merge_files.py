@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lntune_jax._adapter_files import list_files
 from lntune_jax._adapter_messages import list_names
-from lntune_jax._adapter_metadata import list_files
 from lntune_jax._errors import AdapterError, ModelError
 from lntune_jax._json_files import read_json
 

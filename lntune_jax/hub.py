@@ -1,0 +1,222 @@
+"""Adapters on the Hugging Face hub: pushed with a model card, and put into a base by their id.
+
+Needs `huggingface_hub` (the extra `hf`), which is imported where it is used. Directories of
+`save_adapter` and of PEFT both go up and come down.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ._adapter import restore_adapter
+from ._adapter_files import METADATA_FILE
+from ._config import CONFIG_FILE
+from ._errors import AdapterError
+from ._files import resolve_path
+from ._model_card import CARD_FILE, is_own_file, read_facts, write_card
+from ._name_rules import NameMap
+from ._peft_files import WEIGHTS_FILE
+from ._peft_import import import_peft
+
+_PATTERNS = [CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, "arrays/*"]
+# An id on the hub: a name, or an owner and a name; paths begin with a dot or have more parts.
+_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def push_adapter(
+    directory: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str | None = None,
+    card: bool = True,
+) -> str:
+    """Uploads an adapter directory with a model card, in one commit.
+
+    The repository is made if there is none. The directory is read and verified first, and is not
+    changed. Files of an adapter that was there before go in the same commit; other files of the
+    repository stay.
+
+    Args:
+        directory: what `save_adapter`, `export_peft` or PEFT wrote.
+        repo_id: "owner/name", or "name" for the token's own account.
+        private: whether a repository that is made is private; None is the account's default.
+        revision: the branch to push to, made if needed; None is the main one.
+        token: an access token; None is the one that `hf auth login` stored or `HF_TOKEN`.
+        message: of the commit.
+        card: whether a README.md goes up: the directory's own if there is one, else one that
+            tells base, counts, targets and how to load. It replaces the repository's.
+
+    Returns:
+        The commit's hash: as `revision` of `from_pretrained` it gives exactly this adapter.
+
+    Raises:
+        AdapterError: the directory is no sound adapter, `repo_id` is no id, `huggingface_hub` is
+            not installed, or the hub cannot be reached or refuses.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> try:
+        ...     lnt.hub.push_adapter("no-such-directory", "me/adapter")
+        ... except lnt.AdapterError as error:
+        ...     print(str(error).partition(" holds neither")[1])
+         holds neither
+    """
+    path = resolve_path(directory)
+    facts = read_facts(path)
+    _check_id(repo_id)
+    hub = _import_hub()
+    try:
+        api = hub.HfApi(token=token, library_name="lntune_jax")
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = api.list_repo_files(repo_id, revision=revision)
+        operations: list[Any] = [
+            hub.CommitOperationAdd(path_in_repo=file, path_or_fileobj=path / file)
+            for file in facts.files
+        ]
+        if card:
+            own = path / CARD_FILE
+            text = own.read_bytes() if own.is_file() else write_card(facts, repo_id).encode()
+            operations.append(hub.CommitOperationAdd(path_in_repo=CARD_FILE, path_or_fileobj=text))
+        operations += [
+            hub.CommitOperationDelete(path_in_repo=file)
+            for file in there
+            if is_own_file(file) and file not in facts.files
+        ]
+        done = api.create_commit(
+            repo_id,
+            operations=operations,
+            commit_message=message or "LayerNorm tuning adapter",
+            revision=revision,
+        )
+    except Exception as error:  # no network, no rights, no such branch: of more types than one
+        raise AdapterError(
+            f"cannot push {path} to {repo_id!r} on the hub ({_explain(error)}). What is there has "
+            "not changed; check the token, the id and the network (and HF_HUB_OFFLINE)"
+        ) from error
+    return done.oid
+
+
+def fetch_adapter(repo_id: str, *, revision: str | None = None, token: str | None = None) -> Path:
+    """Downloads an adapter's files, and nothing else of its repository, into the hub's cache.
+
+    Offline (`HF_HUB_OFFLINE=1`, or no network) a copy in the cache is used.
+
+    Args:
+        repo_id: "owner/name".
+        revision: a branch, tag or commit; None is the main branch.
+        token: an access token, for private repositories.
+
+    Returns:
+        The directory in the cache, for `restore_adapter`, `load_adapter` or `import_peft`. It
+        holds links into the cache: do not write there.
+
+    Raises:
+        AdapterError: there is no such repository or revision, it holds no adapter, or it cannot
+            be reached and is not in the cache.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> try:
+        ...     lnt.hub.fetch_adapter("../adapter")
+        ... except lnt.AdapterError as error:
+        ...     print(error)
+        '../adapter' is no id on the hub: expected 'owner/name'
+    """
+    _check_id(repo_id)
+    hub = _import_hub()
+    try:
+        found = Path(
+            hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=_PATTERNS)
+        )
+    except Exception as error:
+        wanted = f"{repo_id!r}" if revision is None else f"{repo_id!r} at {revision!r}"
+        offline = " HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else " Check the network"
+        raise AdapterError(
+            f"the adapter {wanted} is neither on the hub nor in the cache ({_explain(error)})."
+            f"{offline}; a private repository needs a token"
+        ) from error
+    if not any((found / file).is_file() for file in (METADATA_FILE, WEIGHTS_FILE)):
+        raise AdapterError(
+            f"the repository {repo_id!r} holds no adapter: neither {METADATA_FILE} (save_adapter) "
+            f"nor {WEIGHTS_FILE} (PEFT). Is it that of the base?"
+        )
+    return found
+
+
+def from_pretrained(
+    name: str | os.PathLike[str],
+    params: Any,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cast: bool = True,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
+) -> Any:
+    """Puts an adapter of the hub, or of a directory, into the base it was trained on.
+
+    The format is seen from the files: `save_adapter`'s are read by `restore_adapter`, PEFT's by
+    `import_peft`, each as strictly as ever.
+
+    Args:
+        name: an id on the hub, or a directory, which goes first.
+        params: the base: any pytree.
+        revision: a branch, tag or commit; None is the main branch.
+        token: an access token, for private repositories.
+        cast: whether the leaves take the dtype of the base.
+        norms: for PEFT's files: module paths that are norms. `save_adapter` wrote down its own.
+        name_map: as in `restore_adapter` and `import_peft`.
+
+    Returns:
+        A tree like `params`, with the adapter in place.
+
+    Raises:
+        AdapterError: as for `fetch_adapter`, `restore_adapter` and `import_peft`.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln_1": {"scale": jnp.ones(2)}}
+        >>> tuned, config = {"ln_1.scale": jnp.array([2.0, 3.0])}, lnt.LNTuningConfig()
+        >>> path = lnt.save_adapter(tempfile.mkdtemp() + "/adapter", tuned, config, base=params)
+        >>> lnt.hub.from_pretrained(path, params)["ln_1"]["scale"].tolist()
+        [2.0, 3.0]
+    """
+    directory = resolve_path(name)
+    if not directory.is_dir():
+        if not _ID.fullmatch(str(name)):
+            raise AdapterError(f"{str(name)!r} is neither a directory nor an id on the hub")
+        directory = fetch_adapter(str(name), revision=revision, token=token)
+    if (directory / WEIGHTS_FILE).is_file() and not (directory / METADATA_FILE).is_file():
+        return import_peft(directory, params, norms=norms, name_map=name_map, cast=cast)
+    return restore_adapter(directory, params, cast=cast, name_map=name_map)
+
+
+def _check_id(repo_id: str) -> None:
+    if not isinstance(repo_id, str) or not _ID.fullmatch(repo_id):
+        raise AdapterError(f"{str(repo_id)!r} is no id on the hub: expected 'owner/name'")
+
+
+def _import_hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise AdapterError(
+            "adapters on the hub need the package huggingface_hub: pip install 'lntune-jax[hf]'"
+        ) from None
+    return huggingface_hub
+
+
+def _explain(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__
