@@ -33,8 +33,11 @@ def make_model():
     """Stands for a pretrained model: random weights, the same ones each time."""
     model = Llama3(SIZES, rngs=nnx.Rngs(0))
     keys = iter(jax.random.split(jax.random.key(0), 100))
-    noisy = lambda leaf: leaf + 0.1 * jax.random.normal(next(keys), leaf.shape)  # noqa: E731
-    nnx.update(model, jax.tree.map(noisy, nnx.state(model, nnx.Param)))
+
+    def add_noise(leaf):
+        return leaf + 0.1 * jax.random.normal(next(keys), leaf.shape)
+
+    nnx.update(model, jax.tree.map(add_noise, nnx.state(model, nnx.Param)))
     return model
 
 
