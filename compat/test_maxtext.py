@@ -141,8 +141,12 @@ def test_maxtext_its_optimizer(record, tmp_path):
     output = jax.jit(apply_fn)
     check_equal(output(restored, TOKENS), output(params, TOKENS))
     record(
-        norms=2, selected=len(trainable), leaves=len(list_leaves(params)),
-        before=losses[0], after=losses[-1], restored="equal",
+        norms=2,
+        selected=len(trainable),
+        leaves=len(list_leaves(params)),
+        before=losses[0],
+        after=losses[-1],
+        restored="equal",
     )
 
 
@@ -159,12 +163,18 @@ def test_maxtext_its_trainer(record, tmp_path):
         capture_output=True, text=True, timeout=600, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    steps = re.findall(r"completed step: (\d+),.* loss: ([\d.]+), lm_loss", done.stdout + done.stderr)
+    steps = re.findall(
+        r"completed step: (\d+),.* loss: ([\d.]+), lm_loss", done.stdout + done.stderr
+    )
     losses = [float(loss) for _, loss in steps]
     assert len(losses) == 10
     assert losses[-1] < losses[0]
     record(
-        norms=3, selected=3, leaves=12, before=losses[0], after=losses[-1],
+        norms=3,
+        selected=3,
+        leaves=12,
+        before=losses[0],
+        after=losses[-1],
         restored="not saved by us",
     )
 
@@ -178,7 +188,7 @@ def test_an_adapter_layer_by_layer(tmp_path):
     lnt.save_adapter(path, trainable, config, base=params, name_map="maxtext_llama")
     saved = lnt.load_adapter(path).trainable
     assert len(saved) == 9
-    assert saved["model.layers.3.input_layernorm.weight"].shape == (32,)
+    assert saved["model.layers.3.input_layernorm.scale"].shape == (32,)
     restored = lnt.restore_adapter(path, params, name_map="maxtext_llama")
     check_equal(restored, params)
 

@@ -57,8 +57,12 @@ def test_tunix(family, record, tmp_path):
     nnx.update(fresh, lnt.restore_adapter(path, nnx.state(fresh, nnx.Param)))
     check_equal(run(fresh), run(model))
     record(
-        norms=len(expected), selected=len(trainable), leaves=len(list_leaves(base)),
-        before=before, after=after, restored="equal",
+        norms=len(expected),
+        selected=len(trainable),
+        leaves=len(list_leaves(base)),
+        before=before,
+        after=after,
+        restored="equal",
     )
 
 

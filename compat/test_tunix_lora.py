@@ -14,9 +14,7 @@ import lntune_jax as lnt
 def make_lora_model():
     provider = qwix.LoraProvider(module_path=".*(q_proj|v_proj|gate_proj)", rank=2, alpha=4.0)
     model = make_model("llama3")
-    return qwix.apply_lora_to_model(
-        model, provider, **model.get_model_input(), rngs=nnx.Rngs(1)
-    )
+    return qwix.apply_lora_to_model(model, provider, **model.get_model_input(), rngs=nnx.Rngs(1))
 
 
 def list_changed(before, after):
@@ -51,6 +49,11 @@ def test_norms_and_lora(record, tmp_path):
     restored = lnt.restore_adapter(path, nnx.state(make_model("llama3"), nnx.Param))
     check_equal({p: list_leaves(restored)[p] for p in norms}, adapter)
     record(
-        model="tunix, norms with LoRA", norms=len(norms), selected=len(norms) + len(lora),
-        leaves=len(base), before=before, after=after, restored="equal",
+        model="tunix, norms with LoRA",
+        norms=len(norms),
+        selected=len(norms) + len(lora),
+        leaves=len(base),
+        before=before,
+        after=after,
+        restored="equal",
     )
