@@ -1,4 +1,4 @@
-"""MaxText: scanned parameters, its own optimizer and trainer under the mask that our config writes."""
+"""MaxText: scanned parameters; its own optimizer and trainer under the mask of our config."""
 
 import re
 import subprocess

@@ -74,9 +74,8 @@ def mend_clip() -> list[str]:
         ModelError: there is no transformers with Flax classes.
 
     Example:
-        >>> print(*mend_clip(), sep="\\n")
-        transformers.models.t5.modeling_flax_t5
-        transformers.models.longt5.modeling_flax_longt5
+        >>> [name.rpartition(".")[2] for name in mend_clip()]
+        ['modeling_flax_t5', 'modeling_flax_longt5']
     """
     names = [f"transformers.models.{kind}.modeling_flax_{kind}" for kind in _MENDED]
     numpy = types.SimpleNamespace(**vars(jnp) | {"clip": _clip})

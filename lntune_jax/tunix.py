@@ -62,5 +62,5 @@ def mark_trainable(
     return list(trainable)
 
 
-def _get_child(node: Any, key: str | int) -> Any:
+def _get_child(node: Any, key: Any) -> Any:
     return getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
