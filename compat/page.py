@@ -8,9 +8,10 @@ HEAD = """# Compatibility
 
 What `make compat` saw: each package below in an environment of its own, its real modules with
 random weights, small. For each model, the leaves that were selected are exactly those of the
-package's own norm types; training them lowered the loss and changed no other leaf in one bit; the
-adapter was saved, restored into a fresh model, and gave equal outputs. Written by
-`compat/run.py`; the pinned versions are in `compat/requirements/`.
+package's own norm types (a test of its own for each); training them lowered the loss and changed no
+other leaf in one bit; the adapter was saved, restored into a fresh model, and gave equal outputs,
+unless the notes say otherwise. Written by `compat/run.py`; the pinned versions are in
+`compat/requirements/`. The times are of the tests, on a shared machine.
 
 """
 
@@ -34,6 +35,8 @@ def write_page(target: Path, results: dict[str, dict]) -> None:
     lines.append("|---|---|---|---|---|---|---|")
     for result in results.values():
         lines += [_write_row(line) for line in result["seen"]]
+    notes = [f"- {note}" for result in results.values() for note in result["notes"]]
+    lines += ["", *notes] if notes else []
     target.write_text(HEAD + "\n".join(lines) + "\n")
 
 

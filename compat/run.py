@@ -60,12 +60,18 @@ def main() -> int:
         target.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{name}: {result['error'] or 'passed'} ({result['seconds']} s)", flush=True)
         has_passed &= result["error"] is None
-    results = {name: COMPAT / "results" / f"{name}.json" for name in environments}
-    write_page(
-        ROOT / "docs" / "compatibility.md",
-        {name: json.loads(file.read_text()) for name, file in results.items() if file.exists()},
-    )
+    write_page(ROOT / "docs" / "compatibility.md", read_results(environments))
     return 0 if has_passed else 1
+
+
+def read_results(environments: dict) -> dict[str, dict]:
+    """The last results of each environment that has some, with its notes."""
+    files = {name: COMPAT / "results" / f"{name}.json" for name in environments}
+    return {
+        name: json.loads(file.read_text()) | {"notes": environments[name].get("notes", [])}
+        for name, file in files.items()
+        if file.exists()
+    }
 
 
 def try_environment(settings: dict, folder: Path) -> dict:
