@@ -1,5 +1,6 @@
 # Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment.
 # `make parity` compares with PEFT in PyTorch, in an environment of its own.
+# `make compat` runs the libraries that people have models in, in an environment each (compat/).
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 
 # The first of these that runs and is supported.
@@ -14,19 +15,24 @@ TEST_ENV := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_N
 
 # Modules whose doctests need PyTorch: `make parity` runs them.
 NEED_TORCH := lntune_jax/torchax.py $(wildcard lntune_jax/_torchax*.py)
+# Modules whose doctests need a package of `make compat`.
+NEED_COMPAT := lntune_jax/keras.py lntune_jax/transformers4.py
 
-.PHONY: demo test parity lint types bench clean
+.PHONY: demo test parity compat lint types bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lntune-jax demo
 
 test: $(VENV)/.test lint types
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules lntune_jax $(NEED_TORCH:%=--ignore=%)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules lntune_jax $(patsubst %,--ignore=%,$(NEED_TORCH) $(NEED_COMPAT))
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
 
 parity: $(VENV)-parity/.parity
 	$(TEST_ENV) $(VENV)-parity/bin/python -m pytest -n $(WORKERS) --doctest-modules $(NEED_TORCH)
 	$(TEST_ENV) $(VENV)-parity/bin/python -m pytest -n $(WORKERS) --dist worksteal tests/parity
+
+compat:
+	$(PYTHON) compat/run.py --folder $(VENV)-compat
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -61,4 +67,4 @@ $(VENV)-parity/.parity: pyproject.toml requirements-parity.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-parity .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-compat .pytest_cache .ruff_cache .hypothesis

@@ -35,6 +35,7 @@ from ._optimizer import make_optimizer as make_optimizer
 from ._partition import Partition as Partition
 from ._partition import merge_params as merge_params
 from ._partition import partition_params as partition_params
+from ._path_patterns import make_path_patterns as make_path_patterns
 from ._peft_export import export_peft as export_peft
 from ._peft_import import import_peft as import_peft
 from ._peft_import import load_peft as load_peft
@@ -44,9 +45,25 @@ from ._train_state import TrainState as TrainState
 from ._training import TrainStep as TrainStep
 from ._training import make_train_step as make_train_step
 
+_SUBMODULES = frozenset(
+    {
+        "bank",
+        "checkpoint",
+        "cli",
+        "hub",
+        "keras",
+        "models",
+        "nnx",
+        "peft",
+        "torchax",
+        "transformers4",
+        "tunix",
+    }
+)
+
 
 def __getattr__(name: str) -> _Any:
     """Imports a public submodule when it is first used: they need more than JAX and Optax."""
-    if name in ("bank", "checkpoint", "cli", "hub", "models", "nnx", "peft", "torchax"):
+    if name in _SUBMODULES:
         return _importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'lntune_jax' has no attribute {name!r}")
