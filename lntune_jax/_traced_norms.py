@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ._traced_axes import Factor, list_real
-from ._traced_kinds import LAYER, RMS, Judgement, judge, list_sizes
+from ._traced_kinds import LAYER, RMS, judge, list_sizes
 from ._traced_values import (
     BIAS,
     SCALE,
@@ -99,7 +99,7 @@ def scale(normal: View, parameter: View, notes: Notes) -> View | None:
     found = judge(parameter, normal)
     if found is None or fact.scale is not None or fact.has_bias:
         return None
-    _note(parameter.fact, SCALE, found, fact, notes)
+    notes.found.append(Found(parameter.fact, SCALE, found.kind, found.axes))
     return View(replace(fact, scale=(found.kind, list_sizes(parameter))), normal.dims)
 
 
@@ -132,9 +132,5 @@ def _shift(normal: View, parameter: View, notes: Notes) -> View | None:
         fits = fact.scale == (found.kind, list_sizes(parameter))
     if not fits:
         return None
-    _note(parameter.fact, BIAS, found, fact, notes)
+    notes.found.append(Found(parameter.fact, BIAS, found.kind, found.axes))
     return View(replace(fact, has_bias=True), normal.dims)
-
-
-def _note(parameter: Any, role: str, found: Judgement, fact: Normalised, notes: Notes) -> None:
-    notes.found.append(Found(parameter, role, found.kind, found.axes, fact.is_centred))

@@ -143,6 +143,11 @@ def test_running_statistics_make_a_batch_norm():
     assert not list(found)
 
 
+def length(x):
+    """Of each channel, over positions."""
+    return jnp.sqrt((x * x).sum(0, keepdims=True))
+
+
 NOTHING = {
     "LayerScale": lambda p, x: x + p["a"] * jnp.tanh(x),
     "LayerScale after a norm and a kernel": lambda p, x: p["a"] * (jax.nn.standardize(x) @ p["m"]),
@@ -168,6 +173,9 @@ NOTHING = {
     "the root of a mean, without squares": lambda p, x: x / jnp.sqrt(mean(x)) * p["a"],
     "an outer product": lambda p, x: (
         jnp.einsum("bk,d->bdk", jax.nn.standardize(x), p["a"]).sum(1) + jnp.outer(x[:, 0], p["b"])
+    ),
+    "a GRN": lambda p, x: (
+        x * (length(x) / (length(x).mean(-1, keepdims=True) + 1e-6)) * p["a"] + p["b"] + x
     ),
     "the inverse square": lambda p, x: x / (mean(x * x) + 1e-6) * p["a"],
 }

@@ -118,6 +118,25 @@ def test_stacked_layers_and_their_names(tmp_path):
     np.testing.assert_array_equal(norm, doubled["model.layers.input_layernorm.scale"][1])
 
 
+def test_adapters_of_peft(tmp_path):
+    """Under module paths that say nothing; PEFT's files hold modules, so whole ones."""
+    base = {"alpha": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}, "ln": {"kernel": jnp.ones(8)}}
+
+    def call(p, x):
+        return (
+            standardized({"a": p["alpha"]["scale"], "b": p["alpha"]["bias"]}, x) @ p["ln"]["kernel"]
+        )
+
+    norms = lnt.discover_norms(call, base, X)
+    trainable, _ = lnt.partition_params(base, CONFIG, norms=norms)
+    assert list(trainable) == ["alpha.bias", "alpha.scale"]
+    moved = {name: leaf + 2 for name, leaf in trainable.items()}
+    lnt.export_peft(tmp_path / "peft", moved, CONFIG, base=base, norms=norms)
+    params = lnt.import_peft(tmp_path / "peft", base, norms=norms)
+    np.testing.assert_array_equal(params["alpha"]["scale"], moved["alpha.scale"])
+    np.testing.assert_array_equal(params["ln"]["kernel"], base["ln"]["kernel"])
+
+
 def test_what_is_refused():
     with pytest.raises(lnt.TreeError, match=r"apply_fn must be a function.*dict"):
         lnt.discover_norms({}, make_params("a"), X)
