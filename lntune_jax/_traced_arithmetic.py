@@ -147,7 +147,7 @@ def total(view: View, dimensions: Sequence[int], notes: Notes) -> View:
     fact = view.fact
     axes = frozenset(f for i in dimensions for f in list_real(view.dims[i]))
     dims = tuple(dim for i, dim in enumerate(view.dims) if i not in dimensions)
-    if isinstance(fact, Sum | Spread):  # over one dimension after the other
+    if isinstance(fact, Spread):  # over one dimension after the other
         return View(replace(fact, axes=fact.axes | axes), dims)
     if isinstance(fact, Square):
         return View(find_spread(fact.of, axes), dims)

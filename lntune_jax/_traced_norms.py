@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ._traced_axes import list_real
-from ._traced_kinds import LAYER, RMS, Judgement, judge, list_sizes
+from ._traced_axes import Factor, list_real
+from ._traced_kinds import LAYER, RMS, judge, list_sizes
 from ._traced_values import (
     BIAS,
     SCALE,
@@ -38,14 +38,27 @@ def find_spread(fact: Any, axes: Axes) -> Spread:
     return Spread(fact, axes)
 
 
+def find_average(own: Any, fact: Any) -> Axes | None:
+    """The axes over which one array is the mean of another; None where it is not."""
+    if isinstance(own, Spread) and isinstance(fact, Square):
+        is_its = own.of is fact.of and own.is_mean and not own.is_centred
+        return own.axes if is_its else None
+    axes, is_mean = frozenset[Factor](), False
+    while isinstance(own, Sum):  # over one dimension after the other, or of a mean
+        axes, is_mean, own = axes | own.axes, is_mean or own.is_mean, own.of
+        if own is fact:
+            return axes if is_mean else None
+    return None
+
+
 def times_inverse(view: View, other: View, notes: Notes) -> View | None:
     """An array times one over the root of a spread: its own, or a parameter that scales it."""
     inverse, fact = other.fact, view.fact
     if not isinstance(inverse, Inverse):
         return None
     spread = inverse.of
-    weight = fact.scale if isinstance(fact, Weighted) else None
-    inner = fact.of if isinstance(fact, Weighted) and spread.of is not fact else fact
+    weighted = fact if isinstance(fact, Weighted) and spread.of is not fact else None
+    weight, inner = (weighted.scale, weighted.of) if weighted else (None, fact)
     origin = inner.of if isinstance(inner, Centred) and spread.of is not inner else inner
     normal = None
     if isinstance(spread, Running):
@@ -54,12 +67,11 @@ def times_inverse(view: View, other: View, notes: Notes) -> View | None:
     elif spread.of is origin:
         is_centred = spread.is_centred or origin is not inner
         normal = Normalised(origin, spread, spread.axes, is_centred)
-    elif isinstance(fact, Sum) and fact.of is spread.of:
+    elif find_average(fact, spread.of) is not None:
         return View(Shift(spread), view.dims)
     if normal is not None:
         found = _finish(View(normal, view.dims), inverse, other, weight, notes)
-        if isinstance(fact, Weighted) and weight is not None and found is not None:
-            notes.normalised.append(fact)
+        notes.normalised.extend([weighted] if weighted and found else [])
         return found
     if isinstance(fact, Parameter) and inverse.scale is None:
         return View(Inverse(spread, fact), view.dims)
@@ -87,19 +99,19 @@ def scale(normal: View, parameter: View, notes: Notes) -> View | None:
     found = judge(parameter, normal)
     if found is None or fact.scale is not None or fact.has_bias:
         return None
-    _note(parameter.fact, SCALE, found, fact, notes)
+    notes.found.append(Found(parameter.fact, SCALE, found.kind, found.axes))
     return View(replace(fact, scale=(found.kind, list_sizes(parameter))), normal.dims)
 
 
 def plus(view: View, other: View, notes: Notes) -> View | None:
     """The sum of two arrays, or their difference, where that is a step of a norm."""
     fact, own = view.fact, other.fact
-    if isinstance(own, Sum) and own.of is fact and own.is_mean:
-        return View(Centred(fact, own.axes), view.dims)
-    if isinstance(fact, Spread) and isinstance(own, Square) and isinstance(own.of, Sum):
-        mean = own.of
-        if mean.of is fact.of and mean.axes == fact.axes:
-            return View(replace(fact, is_centred=True), view.dims)
+    axes = find_average(own, fact)
+    if axes is not None:
+        return View(Centred(fact, axes), view.dims)
+    is_difference = isinstance(fact, Spread) and isinstance(own, Square)
+    if is_difference and find_average(own.of, fact.of) == fact.axes:
+        return View(replace(fact, is_centred=True), view.dims)
     if isinstance(fact, Shift) and isinstance(own, Parameter) and fact.bias is None:
         return View(Shift(fact.of, own), other.dims)
     if isinstance(fact, Normalised) and isinstance(own, Shift) and own.of is fact.spread:
@@ -120,9 +132,5 @@ def _shift(normal: View, parameter: View, notes: Notes) -> View | None:
         fits = fact.scale == (found.kind, list_sizes(parameter))
     if not fits:
         return None
-    _note(parameter.fact, BIAS, found, fact, notes)
+    notes.found.append(Found(parameter.fact, BIAS, found.kind, found.axes))
     return View(replace(fact, has_bias=True), normal.dims)
-
-
-def _note(parameter: Any, role: str, found: Judgement, fact: Normalised, notes: Notes) -> None:
-    notes.found.append(Found(parameter, role, found.kind, found.axes, fact.is_centred))

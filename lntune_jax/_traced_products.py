@@ -45,7 +45,7 @@ def compute(name: str, eqn: Any, ins: list[View], notes: Notes) -> View | None:
     if name == "reduce_sum":
         return total(ins[0], eqn.params["axes"], notes)
     if name == "neg":
-        return ins[0] if isinstance(ins[0].fact, Sum | Shift) else None
+        return ins[0] if isinstance(ins[0].fact, Sum | Spread | Shift) else None
     if name in _BOUNDS:
         kept = [view for view in ins if isinstance(view.fact, Spread | Root | Inverse)]
         others = [view for view in ins if not any(view is other for other in kept)]

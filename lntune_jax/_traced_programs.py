@@ -30,13 +30,7 @@ from ._traced_values import (
 # Kernels in another language than JAX's: a norm may be in one, and cannot be seen.
 _KERNELS = ("pallas", "callback", "ffi", "custom_call", "triton", "mosaic")
 _OWN = {getattr(primitives, name).name for name in dir(primitives) if name.endswith("_p")}
-_OWN |= {
-    "ragged_dot_general",
-    "scaled_dot",
-    "scaled_matmul",
-    "scaled_matmul_wrapper",
-    "scatter-sub",
-}
+_OWN |= {"ragged_dot_general", "scaled_dot", "scaled_matmul", "scaled_matmul_wrapper"}
 _OWN |= {"random_wrap", "random_unwrap", "random_clone", "reduce_scatter", "symmetric_product"}
 _SILENT = frozenset({"debug_callback", "debug_print"})
 

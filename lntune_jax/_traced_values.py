@@ -153,7 +153,6 @@ class Found(NamedTuple):
     role: str
     kind: str
     axes: tuple[int, ...]
-    is_centred: bool
 
 
 @dataclass(frozen=True)

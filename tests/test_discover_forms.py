@@ -61,6 +61,30 @@ def test_a_scale_or_a_bias_alone():
     assert find(lambda p, x: jax.nn.standardize(x) + p["b"], "b") == {"b": LAYER["b"]}
 
 
+BEFORE = {
+    "a mean over positions": lambda p, x: x.reshape(4, 3, 8).mean(1),
+    "a sum over positions": lambda p, x: x.reshape(4, 3, 8).sum(1),
+    "the greatest": lambda p, x: x.reshape(4, 3, 8).max(1),
+    "a square": lambda p, x: x[:4] ** 2,
+    "a product with a parameter": lambda p, x: x[:4] * p["n"],
+    "another norm": lambda p, x: jax.nn.standardize(x[:4]),
+    "a BatchNorm": lambda p, x: x[:4] - x[:4].mean(0),
+    "a root": lambda p, x: jnp.sqrt((x[:4] ** 2 + x[4:8] ** 2).sum(0)) + x[:4],
+}
+
+
+@pytest.mark.parametrize("norm", [*LAYER_NORMS, *RMS_NORMS], ids=lambda norm: norm.__name__)
+def test_of_whatever_was_computed_before(norm):
+    def apply(p, x):
+        x = jnp.tanh(x @ p["k"] + p["l"])
+        return {name: norm(p[name], before(p, x)) for name, before in BEFORE.items()}
+
+    leaves = ("a", "b") if norm in LAYER_NORMS else ("a",)
+    params = make_params() | dict.fromkeys(BEFORE, dict.fromkeys(leaves, shape(8)))
+    found = lnt.discover_norms(apply, params, shape(12, 8))
+    assert set(found) == {f"{name}.{leaf}" for name in BEFORE for leaf in leaves}
+
+
 def test_query_and_key_norms_over_heads():
     def norm(p, x):
         heads = x.reshape(4, 2, 4)
@@ -119,6 +143,11 @@ def test_running_statistics_make_a_batch_norm():
     assert not list(found)
 
 
+def length(x):
+    """Of each channel, over positions."""
+    return jnp.sqrt((x * x).sum(0, keepdims=True))
+
+
 NOTHING = {
     "LayerScale": lambda p, x: x + p["a"] * jnp.tanh(x),
     "LayerScale after a norm and a kernel": lambda p, x: p["a"] * (jax.nn.standardize(x) @ p["m"]),
@@ -144,6 +173,9 @@ NOTHING = {
     "the root of a mean, without squares": lambda p, x: x / jnp.sqrt(mean(x)) * p["a"],
     "an outer product": lambda p, x: (
         jnp.einsum("bk,d->bdk", jax.nn.standardize(x), p["a"]).sum(1) + jnp.outer(x[:, 0], p["b"])
+    ),
+    "a GRN": lambda p, x: (
+        x * (length(x) / (length(x).mean(-1, keepdims=True) + 1e-6)) * p["a"] + p["b"] + x
     ),
     "the inverse square": lambda p, x: x / (mean(x * x) + 1e-6) * p["a"],
 }

@@ -1,7 +1,6 @@
-"""A trace's result as `norms=` of everything that selects, and trees of any shape and naming."""
+"""A trace's result as `norms=` of everything that selects."""
 
 import re
-import string
 from pathlib import Path
 
 import jax
@@ -10,10 +9,8 @@ import numpy as np
 import optax
 import pytest
 from checkpoints import REFERENCE
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from small import relax
-from traced import LAYER_NORMS, RMS_NORMS, make_params, shape, standardized
+from traced import make_params, shape, standardized
 
 import lntune_jax as lnt
 from lntune_jax.models import from_config, from_pretrained
@@ -118,6 +115,25 @@ def test_stacked_layers_and_their_names(tmp_path):
     np.testing.assert_array_equal(norm, doubled["model.layers.input_layernorm.scale"][1])
 
 
+def test_adapters_of_peft(tmp_path):
+    """Under module paths that say nothing; PEFT's files hold modules, so whole ones."""
+    base = {"alpha": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}, "ln": {"kernel": jnp.ones(8)}}
+
+    def call(p, x):
+        return (
+            standardized({"a": p["alpha"]["scale"], "b": p["alpha"]["bias"]}, x) @ p["ln"]["kernel"]
+        )
+
+    norms = lnt.discover_norms(call, base, X)
+    trainable, _ = lnt.partition_params(base, CONFIG, norms=norms)
+    assert list(trainable) == ["alpha.bias", "alpha.scale"]
+    moved = {name: leaf + 2 for name, leaf in trainable.items()}
+    lnt.export_peft(tmp_path / "peft", moved, CONFIG, base=base, norms=norms)
+    params = lnt.import_peft(tmp_path / "peft", base, norms=norms)
+    np.testing.assert_array_equal(params["alpha"]["scale"], moved["alpha.scale"])
+    np.testing.assert_array_equal(params["ln"]["kernel"], base["ln"]["kernel"])
+
+
 def test_what_is_refused():
     with pytest.raises(lnt.TreeError, match=r"apply_fn must be a function.*dict"):
         lnt.discover_norms({}, make_params("a"), X)
@@ -161,67 +177,6 @@ def test_keywords_and_whatever_is_no_array():
     params = make_params(*"ab") | {"activation": jnp.tanh, "name": "x"}
     keywords = {"mode": "train", "pair": (2, None), "key": jax.random.key(0)}
     assert list(lnt.discover_norms(call, params, X, **keywords)) == ["a", "b"]
-
-
-names = st.text(string.ascii_lowercase, min_size=1, max_size=3)
-
-
-@st.composite
-def scrambled_trees(draw):
-    """The leaves of several norms and dense layers, each at a random place of a random tree."""
-    norms = draw(st.lists(st.sampled_from((*LAYER_NORMS, *RMS_NORMS)), min_size=1, max_size=3))
-    width = {"a": shape(8), "b": shape(8), "k": shape(8, 8), "l": shape(8)}
-    leaves = [
-        (number, letter)
-        for number, norm in enumerate(norms)
-        for letter in ("abkl" if norm in LAYER_NORMS else "akl")
-    ]
-    order = draw(st.permutations(leaves))
-    places = {}
-    for number, leaf in enumerate(order):
-        path = (*draw(st.lists(names, max_size=3)), f"{draw(names)}{number}")
-        places[leaf] = path
-    flat = {"/".join(path): width[letter] for (_, letter), path in places.items()}
-    return norms, places, draw(st.sampled_from([flat, nest(places, width), tuple_of(flat)]))
-
-
-def nest(places, width):
-    tree = {}
-    for (_, letter), path in places.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = width[letter]
-    return tree
-
-
-def tuple_of(flat):
-    return tuple({key: leaf} for key, leaf in flat.items())
-
-
-@given(scrambled_trees())
-@settings(max_examples=25)
-def test_names_nesting_and_order_play_no_part(drawn):
-    norms, places, tree = drawn
-    flat = {leaf.path[-1]: leaf.path for leaf in lnt._paths.flatten(tree)[0]}
-    at = {leaf: ".".join(flat[path[-1]]) for leaf, path in places.items()}
-
-    def call(tree, x):
-        values = {".".join(leaf.path): leaf.value for leaf in lnt._paths.flatten(tree)[0]}
-        for number, norm in enumerate(norms):
-            own = {letter: values[name] for (i, letter), name in at.items() if i == number}
-            x = jnp.tanh(norm(own, x @ own["k"] + own["l"]))
-        return x
-
-    found = lnt.discover_norms(call, tree, X)
-    expected = {name for (_, letter), name in at.items() if letter in "ab"}
-    assert set(found) == expected
-    assert {leaf.path for leaf in found.norms if leaf.role == "bias"} == {
-        name for (_, letter), name in at.items() if letter == "b"
-    }
-    trainable, frozen = lnt.partition_params(tree, CONFIG, norms=found)
-    assert set(trainable) == expected
-    assert jax.tree.structure(lnt.merge_params(trainable, frozen)) == jax.tree.structure(tree)
 
 
 def test_the_example_of_the_page(capsys):
