@@ -13,7 +13,10 @@ _WHILE = re.compile(r"while\(.*body=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
 _NAME = re.compile(r'op_name="([^"]*)"')
-_GROUPS = re.compile(r"replica_groups=(?:\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
+# Three spellings: [groups,size]<=..., {{0,1},{2,3}}, and mesh['a'=4,'b'=2] {'a'}.
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[(.*?)\] \{(.*?)\})")
+_AXIS = re.compile(r"'(\w+)'=(\d+)")
+_PART = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")
 
 
 class Collective(NamedTuple):
@@ -95,13 +98,23 @@ def _read(line: str, match: re.Match[str], turns: int, devices: int) -> Collecti
     if match[3]:  # An asynchronous one's result holds its operands first.
         shapes = shapes[len(shapes) // 2 :]
     size = sum(_bits(kind) * math.prod(shape) // 8 for kind, shape in shapes)
-    groups = _GROUPS.search(line)
-    group = devices
-    if groups:
-        group = int(groups[2]) if groups[2] else len(_numbers(groups[3] or "")) or devices
+    group = _group(line) or devices
     name = _NAME.search(line)
     shown = tuple(shape for _, shape in shapes)
     return Collective(match[2], shown, size * turns, turns, group, name[1] if name else "")
+
+
+def _group(line: str) -> int | None:
+    """How many devices take part; `None` for all of them."""
+    found = _GROUPS.search(line)
+    if found is None:
+        return None
+    if found[1]:
+        return int(found[1])
+    if found[3] is None:
+        return len(_numbers(found[2])) or None
+    sizes = dict(_AXIS.findall(found[3]))
+    return math.prod(int(part or sizes[name]) for name, part in _PART.findall(found[4]))
 
 
 def _bits(kind: str) -> int:

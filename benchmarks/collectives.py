@@ -1,8 +1,8 @@
 """What does a training step send between devices: LN tuning beside full fine-tuning?
 
-A small Llama, compiled for eight simulated devices on meshes of every kind; the collectives are read
-from the compiled program. Nothing runs. Results are those of the CPU's compiler, which writes a
-reduce-scatter as an all-reduce and a slice; other backends merge and overlap more.
+A small Llama, compiled for eight simulated devices on meshes of every kind; the collectives are
+read from the compiled program. Nothing runs. Results are those of the CPU's compiler, which writes
+a reduce-scatter as an all-reduce and a slice; other backends merge and overlap more.
 """
 
 import argparse

@@ -129,9 +129,9 @@ def test_any_tree_by_patterns_and_by_its_largest_axes():
 
 def test_rules_that_make_no_spec_are_refused():
     tree = {"norm": {"scale": jnp.ones(4)}}
-    with pytest.raises(lnt.ShardingError, match="for 'norm.scale', which has the shape"):
+    with pytest.raises(lnt.ShardingError, match=r"for 'norm\.scale', which has the shape"):
         lnt.make_specs(tree, MESH, lambda path, leaf: P("fsdp", None))
-    with pytest.raises(lnt.ShardingError, match="gives None for 'norm.scale'"):
+    with pytest.raises(lnt.ShardingError, match=r"gives None for 'norm\.scale'"):
         lnt.make_specs(tree, MESH, lambda path, leaf: None)
 
 
@@ -212,4 +212,9 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     assert reduce.sent == 2 * 96 * 3 // 4
     assert (gather.kind, gather.bytes, gather.group) == ("all-gather", 64, 2)
     assert gather.sent == 32
+    groups = ("mesh['a'=4,'b'=2] {'a'}", "mesh['a'=4,'b'=2] {'a':(2)2,'b'}", "{}", "[4,2]<=[8]")
+    for spelling, size in zip(groups, (4, 4, 8, 2), strict=True):
+        line = f"  %x = f32[4]{{0}} all-reduce(%y), replica_groups={spelling}, to_apply=%add"
+        (found,) = list_collectives(f"ENTRY %main () -> f32[4] {{\n{line}\n}}", 8)
+        assert found.group == size, spelling
     assert "_collectives" in sys.modules

@@ -17,8 +17,11 @@ from .._errors import ConfigError
 from ._base import model_location
 from ._checks import flag_of
 
-# Flags of `train` that change where a run stands, but not one bit of its result.
-_WITHOUT_EFFECT = ("output", "resume", "overwrite", "stop_after_steps", "checkpoint_every")
+# Flags of `train` that change where a run stands, or on which devices, but not what it computes.
+_WITHOUT_EFFECT = (
+    *("output", "resume", "overwrite", "stop_after_steps", "checkpoint_every"),
+    *("distributed", "coordinator", "num_processes", "process_id", "mesh", "heartbeat_seconds"),
+)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional
 
 from ._help import shown
+from ._process_settings import Processes
 
 Schedule = Literal["linear", "cosine", "constant"]
 Metric = Literal["accuracy", "macro_f1", "loss", "perplexity"]
@@ -191,6 +192,7 @@ class TrainSettings:
     encoding: Encoding = field(default_factory=Encoding)
     recipe: Recipe = field(default_factory=Recipe)
     sweep: Sweep = field(default_factory=Sweep)
+    processes: Processes = field(default_factory=Processes)
 
 
 @dataclass(frozen=True)

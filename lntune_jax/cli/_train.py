@@ -19,6 +19,7 @@ from ._base import check_model_directory
 from ._console import duration, make_console, say, short_path
 from ._finish import Summary, finish
 from ._fit import fit
+from ._processes import check_shared, joined, own_files, wait_for_all
 from ._run_files import RunFiles, check_run, start_run
 from ._settings import TrainSettings
 from ._sweep import run_sweep, show_sweep
@@ -29,9 +30,22 @@ _TASKS: dict[str, Any] = {"seq_cls": _train_classifier, "causal_lm": _train_lang
 
 
 def run(settings: TrainSettings) -> None:
-    """Train, or go on with a run that was stopped."""
+    """Train, or go on with a run that was stopped; in several processes, as one of them."""
+    if settings.processes.distributed:
+        if settings.task != "seq_cls":
+            raise ConfigError(f"--distributed does not go with --task {settings.task} yet")
+        if is_asked(settings.sweep):
+            raise ConfigError("--distributed does not go with --sweep or --seeds")
+    with joined(settings.processes) as mesh:
+        _run(settings, mesh)
+
+
+def _run(settings: TrainSettings, mesh: Any) -> None:
     console, task = make_console(), _TASKS[settings.task]
-    files = RunFiles.at(settings.output)
+    files = shared = RunFiles.at(settings.output)
+    if mesh is not None:
+        files = own_files(shared)
+        console.quiet = files is not shared
     check_model_directory(settings.model)
     if settings.columns.eval_data is not None and settings.columns.eval_fraction is not None:
         raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
@@ -40,18 +54,21 @@ def run(settings: TrainSettings) -> None:
     if is_asked(settings.sweep):
         list_trials(settings.sweep, settings.recipe)  # What is wrong in it, before anything slow.
     data = task.read(settings)
-    check_run(files, settings, resume=settings.resume, overwrite=settings.overwrite)
-    if settings.resume and files.is_finished():
-        say(console, f"{short_path(files.directory)} is finished; nothing to resume")
-        if files.sweep.exists():
-            show_sweep(files, console)
-        _show(console, Summary(**json.loads(files.summary.read_text())), files, task.results)
+    check_run(shared, settings, resume=settings.resume, overwrite=settings.overwrite)
+    if settings.resume and shared.is_finished():
+        say(console, f"{short_path(shared.directory)} is finished; nothing to resume")
+        if shared.sweep.exists():
+            show_sweep(shared, console)
+        _show(console, Summary(**json.loads(shared.summary.read_text())), shared, task.results)
         return
     say(console, f"reading {settings.model}")
-    work = task.prepare(settings, data, console)
+    work = task.prepare(settings, data, console, *(() if mesh is None else (mesh,)))
     if is_asked(settings.sweep):
         check_effect(work, list_trials(settings.sweep, settings.recipe), settings.recipe.seed)
-    start_run(files, settings, overwrite=settings.overwrite)
+    wait_for_all("checked", mesh)
+    start_run(files, settings, overwrite=settings.overwrite and files is shared)
+    wait_for_all("started", mesh)
+    check_shared(shared)
     task.save_description(settings, data, files)
     if is_asked(settings.sweep):
         summary = run_sweep(settings, work, files, console)

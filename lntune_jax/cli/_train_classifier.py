@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +17,7 @@ from ._finish import Summary
 from ._labels import Task, name_labels, number_labels, save_task, split_rows
 from ._run_files import RunFiles
 from ._settings import TrainSettings
+from ._spread import check_batch_sizes
 from ._tables import read_table
 
 _MAX_LENGTH = 128
@@ -57,10 +58,13 @@ def read(settings: TrainSettings) -> Labelled:
     return Labelled([*texts, *other.texts], np.concatenate([classes, more]), evaluation, names)
 
 
-def prepare(settings: TrainSettings, data: Labelled, console: Console) -> ClassificationWork:
+def prepare(
+    settings: TrainSettings, data: Labelled, console: Console, mesh: Any = None
+) -> ClassificationWork:
     """Load the model, tokenise the texts and say what there is."""
     import lntune_jax as lnt
 
+    check_batch_sizes(mesh, batch_size=settings.recipe.batch_size)
     texts, classes, evaluation, names = data
     encoding = settings.encoding
     tokenizer = load_tokenizer(settings.model)
@@ -72,6 +76,7 @@ def prepare(settings: TrainSettings, data: Labelled, console: Console) -> Classi
         seed=settings.recipe.seed,
         scan_layers=encoding.scan_layers,
         quantize=encoding.quantize,
+        mesh=mesh,
     )
     config = tuning_config(settings.model, model.params, model.fresh, settings.selection)
     limit = min(_max_length(settings), position_limit(model.config, tokenizer))
@@ -98,6 +103,7 @@ def prepare(settings: TrainSettings, data: Labelled, console: Console) -> Classi
         everything.take(evaluation),
         buckets,
         padding_of(tokenizer),
+        mesh,
     )
 
 

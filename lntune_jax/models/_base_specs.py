@@ -13,14 +13,14 @@ from jax.sharding import PartitionSpec
 
 # Modules whose outputs are divided over "tensor", and those that take such outputs in.
 _WIDENING = frozenset(
-    "q_proj k_proj v_proj gate_proj up_proj c_attn c_fc query key value intermediate decoder "
-    "lm_head".split()
+    ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "c_attn", "c_fc"]
+    + ["query", "key", "value", "intermediate", "decoder", "lm_head"]
 )
-_NARROWING = frozenset("o_proj down_proj c_proj output".split())
+_NARROWING = frozenset(["o_proj", "down_proj", "c_proj", "output"])
 # What is drawn anew and trains.
-_HEADS = frozenset("classifier score pooler".split())
+_HEADS = frozenset(["classifier", "score", "pooler"])
 # Tables of words; those of positions and types are small.
-_TABLES = frozenset("embed_tokens wte word_embeddings".split())
+_TABLES = frozenset(["embed_tokens", "wte", "word_embeddings"])
 
 
 def base_specs(path: str, leaf: Any) -> PartitionSpec:

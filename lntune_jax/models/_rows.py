@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROW_AXES = ("data", "fsdp")
 
 
-def keep_rows_apart(x: Float[Array, "rows *axes"]) -> Float[Array, "rows *axes"]:
+def keep_rows_apart(x: Float[Array, "rows ..."]) -> Float[Array, "rows ..."]:
     """Say that the first axis is divided over the mesh's axes for rows, and the others are whole.
 
     Nothing is said off a mesh, of a mesh without such axes or with rows that they do not divide,
