@@ -41,9 +41,9 @@ def make_mesh(sizes):
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
 
 
-def measure(sizes, method, remat="none"):
-    """The collectives of a step."""
-    model = from_config(LLAMA, "CAUSAL_LM", dtype="float32", remat=remat)
+def measure(sizes, method, **options):
+    """The collectives of a step; `options` are those of `from_config`."""
+    model = from_config(LLAMA, "CAUSAL_LM", dtype="float32", **options)
     tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), "int32")
     text = compile_step(model, method, tokens, make_mesh(sizes)).as_text()
     return list_collectives(text, jax.device_count())

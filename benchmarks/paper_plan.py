@@ -1,9 +1,10 @@
 """LN tuning of 70B and 405B bases on 256 and 4,096 chips, on paper; formulas checked on 8 devices.
 
-First a small Llama is compiled for eight simulated devices, and the formulas' figures are printed
-beside the compiler's; with `--check` that is all. Then come the tables: memory by
-`estimate_memory`, network and operations by `_plan`. Speeds of chips and networks are the vendors'
-figures, not measurements; `SHARE` of them is assumed to be reached.
+First a small Llama, its layers in a loop and in full remat, is compiled for eight simulated
+devices, and the formulas' figures are printed beside the compiler's; with `--check` that is all.
+Then come the tables: memory by `estimate_memory`, network and operations by `_plan`. Speeds of
+chips and networks are the vendors' figures, not measurements; `SHARE` of them is assumed to be
+reached.
 """
 
 import argparse
@@ -90,7 +91,7 @@ def check() -> list[dict]:
     rows = []
     for mesh in (Mesh(8, 1, 1), Mesh(1, 8, 1), Mesh(1, 1, 8), Mesh(1, 4, 2)):
         sizes = sizes_of(mesh)
-        found = collectives.measure(sizes, "ln", "full")
+        found = collectives.measure(sizes, "ln", remat="full", scan_layers=True)
         groups = mesh.data * mesh.fsdp
         own, length = collectives.ROWS // groups, collectives.LENGTH
         planned = {
@@ -98,7 +99,8 @@ def check() -> list[dict]:
             "all-reduce": norm_gradients(model, mesh)
             + added(model, mesh, own, length, 4, merged=False),
         }
-        built = from_config(config, "CAUSAL_LM", dtype="float32", remat="full")
+        options = {"remat": "full", "scan_layers": True}
+        built = from_config(config, "CAUSAL_LM", dtype="float32", **options)
         tokens = jax.ShapeDtypeStruct((collectives.ROWS, length), "int32")
         held = compiled_bytes(built, "ln", tokens, collectives.make_mesh(sizes))
         estimate = estimate_memory(

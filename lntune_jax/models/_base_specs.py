@@ -13,8 +13,10 @@ from jax.sharding import PartitionSpec
 
 # Modules whose outputs are divided over "tensor", and those that take such outputs in.
 _WIDENING = frozenset(
-    ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "c_attn", "c_fc"]
-    + ["query", "key", "value", "intermediate", "decoder", "lm_head"]
+    (
+        *("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "c_attn", "c_fc"),
+        *("query", "key", "value", "intermediate", "decoder", "lm_head"),
+    )
 )
 _NARROWING = frozenset(["o_proj", "down_proj", "c_proj", "output"])
 # What is drawn anew and trains.
