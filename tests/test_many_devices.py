@@ -97,7 +97,6 @@ print("done")
         ("gpt2", "Auto", ["fsdp=4,tensor=2"]),
         ("bert", "Auto", ["data=8", "fsdp=4,tensor=2"]),
         ("llama", "Explicit", ["fsdp=4,tensor=2"]),
-        ("bert", "Explicit", ["data=2,fsdp=4"]),
     ],
 )
 def test_losses_and_shardings_are_those_of_one_device(family, axis_type, meshes):

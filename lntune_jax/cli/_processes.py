@@ -49,9 +49,12 @@ def joined(settings: Processes) -> Iterator[Any]:
     import jax
 
     name = f"process {jax.process_index()} of {jax.process_count()}"
-    with _watched(f"lntune-jax: error: {name} has ended: another one was lost; {_CURE}") as watcher:
+    reason = "it was killed, or another one was lost"
+    with _watched(f"lntune-jax: error: {name} has ended: {reason}; {_CURE}") as watcher:
         try:
             yield _make_mesh(sizes)
+        except KeyboardInterrupt:
+            _end(watcher, f"{name}: stopped", 130)
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             if _is_lost(error):
@@ -63,15 +66,23 @@ def joined(settings: Processes) -> Iterator[Any]:
         jax.distributed.shutdown()
 
 
-def own_files(files: RunFiles) -> RunFiles:
+@contextlib.contextmanager
+def own_files(files: RunFiles, mesh: Any) -> Iterator[RunFiles]:
     """The files that this process writes: of all but the first, in a folder for nobody."""
+    if mesh is None or is_first():
+        yield files
+        return
+    names = [each.name for each in fields(files) if each.name not in _SHARED]
+    with tempfile.TemporaryDirectory(prefix="lntune-jax-") as scratch:
+        own = {name: Path(scratch) / getattr(files, name).name for name in names}
+        yield replace(files, **own)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks for all."""
     import jax
 
-    if jax.process_index() == 0:
-        return files
-    scratch = Path(tempfile.mkdtemp(prefix="lntune-jax-"))
-    names = [each.name for each in fields(files) if each.name not in _SHARED]
-    return replace(files, **{name: scratch / getattr(files, name).name for name in names})
+    return jax.process_index() == 0
 
 
 def wait_for_all(what: str, mesh: Any) -> None:

@@ -36,16 +36,14 @@ def run(settings: TrainSettings) -> None:
             raise ConfigError(f"--distributed does not go with --task {settings.task} yet")
         if is_asked(settings.sweep):
             raise ConfigError("--distributed does not go with --sweep or --seeds")
-    with joined(settings.processes) as mesh:
-        _run(settings, mesh)
+    shared = RunFiles.at(settings.output)
+    with joined(settings.processes) as mesh, own_files(shared, mesh) as files:
+        _run(settings, shared, files, mesh)
 
 
-def _run(settings: TrainSettings, mesh: Any) -> None:
+def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) -> None:
     console, task = make_console(), _TASKS[settings.task]
-    files = shared = RunFiles.at(settings.output)
-    if mesh is not None:
-        files = own_files(shared)
-        console.quiet = files is not shared
+    console.quiet = files is not shared
     check_model_directory(settings.model)
     if settings.columns.eval_data is not None and settings.columns.eval_fraction is not None:
         raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
