@@ -20,18 +20,17 @@ from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.cli._processes import _make_mesh
 from lntune_jax.cli._spread import check_batch_sizes, place_batch, row_devices
 
-LIMIT = 300  # seconds, for a machine under load
+LIMIT = 600  # seconds, for a machine under load
 
 
 class Run:
     """Processes of one run, and what they print."""
 
-    def __init__(self, folder, count, words, heartbeat=100):
+    def __init__(self, folder, count, words):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         flags = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", count]
-        flags += ["--heartbeat-seconds", heartbeat]
         root = str(Path(lnt.__file__).parents[1])
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root, "XLA_FLAGS": ""}
         self.logs = [folder / f"log{time.monotonic_ns()}-{rank}" for rank in range(count)]
@@ -118,7 +117,7 @@ def kill(both, victim, folder):
 
 def test_two_processes_one_killed_and_four_that_go_on(train, run, tmp_path):
     assert run(*train("one"))[0] == 0
-    with Run(tmp_path, 2, train("some"), heartbeat=10) as two:
+    with Run(tmp_path, 2, train("some")) as two:
         kill(two, 1, tmp_path / "some")
     # It goes on in other processes, which hold the base in parts.
     with Run(tmp_path, 4, train("some", "--resume", "--mesh", "data=2,fsdp=2")) as four:
@@ -130,7 +129,7 @@ def test_two_processes_one_killed_and_four_that_go_on(train, run, tmp_path):
 
 
 def test_when_the_coordinator_is_killed_the_other_ends(train, tmp_path):
-    with Run(tmp_path, 2, train("run"), heartbeat=10) as both:
+    with Run(tmp_path, 2, train("run")) as both:
         kill(both, 0, tmp_path / "run")
 
 
