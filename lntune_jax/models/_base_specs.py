@@ -40,12 +40,12 @@ def base_specs(path: str, leaf: Any) -> PartitionSpec:
         >>> import jax
         >>> from lntune_jax.models import base_specs
         >>> kernel = jax.ShapeDtypeStruct((8, 16), "float32")
-        >>> base_specs("model.layers.0.mlp.up_proj.kernel", kernel)
-        PartitionSpec('fsdp', 'tensor')
-        >>> base_specs("model.layers.0.mlp.down_proj.kernel", kernel)
-        PartitionSpec('tensor', 'fsdp')
-        >>> base_specs("model.norm.scale", jax.ShapeDtypeStruct((8,), "float32"))
-        PartitionSpec()
+        >>> tuple(base_specs("model.layers.0.mlp.up_proj.kernel", kernel))
+        ('fsdp', 'tensor')
+        >>> tuple(base_specs("model.layers.0.mlp.down_proj.kernel", kernel))
+        ('tensor', 'fsdp')
+        >>> tuple(base_specs("model.norm.scale", jax.ShapeDtypeStruct((8,), "float32")))
+        ()
     """
     names = path.split(".")
     if names[-1] in ("qvalue", "scale") and names[-3:-1] == ["kernel", "array"]:
