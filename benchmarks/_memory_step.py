@@ -5,16 +5,13 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import lntune_jax as lnt
-from lntune_jax.models import causal_lm_loss
+from lntune_jax.models import base_specs, causal_lm_loss
 from lntune_jax.models._build import nest
 from lntune_jax.models._lora import add_lora, lora_shapes
 
 # The CPU compiler takes out the barriers that keep recomputed work apart from the first, and then
 # merges the two: without this option remat changes nothing there.
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-# Kernels whose outputs, and whose inputs, are divided by "tensor".
-_OUT = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head")
-_IN = ("o_proj", "down_proj")
 
 
 def flat(params):
@@ -65,48 +62,32 @@ def make_step(model, method):
     return step, (trainable, jax.eval_shape(tx.init, trainable), frozen)
 
 
-def spec(path, leaf):
-    """How a leaf lies on a mesh with the axes "fsdp" and "tensor"."""
-    names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
-    words = {part for name in names for part in name.split(".")}
-    if leaf.ndim != 2:
-        # A norm divided by features would divide the activations so too, and not by rows.
-        return PartitionSpec()
-    if "lora_a" in words or "lora_b" in words or min(leaf.shape) < 16:
-        return PartitionSpec()
-    if words & {"embedding"}:
-        return PartitionSpec("tensor", "fsdp")
-    if words & set(_OUT):
-        return PartitionSpec("fsdp", "tensor")
-    if words & set(_IN):
-        return PartitionSpec("tensor", "fsdp")
-    return PartitionSpec("fsdp", None)
+def rules(path, leaf):
+    """How a leaf of a step lies on a mesh: the base by its rules, LoRA's factors whole."""
+    return (
+        PartitionSpec() if {"lora_a", "lora_b"} & set(path.split(".")) else base_specs(path, leaf)
+    )
 
 
-def compiled_bytes(model, method, tokens, mesh=None, dump=None):
-    """Arguments, temporaries and outputs on a device, less what takes arguments' places."""
+def compile_step(model, method, tokens, mesh=None):
+    """A compiled step, for shapes; rows are divided over the mesh's axes for data."""
     step, given = make_step(model, method)
-    if mesh is not None:
-
-        def placed(path, leaf):
-            return jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec(path, leaf))
-            )
-
-        given = jax.tree_util.tree_map_with_path(placed, given)
-        tokens = jax.ShapeDtypeStruct(
-            tokens.shape, tokens.dtype, sharding=NamedSharding(mesh, PartitionSpec("fsdp"))
-        )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, given) if mesh is not None else None
     options = {}
     if mesh is not None:
+        given = lnt.shard_params(given, mesh, rules)
+        axes = tuple(name for name in ("data", "fsdp") if name in mesh.shape)
+        rows = NamedSharding(mesh, PartitionSpec(axes))
+        tokens = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=rows)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, given)
         kept = shardings if method == "full" else (*shardings[:2], None)
         options = {"out_shardings": (*kept, None)}
     donated = (0, 1, 2) if method == "full" else (0, 1)
     jitted = jax.jit(step, donate_argnums=donated, **options)
-    compiled = jitted.lower(*given, tokens).compile(compiler_options=KEEP_BARRIERS)
-    found = compiled.memory_analysis()
-    if dump is not None:
-        dump(compiled, found)
+    return jitted.lower(*given, tokens).compile(compiler_options=KEEP_BARRIERS)
+
+
+def compiled_bytes(model, method, tokens, mesh=None):
+    """Arguments, temporaries and outputs on a device, less what takes arguments' places."""
+    found = compile_step(model, method, tokens, mesh).memory_analysis()
     kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return kept + found.temp_size_in_bytes

@@ -20,6 +20,8 @@ from ._errors import LNTuningError as LNTuningError
 from ._errors import ModelError as ModelError
 from ._errors import PatternError as PatternError
 from ._errors import SelectionError as SelectionError
+from ._errors import ShardingError as ShardingError
+from ._errors import ShardingWarning as ShardingWarning
 from ._errors import TraceWarning as TraceWarning
 from ._errors import TreeError as TreeError
 from ._errors import UnmatchedPatternWarning as UnmatchedPatternWarning
@@ -41,6 +43,8 @@ from ._peft_import import import_peft as import_peft
 from ._peft_import import load_peft as load_peft
 from ._report import ParamReport as ParamReport
 from ._report import report_params as report_params
+from ._sharding import make_specs as make_specs
+from ._sharding import shard_params as shard_params
 from ._train_state import TrainState as TrainState
 from ._training import TrainStep as TrainStep
 from ._training import make_train_step as make_train_step

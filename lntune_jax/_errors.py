@@ -112,6 +112,37 @@ class DataError(LNTuningError, ValueError):
     """
 
 
+class ShardingError(LNTuningError, ValueError):
+    """A rule does not say how a leaf lies on a mesh.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> mesh = jax.sharding.AbstractMesh((2,), ("fsdp",))
+        >>> try:
+        ...     lnt.make_specs({"bias": jnp.ones(4)}, mesh, lambda path, leaf: jax.P("fsdp", None))
+        ... except lnt.ShardingError as error:
+        ...     print(str(error).split(": ")[1])
+        a spec has at most one entry for each axis
+    """
+
+
+class ShardingWarning(UserWarning):
+    """An axis of a leaf was to be divided over a mesh and is whole, since it does not divide.
+
+    Example:
+        >>> import warnings
+        >>> import jax, jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> mesh = jax.sharding.AbstractMesh((4,), ("fsdp",))
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     specs = lnt.make_specs({"kernel": jnp.ones((6, 2))}, mesh)
+        >>> tuple(specs["kernel"]), caught[0].category.__name__
+        ((), 'ShardingWarning')
+    """
+
+
 class UnmatchedPatternWarning(UserWarning):
     """A pattern of the config matched nothing in the tree, so it had no effect.
 

@@ -22,6 +22,7 @@ def load_base(
     seed: int,
     scan_layers: bool = False,
     quantize: str | None = None,
+    mesh: Any = None,
 ) -> Any:
     """Load a pretrained model with a classification head.
 
@@ -33,6 +34,7 @@ def load_base(
         seed: Seed of the weights that the checkpoint lacks.
         scan_layers: Whether a decoder's layers run in one loop.
         quantize: What the kernels of the layers are kept as, or `None` for `dtype`.
+        mesh: The devices of the run, or `None` for one device.
 
     Returns:
         A model of `lntune_jax.models`.
@@ -55,6 +57,7 @@ def load_base(
             seed=seed,
             scan_layers=scan_layers,
             quantize=quantize,
+            mesh=mesh,
         )
 
 

@@ -85,6 +85,9 @@ _RULES = {
     "stop_after_steps": _AT_LEAST_ONE,
     "patience": _AT_LEAST_ONE,
     "adapters_at_once": _AT_LEAST_ONE,
+    "num_processes": _AT_LEAST_ONE,
+    "process_id": _NOT_NEGATIVE,
+    "heartbeat_seconds": _AT_LEAST_ONE,
     "seed": Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     "seeds": Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
 }

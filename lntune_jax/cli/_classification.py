@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ._batches import PlannedBatch, Rows, assemble
+from ._batches import PlannedBatch, Rows
 from ._history import Evaluation
 from ._programs import Classifier, classification_loss
 from ._scores import score
 from ._settings import Metric, Recipe
+from ._spread import place_batch
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ClassificationWork:
         evaluation: Rows to evaluate on.
         buckets: Padded lengths.
         padding: Token id of padding.
+        mesh: The devices that share a batch, or `None` for one device.
     """
 
     model: Any
@@ -34,6 +36,7 @@ class ClassificationWork:
     evaluation: Rows
     buckets: tuple[int, ...]
     padding: int
+    mesh: Any = None
     peak_learning_rate: float = 5e-3
     default_metric: Metric = "accuracy"
     # A new head knows nothing before the first step.
@@ -49,8 +52,8 @@ class ClassificationWork:
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
         """The arrays of one batch, and the tokens of its real rows, without padding."""
-        batch = assemble(planned, self.training, batch_size, self.padding)
-        return batch, int(batch["attention_mask"].sum(axis=1) @ batch["weights"])
+        batch = place_batch(planned, self.training, batch_size, self.padding, self.mesh)
+        return batch, sum(len(self.training.tokens[number]) for number in planned.rows)
 
     def list_rows(self, planned: PlannedBatch) -> list[int]:
         """The rows of the data file that are in a batch."""
@@ -62,7 +65,7 @@ class ClassificationEvaluator:
 
     def __init__(self, work: ClassificationWork):
         self._work = work
-        self._classifier = Classifier(work.model.apply)
+        self._classifier = Classifier(work.model.apply, work.mesh)
 
     @property
     def compilations(self) -> int:

@@ -15,9 +15,9 @@ from ._labels import number_labels
 from ._language_task import find_language_task
 from ._progress import TrainingProgress
 from ._scores import Scores, score
-from ._settings import EvaluateSettings
 from ._tables import read_table
 from ._trained_model import find_task, load_trained
+from ._trained_settings import EvaluateSettings
 
 # A wider confusion matrix would not fit into 80 columns.
 _MOST_CONFUSION_COLUMNS = 8

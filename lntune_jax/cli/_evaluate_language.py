@@ -13,8 +13,8 @@ from ._language_data import read_documents
 from ._language_task import LanguageTask
 from ._language_work import MeanLoss, perplexity_of
 from ._progress import TrainingProgress
-from ._settings import EvaluateSettings
 from ._train_language import make_rows, row_lengths
+from ._trained_settings import EvaluateSettings
 
 
 def run(settings: EvaluateSettings, task: LanguageTask, adapter: Path) -> None:

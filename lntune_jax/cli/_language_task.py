@@ -10,7 +10,8 @@ from .._errors import DataError
 from .._files import write_text
 from ._labels import check_kinds
 from ._run_files import read_fields
-from ._settings import DataForm, Trained
+from ._settings import DataForm
+from ._trained_settings import Trained
 
 
 @dataclass(frozen=True)

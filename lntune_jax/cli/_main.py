@@ -16,7 +16,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .._errors import LNTuningError
-from . import _demo_settings, _generate_settings, _settings, _transfer_settings
+from . import (
+    _demo_settings,
+    _generate_settings,
+    _settings,
+    _trained_settings,
+    _transfer_settings,
+)
 from ._checks import check_settings
 from ._flag_words import name_flags
 from ._stopping import TerminatedError
@@ -32,8 +38,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "inspect": Command(_settings.InspectSettings, "_inspect"),
     "train": Command(_settings.TrainSettings, "_train"),
-    "evaluate": Command(_settings.EvaluateSettings, "_evaluate"),
-    "predict": Command(_settings.PredictSettings, "_predict"),
+    "evaluate": Command(_trained_settings.EvaluateSettings, "_evaluate"),
+    "predict": Command(_trained_settings.PredictSettings, "_predict"),
     "generate": Command(_generate_settings.GenerateSettings, "_generate"),
     "convert": Command(_transfer_settings.ConvertSettings, "_convert"),
     "merge": Command(_transfer_settings.MergeSettings, "_merge"),

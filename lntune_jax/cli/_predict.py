@@ -14,9 +14,9 @@ from .._errors import ConfigError, DataError
 from ._console import make_console, say, short_path
 from ._progress import TrainingProgress
 from ._scores import probabilities
-from ._settings import PredictSettings
 from ._tables import read_table
 from ._trained_model import find_task, load_trained
+from ._trained_settings import PredictSettings
 
 
 def run(settings: PredictSettings) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ._batches import Rows, assemble, plan_in_order
+from ._batches import Rows, plan_in_order
+from ._spread import place_batch, row_devices
 
 
 def classification_loss(apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,8 +38,8 @@ def classification_loss(apply: Callable[..., Any]) -> Callable[..., Any]:
 class Classifier:
     """Logits of many rows, through one compiled program a padded length."""
 
-    def __init__(self, apply: Callable[..., Any]):
-        """Wrap a model's pure function of params and token ids."""
+    def __init__(self, apply: Callable[..., Any], mesh: Any = None):
+        """Wrap a model's pure function of params and token ids, for one device or a mesh."""
         import jax
         import jax.numpy as jnp
 
@@ -53,7 +54,10 @@ class Classifier:
                 jnp.float32
             )
 
-        self._logits_of = jax.jit(logits_of)
+        # Every process reads all logits, to come to the same figures.
+        whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
+        self._mesh = mesh
+        self._logits_of = jax.jit(logits_of, out_shardings=whole)
 
     def logits(
         self,
@@ -81,10 +85,11 @@ class Classifier:
         """
         # A few rows need no full batch of repeated ones.
         batch_size = min(batch_size, len(rows.tokens))
+        batch_size += -batch_size % row_devices(self._mesh)
         plan = plan_in_order(rows.lengths, batch_size, buckets)
         pending = []
         for done, planned in enumerate(plan, start=1):
-            batch = assemble(planned, rows, batch_size, padding)
+            batch = place_batch(planned, rows, batch_size, padding, self._mesh)
             pending.append(
                 self._logits_of(trainable, frozen, batch["input_ids"], batch["attention_mask"])
             )

@@ -19,11 +19,12 @@ from .._json_files import read_json
 from ._base import model_location
 from ._checks import flag_of
 
-# Flags of `train` that change where a run stands, but not one bit of its result; and the one with
-# which a run goes on that has met a loss that is no number.
+# Flags of `train` that change where a run stands, or on which devices, but not what it computes;
+# and the one with which a run goes on that has met a loss that is no number.
 _WITHOUT_EFFECT = (
     *("output", "resume", "overwrite", "stop_after_steps"),
     *("checkpoint_every", "checkpoint_minutes"),
+    *("distributed", "coordinator", "num_processes", "process_id", "mesh", "heartbeat_seconds"),
     "on_nan",
 )
 

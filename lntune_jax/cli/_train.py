@@ -18,6 +18,7 @@ from ._base import check_model_directory
 from ._console import duration, make_console, say, short_path
 from ._finish import Summary, finish, load_summary
 from ._fit import fit
+from ._processes import check_shared, joined, own_files, wait_for_all
 from ._run_files import RunFiles, check_run, start_run
 from ._settings import TrainSettings
 from ._stopping import say_stopped, stops_of
@@ -29,9 +30,25 @@ _TASKS: dict[str, Any] = {"seq_cls": _train_classifier, "causal_lm": _train_lang
 
 
 def run(settings: TrainSettings) -> None:
-    """Train, or go on with a run that was stopped."""
+    """Train, or go on with a run that was stopped; in several processes, as one of them."""
+    if settings.processes.distributed:
+        if settings.task != "seq_cls":
+            raise ConfigError(f"--distributed does not go with --task {settings.task} yet")
+        if is_asked(settings.sweep):
+            raise ConfigError("--distributed does not go with --sweep, --seeds or --more-data")
+        if settings.checkpoint_minutes is not None:
+            raise ConfigError(
+                "--distributed does not go with --checkpoint-minutes, since each process has a "
+                "clock of its own; give --checkpoint-every"
+            )
+    shared = RunFiles.at(settings.output)
+    with joined(settings.processes) as mesh, own_files(shared, mesh) as files:
+        _run(settings, shared, files, mesh)
+
+
+def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) -> None:
     console, task = make_console(), _TASKS[settings.task]
-    files = RunFiles.at(settings.output)
+    console.quiet = files is not shared
     check_model_directory(settings.model)
     if settings.columns.eval_data is not None and settings.columns.eval_fraction is not None:
         raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
@@ -41,20 +58,23 @@ def run(settings: TrainSettings) -> None:
         # What is wrong in it, before anything slow.
         list_trials(settings.sweep, settings.recipe, settings.data)
     data = task.read(settings)
-    check_run(files, settings, resume=settings.resume, overwrite=settings.overwrite)
-    if settings.resume and files.is_finished():
-        say(console, f"{short_path(files.directory)} is finished; nothing to resume")
-        if files.sweep.exists():
-            show_sweep(files, console)
-        _show(console, load_summary(files), files, task.results)
+    check_run(shared, settings, resume=settings.resume, overwrite=settings.overwrite)
+    if settings.resume and shared.is_finished():
+        say(console, f"{short_path(shared.directory)} is finished; nothing to resume")
+        if shared.sweep.exists():
+            show_sweep(shared, console)
+        _show(console, load_summary(shared), shared, task.results)
         return
     say(console, f"reading {settings.model}")
-    works = task.prepare(settings, data, console)
+    works = task.prepare(settings, data, console, *(() if mesh is None else (mesh,)))
     work = works[0]
     if is_asked(settings.sweep):
         trials = list_trials(settings.sweep, settings.recipe, settings.data)
         check_effect(work, trials, settings.recipe.seed)
-    start_run(files, settings, overwrite=settings.overwrite)
+    wait_for_all("checked", mesh)
+    start_run(files, settings, overwrite=settings.overwrite and files is shared)
+    wait_for_all("started", mesh)
+    check_shared(shared)
     task.save_description(settings, data, files)
     if is_asked(settings.sweep):
         summary = run_sweep(settings, works, files, console)

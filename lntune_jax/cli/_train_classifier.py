@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -19,6 +19,7 @@ from ._finish import Summary
 from ._labels import Task, name_labels, number_labels, save_task, split_rows
 from ._run_files import RunFiles
 from ._settings import TrainSettings
+from ._spread import check_batch_sizes
 from ._tables import read_table
 
 _MAX_LENGTH = 128
@@ -68,11 +69,12 @@ def _read_table(
 
 
 def prepare(
-    settings: TrainSettings, data: Sequence[Labelled], console: Console
+    settings: TrainSettings, data: Sequence[Labelled], console: Console, mesh: Any = None
 ) -> tuple[ClassificationWork, ...]:
     """Load the model, tokenise the texts and say what there is; gives one work a table."""
     import lntune_jax as lnt
 
+    check_batch_sizes(mesh, batch_size=settings.recipe.batch_size)
     names, encoding = data[0].names, settings.encoding
     tokenizer = load_tokenizer(settings.model)
     model = load_base(
@@ -83,6 +85,7 @@ def prepare(
         seed=settings.recipe.seed,
         scan_layers=encoding.scan_layers,
         quantize=encoding.quantize,
+        mesh=mesh,
     )
     config = tuning_config(settings.model, model.params, model.fresh, settings.selection)
     limit = min(_max_length(settings), position_limit(model.config, tokenizer))
@@ -108,7 +111,7 @@ def prepare(
         say(console, f"{cut:,} texts fill or exceed {limit} tokens and may be cut (--max-length)")
     padding = padding_of(tokenizer)
     return tuple(
-        ClassificationWork(model, config, training, evaluation, buckets, padding)
+        ClassificationWork(model, config, training, evaluation, buckets, padding, mesh)
         for training, evaluation in parts
     )
 

@@ -16,7 +16,7 @@ from ._encode import encode, load_tokenizer, padding_of
 from ._labels import Task, load_task
 from ._language_task import find_language_task
 from ._programs import Classifier
-from ._settings import Trained
+from ._trained_settings import Trained
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A checkpoint becomes a plain tree of weights and a pure function, ready for `par
 and for any JAX training loop.
 """
 
+from ._base_specs import base_specs as base_specs
 from ._cache import Cache as Cache
 from ._cache import empty_cache as empty_cache
 from ._generation import Generated as Generated

@@ -15,6 +15,7 @@ from ._activations import ACTIVATIONS
 from ._attention import attend
 from ._dropout import dropout, split_key
 from ._layers import Embed, LayerNorm, dense
+from ._rows import keep_rows_apart, spread_lookup
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -55,7 +56,7 @@ class Embeddings(nnx.Module):
         self.rate = settings.hidden_dropout_prob
 
     def __call__(self, inputs: Inputs, key: Any) -> Hidden:
-        words = self.word_embeddings(inputs.input_ids)
+        words = spread_lookup(self.word_embeddings(inputs.input_ids))
         types = self.token_type_embeddings(inputs.token_type_ids)
         positions = self.position_embeddings(inputs.position_ids)
         return dropout(self.LayerNorm(words + types + positions), self.rate, key)
@@ -72,8 +73,8 @@ class LayerStack(nnx.Module):
         self, hidden: Hidden, mask: Bool[Array, "batch length"] | None, key: Any
     ) -> Hidden:
         for layer, own in zip(self.layer, split_key(key, len(self.layer)), strict=True):
-            hidden = layer(hidden, mask, own)
-        return hidden
+            hidden = layer(keep_rows_apart(hidden), mask, own)
+        return keep_rows_apart(hidden)
 
 
 class Layer(nnx.Module):

@@ -14,6 +14,7 @@ from flax import nnx
 
 from lntune_jax._errors import ModelError
 
+from ._explicit import run_on_auto_axes
 from ._heads import BareModel, MaskedLanguageModel, SequenceClassifier, TokenClassifier
 from ._inputs import prepare_inputs
 from ._quantized import read_kernel
@@ -21,6 +22,7 @@ from ._quantized import read_kernel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._inputs import Inputs
     from ._outputs import ModelOutput
     from ._settings import Settings
 
@@ -63,7 +65,12 @@ def build(recipe: Recipe) -> tuple[Leaves, Callable[..., ModelOutput]]:
         inputs = prepare_inputs(
             recipe.settings, input_ids, attention_mask, token_type_ids, position_ids
         )
-        return bind(params).outputs(inputs, dropout_rng)
+
+        def run(params: Any, inputs: Inputs, key: Any) -> ModelOutput:
+            return bind(params).outputs(inputs, key)
+
+        rows = inputs.input_ids
+        return run_on_auto_axes(run, params, inputs, dropout_rng, rows=rows)
 
     return leaves, apply
 

@@ -15,6 +15,7 @@ from ._activations import ACTIVATIONS
 from ._attention import attend_causally
 from ._layers import Embed, RMSNorm, dense
 from ._rope import rotate, rotations
+from ._rows import keep_rows_apart, spread_lookup
 from ._scan import scan_layers, stack_layers
 from ._stack import Context, Options, run_layers
 
@@ -54,7 +55,7 @@ class Decoder(nnx.Module):
 
     def __call__(self, inputs: DecoderInputs, key: Any) -> tuple[Hidden, Cache | None]:
         """Compute the last hidden states, and the cache with these tokens in it."""
-        hidden = self.embed_tokens(inputs.input_ids)
+        hidden = spread_lookup(self.embed_tokens(inputs.input_ids))
         if self.settings.family.scaled_embeddings:
             # Rounded to the model's own type, as the factor is in PyTorch.
             hidden = hidden * jnp.asarray(self.settings.hidden_size**0.5, hidden.dtype)
@@ -66,7 +67,7 @@ class Decoder(nnx.Module):
         contexts = [Context(masks[own.window], angles[own.rope]) for own in layers]
         run = scan_layers if scanned else run_layers
         hidden, cache = run(self.layers, hidden, contexts, inputs, self.options.remat, key)
-        return self.norm(hidden), cache
+        return keep_rows_apart(self.norm(hidden)), cache
 
 
 class Layer(nnx.Module):

@@ -13,6 +13,7 @@ from lntune_jax._errors import ModelError
 from ._build import skeleton
 from ._decoder import Decoder
 from ._decoder_inputs import prepare_decoder_inputs
+from ._explicit import run_on_auto_axes
 from ._gpt2 import Gpt2
 from ._gpt2_settings import Gpt2Settings
 from ._layers import dense
@@ -67,7 +68,13 @@ def build_decoder(recipe: DecoderRecipe) -> tuple[Leaves, Callable[..., ModelOut
         inputs = prepare_decoder_inputs(
             input_ids, attention_mask, position_ids, segment_ids, cache, table
         )
-        return bind(params).outputs(inputs, dropout_rng, with_logits)
+
+        def run(params: Any, inputs: DecoderInputs, key: Any) -> ModelOutput:
+            return bind(params).outputs(inputs, key, with_logits)
+
+        # A cache of stacked layers has no rows in its first axis.
+        rows = inputs.input_ids if cache is None else None
+        return run_on_auto_axes(run, params, inputs, dropout_rng, rows=rows)
 
     return leaves, apply
 

@@ -15,6 +15,7 @@ from ._activations import ACTIVATIONS
 from ._attention import attend_causally
 from ._dropout import dropout, split_key
 from ._layers import Embed, LayerNorm, dense
+from ._rows import keep_rows_apart, spread_lookup
 from ._scan import scan_layers, stack_layers
 from ._stack import Context, Options, run_layers
 
@@ -57,13 +58,13 @@ class Gpt2(nnx.Module):
     def __call__(self, inputs: DecoderInputs, key: Any) -> tuple[Hidden, Cache | None]:
         """Compute the last hidden states, and the cache with these tokens in it."""
         first, rest = split_key(key, 2)
-        hidden = self.wte(inputs.input_ids) + self.wpe(inputs.position_ids)
+        hidden = spread_lookup(self.wte(inputs.input_ids)) + self.wpe(inputs.position_ids)
         hidden = dropout(hidden, self.rate, first)
         mask = inputs.mask(None)
         contexts = [Context(mask, scale=scale) for scale in self.scales]
         run = scan_layers if self.options.scan_layers else run_layers
         hidden, cache = run(self.h, hidden, contexts, inputs, self.options.remat, rest)
-        return self.ln_f(hidden), cache
+        return keep_rows_apart(self.ln_f(hidden)), cache
 
 
 class Block(nnx.Module):

@@ -7,7 +7,6 @@ from the seed and their path, so that no other leaf changes them.
 
 from __future__ import annotations
 
-import math
 import warnings
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lntune_jax._errors import FreshWeightsWarning, ModelError
+from lntune_jax._sharding import fit_spec, warn_of
 
+from ._base_specs import base_specs
 from ._matching import LISTED
 from ._quantize import is_quantized, place_parts, quantize_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from lntune_jax._sharding import Misfit
 
     from ._build import Leaves
     from ._files import Weights
@@ -61,7 +64,7 @@ def load_leaves(
         layout: the architecture's names.
         stacks: the leaves that hold all layers, and the paths of the layers' parts in the plan.
         mesh: devices to put every leaf on, or `None` for the default device.
-        specs: how each leaf lies on the mesh; `None` for a copy on each device.
+        specs: how each leaf lies on the mesh; `None` for `base_specs`, as far as it fits.
         seed: for the leaves that are drawn.
         spread: their standard deviation.
         progress: told after each leaf how many bytes of how many are in place.
@@ -72,7 +75,7 @@ def load_leaves(
     """
     if plan.tied is not None:
         _check_tied(weights, plan.tied, names[layout.embeddings])
-    arrays = {}
+    arrays, misfits = {}, []
     total, done = sum(map(_bytes, leaves.values())), 0
     for path, leaf in leaves.items():
         if path in stacks:
@@ -83,7 +86,11 @@ def load_leaves(
             array = _read(path, plan, weights, layout)
         else:
             array = draw(path, leaf.shape, seed, spread)
-        sharding = _sharding(path, leaf, mesh, specs)
+        sharding = None
+        if mesh is not None:
+            spec, found = _spec(".".join(path), leaf, mesh, specs)
+            misfits += found
+            sharding = jax.sharding.NamedSharding(mesh, spec)
         if quantize is not None and is_quantized(path):
             # From float32, so that the few bits are the same whatever the model's dtype is.
             exact = np.ascontiguousarray(array, np.float32)
@@ -97,6 +104,7 @@ def load_leaves(
         if progress is not None:
             progress(done, total)
     _warn(plan)
+    warn_of(misfits, stacklevel=4)
     return arrays
 
 
@@ -129,16 +137,16 @@ def draw(path: tuple[str, ...], shape: tuple[int, ...], seed: int, spread: float
     return np.asarray(jax.random.normal(key, shape, jnp.float32) * spread)
 
 
-def _sharding(
-    path: tuple[str, ...],
+def _spec(
+    path: str,
     leaf: jax.ShapeDtypeStruct,
     mesh: Any,
     specs: Callable[[str, Any], Any] | None,
-) -> Any:
-    if mesh is None:
-        return None
-    spec = jax.sharding.PartitionSpec() if specs is None else specs(".".join(path), leaf)
-    return jax.sharding.NamedSharding(mesh, spec)
+) -> tuple[Any, list[Misfit]]:
+    """How a leaf lies on the mesh, and what of our own rule does not fit; theirs is law."""
+    if specs is not None:
+        return specs(path, leaf), []
+    return fit_spec(path, leaf.shape, base_specs(path, leaf), mesh.shape)
 
 
 def _place(array: np.ndarray, sharding: Any) -> jax.Array:
@@ -152,14 +160,8 @@ def _place_part(array: jax.Array, sharding: Any) -> jax.Array:
     """Place a part of a quantised kernel like the kernel; an axis that does not divide is whole."""
     if sharding is None:
         return array
-    sizes, spec = sharding.mesh.shape, list(sharding.spec)
-    for axis, names in enumerate(spec):
-        parts = math.prod(
-            sizes[name] for name in ([names] if isinstance(names, str) else names or ())
-        )
-        spec[axis] = None if array.shape[axis] % parts else names
-    own = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
-    return _place(np.asarray(array), own)
+    spec, _ = fit_spec("", array.shape, sharding.spec, sharding.mesh.shape)
+    return _place(np.asarray(array), jax.sharding.NamedSharding(sharding.mesh, spec))
 
 
 def _warn(plan: Plan) -> None:

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 
 from lntune_jax._errors import ModelError
 
+from ._explicit import run_on_auto_axes
 from ._inputs import check_shape, integers, mask_of, tokens_of
 from ._layout import LAYOUTS
+from ._rows import keep_rows_apart
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -77,21 +79,27 @@ def causal_lm_loss(
         raise ModelError(f"chunk is {chunk!r}; expected an integer of at least 1")
     tokens = tokens_of(input_ids)
     targets = _targets(tokens, labels, attention_mask, segment_ids)
-    hidden = model.apply(
-        params,
-        tokens,
-        attention_mask,
-        position_ids,
-        segment_ids=segment_ids,
-        dropout_rng=dropout_rng,
-        with_logits=False,
-    ).last_hidden_state
-    assert hidden is not None
-    states = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-    wanted = targets[:, 1:].reshape(-1)
-    counted = wanted != IGNORED
-    losses = _losses(states, _output(model, params), wanted, model.settings.final_cap, chunk)
-    return jnp.where(counted, losses, 0).sum() / counted.sum().astype(jnp.float32)
+    inputs = tokens, attention_mask, position_ids, segment_ids, dropout_rng
+
+    def run(params: Any, targets: Any, *inputs: Any) -> Float[Array, ""]:
+        tokens, mask, positions, segments, key = inputs
+        hidden = model.apply(
+            params,
+            tokens,
+            mask,
+            positions,
+            segment_ids=segments,
+            dropout_rng=key,
+            with_logits=False,
+        ).last_hidden_state
+        assert hidden is not None
+        states = keep_rows_apart(hidden[:, :-1].reshape(-1, hidden.shape[-1]))
+        wanted = targets[:, 1:].reshape(-1)
+        counted = wanted != IGNORED
+        losses = _losses(states, _output(model, params), wanted, model.settings.final_cap, chunk)
+        return jnp.where(counted, losses, 0).sum() / counted.sum().astype(jnp.float32)
+
+    return run_on_auto_axes(run, params, targets, *inputs)
 
 
 def _targets(

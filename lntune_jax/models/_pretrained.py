@@ -111,9 +111,9 @@ def from_pretrained(
         task: `None` for the bare model; for BERT and RoBERTa "SEQ_CLS", "TOKEN_CLS" or
             "MASKED_LM", for the others "CAUSAL_LM" or "SEQ_CLS".
         dtype: of weights and activations: "float32" or "bfloat16", whatever the file's is.
-        mesh: a `jax.sharding.Mesh` to put the weights on: a copy on each of its devices, or
-            what `specs` says.
-        specs: `specs(path, leaf)` gives the `PartitionSpec` of a leaf on the mesh, from its
+        mesh: a `jax.sharding.Mesh` to put the weights on. Its axes "fsdp" and "tensor", where it
+            has them, divide them as `base_specs` says; along any other there are copies.
+        specs: in place of that, `specs(path, leaf)` gives the `PartitionSpec` of a leaf, from its
             path with dots and its shape and dtype.
         num_labels: outputs of a classifier, in place of the config's.
         pooling: what a sequence classifier reads: `None` for the architecture's own, "mean" for
@@ -139,6 +139,7 @@ def from_pretrained(
             get wrong gradients. The message names file, field or keys.
 
     Warns:
+        ShardingWarning: an axis of the mesh does not divide one of a leaf, which is left whole.
         FreshWeightsWarning: leaves outside `classifier` and `score` were drawn at random.
 
     Example:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ._rows import keep_rows_apart
 from ._stack import POLICIES, Context, mark_overflow
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def scan_layers(
         if before is not None:
             context = context._replace(slots=inputs.slots, before=before, layer=turn.layer)
         layer = nnx.merge(graph, turn.weights)
-        return layer(states, context, turn.key), None
+        return layer(keep_rows_apart(states), context, turn.key), None
 
     # Two loops are never merged into one: no barrier is needed to keep them apart.
     policy = POLICIES.get(remat, _is_worth_storing)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ._cache import store
 from ._dropout import split_key
+from ._rows import keep_rows_apart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +98,7 @@ def run_layers(
         if inputs.cache is not None:
             before = inputs.cache.keys[index], inputs.cache.values[index]
             context = context._replace(slots=inputs.slots, before=before)
-        hidden, after = _run(layers[index], hidden, context, own, remat)
+        hidden, after = _run(layers[index], keep_rows_apart(hidden), context, own, remat)
         kept.append(after)
     if inputs.cache is None or inputs.slots is None:
         return hidden, None

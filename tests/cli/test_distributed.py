@@ -1,0 +1,175 @@
+"""`train --distributed`: several processes over loopback are one run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import lntune_jax as lnt
+from lntune_jax._errors import ConfigError
+from lntune_jax.cli._batches import PlannedBatch, Rows
+from lntune_jax.cli._metrics import read_metrics
+from lntune_jax.cli._processes import _make_mesh
+from lntune_jax.cli._spread import check_batch_sizes, place_batch, row_devices
+
+LIMIT = 600  # seconds, for a machine under load
+
+
+class Run:
+    """Processes of one run, and what they print."""
+
+    def __init__(self, folder, count, words):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", count]
+        root = str(Path(lnt.__file__).parents[1])
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root, "XLA_FLAGS": ""}
+        self.logs = [folder / f"log{time.monotonic_ns()}-{rank}" for rank in range(count)]
+        self.processes = []
+        for rank, log in enumerate(self.logs):
+            command = [sys.executable, "-m", "lntune_jax", *words, *flags, "--process-id", rank]
+            with log.open("w") as output:
+                self.processes.append(
+                    subprocess.Popen(
+                        [*map(str, command)], env=environment, stdout=output, stderr=output
+                    )
+                )
+
+    def wait(self):
+        """Exit codes and texts, in order."""
+        for process in self.processes:
+            process.wait(timeout=LIMIT)
+        return [process.poll() for process in self.processes], self.texts()
+
+    def texts(self):
+        return [log.read_text() for log in self.logs]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def train(model_directory, table, tmp_path):
+    """The words of a run of thirty steps into a folder of this name."""
+
+    def words(name, *more):
+        return [
+            *("train", "--model", model_directory, "--data", table, "--output", tmp_path / name),
+            *("--max-steps", 30, "--epochs", 99, "--batch-size", 8, "--eval-every", 15),
+            *("--checkpoint-every", 2, "--learning-rate", 0.001, "--buckets", 1, *more),
+        ]
+
+    return words
+
+
+def figures_of(directory):
+    """Losses and evaluations of a run, by split and step."""
+    lines = read_metrics(directory / "metrics.jsonl")
+    keys = [(line["split"], line["step"]) for line in lines]
+    assert len(keys) == len(set(keys)), keys
+    return {key: line["loss"] for key, line in zip(keys, lines, strict=True)}
+
+
+def check_same(one, other):
+    first, second = figures_of(one), figures_of(other)
+    assert first.keys() == second.keys()
+    for key, loss in first.items():
+        assert second[key] == pytest.approx(loss, rel=1e-4), key
+    left, right = (lnt.load_adapter(run / "adapter").trainable for run in (one, other))
+    for path, leaf in left.items():
+        np.testing.assert_allclose(right[path], leaf, rtol=1e-3, atol=2e-4, err_msg=path)
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    assert summaries[0]["best_step"] == summaries[1]["best_step"]
+
+
+def kill(both, victim, folder):
+    """Kill one of two in the middle of its steps; the codes and texts in the end."""
+    deadline = time.monotonic() + LIMIT
+    while len(read_metrics(folder / "metrics.jsonl")) < 7:
+        assert time.monotonic() < deadline, both.texts()
+        assert both.processes[0].poll() is None, both.texts()
+        time.sleep(0.02)
+    both.processes[victim].send_signal(signal.SIGKILL)
+    both.wait()
+    time.sleep(1)  # for the watchers
+    codes, texts = both.wait()
+    assert codes[victim] == -signal.SIGKILL, texts
+    assert codes[1 - victim] not in (0, None), texts
+    assert f"process {1 - victim} of 2" in texts[1 - victim], texts
+    assert "start all processes again, with --resume" in texts[1 - victim], texts
+    assert f"process {victim} of 2 has ended" in texts[victim], texts
+    assert not (folder / "summary.json").exists()
+
+
+def test_two_processes_one_killed_and_four_that_go_on(train, run, tmp_path):
+    assert run(*train("one"))[0] == 0
+    with Run(tmp_path, 2, train("some")) as two:
+        kill(two, 1, tmp_path / "some")
+    # It goes on in other processes, which hold the base in parts.
+    with Run(tmp_path, 4, train("some", "--resume", "--mesh", "data=2,fsdp=2")) as four:
+        codes, texts = four.wait()
+    assert codes == [0] * 4, texts
+    assert "best at" in texts[0]
+    assert all("best at" not in text for text in texts[1:])
+    check_same(tmp_path / "one", tmp_path / "some")
+
+
+def test_when_the_coordinator_is_killed_the_other_ends(train, tmp_path):
+    with Run(tmp_path, 2, train("run")) as both:
+        kill(both, 0, tmp_path / "run")
+
+
+def test_what_cannot_be_is_refused_before_anything_starts(train, run, tmp_path):
+    cases = [
+        (["--mesh", "data=2"], "--mesh goes with --distributed"),
+        (["--process-id", 0], "--process-id goes with --distributed"),
+        (["--distributed", "--task", "causal_lm"], "does not go with --task causal_lm yet"),
+        (["--distributed", "--seeds", 2], "does not go with --sweep, --seeds or --more-data"),
+        (["--distributed", "--checkpoint-minutes", 1], "a clock of its own; give --checkpoint-e"),
+        (["--distributed", "--mesh", "data"], "expected each axis once, with its size"),
+        (["--heartbeat-seconds", 0], "--heartbeat-seconds is 0; it must be 1 or more"),
+    ]
+    for flags, message in cases:
+        code, _, complaint = run(*train("refused", *flags))
+        assert code == 2
+        assert message in complaint
+    assert not (tmp_path / "refused").exists()
+
+
+def test_what_the_devices_cannot_share():
+    mesh = jax.sharding.AbstractMesh((2, 3), ("data", "tensor"))
+    check_batch_sizes(mesh, batch_size=8)
+    with pytest.raises(ConfigError, match="--batch-size is 9, which 2 devices cannot share alike"):
+        check_batch_sizes(mesh, batch_size=9)
+    with pytest.raises(ConfigError, match="--mesh has 999 devices, and the 1 processes have"):
+        _make_mesh({"fsdp": 999})
+    with pytest.raises(ConfigError, match="mesh has the axis 'model'; supported: data, fsdp"):
+        _make_mesh({"model": 1})
+
+
+@pytest.mark.parametrize("batch_size", [4, 6])
+def test_a_batch_on_a_mesh_is_the_batch_of_one_process(batch_size):
+    rows = Rows(tuple(np.arange(1, 1 + size) for size in (3, 5, 2)), np.array([1, 0, 1]))
+    planned = PlannedBatch(np.array([2, 0, 1]), 8)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    alone = place_batch(planned, rows, batch_size, 0, None)
+    spread = place_batch(planned, rows, batch_size, 0, mesh)
+    assert alone.keys() == spread.keys()
+    for name, array in alone.items():
+        np.testing.assert_array_equal(array, spread[name], err_msg=name)
+        assert array.dtype == spread[name].dtype
+    assert row_devices(mesh) == 1
