@@ -62,7 +62,12 @@ def load_base(
 
 
 def load_language_model(
-    model: str, *, dtype: str, scan_layers: bool = False, quantize: str | None = None
+    model: str,
+    *,
+    dtype: str,
+    scan_layers: bool = False,
+    quantize: str | None = None,
+    mesh: Any = None,
 ) -> Any:
     """Load a pretrained causal language model; nothing in it is drawn at random.
 
@@ -71,6 +76,7 @@ def load_language_model(
         dtype: Number format of the weights.
         scan_layers: Whether its layers run in one loop.
         quantize: What the kernels of the layers are kept as, or `None` for `dtype`.
+        mesh: The devices of the run, or `None` for one device.
 
     Returns:
         A model of `lntune_jax.models`.
@@ -82,7 +88,7 @@ def load_language_model(
     from .. import models
 
     options: dict[str, Any] = {"dtype": dtype, "scan_layers": scan_layers, "quantize": quantize}
-    return models.from_pretrained(model, task="CAUSAL_LM", **options)
+    return models.from_pretrained(model, task="CAUSAL_LM", mesh=mesh, **options)
 
 
 def say_memory(console: Console, model: Any) -> None:

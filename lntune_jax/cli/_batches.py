@@ -150,6 +150,17 @@ def assemble(batch: PlannedBatch, rows: Rows, batch_size: int, padding: int) -> 
     }
 
 
+def assemble_span(
+    batch: PlannedBatch, rows: Rows, span: tuple[int, int], padding: int
+) -> dict[str, Any]:
+    """Rows `span` of what `assemble` gives; past the last one, the first with weight 0."""
+    places = np.arange(*span)
+    real = places < len(batch.rows)
+    numbers = batch.rows[np.where(real, places, 0)]
+    found = assemble(PlannedBatch(numbers, batch.length), rows, len(numbers), padding)
+    return found | {"weights": real.astype(np.float32)}
+
+
 def _cut(
     order: np.ndarray, lengths: np.ndarray, batch_size: int, buckets: Sequence[int]
 ) -> list[PlannedBatch]:

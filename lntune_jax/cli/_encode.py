@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import ModelError
+from ._share import share_rows
 
 
 def load_tokenizer(model: str) -> Any:
@@ -57,6 +58,18 @@ def encode(
     rows = tuple(np.asarray(ids or [padding_of(tokenizer)], np.int32) for ids in encoded)
     check_vocabulary(rows, vocabulary)
     return rows
+
+
+def encode_shared(
+    tokenizer: Any, texts: Sequence[str], max_length: int, vocabulary: int, mesh: Any
+) -> tuple[np.ndarray, ...]:
+    """As `encode`; of several processes each tokenises a share, and all get the rest."""
+
+    def make(numbers: Sequence[int]) -> Sequence[np.ndarray]:
+        own = [texts[number] for number in numbers]
+        return encode(tokenizer, own, max_length, vocabulary) if own else []
+
+    return tuple(share_rows(make, len(texts), mesh))
 
 
 def check_vocabulary(rows: Sequence[np.ndarray], vocabulary: int) -> None:

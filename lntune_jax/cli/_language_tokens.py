@@ -15,6 +15,7 @@ import numpy as np
 from .._errors import DataError
 from ._encode import check_vocabulary
 from ._language_data import Documents
+from ._share import share_rows
 
 IGNORED = -100
 
@@ -69,6 +70,23 @@ def encode_documents(tokenizer: Any, documents: Documents, vocabulary: int) -> l
     check_vocabulary([each.tokens for each in encoded if len(each.tokens)], vocabulary)
     pairs = zip(encoded, documents.rows, strict=True)
     return [replace(each, number=number) for each, number in pairs]
+
+
+def encode_shared(
+    tokenizer: Any, documents: Documents, vocabulary: int, mesh: Any
+) -> list[Encoded]:
+    """As `encode_documents`; of several processes each tokenises a share, and all get the rest."""
+
+    def make(numbers: Sequence[int]) -> list[np.ndarray]:
+        if not numbers:
+            return []
+        own = encode_documents(tokenizer, documents.take(np.asarray(numbers)), vocabulary)
+        return [np.concatenate([each.tokens, each.labels]) for each in own]
+
+    rows = share_rows(make, len(documents.values), mesh)
+    halves = (np.split(row, 2) for row in rows)
+    pairs = zip(halves, documents.rows, strict=True)
+    return [Encoded(tokens, labels, number) for (tokens, labels), number in pairs]
 
 
 def _encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:

@@ -11,9 +11,10 @@ import numpy as np
 
 from ._batches import PlannedBatch, plan_in_order
 from ._history import Evaluation
-from ._language_rows import LanguageRows, assemble_language
+from ._language_rows import LanguageRows
 from ._language_tokens import IGNORED
 from ._settings import Metric, Recipe
+from ._spread import place_language_batch, row_devices
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class LanguageWork:
         evaluation: Rows to evaluate on.
         buckets: Padded lengths.
         padding: Token id of padding.
+        mesh: The devices that share a batch, or `None` for one device.
     """
 
     model: Any
@@ -35,6 +37,7 @@ class LanguageWork:
     evaluation: LanguageRows
     buckets: tuple[int, ...]
     padding: int
+    mesh: Any = None
     peak_learning_rate: float = 1e-3
     default_metric: Metric = "perplexity"
     # The base model is what tuning must improve on.
@@ -50,7 +53,7 @@ class LanguageWork:
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
         """The arrays of one batch, and its tokens without padding."""
-        batch = assemble_language(planned, self.training, batch_size, self.padding)
+        batch = place_language_batch(planned, self.training, batch_size, self.padding, self.mesh)
         return batch, int(self.training.lengths[planned.rows].sum())
 
     def list_rows(self, planned: PlannedBatch) -> list[int]:
@@ -64,7 +67,7 @@ class LanguageEvaluator:
 
     def __init__(self, work: LanguageWork):
         self._work = work
-        self._losses = MeanLoss(work.model)
+        self._losses = MeanLoss(work.model, work.mesh)
 
     @property
     def compilations(self) -> int:
@@ -86,8 +89,8 @@ class LanguageEvaluator:
 class MeanLoss:
     """The mean loss of many rows, through one compiled program a padded length."""
 
-    def __init__(self, model: Any):
-        """Wrap a language model of `lntune_jax.models`."""
+    def __init__(self, model: Any, mesh: Any = None):
+        """Wrap a language model of `lntune_jax.models`, for one device or a mesh."""
         import jax
 
         import lntune_jax as lnt
@@ -99,7 +102,10 @@ class MeanLoss:
             self.compilations += 1  # Runs when JAX traces, which is once a shape.
             return loss_fn(lnt.merge_params(trainable, frozen), batch)
 
-        self._loss_of = jax.jit(loss_of)
+        # Every process reads the loss, to come to the same figures.
+        whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
+        self._mesh = mesh
+        self._loss_of = jax.jit(loss_of, out_shardings=whole)
 
     def measure(
         self,
@@ -123,12 +129,14 @@ class MeanLoss:
             advance: Called with the batches done and their total.
         """
         batch_size = min(batch_size, len(rows.tokens))
+        batch_size += -batch_size % row_devices(self._mesh)
         plan = plan_in_order(rows.lengths, batch_size, buckets)
         pending, counts = [], []
         for done, planned in enumerate(plan, start=1):
-            batch = assemble_language(planned, rows, batch_size, padding)
+            batch = place_language_batch(planned, rows, batch_size, padding, self._mesh)
             pending.append(self._loss_of(trainable, frozen, batch))
-            counts.append(int((batch["labels"] != IGNORED).sum()))
+            labels = (rows.labels[number] for number in planned.rows)
+            counts.append(sum(int((each != IGNORED).sum()) for each in labels))
             advance(done, len(plan))
         means = np.asarray([float(loss) for loss in pending], np.float64)
         return float(means @ np.asarray(counts, np.float64) / sum(counts))

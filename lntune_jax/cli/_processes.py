@@ -16,6 +16,7 @@ from .._errors import ConfigError, LNTuningError
 from ._inspect import parse_mesh
 from ._process_settings import Processes
 from ._run_files import RunFiles
+from ._stopping import TerminatedError
 
 # What all processes share; the rest of a run's files only the first one writes.
 _SHARED = ("directory", "adapter", "adapters", "checkpoints")
@@ -53,6 +54,10 @@ def joined(settings: Processes) -> Iterator[Any]:
     with _watched(f"lntune-jax: error: {name} has ended: {reason}; {_CURE}") as watcher:
         try:
             yield _make_mesh(sizes)
+        except TerminatedError:  # All of them leave at the same step.
+            _release(watcher)
+            jax.distributed.shutdown()
+            raise
         except KeyboardInterrupt:
             _end(watcher, f"{name}: stopped", 130)
         except Exception as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from .._errors import ConfigError
-from ._batches import PlannedBatch, Rows, assemble
+from ._batches import PlannedBatch, Rows, assemble_span
+from ._language_rows import LanguageRows, assemble_language
 
 
 def row_devices(mesh: Any) -> int:
@@ -35,47 +37,62 @@ def check_batch_sizes(mesh: Any, **sizes: int) -> None:
             )
 
 
-def place_batch(
-    planned: PlannedBatch, rows: Rows, batch_size: int, padding: int, mesh: Any
+def spread_rows(
+    make: Callable[[int, int], Mapping[str, np.ndarray]], batch_size: int, mesh: Any
 ) -> dict[str, Any]:
-    """The arrays of one batch, as `assemble` makes them; on a mesh spread over its devices.
+    """The arrays of one batch; on a mesh divided over its devices along their first axis.
 
-    Every process plans the same batches, and pads and hands over only the rows of its own devices.
+    Every process makes the rows of its own devices only.
+
+    Args:
+        make: Gives rows `start` to `stop` of every array.
+        batch_size: Rows in all.
+        mesh: The devices that share them, or `None` for one device.
     """
     if mesh is None:
-        return assemble(planned, rows, batch_size, padding)
+        return dict(make(0, batch_size))
     import jax
 
     sharding = jax.sharding.NamedSharding(mesh, jax.P(_row_axes(mesh)))
-    parts: dict[tuple[int, int], dict[str, Any]] = {}
-
-    def part(index: Any) -> dict[str, Any]:
-        start, stop, _ = index[0].indices(batch_size)
-        if (start, stop) not in parts:
-            parts[start, stop] = _assemble_part(planned, rows, (start, stop), padding)
-        return parts[start, stop]
-
-    shapes = {
-        "input_ids": (batch_size, planned.length),
-        "attention_mask": (batch_size, planned.length),
-        "classes": (batch_size,),
-        "weights": (batch_size,),
-    }
+    indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    spans = {_span(index, batch_size) for index in indices}
+    parts = {span: make(*span) for span in spans}
     return {
-        name: jax.make_array_from_callback(shape, sharding, lambda at, name=name: part(at)[name])
-        for name, shape in shapes.items()
+        name: jax.make_array_from_callback(
+            (batch_size, *array.shape[1:]),
+            sharding,
+            lambda index, name=name: parts[_span(index, batch_size)][name],
+        )
+        for name, array in next(iter(parts.values())).items()
     }
 
 
-def _assemble_part(
-    planned: PlannedBatch, rows: Rows, span: tuple[int, int], padding: int
+def place_batch(
+    planned: PlannedBatch, rows: Rows, batch_size: int, padding: int, mesh: Any
 ) -> dict[str, Any]:
-    """Rows `span` of the batch; past the last one, the first with weight 0."""
-    places = np.arange(*span)
-    real = places < len(planned.rows)
-    numbers = planned.rows[np.where(real, places, 0)]
-    found = assemble(PlannedBatch(numbers, planned.length), rows, len(numbers), padding)
-    return found | {"weights": real.astype(np.float32)}
+    """The arrays of one batch as `assemble` makes them, spread over a mesh."""
+
+    def make(start: int, stop: int) -> dict[str, Any]:
+        return assemble_span(planned, rows, (start, stop), padding)
+
+    return spread_rows(make, batch_size, mesh)
+
+
+def place_language_batch(
+    planned: PlannedBatch, rows: LanguageRows, batch_size: int, padding: int, mesh: Any
+) -> dict[str, Any]:
+    """The arrays of one batch as `assemble_language` makes them, spread over a mesh."""
+
+    def make(start: int, stop: int) -> dict[str, Any]:
+        part = PlannedBatch(planned.rows[start:stop], planned.length)
+        return assemble_language(part, rows, stop - start, padding)
+
+    return spread_rows(make, batch_size, mesh)
+
+
+def _span(index: Any, size: int) -> tuple[int, int]:
+    start, stop, _ = index[0].indices(size)
+    return start, stop
 
 
 def _row_axes(mesh: Any) -> tuple[str, ...]:

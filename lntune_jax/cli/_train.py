@@ -32,8 +32,6 @@ _TASKS: dict[str, Any] = {"seq_cls": _train_classifier, "causal_lm": _train_lang
 def run(settings: TrainSettings) -> None:
     """Train, or go on with a run that was stopped; in several processes, as one of them."""
     if settings.processes.distributed:
-        if settings.task != "seq_cls":
-            raise ConfigError(f"--distributed does not go with --task {settings.task} yet")
         if is_asked(settings.sweep):
             raise ConfigError("--distributed does not go with --sweep, --seeds or --more-data")
         if settings.checkpoint_minutes is not None:
@@ -66,7 +64,7 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
         _show(console, load_summary(shared), shared, task.results)
         return
     say(console, f"reading {settings.model}")
-    works = task.prepare(settings, data, console, *(() if mesh is None else (mesh,)))
+    works = task.prepare(settings, data, console, mesh)
     work = works[0]
     if is_asked(settings.sweep):
         trials = list_trials(settings.sweep, settings.recipe, settings.data)

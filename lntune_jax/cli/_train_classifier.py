@@ -14,7 +14,7 @@ from ._base import load_base, model_location, position_limit, say_memory, tuning
 from ._batches import Rows, choose_lengths
 from ._classification import ClassificationWork
 from ._console import say, short_path
-from ._encode import encode, load_tokenizer, padding_of
+from ._encode import encode_shared, load_tokenizer, padding_of
 from ._finish import Summary
 from ._labels import Task, name_labels, number_labels, save_task, split_rows
 from ._run_files import RunFiles
@@ -91,7 +91,8 @@ def prepare(
     limit = min(_max_length(settings), position_limit(model.config, tokenizer))
     parts = []
     for texts, classes, evaluation, _ in data:
-        rows = Rows(encode(tokenizer, texts, limit, model.config.vocab_size), classes)
+        tokens = encode_shared(tokenizer, texts, limit, model.config.vocab_size, mesh)
+        rows = Rows(tokens, classes)
         training = np.setdiff1d(np.arange(len(texts)), evaluation)
         parts.append((rows.take(training), rows.take(evaluation)))
     lengths = np.concatenate([rows.lengths for pair in parts for rows in pair])

@@ -22,10 +22,11 @@ from ._finish import Summary
 from ._language_data import Documents, read_documents, split_documents
 from ._language_rows import LanguageRows, describe_fitting, fit_length, pack, separate
 from ._language_task import LanguageTask, save_language_task
-from ._language_tokens import encode_documents
+from ._language_tokens import encode_shared
 from ._language_work import LanguageWork
 from ._run_files import RunFiles
 from ._settings import TrainSettings
+from ._spread import check_batch_sizes
 
 _MAX_LENGTH = 256
 
@@ -59,11 +60,15 @@ def _hold_out(settings: TrainSettings, documents: Documents) -> tuple[Documents,
 
 
 def prepare(
-    settings: TrainSettings, data: Sequence[tuple[Documents, Documents]], console: Console
+    settings: TrainSettings,
+    data: Sequence[tuple[Documents, Documents]],
+    console: Console,
+    mesh: Any = None,
 ) -> tuple[LanguageWork, ...]:
     """Load the model, tokenise the documents and say what there is; gives one work a table."""
     import lntune_jax as lnt
 
+    check_batch_sizes(mesh, batch_size=settings.recipe.batch_size)
     encoding, packing = settings.encoding, not settings.language.no_packing
     tokenizer = load_tokenizer(settings.model)
     model = load_language_model(
@@ -71,6 +76,7 @@ def prepare(
         dtype=encoding.dtype,
         scan_layers=encoding.scan_layers,
         quantize=encoding.quantize,
+        mesh=mesh,
     )
     config = tuning_config(
         settings.model, model.params, model.fresh, settings.selection, "CAUSAL_LM"
@@ -86,7 +92,7 @@ def prepare(
     pairs = []
     for table in data:
         training, evaluation = (
-            make_rows(tokenizer, part, vocabulary, limit, packing, console) for part in table
+            make_rows(tokenizer, part, vocabulary, limit, packing, console, mesh) for part in table
         )
         pairs.append((training, evaluation))
         for name, part, rows in zip(("train", "evaluate"), table, pairs[-1], strict=True):
@@ -101,7 +107,7 @@ def prepare(
     say(console, f"rows: {style} {', '.join(map(str, buckets))} tokens")
     padding = padding_of(tokenizer)
     return tuple(
-        LanguageWork(model, config, training, evaluation, buckets, padding)
+        LanguageWork(model, config, training, evaluation, buckets, padding, mesh)
         for training, evaluation in pairs
     )
 
@@ -139,13 +145,14 @@ def make_rows(
     length: int,
     packing: bool,
     console: Console | None,
+    mesh: Any = None,
 ) -> LanguageRows:
     """Documents as rows of at most `length` tokens; a console gets a line about each loss of text.
 
     Raises:
         DataError: If no document has a token to predict.
     """
-    encoded = encode_documents(tokenizer, documents, vocabulary)
+    encoded = encode_shared(tokenizer, documents, vocabulary, mesh)
     fitting = fit_length(encoded, documents.form, length)
     if console is not None:
         for line in describe_fitting(fitting, documents, length):

@@ -12,12 +12,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
+from test_train_language import WORDS, make_decoder
 
 import lntune_jax as lnt
 from lntune_jax._errors import ConfigError
 from lntune_jax.cli._batches import PlannedBatch, Rows
 from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.cli._processes import _make_mesh
+from lntune_jax.cli._share import share_rows
 from lntune_jax.cli._spread import check_batch_sizes, place_batch, row_devices
 
 LIMIT = 600  # seconds, for a machine under load
@@ -96,13 +99,18 @@ def check_same(one, other):
     assert summaries[0]["best_step"] == summaries[1]["best_step"]
 
 
-def kill(both, victim, folder):
-    """Kill one of two in the middle of its steps; the codes and texts in the end."""
+def wait_for_steps(both, folder):
+    """Until the run is in the middle of its steps."""
     deadline = time.monotonic() + LIMIT
     while len(read_metrics(folder / "metrics.jsonl")) < 7:
         assert time.monotonic() < deadline, both.texts()
         assert both.processes[0].poll() is None, both.texts()
         time.sleep(0.02)
+
+
+def kill(both, victim, folder):
+    """Kill one of two; the codes and texts in the end."""
+    wait_for_steps(both, folder)
     both.processes[victim].send_signal(signal.SIGKILL)
     both.wait()
     time.sleep(1)  # for the watchers
@@ -128,6 +136,76 @@ def test_two_processes_one_killed_and_four_that_go_on(train, run, tmp_path):
     check_same(tmp_path / "one", tmp_path / "some")
 
 
+def test_a_language_model_in_two_processes(run, tmp_path):
+    model, texts = make_decoder(tmp_path / "model"), tmp_path / "texts.txt"
+    lines = [" ".join(WORDS[start % 12 : start % 12 + 5]) for start in range(31)]
+    texts.write_text("\n\n".join(lines))
+    words = ["train", "--task", "causal_lm", "--model", model, "--data", texts]
+    words += ["--max-length", 16, "--batch-size", 4, "--epochs", 9, "--max-steps", 6]
+    words += ["--eval-every", 3, "--learning-rate", 0.001]
+    assert run(*words, "--output", tmp_path / "one")[0] == 0
+    with Run(tmp_path, 2, [*words, "--output", tmp_path / "two"]) as two:
+        codes, texts = two.wait()
+    assert codes == [0, 0], texts
+    check_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 8])
+def test_each_process_makes_a_share_of_the_rows(monkeypatch, count):
+    """Three processes, one after the other: what each would send is looked at first."""
+    rows = [np.arange(number % 4, dtype=np.int32) + number for number in range(count)]
+    made, sent = {}, {}
+
+    def run_as(process, gather):
+        made[process] = []
+
+        def make(numbers):
+            made[process] += numbers
+            return [rows[number] for number in numbers]
+
+        monkeypatch.setattr(jax, "process_index", lambda: process)
+        monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+        return share_rows(make, count, "a mesh")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    for stage in range(2):  # The sizes cross first, and then the tokens.
+        for process in range(3):
+            calls = []
+
+            def gather(array, process=process, stage=stage, calls=calls):
+                calls.append(array)
+                if len(calls) <= stage:
+                    return np.stack([sent[other, len(calls) - 1] for other in range(3)])
+                sent[process, stage] = array
+                raise StopIteration
+
+            with pytest.raises(StopIteration):
+                run_as(process, gather)
+    for process in range(3):
+        calls = []
+
+        def gather(array, calls=calls):
+            calls.append(array)
+            return np.stack([sent[other, len(calls) - 1] for other in range(3)])
+
+        found = run_as(process, gather)
+        assert [row.tolist() for row in found] == [row.tolist() for row in rows]
+        assert made[process] == list(range(process, count, 3))
+
+
+def test_sigterm_to_one_ends_both_at_the_same_step(train, run, tmp_path):
+    folder, words = tmp_path / "run", train("run", "--max-steps", 2000, "--eval-every", 2000)
+    with Run(tmp_path, 2, [*words, "--checkpoint-every", 2000]) as both:
+        wait_for_steps(both, folder)
+        both.processes[1].send_signal(signal.SIGTERM)
+        codes, texts = both.wait()
+    assert codes == [143, 143], texts
+    assert "go on with --resume" in texts[0]
+    steps = [line["step"] for line in read_metrics(folder / "metrics.jsonl")]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert (folder / "checkpoints" / str(steps[-1])).is_dir()
+
+
 def test_when_the_coordinator_is_killed_the_other_ends(train, tmp_path):
     with Run(tmp_path, 2, train("run")) as both:
         kill(both, 0, tmp_path / "run")
@@ -137,7 +215,6 @@ def test_what_cannot_be_is_refused_before_anything_starts(train, run, tmp_path):
     cases = [
         (["--mesh", "data=2"], "--mesh goes with --distributed"),
         (["--process-id", 0], "--process-id goes with --distributed"),
-        (["--distributed", "--task", "causal_lm"], "does not go with --task causal_lm yet"),
         (["--distributed", "--seeds", 2], "does not go with --sweep, --seeds or --more-data"),
         (["--distributed", "--checkpoint-minutes", 1], "a clock of its own; give --checkpoint-e"),
         (["--distributed", "--mesh", "data"], "expected each axis once, with its size"),
