@@ -10,7 +10,7 @@ from ._help import shown
 
 @dataclass(frozen=True)
 class Processes:
-    """One run in several processes, each with devices of its own (--task seq_cls)."""
+    """One run in several processes, each with devices of its own."""
 
     distributed: bool = False
     """Join the other processes of the run: each is started with the same command."""
