@@ -11,7 +11,7 @@ random weights, small. For each model, the leaves that were selected are exactly
 package's own norm types (a test of its own for each); training them lowered the loss and changed no
 other leaf in one bit; the adapter was saved, restored into a fresh model, and gave equal outputs,
 unless the notes say otherwise. Written by `compat/run.py`; the pinned versions are in
-`compat/requirements/`. The times are of the tests, on a shared machine.
+`compat/requirements/`. The times are of the tests and examples, on a shared machine.
 
 """
 

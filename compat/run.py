@@ -76,10 +76,11 @@ def read_results(environments: dict) -> dict[str, dict]:
 
 def try_environment(settings: dict, folder: Path) -> dict:
     """Makes the environment, runs its tests, and returns what was seen."""
-    start, error, seen = time.monotonic(), None, []
+    start, error, seen = 0.0, None, []
     python = folder / "bin" / "python"
     try:
         install(settings, folder)
+        start = time.monotonic()
         seen = run_tests(settings, python)
     except subprocess.CalledProcessError as failure:
         error = explain(failure)
@@ -93,7 +94,7 @@ def try_environment(settings: dict, folder: Path) -> dict:
         "packages": settings["packages"],
         "error": error,
         "seen": seen,
-        "seconds": round(time.monotonic() - start),
+        "seconds": round(time.monotonic() - start) if start else 0,
     }
 
 

@@ -29,6 +29,9 @@ def label_groups(
         config: the head is its `modules_to_save`, and all else is of norms; None goes by names.
         name_map: as in `partition_params`, where the layers are stacked.
 
+    A leaf counts as a bias by its last name (`bias`, `beta`, `b`, ...), and else as a scale: label
+    leaves of other names yourself.
+
     Returns:
         The same tree with a label at each leaf.
 

@@ -104,9 +104,9 @@ def write_card(facts: AdapterFacts, repo_id: str) -> str:
         <BLANKLINE>
         <BLANKLINE>
     """
-    base = facts.config.base_model_name_or_path
+    base = _find_hub_id(facts.config)
     fields = {"library_name": facts.kind}
-    if base and _HUB_ID.fullmatch(base):  # the hub refuses what is no id, such as a local path
+    if base is not None:
         fields |= {"base_model": base, "base_model_relation": "adapter"}
     if facts.config.task_type in _PIPELINES:
         fields["pipeline_tag"] = _PIPELINES[facts.config.task_type]
@@ -131,7 +131,8 @@ def _list_rows(facts: AdapterFacts) -> list[tuple[str, str]]:
         if facts.total
         else f"{trained:,}"
     )
-    rows = [("base", _code(config.base_model_name_or_path)), ("parameters trained", share)]
+    rows = [("base", _code(_find_hub_id(config)) or "a local model")]
+    rows.append(("parameters trained", share))
     rows.append(("of these in norms", f"{facts.norms:,}"))
     if facts.saved:
         rows.append(("in saved modules", f"{facts.saved:,}: {_code(config.modules_to_save)}"))
@@ -143,6 +144,12 @@ def _list_rows(facts: AdapterFacts) -> list[tuple[str, str]]:
     if facts.quantized:
         rows.append(("trained over kernels in", facts.quantized))
     return rows
+
+
+def _find_hub_id(config: LNTuningConfig) -> str | None:
+    """The base's id; a local path is nobody else's business, and the hub refuses it."""
+    base = config.base_model_name_or_path
+    return base if base and _HUB_ID.fullmatch(base) and not Path(base).exists() else None
 
 
 def _code(value: str | Sequence[str] | None) -> str:

@@ -13,6 +13,7 @@ from ._traced_values import (
     Centred,
     Constant,
     Inverse,
+    Normalised,
     Other,
     Parameter,
     Root,
@@ -21,6 +22,7 @@ from ._traced_values import (
     Sum,
     View,
     Weighted,
+    depends,
 )
 
 # The same numbers in another precision, place or layout.
@@ -31,7 +33,7 @@ _PLACED = (
 _SHARED = "psum pmean psum_invariant all_gather all_gather_invariant pvary pcast pbroadcast"
 _CAST = "convert_element_type reduce_precision copy copy_p stop_gradient name real conj"
 _STATISTICS = (Sum, Spread, Root, Inverse)  # NaN in their place, where they are none, is no matter
-_MASKED = (Other, Square, Centred)  # nor are zeros in place of what does not count
+_MASKED = (Other, Square, Centred, Normalised)  # nor are zeros in place of what does not count
 
 
 def keep(ins: Sequence[View], eqn: Any) -> list[View] | None:
@@ -88,6 +90,8 @@ def pick(ins: Sequence[View], eqn: Any) -> list[View] | None:
     view, name = ins[0], eqn.primitive.name
     if not isinstance(view.fact, Parameter | Constant):
         return None
+    if any(depends(other.fact) for other in ins[1:]):
+        return None  # a table of which an argument looks up rows
     if name not in ("gather", "unstack"):
         return [take(view, var.aval.shape) for var in eqn.outvars]
     if name == "gather":

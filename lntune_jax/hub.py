@@ -77,7 +77,8 @@ def push_adapter(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        there = api.list_repo_files(repo_id, revision=revision)
+        head = api.repo_info(repo_id, revision=revision).sha
+        there = api.list_repo_files(repo_id, revision=head)
         operations: list[Any] = [
             hub.CommitOperationAdd(path_in_repo=file, path_or_fileobj=path / file)
             for file in facts.files
@@ -94,13 +95,14 @@ def push_adapter(
         done = api.create_commit(
             repo_id,
             operations=operations,
+            parent_commit=head,  # or another push in between would mix two adapters
             commit_message=message or "LayerNorm tuning adapter",
             revision=revision,
         )
     except Exception as error:  # no network, no rights, no such branch: of more types than one
         raise AdapterError(
-            f"cannot push {path} to {repo_id!r} on the hub ({_explain(error)}). What is there has "
-            "not changed; check the token, the id and the network (and HF_HUB_OFFLINE)"
+            f"cannot push {path} to {repo_id!r} on the hub ({_explain(error)}). No file there has "
+            "changed; check the token, the id and the network (and HF_HUB_OFFLINE)"
         ) from error
     return done.oid
 

@@ -70,8 +70,8 @@ def make_filter(
         )
     refuse_activations(model)
     labels = label_params(model, config, norms=norms, name_map=name_map)
-    found = zip(_list_variables(model), _list_variables(labels), strict=True)
-    chosen = {id(leaf) for leaf, label in found if _read(label) == TRAINABLE}
+    found = zip(list_variables(model), list_variables(labels), strict=True)
+    chosen = {id(leaf) for leaf, label in found if read_variable(label) == TRAINABLE}
     # NNX's own walk gives a variable that several modules share the path that a filter will see.
     paths = nnx.iter_graph(model) if isinstance(model, nnx.Module) else nnx.to_flat_state(model)
     return nnx.filterlib.PathIn(*(path for path, leaf in paths if id(leaf) in chosen))
@@ -126,9 +126,22 @@ def make_optimizer(
     return nnx.Optimizer(model, keep_masters(tx, config.param_dtype), wrt=wrt)
 
 
-def _list_variables(tree: Any) -> list[Any]:
+def list_variables(tree: Any) -> list[Any]:
+    """The variables of a module or of a tree like it, in JAX's order of leaves.
+
+    Example:
+        >>> from flax import nnx
+        >>> [type(leaf).__name__ for leaf in list_variables(nnx.RMSNorm(2, rngs=nnx.Rngs(0)))]
+        ['Param']
+    """
     return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def _read(leaf: Any) -> Any:
+def read_variable(leaf: Any) -> Any:
+    """The value of a variable; anything else as it is.
+
+    Example:
+        >>> read_variable(1)
+        1
+    """
     return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf

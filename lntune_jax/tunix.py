@@ -6,16 +6,18 @@ nothing here imports Tunix. Any trainer that goes by the type of NNX variables t
 
 from __future__ import annotations
 
-import functools
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from flax import nnx
 
 from ._config import LNTuningConfig
+from ._errors import TreeError
+from ._labels import TRAINABLE, label_params
 from ._optimizer import refuse_inference
 from ._partition import partition_params
-from ._paths import join
+from .nnx import list_variables, read_variable
 
 
 def mark_trainable(
@@ -28,7 +30,8 @@ def mark_trainable(
     metadata are kept. With LoRA of qwix too, apply that first: both then train together.
 
     Args:
-        model: an NNX module. Its LoRA parameters, if it has some, stay as they are.
+        model: an NNX module, whose norms are known by their types (those of other classes than
+            Flax's by names and shapes). Its LoRA parameters, if it has some, stay as they are.
         config: which parameters train.
         norms: module paths that are norms, as in `partition_params`.
 
@@ -38,6 +41,7 @@ def mark_trainable(
     Raises:
         ConfigError: the config is meant for inference.
         SelectionError: nothing trains, or a target holds no norm.
+        TreeError: a selected variable is no attribute of a module; nothing has been turned then.
 
     Example:
         >>> import lntune_jax as lnt
@@ -50,17 +54,33 @@ def mark_trainable(
         [('layers', 1, 'scale')]
     """
     refuse_inference(config)
-    base = nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
-    trainable = partition_params(base, config, norms=norms).trainable
-    for path, variable in nnx.to_flat_state(base):
-        name = join(tuple(str(key) for key in path))
-        if name in trainable:
-            *parents, attribute = path
-            module = functools.reduce(_get_child, parents, model)
-            marked = nnx.LoRAParam(trainable[name], **variable.get_metadata())
-            setattr(module, str(attribute), marked)
-    return list(trainable)
-
-
-def _get_child(node: Any, key: Any) -> Any:
-    return getattr(node, key) if isinstance(key, str) and hasattr(node, key) else node[key]
+    trainable = partition_params(model, config, norms=norms).trainable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the partition has said already
+        labels = label_params(model, config, norms=norms)
+    pairs = zip(list_variables(model), list_variables(labels), strict=True)
+    variables = [leaf for leaf, label in pairs if read_variable(label) == TRAINABLE]
+    turned: dict[str, Any] = {}
+    marked: dict[int, nnx.LoRAParam] = {}
+    for (name, value), variable in zip(trainable.items(), variables, strict=True):
+        if not isinstance(variable, nnx.LoRAParam):
+            turned[name] = variable
+            marked[id(variable)] = nnx.LoRAParam(value, **variable.get_metadata())
+    # Wherever a variable is used, or the second use of a shared one would stay as it was.
+    modules = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Module)]
+    places = [
+        (module, attribute, value)
+        for module in modules
+        for attribute, value in vars(module).items()
+        if id(value) in marked
+    ]
+    found = {id(value) for *_, value in places}
+    for name, variable in turned.items():
+        if id(variable) not in found:
+            raise TreeError(
+                f"{name!r} is no attribute of a module, where alone a variable can be replaced: "
+                "keep it in nnx.List or nnx.Dict, or leave it out with exclude_modules"
+            )
+    for module, attribute, value in places:
+        setattr(module, attribute, marked[id(value)])
+    return list(turned)

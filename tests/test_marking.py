@@ -53,14 +53,41 @@ def test_an_optimizer_by_type_moves_only_these():
     import optax
 
     model = Model()
-    marked = mark_trainable(model, CONFIG.replace(modules_to_save=["head"]))
-    assert "head.kernel" in marked
+    mark_trainable(model, CONFIG)
     optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.LoRAParam)
     x = jnp.arange(8.0).reshape(2, 4)
     loss_fn = nnx.grad(lambda m: (m(x) ** 2).mean(), argnums=nnx.DiffState(0, nnx.LoRAParam))
-    before = np.array(model.head.kernel.get_value())
+    before = {
+        name: np.array(leaf.get_value())
+        for name, leaf in (("norm", model.norm.scale), ("head", model.head.kernel))
+    }
     optimizer.update(model, loss_fn(model))
-    assert not np.array_equal(model.head.kernel.get_value(), before)
+    assert not np.array_equal(model.norm.scale.get_value(), before["norm"])
+    assert np.array_equal(model.head.kernel.get_value(), before["head"])
+
+
+def test_a_head_to_save_is_marked_too():
+    marked = mark_trainable(Model(), CONFIG.replace(modules_to_save=["head"]))
+    assert {"head.kernel", "head.bias", "norm.scale"} <= set(marked)
+    assert "head.lora_a" not in marked
+
+
+def test_types_count_where_names_mislead():
+    class Misleading(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.norm = nnx.BatchNorm(4, rngs=rngs)
+            self.first = nnx.LayerNorm(4, rngs=rngs)
+
+    assert sorted(mark_trainable(Misleading(), CONFIG)) == ["first.bias", "first.scale"]
+
+
+def test_a_shared_variable_stays_shared():
+    model = Model()
+    model.blocks[1].scale = model.blocks[0].scale
+    mark_trainable(model, CONFIG)
+    assert type(model.blocks[0].scale) is nnx.LoRAParam
+    assert model.blocks[1].scale is model.blocks[0].scale
 
 
 def test_low_precision_becomes_float32_unless_told_otherwise():
