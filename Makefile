@@ -9,6 +9,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python;
 	$$python -c '$(IS_SUPPORTED)' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 WORKERS ?= 2
+# More words for pytest: make test TESTS='-m "not long"'
+TESTS ?=
 BIN := $(VENV)/bin
 # One thread of XLA and BLAS for each test worker: they would only get in each other's way.
 TEST_ENV := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
@@ -25,7 +27,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test lint types
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules lntune_jax $(patsubst %,--ignore=%,$(NEED_TORCH) $(NEED_COMPAT))
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS) tests
 
 parity: $(VENV)-parity/.parity
 	$(TEST_ENV) $(VENV)-parity/bin/python -m pytest -n $(WORKERS) --doctest-modules $(NEED_TORCH)

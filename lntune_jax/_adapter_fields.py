@@ -13,6 +13,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+# As many as numpy once allowed.
+MOST_AXES = 32
 # A file of a few bytes can stand for an array of any size; a trained one hardly compresses.
 MOST_BYTES_UNQUESTIONED = 2**30
 MOST_TIMES_THE_FILES = 256
@@ -135,7 +137,9 @@ def _are_samples(value: Any) -> bool:
 # An integer, or a float as `float.hex` writes it.
 _NUMBER = re.compile(r"-?([0-9]{1,20}|0x[01]\.?[0-9a-f]{0,13}p[+-][0-9]{1,4}|inf)|nan")
 _LEAF = {
-    "shape": lambda value: _is_list_of(value, int) and all(map(_is_size, value)),
+    "shape": lambda value: (
+        _is_list_of(value, int) and len(value) <= MOST_AXES and all(map(_is_size, value))
+    ),
     "dtype": _is_floating_name,
     "base_dtype": _is_number_name,
     "sha256": _is_text,

@@ -16,7 +16,7 @@ from ._regex import Pattern
 from ._regex_nodes import Work
 
 # An expression is matched against every path, so that their number bounds the time.
-MOST_EXPRESSIONS = 256
+MOST_EXPRESSIONS = 64
 PLAIN = re.compile(r"[\w.-]+")  # the end of a path, and not meant as an expression
 
 

@@ -120,9 +120,10 @@ def fit_spec(
     Raises:
         ShardingError: it is no spec, or has more axes than the leaf.
     """
-    if not _is_spec(spec):
+    if not _is_spec(spec) or PartitionSpec.UNCONSTRAINED in spec:
         raise ShardingError(
-            f"rules gives {spec!r} for {path!r}; expected a jax.sharding.PartitionSpec"
+            f"rules gives {spec!r} for {path!r}; expected a jax.sharding.PartitionSpec "
+            "of axis names and None"
         )
     if len(spec) > len(shape):
         raise ShardingError(

@@ -90,6 +90,7 @@ def smollm2():
     return from_pretrained(Path(found.origin).parent, "CAUSAL_LM")
 
 
+@pytest.mark.long
 def test_smollm2_generates_what_transformers_does(smollm2):
     """640 greedy tokens, one prompt at a time and as one batch padded on the left."""
     content = json.loads((REFERENCE / "generation" / "smollm2.json").read_text())

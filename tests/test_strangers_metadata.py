@@ -9,6 +9,8 @@ from directories import CONFIG, NOISE, PARAMS, leaves
 from test_adapter_errors import reseal
 
 import lntune_jax as lnt
+from lntune_jax._adapter_fields import check_fields
+from lntune_jax._json_files import parse_json
 
 NAMES = [
     "..",
@@ -103,3 +105,15 @@ def test_fingerprints_that_mean_nothing_are_refused(tmp_path: Path, change: Any)
     reseal(path, lambda fields: change(fields["base"]))
     with pytest.raises(lnt.AdapterError, match=r"another base|lntune\.json"):
         lnt.restore_adapter(path, PARAMS)
+
+
+def test_a_name_that_is_twice_among_very_many_is_found_at_once() -> None:
+    names = ", ".join(f'"k{number}": 0' for number in range(200_000))
+    with pytest.raises(ValueError, match="'z' appears twice"):
+        parse_json(f'{{{names}, "z": 1, "z": 1}}'.encode())
+
+
+def test_a_shape_of_very_many_axes_is_refused_before_it_is_multiplied() -> None:
+    record = {"shape": [2**62] * 200_000, "dtype": "float32", "base_dtype": "float32"}
+    with pytest.raises(ValueError, match="has the shape"):
+        check_fields({"leaves": {"ln.scale": record | {"sha256": ""}}, "files": {}, "norms": None})

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from .._fingerprint import make_fingerprint
 from ._history import History
 from ._loader import make_item, open_loader
 from ._metrics import MetricsWriter
 from ._nonfinite import find_checkpoint
 from ._progress import TrainingProgress
 from ._recorder import Recorder
+from ._resume import check_extra, frozen_leaves
 from ._run_files import RunFiles
 from ._schedules import learning_rate_schedule
 from ._settings import Recipe
@@ -96,17 +98,21 @@ def fit(
     skips = recipe.on_nan == "skip"
     step_fn = lnt.make_train_step(work.loss_fn(), optimizer, work.config, skip_nonfinite=skips)
     evaluator = work.evaluator()
+    leaves = frozen_leaves(work)
+    base = make_fingerprint(leaves)
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(files.checkpoints))
         restored = restore_state(checkpoints, snapshot)
-        history, position = History(), None
+        history, position, skipped = History(), None, 0
         if restored is not None:
             snapshot, extra = restored
+            extra = check_extra(extra, ("history", "skipped"), leaves, files.directory)
             history, position = History.from_json(extra["history"]), extra["data"]
+            skipped = extra["skipped"]
         state, best, step = snapshot.train, snapshot.best, int(snapshot.step)
         began = time.monotonic() - history.seconds
-        watch = Watch(stops or Stops(), step, stack.enter_context(heed_sigterm()))
+        watch = Watch(stops or Stops(), step, stack.enter_context(heed_sigterm(step)))
         # Step 0 has a line only where the model is measured first; then a new run replaces it.
         kept = -1 if restored is None else step
         writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, kept))
@@ -119,6 +125,7 @@ def fit(
             steps_per_epoch(work, recipe),
             lambda: find_checkpoint(checkpoints),
             skips=skips,
+            skipped=skipped,
         )
         if work.evaluates_first and restored is None:
             evaluation = evaluator.evaluate(state.trainable, frozen, step, recipe)
@@ -144,7 +151,13 @@ def fit(
                 # The file must hold every line that a run resumed from here will not write.
                 recorder.flush()
                 history = replace(history, seconds=time.monotonic() - began)
-                extra = {"history": history.to_json(), "data": loader.get_state()}
+                writer.sync()
+                extra = {
+                    "data": loader.get_state(),
+                    "base": base,
+                    "history": history.to_json(),
+                    "skipped": recorder.skipped,
+                }
                 save_state(checkpoints, Snapshot(state, best), extra, wait=False)
                 watch.saved()
         finish_saves(checkpoints)

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from .._fingerprint import make_fingerprint
 from ._fit import Fitted
 from ._loader import Item, make_planner, open_loader
 from ._metrics import MetricsWriter
 from ._progress import TrainingProgress
+from ._resume import check_extra, frozen_leaves
 from ._run_files import RunFiles
 from ._schedules import learning_rate_schedule
 from ._settings import Recipe
@@ -105,30 +107,34 @@ def fit_many(
         skip_nonfinite=recipe.on_nan == "skip",
     )
     evaluator = work.evaluator()
+    leaves = frozen_leaves(work)
+    base = make_fingerprint(leaves)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(open_checkpoints(files.checkpoints))
         restored = restore_state(checkpoints, snapshot)
-        records, position = Records.new(len(trials)), None
+        records, position, skipped = Records.new(len(trials)), None, [0] * len(trials)
         if restored is not None:
             snapshot, extra = restored
+            extra = check_extra(extra, ("records", "skipped"), leaves, files.directory)
             records, position = Records.from_json(extra["records"]), extra["data"]
+            skipped = extra["skipped"]
         many, step = snapshot.train, int(snapshot.step)
         best = [{path: leaf[n] for path, leaf in snapshot.best.items()} for n in range(len(trials))]
         began = time.monotonic() - records.seconds
-        watch = Watch(stops or Stops(), step, stack.enter_context(heed_sigterm()))
+        watch = Watch(stops or Stops(), step, stack.enter_context(heed_sigterm(step)))
         kept = -1 if restored is None else step
         writer = stack.enter_context(MetricsWriter(files.metrics, files.tensorboard, kept))
         progress = stack.enter_context(TrainingProgress(console, "sweep", total, step))
         epoch_steps = [steps_per_epoch(owner, recipe) for owner in owners]
         recorder = SweepRecorder(
-            writer, progress, trials, epoch_steps, skips=recipe.on_nan == "skip"
+            writer, progress, trials, epoch_steps, skips=recipe.on_nan == "skip", skipped=skipped
         )
 
         def evaluate(records: Records) -> Records:
             for number in np.flatnonzero(records.active()).tolist():
-                leaves = {path: leaf[number] for path, leaf in many.trainable.items()}
+                own = {path: leaf[number] for path, leaf in many.trainable.items()}
                 rows = owners[number].evaluation
-                evaluation = evaluator.evaluate(leaves, frozen, step, recipe, rows)
+                evaluation = evaluator.evaluate(own, frozen, step, recipe, rows)
                 if not np.isfinite(evaluation.loss):
                     what = f"the evaluation loss of step {step} is {evaluation.loss}"
                     recorder.failed(number, what)
@@ -138,7 +144,7 @@ def fit_many(
                 history = records.histories[number].add(evaluation, metric, recipe.patience)
                 records = records.with_history(number, history)
                 if history.best(metric).step == step:
-                    best[number] = jax.tree.map(np.array, leaves)
+                    best[number] = jax.tree.map(np.array, own)
             recorder.note(records, metric, step)
             return records
 
@@ -161,7 +167,13 @@ def fit_many(
             if evaluates or ends or watch.is_due(step):
                 records = replace(recorder.flush(records), seconds=time.monotonic() - began)
                 state = Snapshot(np.int32(step), many, _stack(best))
-                extra = {"records": records.to_json(), "data": loader.get_state()}
+                writer.sync()
+                extra = {
+                    "data": loader.get_state(),
+                    "base": base,
+                    "records": records.to_json(),
+                    "skipped": recorder.skipped,
+                }
                 save_state(checkpoints, state, extra, wait=False)
                 watch.saved()
         finish_saves(checkpoints)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ class MetricsWriter:
         for name, value in figures.items():
             tag = f"{split}/{name}" if trial is None else f"{split}/{name}/{trial}"
             self._tensorboard.add_scalar(tag, value, step)
+
+    def sync(self) -> None:
+        """Have every line on the disk, before a checkpoint that counts on them."""
+        os.fsync(self._lines.fileno())
 
     def __enter__(self) -> MetricsWriter:
         return self

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import ConfigError, LNTuningError
+from ._flag_words import name_flags
 from ._inspect import parse_mesh
 from ._process_settings import Processes
-from ._run_files import RunFiles
+from ._run_files import RunFiles, check_run
 from ._stopping import TerminatedError
 
 # What all processes share; the rest of a run's files only the first one writes.
@@ -98,17 +99,18 @@ def wait_for_all(what: str, mesh: Any) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def check_shared(files: RunFiles) -> None:
-    """Check that the first process's directory is this one's too.
+def check_shared(files: RunFiles, settings: Any) -> None:
+    """Check that the first process's directory, flags and data are this one's too.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: They are not.
     """
     if not files.is_started():
         raise ConfigError(
             f"--output {files.directory} is not the directory that the first process sees: name "
             "one on a disk that all of them share"
         )
+    check_run(files, settings, resume=True, overwrite=False)
 
 
 def _refuse_lone_flags(settings: Processes) -> None:
@@ -183,13 +185,19 @@ def _release(watcher: subprocess.Popen[bytes]) -> None:
 def _end(watcher: subprocess.Popen[bytes], message: str, code: int) -> None:
     """End with a message, and without the farewell in which each process waits for all."""
     _release(watcher)
-    print(f"lntune-jax: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    text = " ".join(name_flags(message).split())
+    plain = "".join(letter if letter.isprintable() else "?" for letter in text)
+    print(f"lntune-jax: error: {plain}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
 
 
-def _is_lost(error: Exception) -> bool:
-    """Whether an error says that the network, and not the program, is at fault."""
+def _is_lost(error: BaseException | None) -> bool:
+    """Whether an error says that the network, and not the program or its user, is at fault."""
+    if isinstance(error, LNTuningError):
+        return _is_lost(error.__cause__)
+    if error is None or (isinstance(error, OSError) and not isinstance(error, ConnectionError)):
+        return False
     words = ("gloo", "nccl", "connection closed", "connection reset", "unavailable", "heartbeat")
     text = f"{type(error).__name__} {error}".lower()
     return any(word in text for word in words)

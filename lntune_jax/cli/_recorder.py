@@ -30,6 +30,7 @@ class Recorder:
         find_checkpoint: Callable[[], Path | None],
         *,
         skips: bool = False,
+        skipped: int = 0,
     ):
         """Start timing.
 
@@ -42,6 +43,7 @@ class Recorder:
             find_checkpoint: Gives the last checkpoint, for messages.
             skips: Whether the step leaves the state as it was where a number is not finite; the
                 run then goes on.
+            skipped: How many steps in a row were skipped last.
         """
         self.epoch_steps = epoch_steps
         self._writer = writer
@@ -49,7 +51,7 @@ class Recorder:
         self._learning_rates = learning_rates
         self._find_checkpoint = find_checkpoint
         self._skips = skips
-        self._skipped = 0  # in a row
+        self.skipped = skipped  # in a row
         self._pending: tuple[int, Any, int, Sequence[int]] | None = None
         self._last = time.monotonic()
 
@@ -82,7 +84,7 @@ class Recorder:
         if not is_finite:
             self._note_fault(Fault(step, loss, norm, rows))
         else:
-            self._skipped = 0
+            self.skipped = 0
         now = time.monotonic()
         rate, self._last = tokens / max(now - self._last, 1e-9), now
         self._writer.write(
@@ -114,7 +116,7 @@ class Recorder:
     def _note_fault(self, fault: Fault) -> None:
         if not self._skips:
             refuse_fault(fault, self._find_checkpoint(), 0)
-        self._skipped += 1
-        if self._skipped == MOST_SKIPPED:
-            refuse_fault(fault, self._find_checkpoint(), self._skipped)
+        self.skipped += 1
+        if self.skipped == MOST_SKIPPED:
+            refuse_fault(fault, self._find_checkpoint(), self.skipped)
         self._progress.note(f"{fault.describe()}: skipped")

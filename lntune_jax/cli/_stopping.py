@@ -91,8 +91,11 @@ class Watch:
 
 
 @contextlib.contextmanager
-def heed_sigterm() -> Iterator[Callable[[int], bool]]:
-    """Within it, SIGTERM is only noted; a second one ends the process.
+def heed_sigterm(first: int) -> Iterator[Callable[[int], bool]]:
+    """Within it, SIGTERM is only noted; in a run of one process a second one ends it.
+
+    Args:
+        first: The step at which this call goes on.
 
     Yields:
         Whether one has come, given the step. In a run of several processes all are told at the
@@ -101,9 +104,7 @@ def heed_sigterm() -> Iterator[Callable[[int], bool]]:
     import jax
 
     if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import reached_preemption_sync_point
-
-        yield reached_preemption_sync_point
+        yield _heed_together(first)
         return
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False  # Python heeds signals in the main thread only.
@@ -119,3 +120,15 @@ def heed_sigterm() -> Iterator[Callable[[int], bool]]:
         yield lambda step: came.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _heed_together(first: int) -> Callable[[int], bool]:
+    """JAX stops all processes at the step after the highest that one has told of."""
+    import numpy as np
+    from jax.experimental.multihost_utils import process_allgather, reached_preemption_sync_point
+
+    # A signal from before the loop, when none had told of a step, means step 1: it would never be
+    # reached by a run that goes on from a later one.
+    early = bool(np.any(process_allgather(np.asarray(reached_preemption_sync_point(1)))))
+    reached_preemption_sync_point(first)
+    return lambda step: early or reached_preemption_sync_point(step)

@@ -97,6 +97,7 @@ class SweepRecorder:
         epoch_steps: Sequence[int],
         *,
         skips: bool = False,
+        skipped: Sequence[int],
     ):
         """Start timing; with `skips`, an adapter's step without numbers does not end it."""
         self._writer = writer
@@ -104,9 +105,14 @@ class SweepRecorder:
         self._trials = trials
         self._epoch_steps = epoch_steps
         self._skips = skips
-        self._skipped = np.zeros(len(trials), int)  # in a row
+        self._skipped = np.array(skipped)  # in a row
         self._pending: tuple[int, Any, int, np.ndarray, Sequence[Sequence[int]]] | None = None
         self._last = time.monotonic()
+
+    @property
+    def skipped(self) -> list[int]:
+        """How many steps in a row each adapter has skipped."""
+        return self._skipped.tolist()
 
     def record_previous_and_keep(
         self,
@@ -146,7 +152,8 @@ class SweepRecorder:
         self._skipped = np.where(finite, 0, self._skipped + 1)
         out = [n for n in broken if not self._skips or self._skipped[n] >= MOST_SKIPPED]
         for number in broken:
-            fault = Fault(step, float(losses[number]), float(norms[number]), rows[number])
+            table = str(self._trials[number].values.get("data", "--data"))
+            fault = Fault(step, float(losses[number]), float(norms[number]), rows[number], table)
             self.failed(number, fault.describe(), is_out=number in out)
         if len(counted) > len(broken):
             self._progress.update(step, float(np.nanmin(losses[counted])), rate)

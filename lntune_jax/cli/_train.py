@@ -72,7 +72,8 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     wait_for_all("checked", mesh)
     start_run(files, settings, overwrite=settings.overwrite and files is shared)
     wait_for_all("started", mesh)
-    check_shared(shared)
+    if mesh is not None:
+        check_shared(shared, settings)
     task.save_description(settings, data, files)
     if is_asked(settings.sweep):
         summary = run_sweep(settings, works, files, console)

@@ -54,7 +54,7 @@ def base_specs(path: str, leaf: Any) -> PartitionSpec:
     if not modules or not _HEADS.isdisjoint(modules) or name == "scale":
         return PartitionSpec()
     # BERT calls the layer by its place: `intermediate.dense`, `output.dense`.
-    is_named = modules[-1] == "dense" and modules[-2] in ("intermediate", "output")
+    is_named = modules[-1] == "dense" and modules[-2:-1] in (["intermediate"], ["output"])
     module = modules[-2] if is_named else modules[-1]
     if name == "embedding":
         return PartitionSpec("tensor", "fsdp") if module in _TABLES else PartitionSpec()

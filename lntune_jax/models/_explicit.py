@@ -39,6 +39,8 @@ def run_on_auto_axes(
 def _mesh_of_divided(params: Any) -> Any:
     """The mesh on whose explicit axes a leaf is divided, or `None` where none is."""
     for leaf in jax.tree.leaves(params):
+        if not isinstance(leaf, jax.Array):
+            continue  # numpy's is whole, and what is no array is refused by its name elsewhere
         sharding = getattr(jax.typeof(leaf), "sharding", None)
         if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
             continue

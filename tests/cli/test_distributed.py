@@ -29,7 +29,7 @@ LIMIT = 600  # seconds, for a machine under load
 class Run:
     """Processes of one run, and what they print."""
 
-    def __init__(self, folder, count, words):
+    def __init__(self, folder, count, words, last=()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -39,7 +39,9 @@ class Run:
         self.logs = [folder / f"log{time.monotonic_ns()}-{rank}" for rank in range(count)]
         self.processes = []
         for rank, log in enumerate(self.logs):
+            own = last if rank == count - 1 else ()
             command = [sys.executable, "-m", "lntune_jax", *words, *flags, "--process-id", rank]
+            command += own
             with log.open("w") as output:
                 self.processes.append(
                     subprocess.Popen(
@@ -67,12 +69,12 @@ class Run:
 
 @pytest.fixture
 def train(model_directory, table, tmp_path):
-    """The words of a run of thirty steps into a folder of this name."""
+    """The words of a run of 24 steps into a folder of this name."""
 
     def words(name, *more):
         return [
             *("train", "--model", model_directory, "--data", table, "--output", tmp_path / name),
-            *("--max-steps", 30, "--epochs", 99, "--batch-size", 8, "--eval-every", 15),
+            *("--max-steps", 24, "--epochs", 99, "--batch-size", 8, "--eval-every", 12),
             *("--checkpoint-every", 2, "--learning-rate", 0.001, "--buckets", 1, *more),
         ]
 
@@ -123,6 +125,7 @@ def kill(both, victim, folder):
     assert not (folder / "summary.json").exists()
 
 
+@pytest.mark.long
 def test_two_processes_one_killed_and_four_that_go_on(train, run, tmp_path):
     assert run(*train("one"))[0] == 0
     with Run(tmp_path, 2, train("some")) as two:
@@ -134,6 +137,14 @@ def test_two_processes_one_killed_and_four_that_go_on(train, run, tmp_path):
     assert "best at" in texts[0]
     assert all("best at" not in text for text in texts[1:])
     check_same(tmp_path / "one", tmp_path / "some")
+
+
+def test_processes_with_other_flags_are_no_run(train, tmp_path):
+    with Run(tmp_path, 2, train("run"), last=["--learning-rate", 0.5]) as both:
+        codes, texts = both.wait()
+    assert codes[1] == 2, texts
+    assert "it was started with --learning-rate 0.001, not 0.5" in texts[1], texts
+    assert codes[0] not in (0, None)
 
 
 def test_a_language_model_in_two_processes(run, tmp_path):
@@ -204,6 +215,17 @@ def test_sigterm_to_one_ends_both_at_the_same_step(train, run, tmp_path):
     steps = [line["step"] for line in read_metrics(folder / "metrics.jsonl")]
     assert steps == list(range(1, steps[-1] + 1))
     assert (folder / "checkpoints" / str(steps[-1])).is_dir()
+    # A signal that comes while the run is still being set up is heeded after its first step.
+    with Run(tmp_path, 2, [*words, "--checkpoint-every", 2000, "--resume"]) as both:
+        while "reading" not in both.texts()[0]:
+            assert both.processes[0].poll() is None, both.texts()
+            time.sleep(0.02)
+        both.processes[1].send_signal(signal.SIGTERM)
+        codes, texts = both.wait()
+    assert codes == [143, 143], texts
+    again = [line["step"] for line in read_metrics(folder / "metrics.jsonl")]
+    assert again == list(range(1, again[-1] + 1))
+    assert len(steps) < len(again) < 2000
 
 
 def test_when_the_coordinator_is_killed_the_other_ends(train, tmp_path):
