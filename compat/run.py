@@ -52,9 +52,15 @@ def main() -> int:
     unknown = set(arguments.names) - environments.keys()
     if unknown:
         parser.error(f"no such environment: {', '.join(sorted(unknown))}")
+    folder, names = arguments.folder.resolve(), arguments.names or list(environments)
+    for version in sorted({environments[name]["python"] for name in names}):
+        try:
+            find_python(version)
+        except subprocess.CalledProcessError as failure:
+            parser.error(f"{failure.stderr}; nothing was run and no result changed")
     has_passed = True
-    for name in arguments.names or environments:
-        result = try_environment(environments[name], arguments.folder / name)
+    for name in names:
+        result = try_environment(environments[name], folder / name)
         target = COMPAT / "results" / f"{name}.json"
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(result, indent=1) + "\n")
