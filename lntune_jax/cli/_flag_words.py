@@ -33,3 +33,14 @@ def name_flags(message: str) -> str:
     for word, flag in _WORDS.items():
         message = message.replace(word, flag)
     return _QUANTIZE.sub(r"--quantize \1", message)
+
+
+def write_plainly(message: str) -> str:
+    r"""One line that a terminal prints as it is: a name from a file may hold its control codes.
+
+    Example:
+        >>> write_plainly("a\n  b\x1b[2J")
+        'a b\\x1b[2J'
+    """
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

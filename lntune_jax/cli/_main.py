@@ -24,7 +24,7 @@ from . import (
     _transfer_settings,
 )
 from ._checks import check_settings
-from ._flag_words import name_flags
+from ._flag_words import name_flags, write_plainly
 from ._stopping import TerminatedError
 
 
@@ -146,15 +146,9 @@ def _unboxed(box: str) -> str:
 
 def _print_warning(message: Warning | str, *_: Any) -> None:
     """One line, without the line of code that warned, which says nothing to a user."""
-    print(f"{_PROGRAM}: warning: {_plain(str(message))}", file=sys.stderr)
+    print(f"{_PROGRAM}: warning: {write_plainly(str(message))}", file=sys.stderr)
 
 
 def _print_error(message: str) -> None:
     """One line, whatever the message holds, so that it can be grepped and read."""
-    print(f"{_PROGRAM}: error: {_plain(message)}", file=sys.stderr)
-
-
-def _plain(message: str) -> str:
-    """One line that a terminal prints as it is: a name from a file may hold its control codes."""
-    line = " ".join(message.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print(f"{_PROGRAM}: error: {write_plainly(message)}", file=sys.stderr)

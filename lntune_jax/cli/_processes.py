@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import ConfigError, LNTuningError
-from ._flag_words import name_flags
+from ._flag_words import name_flags, write_plainly
 from ._inspect import parse_mesh
 from ._process_settings import Processes
 from ._run_files import RunFiles, check_run
@@ -157,9 +158,7 @@ def _make_mesh(sizes: dict[str, int]) -> Any:
     from ..models._memory_checks import check_mesh
 
     sizes = check_mesh(sizes) or {"data": jax.device_count()}
-    count = 1
-    for size in sizes.values():
-        count *= size
+    count = math.prod(sizes.values())
     if count != jax.device_count():
         raise ConfigError(
             f"--mesh has {count} devices, and the {jax.process_count()} processes have "
@@ -185,9 +184,8 @@ def _release(watcher: subprocess.Popen[bytes]) -> None:
 def _end(watcher: subprocess.Popen[bytes], message: str, code: int) -> None:
     """End with a message, and without the farewell in which each process waits for all."""
     _release(watcher)
-    text = " ".join(name_flags(message).split())
-    plain = "".join(letter if letter.isprintable() else "?" for letter in text)
-    print(f"lntune-jax: error: {plain}", file=sys.stderr, flush=True)
+    text = write_plainly(name_flags(message))
+    print(f"lntune-jax: error: {text}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
 
