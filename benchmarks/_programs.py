@@ -1,0 +1,89 @@
+"""What a compiled program computes and holds: matmul FLOPs, and the compiler's own count of bytes."""
+
+import math
+import re
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
+_RESULT = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = \(?\w+\[([\d,]*)\]")
+_DOT = re.compile(r" dot\(%?([\w.-]+),.*?lhs_contracting_dims=\{([\d,]*)\}")
+_LOOP = re.compile(r" while\(.*body=%?([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+
+def count_flops(text: str) -> int:
+    """Floating-point operations of all matmuls of a program, a loop's as often as it turns.
+
+    `cost_analysis()` counts the body of a loop once, whatever its length. Of a `cond` the branch
+    with the most is counted.
+
+    Args:
+        text: `compiled.as_text()`.
+
+    Raises:
+        ValueError: a loop whose length the compiler does not know.
+    """
+    bodies, entry = _split(text)
+    counted: dict[str, int] = {}
+
+    def visit(name: str) -> int:
+        if name in counted:
+            return counted[name]
+        shapes, flops = {}, 0
+        for line in bodies.get(name, ()):
+            result = _RESULT.match(line)
+            if result is None:
+                continue
+            shapes[result[1]] = _numbers(result[2])
+            dot = _DOT.search(line)
+            if dot:
+                inner = math.prod(shapes[dot[1]][axis] for axis in _numbers(dot[2]))
+                flops += 2 * inner * math.prod(shapes[result[1]])
+            loop = _LOOP.search(line)
+            if loop:
+                trips = _TRIPS.search(line)
+                inside = visit(loop[1])
+                if inside and trips is None:
+                    raise ValueError(f"a loop of unknown length: {line.strip()[:200]}")
+                flops += inside * int(trips[1] if trips else 0)
+            branches = _BRANCHES.search(line)
+            if branches:
+                flops += max(visit(each.strip(" %")) for each in branches[1].split(","))
+            flops += sum(visit(called) for called in _CALLED.findall(line))
+        counted[name] = flops
+        return flops
+
+    return visit(entry)
+
+
+def count_bytes(compiled) -> dict[str, int]:
+    """Bytes of arguments, temporaries and outputs, and the peak: what takes an argument's place once."""
+    found = compiled.memory_analysis()
+    return {
+        "argument_bytes": found.argument_size_in_bytes,
+        "temporary_bytes": found.temp_size_in_bytes,
+        "output_bytes": found.output_size_in_bytes,
+        "peak_bytes": found.argument_size_in_bytes
+        + found.temp_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes,
+    }
+
+
+def _split(text: str) -> tuple[dict[str, list[str]], str]:
+    bodies: dict[str, list[str]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        opened = _COMPUTATION.match(line)
+        if opened:
+            current = opened[1]
+            bodies[current] = []
+            entry = current if line.startswith("ENTRY") else entry
+        elif current:
+            bodies[current].append(line)
+    return bodies, entry
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(",") if word)
