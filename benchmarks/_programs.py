@@ -1,4 +1,4 @@
-"""What a compiled program computes and holds: matmul FLOPs, and the compiler's own count of bytes."""
+"""What a compiled program computes and holds: matmul FLOPs, and the compiler's bytes."""
 
 import math
 import re
@@ -58,7 +58,7 @@ def count_flops(text: str) -> int:
 
 
 def count_bytes(compiled) -> dict[str, int]:
-    """Bytes of arguments, temporaries and outputs, and the peak: what takes an argument's place once."""
+    """Bytes of arguments, temporaries and outputs; in the peak, what is given back counts once."""
     found = compiled.memory_analysis()
     return {
         "argument_bytes": found.argument_size_in_bytes,
