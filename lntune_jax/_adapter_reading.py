@@ -18,7 +18,7 @@ from ._adapter_files import METADATA_FILE, check_files
 from ._adapter_metadata import ADAPTER, Kind, Metadata, describe_leaf, read_metadata
 from ._config import CONFIG_FILE, LNTuningConfig
 from ._errors import AdapterError, ConfigError
-from ._files import list_asides
+from ._files import identify, list_asides
 
 ARRAYS_DIRECTORY = "arrays"
 _T = TypeVar("_T")
@@ -53,11 +53,11 @@ def read_settled(target: Path, read: Callable[[Path], _T], kind: Kind = ADAPTER)
     """Calls `read` with the directory, again while another process replaces it meanwhile."""
     for _ in range(_ATTEMPTS - 1):
         directory = _find_directory(target, kind)
-        identity = _identify(directory)
+        identity = identify(directory)
         try:
             return directory, read(directory)
         except AdapterError:
-            if _identify(directory) == identity:
+            if identify(directory) == identity:
                 raise
     directory = _find_directory(target, kind)
     return directory, read(directory)
@@ -95,13 +95,6 @@ def read_leaves(directory: Path, metadata: Metadata) -> dict[str, np.ndarray]:
                     f"expected {expected}: copy the directory anew from where it came from"
                 )
     return arrays
-
-
-def _identify(directory: Path) -> int | None:
-    try:
-        return directory.stat().st_ino
-    except OSError:
-        return None
 
 
 def _find_directory(target: Path, kind: Kind) -> Path:

@@ -13,6 +13,9 @@ from ._adapter_files import METADATA_FILE, list_files
 from ._adapter_messages import list_names
 from ._adapter_metadata import ADAPTER, Kind, read_metadata
 from ._errors import AdapterError
+from ._files import identify
+
+_ATTEMPTS = 20  # at a target that other processes replace at the same moment
 
 
 def check_target(target: Path, overwrite: bool, kind: Kind = ADAPTER) -> None:
@@ -35,12 +38,29 @@ def check_target(target: Path, overwrite: bool, kind: Kind = ADAPTER) -> None:
         )
     if not target.is_dir():
         raise AdapterError(f"{target} is a file, and overwrite=True replaces {kind.noun}s only")
-    foreign = _list_foreign(target, kind)
+    foreign = _list_settled(target, kind)
     if foreign:
         raise AdapterError(
             f"{target} holds what {kind.writer} did not write ({list_names(foreign)}), and "
             f"overwrite=True replaces {kind.noun}s only: pass another path, or move these files"
         )
+
+
+def _list_settled(target: Path, kind: Kind) -> list[str]:
+    """What is foreign in one directory: looked at again if another process replaced it meanwhile.
+
+    Else the record of the older adapter would be held against the files of the newer one.
+    """
+    foreign: list[str] = []
+    for _ in range(_ATTEMPTS):
+        before = identify(target)
+        try:
+            foreign = _list_foreign(target, kind)
+        except FileNotFoundError:  # away for a moment, where the system cannot exchange two
+            continue
+        if not foreign or identify(target) == before:
+            break
+    return foreign
 
 
 def _list_foreign(target: Path, kind: Kind) -> list[str]:

@@ -94,6 +94,18 @@ def resolve_path(path: str | os.PathLike[str]) -> Path:
         raise AdapterError(f"{path!r} is no path of a directory: {error}") from None
 
 
+def identify(directory: Path) -> tuple[int, int] | None:
+    """Which directory has this name now, to see whether another process has replaced it.
+
+    The number of a directory may be used again, so it comes with when its entries last changed.
+    """
+    try:
+        found = directory.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def list_asides(target: Path) -> list[Path]:
     """Older versions of `target` that an interrupted replacement left beside it, newest first."""
     prefix = f".{target.name}.old-"

@@ -17,8 +17,9 @@ import pytest
 from test_adapter import CONFIG, assert_same_bits, make_params, tune
 
 import lntune_jax as lnt
-from lntune_jax import _files
+from lntune_jax import _adapter_target, _files
 from lntune_jax._adapter import load_adapter, save_adapter
+from lntune_jax._adapter_metadata import read_metadata
 
 PARAMS = make_params()
 TRAINABLE = tune(PARAMS)
@@ -180,6 +181,26 @@ def test_saves_racing_in_threads(tmp_path: Path, overwrite: bool) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_target_replaced_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of one adapter is not held against the files of the one that replaced it."""
+    save(tmp_path / "a", 1)
+    replaced: list[Path] = []
+
+    def read_then_replace(directory: Path, kind: Any) -> Any:
+        metadata = read_metadata(directory, kind)
+        if not replaced:
+            replaced.append(directory.rename(tmp_path / "before"))
+            save(directory, 2)
+        return metadata
+
+    monkeypatch.setattr(_adapter_target, "read_metadata", read_then_replace)
+    save(tmp_path / "a", 3, overwrite=True)
+    assert replaced
+    assert load_number(tmp_path / "a") == 3
+
+
 _WRITER = """
 import sys
 from pathlib import Path
@@ -208,14 +229,19 @@ def test_processes_killed_while_they_race_on_one_path(tmp_path: Path) -> None:
         for index in range(3)
     ]
     rng = random.Random()
-    for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stderr is not None
-        assert writer.stdout.readline() == "1\n", writer.stderr.read()
-        time.sleep(rng.uniform(0, 0.5))
-        writer.send_signal(signal.SIGKILL)
-        writer.communicate()
-        assert load_number(tmp_path / "same") >= 1
+    try:
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stderr is not None
+            assert writer.stdout.readline() == "1\n", writer.stderr.read()
+            time.sleep(rng.uniform(0, 0.5))
+            writer.send_signal(signal.SIGKILL)
+            writer.communicate()
+            assert load_number(tmp_path / "same") >= 1
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
     new = list(tmp_path.glob("new-*"))
     assert len(new) >= 3
     for path in new:
