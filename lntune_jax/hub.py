@@ -172,7 +172,7 @@ def from_pretrained(
     Args:
         name: an id on the hub, or a directory, which goes first.
         params: the base: any pytree.
-        revision: a branch, tag or commit; None is the main branch.
+        revision: a branch, tag or commit; None is the main branch. A directory has none.
         token: an access token, for private repositories.
         cast: whether the leaves take the dtype of the base.
         norms: for PEFT's files: module paths that are norms. `save_adapter` wrote down its own.
@@ -182,7 +182,8 @@ def from_pretrained(
         A tree like `params`, with the adapter in place.
 
     Raises:
-        AdapterError: as for `fetch_adapter`, `restore_adapter` and `import_peft`.
+        AdapterError: as for `fetch_adapter`, `restore_adapter` and `import_peft`; or a revision
+            of a directory.
 
     Example:
         >>> import tempfile
@@ -199,6 +200,11 @@ def from_pretrained(
         if not _ID.fullmatch(str(name)):
             raise AdapterError(f"{str(name)!r} is neither a directory nor an id on the hub")
         directory = fetch_adapter(str(name), revision=revision, token=token)
+    elif revision is not None:
+        raise AdapterError(
+            f"{directory} is a directory, which has no revision {revision!r}: leave revision out, "
+            "or pass an id that is no directory here"
+        )
     if (directory / WEIGHTS_FILE).is_file() and not (directory / METADATA_FILE).is_file():
         return import_peft(directory, params, norms=norms, name_map=name_map, cast=cast)
     return restore_adapter(directory, params, cast=cast, name_map=name_map)

@@ -180,6 +180,12 @@ def test_what_cannot_be_pushed_or_fetched(tmp_path, hub):
     assert "me/tuned" not in hub.branches
 
 
+def test_a_directory_has_no_revision(tmp_path):
+    path, _ = save(tmp_path / "adapter", 0.5)
+    with pytest.raises(lnt.AdapterError, match="has no revision 'v2': leave revision out"):
+        lnt.hub.from_pretrained(path, {}, revision="v2")
+
+
 def test_a_damaged_adapter_is_not_pushed(tmp_path):
     path, _ = save(tmp_path / "adapter", 0.5)
     (path / "notes.txt").write_text("not the adapter's")
