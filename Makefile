@@ -9,6 +9,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python;
 	$$python -c '$(IS_SUPPORTED)' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 WORKERS ?= 2
+# Which environments of compat/: make compat NAMES="tunix keras"
+NAMES ?=
 # More words for pytest: make test TESTS='-m "not long"'
 TESTS ?=
 BIN := $(VENV)/bin
@@ -34,7 +36,8 @@ parity: $(VENV)-parity/.parity
 	$(TEST_ENV) $(VENV)-parity/bin/python -m pytest -n $(WORKERS) --dist worksteal tests/parity
 
 compat:
-	$(PYTHON) compat/run.py --folder $(VENV)-compat
+	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) compat/run.py --folder $(VENV)-compat $(NAMES)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

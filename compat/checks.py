@@ -26,6 +26,15 @@ def check_selection(params, config, modules, **given):
     return trainable
 
 
+def check_trace(apply_fn, params, batch, modules):
+    """Tracing the function finds the leaves of these modules, and no other."""
+    found = lnt.discover_norms(apply_fn, params, batch)
+    assert not found.ambiguous
+    assert not found.opaque
+    expected = {path for path in list_leaves(params) if path.rpartition(".")[0] in modules}
+    assert set(found) == expected
+
+
 def check_moved(before, after, trainable):
     """Every trainable leaf has moved, and no other has changed in one bit."""
     before, after = list_leaves(before), list_leaves(after)
@@ -73,6 +82,7 @@ def check_tuning(
     """
     params = make_params()
     trainable = check_selection(params, config, modules, **given)
+    check_trace(apply_fn or loss_fn, params, batch, modules)
     _, frozen = lnt.partition_params(params, config, **given)
     tx = lnt.adamw(learning_rate, config=config)
     step = lnt.make_train_step(loss_fn, tx, config, donate=False)

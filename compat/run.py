@@ -2,6 +2,7 @@
 
     python compat/run.py            # all of compat/environments.toml
     python compat/run.py keras      # some; the page keeps the last results of the others
+    python compat/run.py --check    # no results are written
 
 An environment is made once, in .venv-compat/, by uv where there is one, else by venv and pip.
 A package that does not install or whose tests fail is said to be so on the page, with the error's
@@ -48,6 +49,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", help=f"of {', '.join(environments)}")
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv-compat")
+    parser.add_argument("--check", action="store_true", help="write no results and no page")
     arguments = parser.parse_args()
     unknown = set(arguments.names) - environments.keys()
     if unknown:
@@ -61,12 +63,14 @@ def main() -> int:
     has_passed = True
     for name in names:
         result = try_environment(environments[name], folder / name)
-        target = COMPAT / "results" / f"{name}.json"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps(result, indent=1) + "\n")
+        if not arguments.check:
+            target = COMPAT / "results" / f"{name}.json"
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{name}: {result['error'] or 'passed'} ({result['seconds']} s)", flush=True)
         has_passed &= result["error"] is None
-    write_page(ROOT / "docs" / "compatibility.md", read_results(environments))
+    if not arguments.check:
+        write_page(ROOT / "docs" / "compatibility.md", read_results(environments))
     return 0 if has_passed else 1
 
 

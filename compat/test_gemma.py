@@ -9,7 +9,7 @@ import kauldron.optim
 import numpy as np
 import optax
 import pytest
-from checks import check_equal, check_moved, check_selection, check_tuning, list_leaves
+from checks import check_equal, check_moved, check_selection, check_trace, check_tuning, list_leaves
 from gemma import gm
 
 import lntune_jax as lnt
@@ -72,6 +72,7 @@ def test_the_norms_are_those_of_the_module_type(name):
     params = make_params(model)
     check_selection({"params": params}, CONFIG, list_norms(model, params))
     check_selection(params, CONFIG, list_norms(model, params))
+    check_trace(make_functions(model)[0], params, TOKENS, list_norms(model, params))
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])

@@ -81,6 +81,13 @@ def test_keras_stateless_call(record, tmp_path):
     )
 
 
+def test_an_inference_config_is_refused():
+    model = make_model()
+    with pytest.raises(lnt.ConfigError, match="inference_mode=True"):
+        lnt.keras.train_only(model, CONFIG.replace(inference_mode=True))
+    assert len(model.trainable_variables) == len(lnt.keras.get_params(model))
+
+
 def test_keras_fit(record, tmp_path):
     model, (x, y) = make_model(), make_batch()
     params, norms = lnt.keras.get_params(model), lnt.keras.norm_modules(model)

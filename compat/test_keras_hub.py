@@ -5,7 +5,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from checks import check_selection, check_tuning
+from checks import check_selection, check_trace, check_tuning
 from keras_hub.src.models.gemma import rms_normalization as gemma
 from keras_hub.src.models.gemma3 import gemma3_layers as gemma3
 from keras_hub.src.models.llama import llama_layernorm as llama
@@ -59,22 +59,14 @@ def list_norms(model):
     return {w.path.rpartition("/")[0].replace("/", ".") for layer in layers for w in layer.weights}
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_the_norms_are_those_of_the_layer_types(name):
-    model = make_model(name)
-    params, expected = lnt.keras.get_params(model), list_norms(model)
-    assert lnt.keras.norm_modules(model) == expected
-    check_selection(params, CONFIG, expected, norms=expected)
-    check_selection(params, CONFIG, expected)  # by names and shapes alone
-
-
-@pytest.mark.parametrize("name", TUNED)
-def test_keras_hub(name, record, tmp_path):
-    model = make_model(name)
+def make_batch(name):
     tokens = np.random.default_rng(0).integers(1, 32, (4, 8)).astype("int32")
     batch = {"token_ids": tokens, "padding_mask": np.ones((4, 8), "int32")}
-    if name == "bert":
-        batch["segment_ids"] = np.zeros((4, 8), "int32")
+    return batch | {"segment_ids": np.zeros((4, 8), "int32")} if name == "bert" else batch
+
+
+def make_apply(model):
+    """`apply_fn(params, batch)`: the hidden states, with parameters by path."""
     state = [variable.value for variable in model.non_trainable_variables]
 
     def apply_fn(params, batch):
@@ -82,6 +74,23 @@ def test_keras_hub(name, record, tmp_path):
         output, _ = model.stateless_call(values, state, batch, training=False)
         return output["sequence_output"] if isinstance(output, dict) else output
 
+    return apply_fn
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_norms_are_those_of_the_layer_types(name):
+    model = make_model(name)
+    params, expected = lnt.keras.get_params(model), list_norms(model)
+    assert lnt.keras.norm_modules(model) == expected
+    check_selection(params, CONFIG, expected, norms=expected)
+    check_selection(params, CONFIG, expected)  # by names and shapes alone
+    check_trace(make_apply(model), params, make_batch(name), expected)
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_keras_hub(name, record, tmp_path):
+    model = make_model(name)
+    apply_fn = make_apply(model)
     target = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8, 16)).astype("float32"))
     check_tuning(
         record,
@@ -89,7 +98,7 @@ def test_keras_hub(name, record, tmp_path):
         CONFIG,
         list_norms(model),
         lambda params, batch: ((apply_fn(params, batch) - target) ** 2).mean(),
-        batch,
+        make_batch(name),
         tmp_path,
         apply_fn=apply_fn,
     )

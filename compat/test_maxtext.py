@@ -11,7 +11,7 @@ import maxtext
 import numpy as np
 import optax
 import pytest
-from checks import check_equal, check_moved, check_selection, check_tuning, list_leaves
+from checks import check_equal, check_moved, check_selection, check_trace, check_tuning, list_leaves
 from flax import nnx
 from maxtext.configs import pyconfig
 from maxtext.layers.normalizations import RMSNorm
@@ -83,6 +83,7 @@ def test_the_norms_are_those_of_the_module_type(name):
     model = make_model(read_settings(model_name, **changes))
     params, expected = nnx.state(model, nnx.Param), list_norms(model)
     trainable = check_selection(params, CONFIG, expected)
+    check_trace(make_functions(model)[1], params, TOKENS, expected)
     stacked = [leaf for path, leaf in trainable.items() if "layers" in path and "_norm" in path]
     assert shape in {leaf.shape for leaf in stacked}
     # The mask finds the same leaves, by MaxText's own function.

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
-from checks import check_equal, check_moved, check_selection, list_leaves
+from checks import check_equal, check_moved, check_selection, check_trace, list_leaves
 from flax import nnx
 from tunix_models import FAMILIES, copy_params, list_norms, make_model, measure_loss, run, train
 
@@ -26,7 +26,9 @@ def read_checkpoint(directory, step, item):
 def test_selection_and_marking(family):
     model = make_model(family)
     expected = list_norms(model)
-    trainable = check_selection(nnx.state(model, nnx.Param), CONFIG, expected)
+    structure, params, rest = nnx.split(model, nnx.Param, ...)
+    trainable = check_selection(params, CONFIG, expected)
+    check_trace(lambda params, _: run(nnx.merge(structure, params, rest)), params, None, expected)
     before = run(model)
     assert sorted(lnt.tunix.mark_trainable(model, CONFIG)) == sorted(trainable)
     marked = nnx.to_flat_state(nnx.state(model, nnx.LoRAParam))

@@ -12,6 +12,7 @@ from typing import Any
 from ._config import LNTuningConfig
 from ._errors import TreeError
 from ._norms import NORM, judge_name
+from ._optimizer import refuse_inference
 from ._partition import partition_params
 from ._paths import flatten, join
 
@@ -142,6 +143,7 @@ def train_only(model: Any, config: LNTuningConfig, *, norms: Iterable[str] | Non
 
     Raises:
         SelectionError: nothing trains, or a target holds no norm.
+        ConfigError: the config is meant for inference.
 
     Example:
         >>> import keras
@@ -154,6 +156,7 @@ def train_only(model: Any, config: LNTuningConfig, *, norms: Iterable[str] | Non
         >>> [variable.path for variable in model.trainable_variables]
         ['m/norm/gamma', 'm/norm/beta']
     """
+    refuse_inference(config)
     norms = norm_modules(model) if norms is None else norms
     params = get_params(model)
     selected = partition_params(params, config, norms=norms).trainable
