@@ -16,6 +16,7 @@ def test_published_configs(name):
     assert (report.total, report.trainable) == (total, norms)
 
 
+@pytest.mark.long
 def test_what_published_configs_come_to():
     settings = {name: from_config(fields).settings for name, (fields, _) in PUBLISHED.items()}
     assert settings["Llama-3.2-3B"].layers[0].rope.kind == "llama3"

@@ -30,6 +30,7 @@ OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 WITHOUT_YNN = OPTIONS | {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "config", "total", "norms"), PUBLISHED)
 def test_published_models_are_counted(name, config, total, norms):
     model = from_config(config, "CAUSAL_LM")

@@ -32,6 +32,7 @@ def full_optimization():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("full_optimization")
 def test_a_short_demo_does_the_whole_job(run, tmp_path):
     code, printed, complaint = run("demo", "--steps", "2", "--output", tmp_path)

