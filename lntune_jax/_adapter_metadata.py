@@ -23,6 +23,9 @@ from ._errors import AdapterError
 from ._json_files import parse_json, read_bounded
 
 FORMAT_VERSION = 1
+# For json.dumps: how the file is written, and how it was before (a fifth longer); both are read.
+_COMPACT: dict[str, Any] = {"separators": (",", ":")}
+_INDENTED: dict[str, Any] = {"indent": 1}
 
 
 class Kind(NamedTuple):
@@ -124,7 +127,7 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
             "version or a later one"
         )
     fields.pop("sha256", None)
-    if _render(fields).encode() != text:
+    if text not in (_render(fields, style).encode() for style in (_COMPACT, _INDENTED)):
         raise AdapterError(
             f"{file} has a wrong checksum: it was changed or damaged after it was saved. Copy the "
             "directory anew from where it came from"
@@ -138,10 +141,10 @@ def describe_leaf(value: np.ndarray, base_dtype: Any) -> LeafRecord:
     return LeafRecord(value.shape, value.dtype.name, base_name, hash_array(value))
 
 
-def _render(fields: Mapping[str, Any]) -> str:
+def _render(fields: Mapping[str, Any], style: Mapping[str, Any] = _COMPACT) -> str:
     """The text of the file: the fields, and a checksum over the text without it."""
-    digest = hashlib.sha256(json.dumps(fields, indent=1).encode()).hexdigest()
-    return json.dumps({**fields, "sha256": digest}, indent=1) + "\n"
+    digest = hashlib.sha256(json.dumps(fields, **style).encode()).hexdigest()
+    return json.dumps({**fields, "sha256": digest}, **style) + "\n"
 
 
 def _parse(file: Path, fields: Mapping[str, Any]) -> Metadata:

@@ -7,6 +7,7 @@ A module is known by its module path: all segments of its leaves' paths but the 
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -95,7 +96,9 @@ def find_by_type(tree: Any) -> dict[Path, str]:
 def find_statistics(leaves: Sequence[Leaf]) -> frozenset[Path]:
     """The leaves that are running statistics, which no gradient reaches."""
     found: set[Path] = set()
-    for module, members in _group_by_module(leaves).items():
+    named = names.STATISTICS | names.AMBIGUOUS_STATISTICS
+    candidates = (leaf for leaf in leaves if leaf.path and leaf.path[-1] in named)
+    for module, members in _group_by_module(candidates).items():
         statistics = names.STATISTICS & members.keys()
         if members.keys() >= names.AMBIGUOUS_STATISTICS:
             statistics |= names.AMBIGUOUS_STATISTICS
@@ -198,5 +201,6 @@ def _find_norm_word(words: Sequence[str]) -> int | None:
     return None
 
 
-def _split_words(name: str) -> list[str]:
-    return [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
+@functools.lru_cache(maxsize=1024)  # the names of a large tree's modules are few, and repeated
+def _split_words(name: str) -> tuple[str, ...]:
+    return tuple(w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name))

@@ -6,6 +6,7 @@ parameters give the same paths, so one pattern and one adapter file serve them a
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable
@@ -89,11 +90,12 @@ def _check_unique(leaves: list[Leaf]) -> None:
 
 
 def _split_keys(keys: tuple[Any, ...]) -> Path:
-    path: list[str] = []
-    for key in keys:
-        name = str(_get_name(key))
-        path += [part for part in re.split(r"[./]", name) if part] or [name]
-    return tuple(path)
+    return tuple(part for key in keys for part in _split_name(str(_get_name(key))))
+
+
+@functools.lru_cache(maxsize=1024)  # the keys of a large tree are few, and repeated
+def _split_name(name: str) -> Path:
+    return tuple(part for part in re.split(r"[./]", name) if part) or (name,)
 
 
 def _get_first_key(keys: tuple[Any, ...]) -> str | None:

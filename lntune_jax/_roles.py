@@ -58,9 +58,11 @@ class Matches(NamedTuple):
 def list_modules(paths: Sequence[Path]) -> list[str]:
     """All module paths above these leaf paths, containers included, in the tree's order."""
     modules: dict[str, None] = {}
+    previous: Path = ()
     for path in paths:
-        for end in range(1, len(path)):
-            modules[join(path[:end])] = None
+        if path[:-1] != previous:  # most leaves lie beside the one before them
+            previous = path[:-1]
+            modules |= dict.fromkeys(join(path[:end]) for end in range(1, len(path)))
     return list(modules)
 
 

@@ -157,7 +157,7 @@ def test_load_refuses_other_formats_and_versions(saved: Path) -> None:
         file.write_text(text, encoding="latin-1")
         with pytest.raises(lnt.AdapterError, match=r"lntune\.json is damaged"):
             load_adapter(saved)
-    file.write_text(good.replace('"norms": null', '"norms": []'))
+    file.write_text(good.replace('"norms":null', '"norms":[]'))
     with pytest.raises(lnt.AdapterError, match="wrong checksum: it was changed"):
         load_adapter(saved)
     file.write_text(good)

@@ -1,0 +1,154 @@
+"""What does splitting a parameter tree cost, as the tree grows?
+
+Llama-like trees of 100 to 100,000 leaves, abstract (`jax.ShapeDtypeStruct`) and real (small numpy
+arrays). For each function processor time a leaf (the best of a few runs, with Python's garbage
+collector and without), and for abstract trees the bytes a leaf that are kept and that are
+needed at the peak (tracemalloc, in a run of its own). Linear means the same time a leaf at any
+size; the limit is twice that at 1,000 leaves, without the collector: in a small run it never
+looks at all objects, in one of more than about 10,000 leaves it does, those of JAX's modules
+included. The tree of Llama-3.1-405B (126 layers) has a limit of its own: 50 ms for
+`partition_params`. The last lines split the largest tree under other patterns: expressions are
+matched against every path.
+"""
+
+import argparse
+import gc
+import time
+import tracemalloc
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from _results import write_results
+
+import lntune_jax as lnt
+
+LEAVES = (100, 1_000, 10_000, 100_000)
+PER_LAYER, OUTSIDE, LAYERS_405B = 9, 3, 126
+CONFIG = lnt.LNTuningConfig(model_type="llama")
+PATTERNS = {
+    "every norm found": lnt.LNTuningConfig(),
+    "list of names": lnt.LNTuningConfig(target_modules=["input_layernorm", "norm"]),
+    "expression": lnt.LNTuningConfig(target_modules=r".*\.layers\.\d+\.(input|post_\w+)_layernorm"),
+    "list of expressions": lnt.LNTuningConfig(target_modules=[".*input_layer.*", ".*norm.*"]),
+    "with modules_to_save": lnt.LNTuningConfig(model_type="llama", modules_to_save=["lm_head"]),
+}
+LIMIT_RATIO, LIMIT_405B_MS = 2.0, 50.0
+
+
+def make_tree(layers: int, *, is_real: bool = False) -> dict:
+    def make(*shape: int):
+        if is_real:
+            return np.ones(shape, np.float32)
+        return jax.ShapeDtypeStruct(shape, np.float32)
+
+    def layer() -> dict:
+        attention = {f"{name}_proj": {"weight": make(4, 4)} for name in "qkvo"}
+        mlp = {f"{name}_proj": {"weight": make(4, 4)} for name in ("gate", "up", "down")}
+        norms = {f"{name}_layernorm": {"weight": make(4)} for name in ("input", "post_attention")}
+        return {"self_attn": attention, "mlp": mlp, **norms}
+
+    layers = {str(index): layer() for index in range(layers)}
+    model = {"embed_tokens": {"weight": make(8, 4)}, "layers": layers}
+    return {"model": model | {"norm": {"weight": make(4)}}, "lm_head": {"weight": make(8, 4)}}
+
+
+def make_functions(params: dict) -> dict[str, Callable[[], object]]:
+    halves = lnt.partition_params(params, CONFIG)
+    return {
+        "partition_params": lambda: lnt.partition_params(params, CONFIG),
+        "merge_params": lambda: lnt.merge_params(*halves),
+        "label_params": lambda: lnt.label_params(params, CONFIG),
+        "report_params": lambda: lnt.report_params(params, CONFIG),
+    }
+
+
+def time_best(run: Callable[[], object], rounds: int, *, collects: bool = True) -> float:
+    times = []
+    gc.collect()
+    for _ in range(rounds):
+        if not collects:
+            gc.disable()
+        start = time.process_time()  # not what other programs take of the machine
+        run()
+        times.append(time.process_time() - start)
+        gc.enable()
+    return min(times)
+
+
+def measure_memory(run: Callable[[], object]) -> tuple[int, int]:
+    """Bytes that the result holds, and that were held at the peak."""
+    tracemalloc.start()
+    result = run()
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del result
+    return kept, peak
+
+
+def measure(leaves: int, *, is_real: bool, rounds: int) -> dict[str, dict[str, float]]:
+    params = make_tree(max((leaves - OUTSIDE) // PER_LAYER, 1), is_real=is_real)
+    count = len(jax.tree.leaves(params))
+    rows = {}
+    for name, run in make_functions(params).items():
+        seconds = time_best(run, rounds * max(10_000 // leaves, 1))
+        own = time_best(run, rounds * max(10_000 // leaves, 1), collects=False)
+        row = {"leaves": count, "milliseconds": seconds * 1e3}
+        row["microseconds a leaf"] = seconds / count * 1e6
+        row["without collector"] = own / count * 1e6
+        if not is_real:
+            kept, peak = measure_memory(run)
+            row |= {"kept bytes a leaf": kept / count, "peak bytes a leaf": peak / count}
+        rows[f"{name}, {'real' if is_real else 'abstract'}, {leaves:,}"] = row
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--most", type=int, default=LEAVES[-1], choices=LEAVES[2:])
+    options = parser.parse_args()
+    sizes = [size for size in LEAVES if size <= options.most]
+    head = ("function, tree, leaves", "ms", "us/leaf", "no gc", "to 1,000", "kept B", "peak B")
+    print("{:34s} {:>8s} {:>8s} {:>8s} {:>9s} {:>7s} {:>7s}".format(*head))
+    growth: dict[str, dict[str, float]] = {}
+    for is_real in (False, True):
+        found = {size: measure(size, is_real=is_real, rounds=options.rounds) for size in sizes}
+        for size in sizes:
+            for (name, row), base in zip(found[size].items(), found[1_000].values(), strict=True):
+                row["to 1,000"] = row["without collector"] / base["without collector"]
+                growth[name] = row
+    for name, row in growth.items():
+        memory = "".join(f"{row[key]:8.0f}" for key in row if key.endswith("bytes a leaf"))
+        print(
+            f"{name:34s} {row['milliseconds']:8.1f} {row['microseconds a leaf']:8.1f} "
+            f"{row['without collector']:8.1f} {row['to 1,000']:9.2f}{memory}"
+        )
+    worst = max(row["to 1,000"] for row in growth.values() if row["leaves"] > 1_000)
+    print(f"most a leaf, to that at 1,000 leaves: {worst:.2f} (limit {LIMIT_RATIO})")
+
+    largest = make_tree((sizes[-1] - OUTSIDE) // PER_LAYER)
+    count = len(jax.tree.leaves(largest))
+    patterns = {}
+    for name, config in PATTERNS.items():
+        seconds = time_best(lambda c=config: lnt.partition_params(largest, c), 1)
+        patterns[name] = {"leaves": count, "microseconds a leaf": seconds / count * 1e6}
+        print(f"{name:34s} {seconds * 1e3:8.1f} {seconds / count * 1e6:8.1f}")
+    llama = make_tree(LAYERS_405B)
+    seconds = time_best(lambda: lnt.partition_params(llama, CONFIG), 10 * options.rounds)
+    count = len(jax.tree.leaves(llama))
+    print(f"Llama-3.1-405B, {count:,} leaves: {seconds * 1e3:.1f} ms (limit {LIMIT_405B_MS:.0f})")
+    figures = {
+        "growth": growth,
+        "patterns": patterns,
+        "limits": {
+            "most a leaf, to that at 1,000 leaves": {"figure": worst, "limit": LIMIT_RATIO},
+            "Llama-3.1-405B, ms": {"figure": seconds * 1e3, "limit": LIMIT_405B_MS},
+        },
+        "settings": vars(options),
+    }
+    print(f"written to {write_results('partition', figures)}")
+
+
+if __name__ == "__main__":
+    main()
