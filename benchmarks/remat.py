@@ -57,20 +57,27 @@ def make_run(compiled, given, ids):
 
 
 def plot(figures, path):
-    """Peak against time, one point a case."""
+    """Peak against time: a line for each form of the layers, a point for each kind of remat."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    marks = {"scanned": ("s", "tab:green"), "LN": ("o", "tab:blue"), "": ("^", "tab:red")}
-    for name, own in figures.items():
-        mark, colour = next(style for word, style in marks.items() if word in name)
-        axes.scatter(own["time_ratio"], own["peak_ratio"], marker=mark, color=colour)
-        place = (own["time_ratio"], own["peak_ratio"])
-        axes.annotate(name, place, xytext=(5, 3), textcoords="offset points", fontsize=7)
+    forms = {"": ("LN tuning, layers apart", (6, 4), "left"), ", scanned": ("", (-6, -9), "right")}
+    for ending, (label, offset, side) in forms.items():
+        points = [figures[f"LN, {remat}{ending}"] for remat in REMATS]
+        places = [(own["time_ratio"], own["peak_ratio"]) for own in points]
+        axes.plot(*zip(*places, strict=True), "o-", label=label or "LN tuning, layers scanned")
+        for remat, place in zip(REMATS, places, strict=True):
+            axes.annotate(
+                remat, place, xytext=offset, textcoords="offset points", ha=side, fontsize=8
+            )
+    for name, mark in {"LoRA, none": "^", "full fine-tuning, none": "s"}.items():
+        own = figures[name]
+        axes.plot(own["time_ratio"], own["peak_ratio"], mark, label=name)
     axes.set_xlabel("time of a step (LN tuning without remat = 1)")
     axes.set_ylabel("peak memory (LN tuning without remat = 1)")
-    axes.margins(x=0.2, y=0.1)
+    axes.legend(loc="upper center", fontsize=8)
+    axes.margins(x=0.12, y=0.1)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
