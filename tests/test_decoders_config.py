@@ -145,7 +145,7 @@ def test_options_that_do_not_go_together():
             "pooling is 'mean', which llama does not have",
         ),
         ({"attention": "flash"}, "attention is 'flash'; supported: 'xla', 'cudnn'"),
-        ({"remat": "some"}, "remat is 'some'; supported: 'none', 'dots', 'full'"),
+        ({"remat": "some"}, "remat is 'some'; supported: 'none', 'norms', 'dots', 'full'"),
     ):
         with pytest.raises(ModelError, match=message):
             from_config(config, **options)

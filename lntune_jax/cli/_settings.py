@@ -22,7 +22,7 @@ DataForm = Literal["auto", "text", "completion", "messages"]
 ComputeType = Literal["float32", "bfloat16"]
 Quantize = Literal["int8", "int4", "nf4", "fp8"]
 OnNan = Literal["stop", "skip"]
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["none", "norms", "dots", "full"]
 Pooling = Literal["default", "mean"]
 
 

@@ -41,6 +41,7 @@ class Choices:
     attention: str
     remat: str
     scan_layers: bool = False
+    frozen_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ def check_choices(choices: Choices) -> Choices:
     _check("attention", choices.attention, ATTENTIONS)
     _check("remat", choices.remat, REMATS)
     _check("scan_layers", choices.scan_layers, (False, True))
+    frozen = choices.frozen_layers
+    if isinstance(frozen, bool) or not isinstance(frozen, int) or frozen < 0:
+        raise ModelError(f"frozen_layers is {frozen!r}; expected an integer of at least 0")
+    if frozen and not choices.scan_layers:
+        raise ModelError(
+            f"frozen_layers is {frozen}, which only scan_layers=True reads: the backward pass of "
+            "separate layers ends by itself below the lowest that trains; leave it out"
+        )
     if pooling is not None and task != "SEQ_CLS":
         raise ModelError(f"pooling is {pooling!r}, which only the task 'SEQ_CLS' reads")
     try:
@@ -125,9 +134,16 @@ def _decoder(config: Any, choices: Choices) -> Blueprint:
             "attention is 'cudnn', which knows no soft cap, but config field "
             f"'attn_logit_softcapping' is {settings.attention_cap}; pass attention='xla'"
         )
+    if choices.frozen_layers >= settings.num_hidden_layers:
+        raise ModelError(
+            f"frozen_layers is {choices.frozen_layers}, and config field 'num_hidden_layers' "
+            f"{settings.num_hidden_layers}: a layer above them must be left"
+        )
     if choices.attention == "cudnn" and choices.scan_layers:
         _refuse_varying(settings)
-    options = Options(choices.dtype, choices.attention, choices.remat, choices.scan_layers)
+    options = Options(
+        choices.dtype, choices.attention, choices.remat, choices.scan_layers, choices.frozen_layers
+    )
     leaves, apply = build_decoder(DecoderRecipe(settings, choices.task, options))
     if not choices.scan_layers:
         return Blueprint(settings, leaves, apply, choices.dtype)

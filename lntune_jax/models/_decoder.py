@@ -42,8 +42,11 @@ class Decoder(nnx.Module):
         )
         layers = settings.layers
         if options.scan_layers:
-            one = Layer(settings, layers[0], options, rngs)
-            self.layers: Any = stack_layers(one, len(layers))
+            self.layers: Any = stack_layers(
+                lambda: Layer(settings, layers[0], options, rngs),
+                len(layers),
+                options.frozen_layers,
+            )
         else:
             self.layers = nnx.List([Layer(settings, own, options, rngs) for own in layers])
         self.norm = norm(settings, settings.hidden_size, options, rngs)

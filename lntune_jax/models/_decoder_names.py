@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 DECODER_TASKS = (None, "CAUSAL_LM", "SEQ_CLS")
 ATTENTIONS = ("xla", "cudnn")
-REMATS = ("none", "dots", "full")
+REMATS = ("none", "norms", "dots", "full")
 
 
 @dataclass(frozen=True)

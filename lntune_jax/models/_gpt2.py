@@ -40,7 +40,11 @@ class Gpt2(nnx.Module):
         self.wpe = Embed(settings.positions, width, dtype=dtype, rngs=rngs)
         scales = settings.scales
         if options.scan_layers:
-            self.h: Any = stack_layers(Block(settings, scales[0], options, rngs), len(scales))
+            self.h: Any = stack_layers(
+                lambda: Block(settings, scales[0], options, rngs),
+                len(scales),
+                options.frozen_layers,
+            )
         else:
             self.h = nnx.List([Block(settings, scale, options, rngs) for scale in scales])
         self.ln_f = _norm(settings, options, rngs)

@@ -29,7 +29,7 @@ from ._memory_checks import AXES, check_base, check_mesh, check_numbers, check_s
 from ._pretrained import PretrainedModel, from_config
 from ._quantize import quantized_shapes
 from ._quantized import count_bytes
-from ._slices import largest_leaf, slice_model
+from ._slices import count_differentiated, largest_leaf, slice_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -107,7 +107,8 @@ def estimate_memory(
             spread, a layer's weights gathered for its turn) and "tensor" (heads, MLP and
             vocabulary are divided too). `None` for one device.
         remat: as in `from_config`.
-        scan_layers: as in `from_config`; of a model, what it was made with.
+        scan_layers: as in `from_config`; of a model, what it was made with, `frozen_layers` too,
+            which then are taken to train nothing.
         rank: of LoRA's factors.
         chunk: as in `causal_lm_loss`.
         num_labels: as in `from_config`.
@@ -163,7 +164,7 @@ def estimate_memory(
         weights=held.weights // shards,
         gradients=held.gradients // shards,
         optimizer=held.optimizer // shards,
-        activations=each * layers,
+        activations=each * (count_differentiated(model) if method == "ln" else layers),
         working=max(base - each * few, 0),
         gathered=gathered,
     )

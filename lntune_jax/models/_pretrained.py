@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lntune_jax._name_rules import NameMap
 
+    from ._blueprint import Blueprint
     from ._outputs import ModelOutput
 
 
@@ -92,6 +93,7 @@ def from_pretrained(
     attention: str = "xla",
     remat: str = "none",
     scan_layers: bool = False,
+    frozen_layers: int = 0,
     seed: int = 0,
     revision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -119,12 +121,14 @@ def from_pretrained(
         pooling: what a sequence classifier reads: `None` for the architecture's own, "mean" for
             the mean of the last hidden states over the tokens that count (encoders only).
         attention: "xla", or "cudnn" for flash attention on NVIDIA GPUs (decoders only).
-        remat: what a decoder's backward pass computes again to store less: "none", "dots"
-            (everything but matrix products) or "full" (each layer from its input).
+        remat: what a decoder's backward pass computes again to store less: "none", "norms" (all but
+            matrix products), "dots" (queries times keys too) or "full" (layers from their input).
         scan_layers: whether a decoder keeps each leaf of its layers once, for all of them, with a
             first axis for the layer (`model.layers.input_layernorm.scale` of shape (layers,
             width)), and runs them in a loop: a program of one layer, which compiles faster.
             The host then holds one whole stacked leaf while it is read.
+        frozen_layers: with `scan_layers`, how many layers from the first are a stack and a loop of
+            their own, `layers.lower`; where none of them trains, the backward pass ends above.
         seed: for leaves that the checkpoint lacks.
         revision: a branch, tag or commit on the hub.
         progress: called as `progress(done, total)`, in bytes, after each tensor.
@@ -150,7 +154,8 @@ def from_pretrained(
         ...     print(error)
         './no-such-directory' is neither a directory nor an id on the hub
     """
-    choices = check_choices(Choices(task, pooling, dtype, attention, remat, scan_layers))
+    asked = Choices(task, pooling, dtype, attention, remat, scan_layers, frozen_layers)
+    choices = check_choices(asked)
     quantize = check_kind(quantize, scan_layers=scan_layers)
     with open_source(find_directory(name_or_directory, revision)) as (found, weights):
         config = with_labels(found, num_labels)
@@ -175,10 +180,8 @@ def from_pretrained(
             progress=progress,
             quantize=quantize,
         )
-    fresh = tuple(".".join(path) for path in plan.fresh)
-    settings, kept, names_of = blueprint.settings, blueprint.dtype, blueprint.name_map
-    tree, apply = nest(arrays), blueprint.apply
-    return PretrainedModel(tree, config, apply, task, fresh, settings, kept, names_of, quantize)
+    fresh = tuple(map(".".join, plan.fresh))
+    return _complete(nest(arrays), config, blueprint, task, quantize, fresh)
 
 
 def from_config(
@@ -191,6 +194,7 @@ def from_config(
     attention: str = "xla",
     remat: str = "none",
     scan_layers: bool = False,
+    frozen_layers: int = 0,
     revision: str | None = None,
     quantize: str | None = None,
 ) -> PretrainedModel:
@@ -206,6 +210,7 @@ def from_config(
         attention: as in `from_pretrained`.
         remat: as in `from_pretrained`.
         scan_layers: as in `from_pretrained`.
+        frozen_layers: as in `from_pretrained`.
         revision: as in `from_pretrained`.
         quantize: as in `from_pretrained`.
 
@@ -226,22 +231,20 @@ def from_config(
         >>> sorted(model.params["bert"]["encoder"]["layer"]["0"]["output"]["LayerNorm"])
         ['bias', 'scale']
     """
-    choices = check_choices(Choices(task, pooling, dtype, attention, remat, scan_layers))
+    asked = Choices(task, pooling, dtype, attention, remat, scan_layers, frozen_layers)
+    choices, config = check_choices(asked), directory_or_config
     quantize = check_kind(quantize, scan_layers=scan_layers)
-    config = directory_or_config
     if isinstance(config, str | Path):
         config = config_from(find_directory(config, revision, ("config.json",)))
     elif isinstance(config, dict):
         config = config_of(config, "the config")
-    config = with_labels(config, num_labels)
-    blueprint = draw_up(config, choices, pooler=True)
-    return PretrainedModel(
-        nest(quantized_shapes(blueprint.leaves, quantize)),
-        config,
-        blueprint.apply,
-        task,
-        settings=blueprint.settings,
-        dtype=blueprint.dtype,
-        name_map=blueprint.name_map,
-        quantize=quantize,
-    )
+    blueprint = draw_up(config := with_labels(config, num_labels), choices, pooler=True)
+    leaves = quantized_shapes(blueprint.leaves, quantize)
+    return _complete(nest(leaves), config, blueprint, task, quantize)
+
+
+def _complete(
+    tree: Any, config: Any, made: Blueprint, task: Any, quantize: Any, fresh: tuple[str, ...] = ()
+) -> PretrainedModel:
+    rest = fresh, made.settings, made.dtype, made.name_map, quantize
+    return PretrainedModel(tree, config, made.apply, task, *rest)

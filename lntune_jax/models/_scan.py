@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ._decoder_inputs import DecoderInputs
     from ._stack import Hidden
 
+# Two stacks by their names: the layers that stay as they are, and those above.
+LOWER, UPPER = "lower", "upper"
+
 
 class _Turn(NamedTuple):
     """What one turn of the loop reads: with a leading axis for all, without it for one."""
@@ -35,8 +38,20 @@ class _Turn(NamedTuple):
     key: Any
 
 
-def stack_layers(layer: Any, count: int) -> Any:
-    """Give a layer whose every leaf has `count` layers along its first axis."""
+def stack_layers(make: Callable[[], Any], count: int, frozen: int) -> Any:
+    """Give a layer whose every leaf has `count` layers along its first axis.
+
+    With a number of frozen layers there are two, for these and for those above: nothing of the
+    first is differentiated, and so the backward pass ends where the second begins.
+    """
+    if not frozen:
+        return _stack(make(), count)
+    return nnx.Dict(
+        {LOWER: _stack(make(), frozen), UPPER: _stack(make(), count - frozen)},
+    )
+
+
+def _stack(layer: Any, count: int) -> Any:
     state = nnx.state(layer)
     nnx.update(
         layer, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), state)
@@ -52,18 +67,43 @@ def scan_layers(
     remat: str,
     key: Any,
 ) -> tuple[Hidden, Cache | None]:
-    """Do what `run_layers` does, with a layer from `stack_layers`; the cache is stacked too."""
+    """Do what `run_layers` does, with what `stack_layers` gives; the cache is stacked too."""
+    keys = None if key is None else jax.random.split(key, len(contexts))
+    before = None
+    if inputs.cache is not None and inputs.slots is not None:
+        before = inputs.cache.keys, inputs.cache.values
+    first = 0
+    for part in (stack[LOWER], stack[UPPER]) if isinstance(stack, nnx.Dict) else (stack,):
+        end = first + jax.tree.leaves(nnx.state(part))[0].shape[0]
+        own = None if keys is None else keys[first:end]
+        carry = (hidden, before)
+        hidden, before = _scan(part, carry, contexts[first:end], first, inputs, remat, own)
+        first = end
+    if inputs.cache is None or before is None:
+        return hidden, None
+    return mark_overflow(hidden, inputs), inputs.cache._replace(keys=before[0], values=before[1])
+
+
+def _scan(
+    stack: Any,
+    carry: tuple[Any, Any],
+    contexts: Sequence[Context],
+    first: int,
+    inputs: DecoderInputs,
+    remat: str,
+    keys: Any,
+) -> tuple[Any, Any]:
+    """Run the layers of one stack, of which the lowest has the number `first`."""
     graph, state = nnx.split(stack)
-    count = len(contexts)
     mask_of, masks = _choose([context.mask for context in contexts])
     angles_of, angles = _choose([context.angles for context in contexts])
     turns = _Turn(
         nnx.to_pure_dict(state),
-        jnp.arange(count, dtype=jnp.int32),
+        jnp.arange(first, first + len(contexts), dtype=jnp.int32),
         masks,
         angles,
         _scales(contexts),
-        None if key is None else jax.random.split(key, count),
+        keys,
     )
 
     def body(carry: tuple[Any, Any], turn: _Turn) -> tuple[tuple[Any, Any], None]:
@@ -77,12 +117,7 @@ def scan_layers(
     # Two loops are never merged into one: no barrier is needed to keep them apart.
     policy = POLICIES.get(remat, _is_worth_storing)
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    if inputs.cache is None or inputs.slots is None:
-        (hidden, _), _ = jax.lax.scan(body, (hidden, None), turns)
-        return hidden, None
-    before = inputs.cache.keys, inputs.cache.values
-    (hidden, (keys, values)), _ = jax.lax.scan(body, (hidden, before), turns)
-    return mark_overflow(hidden, inputs), inputs.cache._replace(keys=keys, values=values)
+    return jax.lax.scan(body, carry, turns)[0]
 
 
 def _is_worth_storing(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -16,7 +16,7 @@ from ._layout import LAYOUTS
 from ._pretrained import PretrainedModel
 from ._quantized import count_bytes
 from ._stack import Options
-from ._stacked import find_stacks, unstack, write_name_map
+from ._stacked import count_frozen, find_stacks, unstack, write_name_map
 
 if TYPE_CHECKING:
     from ._blueprint import Choices
@@ -58,6 +58,15 @@ def slice_model(settings: Any, choices: Choices, layers: int, tensor: int) -> Pr
     return PretrainedModel(
         nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype, name_map=names
     )
+
+
+def count_differentiated(model: PretrainedModel) -> int:
+    """Give how many layers the backward pass of LN tuning goes through."""
+    leaves = {leaf.path: leaf.value for leaf in flatten(model.params)[0]}
+    layers = model.settings.num_hidden_layers
+    if model.name_map is None:
+        return layers
+    return layers - count_frozen(leaves, LAYOUTS[model.settings.model_type])
 
 
 def largest_leaf(model: PretrainedModel) -> int:

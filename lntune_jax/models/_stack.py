@@ -39,12 +39,14 @@ class Options:
         attention: the implementation, one of `ATTENTIONS`.
         remat: what the backward pass finds stored, one of `REMATS`.
         scan_layers: whether all layers are one, with stacked weights.
+        frozen_layers: of these, how many from the first are a stack and a loop of their own.
     """
 
     dtype: str = "float32"
     attention: str = "xla"
     remat: str = "none"
     scan_layers: bool = False
+    frozen_layers: int = 0
 
 
 class Context(NamedTuple):
@@ -76,8 +78,17 @@ class Context(NamedTuple):
         return (seen[0].astype(keys.dtype), seen[1].astype(values.dtype)), (first, second)
 
 
-# Policies of `jax.checkpoint` by the names users give: how much is computed again.
+def _is_flash_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether a result is that of cuDNN's attention, a product which is no `dot_general`."""
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
+# Policies of `jax.checkpoint` by the names users give: how much is computed again. Of what a
+# policy lets be stored, JAX stores what the backward pass reads.
 POLICIES = {
+    "norms": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_saveable, _is_flash_attention
+    ),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }

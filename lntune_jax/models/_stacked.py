@@ -6,11 +6,14 @@ checkpoints and adapters go by.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import jax
 
 from lntune_jax._name_rules import NameMap, NameRule
+
+from ._scan import LOWER, UPPER
 
 if TYPE_CHECKING:
     from ._build import Leaves
@@ -21,15 +24,32 @@ if TYPE_CHECKING:
 
 
 def find_stacks(leaves: Leaves, layout: Layout, count: int) -> Stacks:
-    """Give, for each stacked leaf, the paths of its layers' parts."""
+    """Give, for each stacked leaf, the paths of its layers' parts.
+
+    Args:
+        leaves: anything with a shape, by path.
+        layout: the architecture's.
+        count: the layers of the model, be they in one stack or in two.
+    """
     stacks = {}
-    for path in leaves:
+    for path, leaf in leaves.items():
         place = path.index(layout.layers) + 1 if layout.layers in path[:2] else 0
         if place:
+            held = leaf.shape[0]
+            first = count - held if path[place] == UPPER else 0
+            rest = path[place + 1 :] if path[place] in (LOWER, UPPER) else path[place:]
             stacks[path] = tuple(
-                (*path[:place], str(index), *path[place:]) for index in range(count)
+                (*path[:place], str(index), *rest) for index in range(first, first + held)
             )
     return stacks
+
+
+def count_frozen(leaves: Leaves, layout: Layout) -> int:
+    """Give how many layers are in the lower one of two stacks, 0 where there is one or none."""
+    lower = (
+        leaf.shape[0] for path, leaf in leaves.items() if (layout.layers, LOWER) in pairwise(path)
+    )
+    return next(lower, 0)
 
 
 def unstack(leaves: Leaves, stacks: Stacks) -> Leaves:
@@ -55,11 +75,12 @@ def _rule(path: Path, parts: tuple[Path, ...] | None, layout: Layout) -> NameRul
     if parts is None:
         return NameRule(leaf=leaf, parameter=layout.parameter(path), transpose=transposed)
     place = path.index(layout.layers) + 1
-    numbered = (*path[:place], "{layer}", *path[place:])
+    numbered = (*parts[0][:place], "{layer}", *parts[0][place + 1 :])
     return NameRule(
         leaf=leaf,
         parameter=layout.parameter(numbered),
         layer_axis=0,
+        first=int(parts[0][place]),
         layers=len(parts),
         transpose=transposed,
     )

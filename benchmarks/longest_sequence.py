@@ -1,0 +1,96 @@
+"""How long a sequence can a step train on in a given memory, by each method and kind of remat?
+
+One row, AdamW, random shapes only: nothing runs. The peak of the compiled step is found at three
+lengths, a polynomial of the second degree (the scores of attention grow with the square) gives the
+longest that should fit, and one more compilation there says what it takes; where it takes too much
+the length is shortened until it fits. Lengths are multiples of 64. In float32, since for bfloat16
+the CPU compiler computes in float32 with copies of all weights. LoRA is not followed into scanned
+layers: beside it stands LN tuning with layers apart. Attention is XLA's; flash attention
+keeps no scores, and then lengths are far greater on a GPU.
+"""
+
+import argparse
+
+import jax
+import numpy as np
+from _memory_step import compiled_bytes
+from _results import write_results
+from _shapes import LLAMA_1B, SMOLLM2
+
+from lntune_jax.models import from_config
+
+SHAPES = {"smollm2-135m": SMOLLM2, "llama-3.2-1b": LLAMA_1B}
+MEMORIES = {"smollm2-135m": (2, 8), "llama-3.2-1b": (8, 16)}
+CASES = {
+    "LN, none": ("ln", "none", True),
+    "LN, norms": ("ln", "norms", True),
+    "LN, dots": ("ln", "dots", True),
+    "LN, full": ("ln", "full", True),
+    "full fine-tuning, none": ("full", "none", True),
+    "LN, none, layers apart": ("ln", "none", False),
+    "LoRA, none, layers apart": ("lora", "none", False),
+}
+STEP = 64
+PROBES = (256, 512, 1024)
+
+
+def bytes_at(config, case, length):
+    """The compiler's peak of a step with one row of that length."""
+    method, remat, scanned = case
+    model = from_config(config, "CAUSAL_LM", remat=remat, scan_layers=scanned)
+    return compiled_bytes(model, method, jax.ShapeDtypeStruct((1, length), "int32"))
+
+
+def fit(points):
+    """The polynomial of the second degree through three lengths and their bytes."""
+    return np.polyfit(list(points), list(points.values()), 2)
+
+
+def longest_by(curve, memory):
+    """The greatest multiple of 64 at which a curve stays below a memory."""
+    a, b, c = (float(number) for number in curve)
+    if c >= memory:
+        return 0
+    a = max(a, 1e-9)
+    length = (-b + (b * b + 4 * a * (memory - c)) ** 0.5) / (2 * a)
+    return int(length) // STEP * STEP
+
+
+def find_longest(config, case, memory, curve):
+    """The longest that was compiled and fits, and its bytes; shortened until it does."""
+    length = longest_by(curve, memory)
+    while length > 0:
+        found = bytes_at(config, case, length)
+        if found <= memory:
+            return length, found
+        short = int(length * (memory / found)) // STEP * STEP
+        length = min(max(short, length - 8 * STEP), length - STEP)
+    return 0, 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
+    parser.add_argument("--layers", type=int, default=None, help="fewer, for a quick look")
+    parser.add_argument("--memory", type=float, nargs="*", help="gigabytes (1e9 bytes)")
+    options = parser.parse_args()
+    config = SHAPES[options.shape]
+    if options.layers:
+        config = config | {"num_hidden_layers": options.layers}
+    memories = options.memory or MEMORIES[options.shape]
+    figures: dict = {}
+    for name, case in CASES.items():
+        curve = fit({length: bytes_at(config, case, length) for length in PROBES})
+        figures[name] = {}
+        for memory in memories:
+            length, held = find_longest(config, case, memory * 1e9, curve)
+            figures[name][f"{memory:g} GB"] = length
+            figures[name][f"held of {memory:g} GB"] = held / 1e9
+        cells = "".join(f"{figures[name][f'{memory:g} GB']:10,d}" for memory in memories)
+        print(f"{name:26s}{cells}", flush=True)
+    table = {"shape": vars(options), "tokens in one row": figures}
+    print(f"written to {write_results('longest_sequence_' + options.shape, table)}")
+
+
+if __name__ == "__main__":
+    main()
