@@ -1,0 +1,2 @@
+def write_opening(found):
+    return []
