@@ -1,0 +1,202 @@
+"""The parts of `gpu.py` in JAX: LN tuning by this library, LoRA, full fine-tuning.
+
+Weights are random, drawn on the device in bfloat16, a layer at a time: nothing is ever there in
+float32. The programs are compiled ahead, so that the compiler's bytes are known before a step.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import jax.numpy as jnp
+import optax
+from _gpu_child import describe, emit, find_largest, run_part, time_steps
+from _gpu_shapes import SHAPES, Shape, find_peak
+from _memory_step import flat
+
+import lntune_jax as lnt
+from lntune_jax.models import causal_lm_loss, from_config
+from lntune_jax.models._build import nest
+from lntune_jax.models._lora import add_lora, lora_shapes
+
+RATE = 1e-4
+
+
+def draw_params(shapes: Any) -> Any:
+    """Random weights, norms one: leaf by leaf, and a stacked leaf layer by layer."""
+    generator = "unsafe_rbg"  # fast, and needs no memory beside the result
+
+    def draw(path: Any, leaf: Any, number: int) -> jax.Array:
+        if path[-1].key == "scale":
+            return jnp.ones(leaf.shape, leaf.dtype)
+        key = jax.random.key(number, impl=generator)
+        spread = 0.02 * 3**0.5
+
+        def one(key: Any, shape: tuple[int, ...]) -> jax.Array:
+            return jax.random.uniform(key, shape, leaf.dtype, -spread, spread)
+
+        if leaf.ndim < 3:
+            return jax.jit(one, static_argnums=1)(key, leaf.shape)
+        keys = jax.random.split(key, leaf.shape[0])
+        return jax.jit(lambda keys: jax.lax.map(lambda key: one(key, leaf.shape[1:]), keys))(keys)
+
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
+    drawn = [draw(path, leaf, number) for number, (path, leaf) in enumerate(leaves)]
+    return treedef.unflatten(drawn)
+
+
+def make_model(shape: Shape, spec: dict, attention: str) -> Any:
+    """The model, in shapes alone."""
+    return from_config(
+        shape.config(),
+        "CAUSAL_LM",
+        dtype="bfloat16",
+        attention=attention,
+        remat=spec.get("remat", "none"),
+        scan_layers=spec.get("scan", True),
+    )
+
+
+def make_step(model: Any, params: Any, spec: dict) -> tuple[Any, Any, Any]:
+    """`step(state, frozen, tokens) -> (state, _)` with its state and frozen half."""
+    tx = optax.adamw(RATE, weight_decay=0.0)
+    chunk = spec.get("chunk", 8192)
+
+    def loss(params: Any, tokens: Any) -> Any:
+        return causal_lm_loss(model, params, tokens, chunk=chunk)
+
+    if spec["method"] == "ln":
+        halves = lnt.partition_params(params, lnt.LNTuningConfig(), name_map=model.name_map)
+        state = lnt.TrainState.create(halves.trainable, tx)
+        return lnt.make_train_step(loss, tx), state, halves.frozen
+    if spec["method"] == "lora":
+        frozen = flat(params)
+        trainable = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), lora_shapes(frozen, 8))
+        keys = jax.random.split(jax.random.key(0), len(trainable))
+        for key, (path, (down, up)) in zip(keys, trainable.items(), strict=True):
+            trainable[path] = (0.02 * jax.random.normal(key, down.shape), up)
+        tokens = jax.ShapeDtypeStruct((spec["batch"], spec["length"]), "int32")
+        adapted = add_lora(lambda leaves, x: loss(nest(leaves), x), frozen, tokens)
+        gradient = jax.value_and_grad(adapted)
+    else:  # as in PEFT's own benchmark, weights and moments in bfloat16 alike
+        trainable, frozen = params, None
+        gradient = jax.value_and_grad(lambda params, _, tokens: loss(params, tokens))
+
+    def step(state: Any, frozen: Any, tokens: Any) -> tuple[Any, Any]:
+        trainable, moments = state
+        value, gradients = gradient(trainable, frozen, tokens)
+        updates, moments = tx.update(gradients, moments, trainable)
+        return (optax.apply_updates(trainable, updates), moments), value
+
+    return jax.jit(step, donate_argnums=0), (trainable, tx.init(trainable)), frozen
+
+
+def compile_step(step: Any, state: Any, frozen: Any, batch: int, length: int) -> tuple[Any, float]:
+    """The compiled step, and the bytes that it holds by the compiler's account."""
+    tokens = jax.ShapeDtypeStruct((batch, length), "int32")
+    compiled = step.lower(state, frozen, tokens).compile()
+    found = compiled.memory_analysis()
+    kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return compiled, kept + found.temp_size_in_bytes
+
+
+def run_steps(compiled: Any, state: Any, frozen: Any, spec: dict, batch: int) -> float:
+    """Seconds of a step; the state that was handed in is used up."""
+    shape = SHAPES[spec["shape"]]
+    tokens = jax.random.randint(jax.random.key(1), (batch, shape.length), 0, shape.words, "int32")
+    held = [state]
+
+    def step() -> None:
+        held[0], _ = compiled(held[0], frozen, tokens)
+
+    return time_steps(step, lambda: jax.block_until_ready(held[0]), spec["seconds"])
+
+
+def read_memory() -> dict[str, float]:
+    """The device's own count of bytes; nothing on a CPU."""
+    found = jax.devices()[0].memory_stats() or {}
+    return {
+        name: found[key] / 1e9
+        for name, key in (("peak_gb", "peak_bytes_in_use"), ("limit_gb", "bytes_limit"))
+        if key in found
+    }
+
+
+def measure(spec: dict) -> None:
+    """One variant: step time and memory, or the largest batch."""
+    shape = SHAPES[spec["shape"]]
+    spec = spec | {"batch": shape.batch, "length": shape.length}
+    start = time.perf_counter()
+    params = draw_params(make_model(shape, spec, "xla").params)
+    jax.block_until_ready(params)
+    emit(init_seconds=time.perf_counter() - start, batch=shape.batch)
+    attention = spec.get("attention", "cudnn")
+    while True:
+        try:
+            step, state, frozen = make_step(make_model(shape, spec, attention), params, spec)
+            start = time.perf_counter()
+            compiled, held = compile_step(step, state, frozen, shape.batch, shape.length)
+            break
+        except Exception as error:
+            if attention != "cudnn":
+                raise
+            emit(attention_note=f"no cuDNN: {describe(error)}")
+            attention = "xla"
+    emit(attention=attention, compile_seconds=time.perf_counter() - start, compiler_gb=held / 1e9)
+    del params
+    if not spec.get("largest"):
+        emit(step_seconds=run_steps(compiled, state, frozen, spec, shape.batch))
+        emit(**read_memory())
+        return
+    del compiled
+    limit = read_memory().get("limit_gb", 0.01) * 1e9  # a CPU has no count: a small one is set
+
+    def run(batch: int) -> float:
+        compiled, held = compile_step(step, state, frozen, batch, shape.length)
+        if held > limit:
+            raise MemoryError(f"{held / 1e9:.1f} GB by the compiler's account")
+        copied = jax.tree.map(jnp.copy, state) if spec["method"] != "full" else state
+        return run_steps(compiled, copied, frozen, spec, batch)
+
+    def bytes_of(batch: int) -> float:
+        return compile_step(step, state, frozen, batch, shape.length)[1]
+
+    find_largest(run, bytes_of, limit, shape.batch)
+
+
+def measure_peak(spec: dict) -> None:
+    """The device's name, and how fast it multiplies matrices."""
+    device = jax.devices()[0]
+    size = 256 if device.platform == "cpu" else 8192
+    draw = jax.jit(lambda key: jax.random.normal(key, (size, size), jnp.bfloat16))
+    left, right = draw(jax.random.key(0)), draw(jax.random.key(1))
+    multiply = jax.jit(jnp.matmul)
+    held = [left]
+
+    def step() -> None:
+        held[0] = multiply(left, right)
+
+    seconds = time_steps(step, lambda: jax.block_until_ready(held[0]), spec["seconds"])
+    measured = 2 * size**3 / seconds
+    known = find_peak(device.device_kind)
+    emit(
+        device=device.device_kind,
+        platform=device.platform,
+        driver_memory_gb=read_memory().get("limit_gb"),
+        datasheet_tflops=None if known is None else known / 1e12,
+        measured_tflops=measured / 1e12,
+    )
+
+
+def main(spec: dict) -> None:
+    (measure_peak if spec["method"] == "peak" else measure)(spec)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    run_part(main)
