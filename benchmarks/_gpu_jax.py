@@ -7,6 +7,7 @@ float32. The programs are compiled ahead, so that the compiler's bytes are known
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +28,30 @@ from lntune_jax.models._lora import add_lora, lora_shapes
 RATE = 1e-4
 
 
-def draw_params(shapes: Any) -> Any:
-    """Random weights, norms one: leaf by leaf, and a stacked leaf layer by layer."""
-    generator = "unsafe_rbg"  # fast, and needs no memory beside the result
+@partial(jax.jit, static_argnums=(1, 2))
+def draw_leaf(number: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Random weights; of a stacked leaf a layer at a time."""
+    key = jax.random.key(number, impl="unsafe_rbg")  # fast, with no memory beside the result
 
-    def draw(path: Any, leaf: Any, number: int) -> jax.Array:
+    def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        spread = 0.02 * 3**0.5
+        return jax.random.uniform(key, shape, dtype, -spread, spread)
+
+    if len(shape) < 3:
+        return draw(key, shape)
+    return jax.lax.map(lambda key: draw(key, shape[1:]), jax.random.split(key, shape[0]))
+
+
+def draw_params(shapes: Any) -> Any:
+    """All weights; those of norms are one."""
+
+    def draw(number: int, path: Any, leaf: Any) -> jax.Array:
         if path[-1].key == "scale":
             return jnp.ones(leaf.shape, leaf.dtype)
-        key = jax.random.key(number, impl=generator)
-        spread = 0.02 * 3**0.5
-
-        def one(key: Any, shape: tuple[int, ...]) -> jax.Array:
-            return jax.random.uniform(key, shape, leaf.dtype, -spread, spread)
-
-        if leaf.ndim < 3:
-            return jax.jit(one, static_argnums=1)(key, leaf.shape)
-        keys = jax.random.split(key, leaf.shape[0])
-        return jax.jit(lambda keys: jax.lax.map(lambda key: one(key, leaf.shape[1:]), keys))(keys)
+        return draw_leaf(jnp.uint32(number), leaf.shape, leaf.dtype)
 
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes)
-    drawn = [draw(path, leaf, number) for number, (path, leaf) in enumerate(leaves)]
-    return treedef.unflatten(drawn)
+    return treedef.unflatten([draw(number, *given) for number, given in enumerate(leaves)])
 
 
 def make_model(shape: Shape, spec: dict, attention: str) -> Any:

@@ -7,8 +7,17 @@ NONE = "-"
 # By the end of the key: what is written beside a column's name.
 UNITS = {"_mb": "MB", "_gb": "GB", "_kb": "kB", "_gflops": "GFLOP", "_percent": "%", "_ms": "ms"}
 _BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
+_FLOPS = (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("FLOP", 1))
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
-_WORDS = {"gflops": "GFLOP", "mfu": "MFU", "gb": "GB", "mb": "MB", "hlo": "HLO", "peft": "PEFT"}
+_WORDS = {
+    "gflops": "GFLOP",
+    "mfu": "MFU",
+    "gb": "GB",
+    "mb": "MB",
+    "hlo": "HLO",
+    "peft": "PEFT",
+    "flops": "FLOPs",
+}
 
 
 def name_column(key: str) -> str:
@@ -49,9 +58,11 @@ def write_figure(value: Any, key: str = "") -> str:
         return _scale(value, _BYTES, 1e4)
     if re.search(r"(^|_)seconds$", key):
         return _scale(value, _SECONDS, 0)
+    if re.search(r"(^|_)flops$", key):
+        return _scale(value, _FLOPS, 1e5)
     if isinstance(value, int):
         return f"{value:,}"
-    if ("ratio" in key or "= 1)" in key) and 0.1 <= abs(value) < 10:
+    if any(part in key for part in ("ratio", "_to_", "= 1)")) and 0.1 <= abs(value) < 10:
         return f"{value:.3f}"
     return _digits(value)
 

@@ -33,7 +33,12 @@ Nothing has been run on a GPU yet: there is no `benchmarks/results/gpu.json`. On
 NVIDIA GPU, `python benchmarks/gpu.py` writes it within ten minutes, without a network."""
 
 SECTIONS = (
-    Section("step", "One training step"),
+    Section("step", "One training step", columns={
+        "argument_bytes": None, "trainable_bytes": None, "flops": "matmul_flops",
+        "flops_to_forward": "FLOPs (forward = 1)", "time_to_hand": "time (split by hand = 1)",
+        "time_to_full": "time (full = 1)", "derived_flops": None, "derived_forward_flops": None,
+        "derived_ratio": "derived limit (forward = 1)",
+    }),
     Section("peft_step", "Beside PEFT in PyTorch"),
     Section("bfloat16_parity", "Small steps on a bfloat16 base", columns={
         "moved": "entries that moved, %", "seen": "seen by the forward pass, %",

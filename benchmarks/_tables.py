@@ -12,7 +12,8 @@ from _numbers import NONE, name_column, write_figure
 SETTINGS = ("shape", "settings", "versions", "libraries", "model", "options")
 # A limit is written beside the figure whose key it carries: `time_ratio` and `time_ratio_limit`.
 LIMITS = {"_limit": "limit", "_bar": "bar", "_goal": "goal", "_bound": "bound"}
-_FEW = 4  # Tables of no more rows than this, and of the same columns, become one.
+# Several tables become one if they have no more rows than this each, or so few columns.
+_FEW_ROWS, _FEW_COLUMNS = 4, 3
 
 
 def write_tables(figures: Any, columns: Mapping[str, str | None] | None = None) -> list[str]:
@@ -96,7 +97,10 @@ def _merge(tables: Mapping[str, Any]) -> list[tuple[list[str], Mapping[str, Any]
     """Several small tables as one, with a column for their names; None where that does not fit."""
     found = []
     for name, table in tables.items():
-        if isinstance(table, list) or len(table) > _FEW:
+        if isinstance(table, list):
+            return None
+        widest = max(len(row) if isinstance(row, dict) else 0 for row in table.values())
+        if len(table) > _FEW_ROWS and widest > _FEW_COLUMNS:
             return None
         rows, inner, settings = _sort(table)
         if inner or settings:

@@ -155,7 +155,7 @@ def choose(parts: tuple[Part, ...], options: argparse.Namespace, found: dict) ->
     chosen = []
     for part in parts:
         row = found.get(names.get(part.shape, ""), {}).get(part.name)
-        wanted = options.parts is None or any(word in part.name for word in options.parts)
+        wanted = options.parts is None or part.name in options.parts
         done = options.missing and row is not None and row.get("error") != LEFT_OUT
         if part.spec["method"] == "peak" or (wanted and not done):
             chosen.append(part)
@@ -166,7 +166,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=9.5, help="for all parts together")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["3B", "8B"])
-    parser.add_argument("--parts", nargs="+", help="only those whose name holds one of these")
+    names = sorted({part.name for part in PARTS})
+    parser.add_argument(
+        "--parts", nargs="+", choices=names, metavar="NAME", help="only those of these names"
+    )
     parser.add_argument("--missing", action="store_true", help="only those left out before")
     parser.add_argument("--seconds", type=float, default=4.0, help="of steps, for each variant")
     parser.add_argument("--folder", type=Path, default=None, help="of the results file")

@@ -99,6 +99,7 @@ def test_small_tables_of_the_same_kind_become_one():
         ("state_bytes", 85_186_580, "85.2 MB"),
         ("time_ratio", 1.0196, "1.020"),
         ("mfu", 0.45678, "0.457"),
+        ("flops", 22_649_266_176, "22.6 GFLOP"),
         ("difference", 1.64e-7, "1.6e-07"),
         ("", 22_713_986, "22,713,986"),
         ("only", True, "yes"),
