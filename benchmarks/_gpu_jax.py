@@ -25,7 +25,7 @@ from lntune_jax.models import causal_lm_loss, from_config
 from lntune_jax.models._build import nest
 from lntune_jax.models._lora import add_lora, lora_shapes
 
-RATE = 1e-4
+TX = optax.adamw(1e-4, weight_decay=0.0)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -66,44 +66,59 @@ def make_model(shape: Shape, spec: dict, attention: str) -> Any:
     )
 
 
-def make_step(model: Any, params: Any, spec: dict) -> tuple[Any, Any, Any]:
-    """`step(state, frozen, tokens) -> (state, _)` with its state and frozen half."""
-    tx = optax.adamw(RATE, weight_decay=0.0)
+def make_step(model: Any, spec: dict) -> Any:
+    """`step(state, frozen, tokens) -> (state, _)`, jitted."""
     chunk = spec.get("chunk", 8192)
 
     def loss(params: Any, tokens: Any) -> Any:
         return causal_lm_loss(model, params, tokens, chunk=chunk)
 
     if spec["method"] == "ln":
-        halves = lnt.partition_params(params, lnt.LNTuningConfig(), name_map=model.name_map)
-        state = lnt.TrainState.create(halves.trainable, tx)
-        return lnt.make_train_step(loss, tx), state, halves.frozen
+        return lnt.make_train_step(loss, TX)
     if spec["method"] == "lora":
-        frozen = flat(params)
-        trainable = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), lora_shapes(frozen, 8))
-        keys = jax.random.split(jax.random.key(0), len(trainable))
-        for key, (path, (down, up)) in zip(keys, trainable.items(), strict=True):
-            trainable[path] = (0.02 * jax.random.normal(key, down.shape), up)
         tokens = jax.ShapeDtypeStruct((spec["batch"], spec["length"]), "int32")
-        adapted = add_lora(lambda leaves, x: loss(nest(leaves), x), frozen, tokens)
+        adapted = add_lora(lambda leaves, x: loss(nest(leaves), x), flat(model.params), tokens)
         gradient = jax.value_and_grad(adapted)
-    else:  # as in PEFT's own benchmark, weights and moments in bfloat16 alike
-        trainable, frozen = params, None
+    else:
         gradient = jax.value_and_grad(lambda params, _, tokens: loss(params, tokens))
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, model.params)
 
     def step(state: Any, frozen: Any, tokens: Any) -> tuple[Any, Any]:
         trainable, moments = state
-        value, gradients = gradient(trainable, frozen, tokens)
-        updates, moments = tx.update(gradients, moments, trainable)
+        held = trainable
+        if spec.get("masters"):  # float32 ones, which the model reads in its own dtype
+            held = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), trainable, dtypes)
+        value, gradients = gradient(held, frozen, tokens)
+        gradients = jax.tree.map(lambda x, leaf: x.astype(leaf.dtype), gradients, trainable)
+        updates, moments = TX.update(gradients, moments, trainable)
         return (optax.apply_updates(trainable, updates), moments), value
 
-    return jax.jit(step, donate_argnums=0), (trainable, tx.init(trainable)), frozen
+    return jax.jit(step, donate_argnums=0)
 
 
-def compile_step(step: Any, state: Any, frozen: Any, batch: int, length: int) -> tuple[Any, float]:
+def make_state(model: Any, params: Any, spec: dict) -> tuple[Any, Any]:
+    """What a step begins with, and its frozen half."""
+    method = spec["method"]
+    if method == "ln":
+        halves = lnt.partition_params(params, lnt.LNTuningConfig(), name_map=model.name_map)
+        return lnt.TrainState.create(halves.trainable, TX), halves.frozen
+    if method == "full":  # as in PEFT's own benchmark, weights and moments in bfloat16 alike
+        if spec.get("masters"):
+            params = jax.tree.map(lambda leaf: leaf.astype("float32"), params)
+        return (params, TX.init(params)), None
+    frozen = flat(params)
+    factors = {
+        path: (jnp.full(down.shape, 0.02, down.dtype), jnp.zeros(up.shape, up.dtype))
+        for path, (down, up) in lora_shapes(frozen, 8).items()
+    }
+    return (factors, TX.init(factors)), frozen
+
+
+def compile_step(
+    step: Any, state: Any, frozen: Any, tokens: Any, options: Any = None
+) -> tuple[Any, float]:
     """The compiled step, and the bytes that it holds by the compiler's account."""
-    tokens = jax.ShapeDtypeStruct((batch, length), "int32")
-    compiled = step.lower(state, frozen, tokens).compile()
+    compiled = step.lower(state, frozen, tokens).compile(compiler_options=options)
     found = compiled.memory_analysis()
     kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return compiled, kept + found.temp_size_in_bytes
@@ -136,15 +151,20 @@ def measure(spec: dict) -> None:
     shape = SHAPES[spec["shape"]]
     spec = spec | {"batch": shape.batch, "length": shape.length}
     start = time.perf_counter()
-    params = draw_params(make_model(shape, spec, "xla").params)
-    jax.block_until_ready(params)
+    model = make_model(shape, spec, "xla")
+    state, frozen = make_state(model, draw_params(model.params), spec)
+    jax.block_until_ready((state, frozen))
     emit(init_seconds=time.perf_counter() - start, batch=shape.batch)
     attention = spec.get("attention", "cudnn")
+
+    def tokens_of(batch: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, shape.length), "int32")
+
     while True:
         try:
-            step, state, frozen = make_step(make_model(shape, spec, attention), params, spec)
+            step = make_step(make_model(shape, spec, attention), spec)
             start = time.perf_counter()
-            compiled, held = compile_step(step, state, frozen, shape.batch, shape.length)
+            compiled, held = compile_step(step, state, frozen, tokens_of(shape.batch))
             break
         except Exception as error:
             if attention != "cudnn":
@@ -152,7 +172,6 @@ def measure(spec: dict) -> None:
             emit(attention_note=f"no cuDNN: {describe(error)}")
             attention = "xla"
     emit(attention=attention, compile_seconds=time.perf_counter() - start, compiler_gb=held / 1e9)
-    del params
     if not spec.get("largest"):
         emit(step_seconds=run_steps(compiled, state, frozen, spec, shape.batch))
         emit(**read_memory())
@@ -161,16 +180,16 @@ def measure(spec: dict) -> None:
     limit = read_memory().get("limit_gb", 0.01) * 1e9  # a CPU has no count: a small one is set
 
     def run(batch: int) -> float:
-        compiled, held = compile_step(step, state, frozen, batch, shape.length)
+        compiled, held = compile_step(step, state, frozen, tokens_of(batch))
         if held > limit:
             raise MemoryError(f"{held / 1e9:.1f} GB by the compiler's account")
         copied = jax.tree.map(jnp.copy, state) if spec["method"] != "full" else state
         return run_steps(compiled, copied, frozen, spec, batch)
 
     def bytes_of(batch: int) -> float:
-        return compile_step(step, state, frozen, batch, shape.length)[1]
+        return compile_step(step, state, frozen, tokens_of(batch))[1]
 
-    find_largest(run, bytes_of, limit, shape.batch)
+    find_largest(run, bytes_of, 0.98 * limit, shape.batch)
 
 
 def measure_peak(spec: dict) -> None:

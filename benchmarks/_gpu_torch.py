@@ -4,6 +4,7 @@ As in PEFT's own benchmark: bfloat16 weights, AdamW, torch's fused attention, th
 transformers. Weights are drawn on the device.
 """
 
+import gc
 import os
 import time
 from typing import Any
@@ -96,6 +97,7 @@ def measure(spec: dict) -> None:
         return torch.cuda.max_memory_allocated()
 
     def run_emptied(batch: int) -> float:
+        gc.collect()  # a refused batch may be held by the error's frames
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
         return run(batch)

@@ -7,6 +7,7 @@ NONE = "-"
 # By the end of the key: what is written beside a column's name.
 UNITS = {"_mb": "MB", "_gb": "GB", "_kb": "kB", "_gflops": "GFLOP", "_percent": "%", "_ms": "ms"}
 _BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
+_EXACT = ("ratio", "_to_", "= 1)", "found", "bar")  # three decimals: beside a bar they tell
 _FLOPS = (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("FLOP", 1))
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
 _WORDS = {
@@ -62,7 +63,7 @@ def write_figure(value: Any, key: str = "") -> str:
         return _scale(value, _FLOPS, 1e5)
     if isinstance(value, int):
         return f"{value:,}"
-    if any(part in key for part in ("ratio", "_to_", "= 1)")) and 0.1 <= abs(value) < 10:
+    if any(part in key for part in _EXACT) and 0.1 <= abs(value) < 10:
         return f"{value:.3f}"
     return _digits(value)
 

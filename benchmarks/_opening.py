@@ -26,9 +26,9 @@ COLUMNS = {
     "compile_seconds": "compile_seconds",
 }
 TIME = "time (LN tuning here = 1)"
-INTRO = """
-One step of AdamW on the shape of all-MiniLM-L6-v2 with a classifier of two classes, {rows} x
-{length} tokens, float32: each way to tune it, on the same machine. Memory is the compiler's peak,
+INTRO = """\
+One step of AdamW on the shape of all-MiniLM-L6-v2 with a classifier of two classes, float32,
+{rows} x {length} tokens: each way to tune it, on the same machine. Memory is the compiler's peak,
 arguments included; saved is what one keeps of a run. Other shapes, and what is behind each figure,
 are below.
 """

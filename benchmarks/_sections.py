@@ -14,6 +14,7 @@ class Section:
         script: the script, without its ending.
         arguments: with which it writes this file.
         keep: the top-level parts of the figures to show; `None` for all. The rest is in the file.
+        left_out: an expression: rows whose name it finds are not shown either.
         columns: other keys for columns and tables, as in `write_tables`.
         absent: what to say where there is no results file; such a section is left out otherwise.
     """
@@ -23,6 +24,7 @@ class Section:
     script: str | None = None
     arguments: str = ""
     keep: tuple[str, ...] | None = None
+    left_out: str | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
     absent: str | None = None
 
@@ -46,6 +48,9 @@ SECTIONS = (
     }),
     Section("torchax_step", "Through torchax", columns={"least_seconds": None}),
     Section("gpu", "On a GPU", absent=_NO_GPU),
+    Section("gpu_compiled", "An H200, by the compiler's account", columns={
+        "held_bytes": "a step holds_bytes", "rows_that_fit": "rows that fit into the memory",
+    }),
     Section("residuals", "What the backward pass keeps"),
     Section("remat", "Computing again, to keep less"),
     Section("decoder_memory", "Remat, the loss in chunks, packed texts", columns={
@@ -70,8 +75,11 @@ SECTIONS = (
         "step_time_ratio": "step (float32 = 1)",
         "only_times": None,
     }),
-    Section("partition", "Partitioning large trees"),
+    Section("partition", "Partitioning large trees", left_out=r"^(label|report)_params", columns={
+        "to 1,000": "a leaf (at 1,000 leaves = 1)", "milliseconds": "time_ms",
+    }),
     Section("adapter_io", "Saving and restoring adapters"),
+    Section("adapter_live", "Saving beside training, and swapping adapters"),
     Section("start", "Start, and the compilation cache"),
     Section("import_time", "Importing"),
     Section("mixed_batches", "Many adapters in one batch", columns={

@@ -4,6 +4,7 @@ Figures are `{row: {column: value}}`, such tables by name, lists of rows, and se
 single values, and what lies under one of the names in `SETTINGS`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,14 +17,19 @@ LIMITS = {"_limit": "limit", "_bar": "bar", "_goal": "goal", "_bound": "bound"}
 _FEW_ROWS, _FEW_COLUMNS = 4, 3
 
 
-def write_tables(figures: Any, columns: Mapping[str, str | None] | None = None) -> list[str]:
+def write_tables(
+    figures: Any, columns: Mapping[str, str | None] | None = None, left_out: str | None = None
+) -> list[str]:
     """The lines of all tables of a file, the settings below each.
 
     Args:
         figures: as above.
         columns: other keys in place of some, of columns, tables and settings (name and unit are
             read from them); `None` leaves one out, "" takes a table's name away.
+        left_out: an expression; rows whose name it finds are left out.
     """
+    if left_out is not None:
+        figures = _leave_out(figures, re.compile(left_out))
     return _write(figures, "", dict(columns or {}))
 
 
@@ -76,6 +82,12 @@ def _write(node: Mapping[str, Any], title: str, columns: dict[str, str | None]) 
             lines += _write(table, inner, columns)
     line = write_settings(settings, columns)
     return [*lines, "", line[:1].upper() + line[1:] + "."] if line else lines
+
+
+def _leave_out(node: Any, pattern: re.Pattern[str]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {k: _leave_out(v, pattern) for k, v in node.items() if not pattern.search(k)}
 
 
 def _sort(node: Mapping[str, Any]) -> tuple[dict, dict, dict]:

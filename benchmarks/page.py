@@ -55,11 +55,12 @@ def _write_section(section: Section, record: dict, folder: Path) -> list[str]:
     if section.keep is not None:
         figures = {name: figures[name] for name in section.keep if name in figures}
     lines = [read_question(folder / "benchmarks" / f"{script}.py")]
-    lines += write_tables(figures, section.columns)
+    lines += write_tables(figures, section.columns, section.left_out)
     picture = folder / "docs" / "benchmarks" / f"{section.name}.png"
     if picture.exists():
         lines += ["", f"![{section.title}](benchmarks/{section.name}.png)"]
-    part = " Some of its rows; all are in the file." if figures != record["figures"] else ""
+    selected = section.keep or section.left_out
+    part = " Some of its rows; all are in the file." if selected else ""
     lines += ["", f"{_describe(record)}{part} {_link(section, script)}"]
     prose = folder / "docs" / "benchmarks" / f"{section.name}.md"
     if prose.exists():

@@ -40,12 +40,12 @@ def test_every_section_has_a_script_whose_docstring_is_its_question():
             assert read_question(script), script.name
 
 
-def test_make_runs_every_script_that_has_a_results_file():
+def test_make_runs_every_script_that_needs_no_gpu_packages():
     from _sections import SECTIONS
 
     named = (ROOT / "Makefile").read_text().split()
     for section in SECTIONS:
-        if section.name in RESULTS:
+        if section.name in RESULTS and not section.name.startswith("gpu"):
             assert (section.script or section.name) in named, section.name
 
 
@@ -69,7 +69,9 @@ def test_rows_tables_and_settings_are_told_apart():
         "shape": {"batch": 8},
         "rounds": 3,
     }
-    text = "\n".join(write_tables(figures, {"time_ratio": "time (theirs = 1)", "rounds": None}))
+    figures["small"]["left out"] = {"time_ratio": 2.0}
+    columns = {"time_ratio": "time (theirs = 1)", "rounds": None}
+    text = "\n".join(write_tables(figures, columns, "^left"))
     assert "**small**\n\n|  | time (theirs = 1) |\n| --- | --- |\n" in text
     assert "| ours | 0.500 (limit 0.700) |\n| theirs | 1.000 |" in text
     assert "| mesh | sent |\n| --- | --- |\n| data 2 | 123 kB |" in text
