@@ -25,6 +25,8 @@ COLUMNS = {
     "saved_bytes": "saved_bytes",
     "compile_seconds": "compile_seconds",
 }
+PEFT_SHAPE, PEFT_NAME = "minilm", "PEFT's LN tuning in PyTorch, {}"
+TIMES = ("step_seconds", "median_seconds", "seconds", "step_ms", "milliseconds")
 TIME = "time (LN tuning here = 1)"
 INTRO = """\
 One step of AdamW on the shape of all-MiniLM-L6-v2 with a classifier of two classes, float32,
@@ -55,4 +57,22 @@ def _read_step(rows: Mapping[str, dict], key: str) -> dict[str, Any]:
 
 
 def _read_peft(figures: Mapping[str, Any]) -> list[tuple[list[str], dict[str, Any]]]:
-    return []
+    """PEFT's rows of the first table in `peft_step.json` that is of the opening's model."""
+    tables = (rows for name, rows in figures.items() if name.lower().startswith(PEFT_SHAPE))
+    rows = next((each for each in tables if isinstance(each, dict)), {})
+    ours = next((row for name, row in rows.items() if name.startswith("ours")), {})
+    found = []
+    for word in ("eager", "compiled"):
+        row = next((row for name, row in rows.items() if word in name), None)
+        if row is not None:
+            cells = {own: row[old] for old, own in COLUMNS.items() if old in row}
+            found.append(([PEFT_NAME.format(word)], {TIME: _compare(row, ours)} | cells))
+    return found
+
+
+def _compare(row: Mapping[str, Any], ours: Mapping[str, Any]) -> float | None:
+    """A row's time to ours: as the file says it, or from both times."""
+    if "time_to_ours" in row:
+        return row["time_to_ours"]
+    key = next((key for key in TIMES if key in row and key in ours), None)
+    return None if key is None else row[key] / ours[key]

@@ -127,3 +127,22 @@ def test_a_results_file_says_when_and_on_what(monkeypatch, tmp_path):
     assert record["machine"]["cores"] >= 1
     assert record["date"][:2] == "20"
     assert len(record["date"]) == 10
+
+
+def test_the_opening_compares_every_way_with_ours():
+    from _opening import write_opening
+
+    step = {
+        "ours: partition_params": {"time_to_full": 0.5, "flops_to_forward": 2.02, "state_bytes": 8},
+        "full fine-tuning": {"time_to_full": 1.0, "flops_to_forward": 3.0, "state_bytes": 80},
+    }
+    peft = {"ours": {"seconds": 0.2}, "PEFT, eager": {"seconds": 0.5, "state_bytes": 8}}
+    found = {
+        "step": {"figures": {"MiniLM-L6": step}},
+        "peft_step": {"figures": {"minilm:8x64": peft}},
+    }
+    text = "\n".join(write_opening(found))
+    assert "| **LN tuning here**: `partition_params` | 1.000 | 2.020 | 8 bytes |" in text
+    assert "| full fine-tuning | 2.000 | 3.000 | 80 bytes |" in text
+    assert "| PEFT's LN tuning in PyTorch, eager | 2.500 | - | 8 bytes |" in text
+    assert write_opening({}) == []
