@@ -49,7 +49,8 @@ SECTIONS = (
     Section("torchax_step", "Through torchax", columns={"least_seconds": None}),
     Section("gpu", "On a GPU", absent=_NO_GPU),
     Section("gpu_compiled", "An H200, by the compiler's account", columns={
-        "held_bytes": "a step holds_bytes", "rows_that_fit": "rows that fit into the memory",
+        "held_bytes": "a step holds_bytes", "bytes_per_row": "of that a row_bytes",
+        "rows_that_fit": "rows that fit", "memory_bytes": "memory to fit into_bytes",
     }),
     Section("residuals", "What the backward pass keeps"),
     Section("remat", "Computing again, to keep less"),

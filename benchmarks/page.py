@@ -34,6 +34,7 @@ def make_page(folder: Path = ROOT) -> str:
             lines += [f"\n## {section.title}\n", *_write_section(section, record, folder)]
         elif section.absent:
             lines += [f"\n## {section.title}\n", section.absent]
+    lines += _link_rest(folder)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -66,6 +67,18 @@ def _write_section(section: Section, record: dict, folder: Path) -> list[str]:
     if prose.exists():
         lines += ["", f"What was found, and why: [{section.title}](benchmarks/{prose.name})."]
     return lines
+
+
+def _link_rest(folder: Path) -> list[str]:
+    """Links to what was written about several questions: pages named after no section."""
+    named = {section.name for section in SECTIONS}
+    pages = sorted((folder / "docs" / "benchmarks").glob("*.md"))
+    links = [
+        f"- [{page.read_text().splitlines()[0].lstrip('# ')}](benchmarks/{page.name})"
+        for page in pages
+        if page.stem not in named
+    ]
+    return ["\n## What was found\n", *links] if links else []
 
 
 def _describe(record: dict) -> str:

@@ -49,6 +49,16 @@ def test_make_runs_every_script_that_needs_no_gpu_packages():
             assert (section.script or section.name) in named, section.name
 
 
+def test_every_page_of_findings_is_linked(tmp_path):
+    from page import make_page
+
+    (tmp_path / "docs" / "benchmarks").mkdir(parents=True)
+    (tmp_path / "docs" / "benchmarks" / "some-topic.md").write_text("# Some topic\n\nText.\n")
+    assert make_page(tmp_path).endswith("\n- [Some topic](benchmarks/some-topic.md)\n")
+    for path in (ROOT / "docs" / "benchmarks").glob("*.md"):
+        assert f"(benchmarks/{path.name})" in make_page()
+
+
 def test_no_results_file_names_a_folder_or_a_host():
     for name in RESULTS:
         text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text()
