@@ -47,9 +47,13 @@ SECTIONS = (
         "before": "loss before", "after": "loss after", "runs": "learning rate",
     }),
     Section("torchax_step", "Through torchax", columns={"least_seconds": None}),
-    Section("gpu", "On a GPU", absent=_NO_GPU),
+    Section("gpu", "On a GPU", absent=_NO_GPU, columns={
+        "init_seconds": None, "limit_gb": None, "attention_note": None, "bytes_per_row": None,
+        "predicted_batch": None, "last_refused": None, "refused_with": None,
+    }),
     Section("gpu_compiled", "An H200, by the compiler's account", columns={
-        "held_bytes": "a step holds_bytes", "bytes_per_row": "of that a row_bytes",
+        "flops_to_2n": "FLOPs (2N = 1)", "held_bytes": "a step holds_bytes",
+        "bytes_per_row": "of that a row_bytes",
         "rows_that_fit": "rows that fit", "memory_bytes": "memory to fit into_bytes",
     }),
     Section("residuals", "What the backward pass keeps"),

@@ -2,7 +2,8 @@
 
 No GPU takes part: the steps of `gpu.py` are compiled for a described device (jax's CUDA plugin can
 do that without one), and the compiler says how many bytes a step holds. Nothing runs, so there are
-no times; the autotuner is off, and what cuDNN's attention needs to work in is not counted. PEFT's
+no times; the autotuner is off, and what cuDNN's attention computes and needs to work in is not
+counted. FLOPs are of the matmuls in the compiled program, as a ratio to 2N: one pass. PEFT's
 own benchmark reports 20.2 GB for its LN tuning of the 3B shape at this batch (4 x 768 tokens).
 
 Needs, in an environment of its own: pip install "jax[cuda13]" flax optax orbax-checkpoint.
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from _gpu_jax import compile_step, make_model, make_state, make_step
 from _gpu_shapes import SHAPES
+from _programs import count_flops
 from _results import write_results
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
@@ -59,8 +61,8 @@ def find_device():
     return found.devices[0]
 
 
-def count_held(name: str, spec: dict, device, batch: int | None = None) -> float:
-    """Bytes that a step holds on the device."""
+def compile_for(name: str, spec: dict, device, batch: int | None = None) -> tuple[int, float]:
+    """Matmul FLOPs of a step compiled for the device, and the bytes that it holds there."""
     shape = SHAPES[name]
     spec = {"method": "ln", "batch": batch or shape.batch, "length": shape.length} | spec
     model = make_model(shape, spec, spec.get("attention", "cudnn"))
@@ -75,7 +77,9 @@ def count_held(name: str, spec: dict, device, batch: int | None = None) -> float
 
     tokens = put(jax.ShapeDtypeStruct((spec["batch"], spec["length"]), "int32"))
     options = {"xla_gpu_autotune_level": 0}  # there is no device to try things on
-    return compile_step(make_step(model, spec), *jax.tree.map(put, given), tokens, options)[1]
+    given = jax.tree.map(put, given)
+    compiled, held = compile_step(make_step(model, spec), *given, tokens, options)
+    return count_flops(compiled.as_text()), held
 
 
 def make_norms(path, leaf):
@@ -88,20 +92,28 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     options = parser.parse_args()
     device, figures = find_device(), {}
+    settings = {"device": device.device_kind, "memory_bytes": MEMORY}
     for name in options.shapes:
         shape = SHAPES[name]
         for variant in options.variants:
-            held = count_held(name, VARIANTS[variant], device)
-            more = count_held(name, VARIANTS[variant], device, 2 * shape.batch)
+            flops, held = compile_for(name, VARIANTS[variant], device)
+            more = compile_for(name, VARIANTS[variant], device, 2 * shape.batch)[1]
             row = (more - held) / shape.batch
             fits = int(shape.batch + (MEMORY - held) / row)
-            own = {"held_bytes": held, "bytes_per_row": row, "rows_that_fit": max(fits, 0)}
+            counted = 2 * shape.multiplied * shape.batch * shape.length
+            own = {
+                "flops_to_2n": flops / counted,
+                "held_bytes": held,
+                "bytes_per_row": row,
+                "rows_that_fit": max(fits, 0),
+            }
+            if (name, variant[:4]) == ("3B", "ours"):
+                own["held_bytes_goal"] = PEFT
             figures.setdefault(name, {})[variant] = own
-            print(
-                f"{name:4s} {variant:24s} {held / 1e9:7.2f} GB {row / 1e9:6.2f} a row", flush=True
-            )
-    settings = {"device": device.device_kind, "memory_bytes": MEMORY}
-    print(f"written to {write_results('gpu_compiled', figures | {'settings': settings})}")
+            cells = f"{flops / counted:6.3f} of 2N {held / 1e9:7.2f} GB {row / 1e9:6.2f} a row"
+            print(f"{name:4s} {variant:36s} {cells}", flush=True)
+            path = write_results("gpu_compiled", figures | {"settings": settings})
+    print(f"written to {path.name}")
 
 
 if __name__ == "__main__":
