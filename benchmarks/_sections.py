@@ -41,7 +41,10 @@ SECTIONS = (
         "time_to_full": "time (full = 1)", "derived_flops": None, "derived_forward_flops": None,
         "derived_ratio": "derived limit (forward = 1)",
     }),
-    Section("peft_step", "Beside PEFT in PyTorch"),
+    Section("peft_step", "Beside PEFT in PyTorch", columns={
+        "ratio": "time (PEFT's best = 1)", "processor_ratio": "processor time (PEFT's best = 1)",
+        "limit": "limit of the ratio for ours",
+    }),
     Section("bfloat16_parity", "Small steps on a bfloat16 base", columns={
         "moved": "entries that moved, %", "seen": "seen by the forward pass, %",
         "before": "loss before", "after": "loss after", "runs": "learning rate",
@@ -83,7 +86,7 @@ SECTIONS = (
     Section("partition", "Partitioning large trees", left_out=r"^(label|report)_params", columns={
         "to 1,000": "a leaf (at 1,000 leaves = 1)", "milliseconds": "time_ms",
     }),
-    Section("adapter_io", "Saving and restoring adapters"),
+    Section("adapter_io", "Saving and restoring adapters", left_out=r"^10 MB|restore_adapter$"),
     Section("adapter_live", "Saving beside training, and swapping adapters"),
     Section("start", "Start, and the compilation cache"),
     Section("import_time", "Importing"),

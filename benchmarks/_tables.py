@@ -94,12 +94,14 @@ def _sort(node: Mapping[str, Any]) -> tuple[dict, dict, dict]:
     """Rows, tables and settings of one level."""
     rows, tables, settings = {}, {}, {}
     for key, value in node.items():
-        if key in SETTINGS or not isinstance(value, dict | list) or not value:
+        if not isinstance(value, dict | list) or not value:
             settings[key] = value
         elif isinstance(value, list):
             (tables if isinstance(value[0], dict) else settings)[key] = value
         elif any(isinstance(each, dict) and name not in SETTINGS for name, each in value.items()):
             tables[key] = value
+        elif key in SETTINGS:
+            settings[key] = value
         else:
             rows[key] = value
     return rows, tables, settings
@@ -107,7 +109,7 @@ def _sort(node: Mapping[str, Any]) -> tuple[dict, dict, dict]:
 
 def _merge(tables: Mapping[str, Any]) -> list[tuple[list[str], Mapping[str, Any]]] | None:
     """Several small tables as one, with a column for their names; None where that does not fit."""
-    found = []
+    found: list[tuple[list[str], Mapping[str, Any]]] = []
     for name, table in tables.items():
         if isinstance(table, list):
             return None
@@ -118,7 +120,8 @@ def _merge(tables: Mapping[str, Any]) -> list[tuple[list[str], Mapping[str, Any]
         if inner or settings:
             return None
         found += [([name, row], figures) for row, figures in rows.items()]
-    return found if len(tables) > 1 else None
+    shared = set.intersection(*(set(figures) for _, figures in found))
+    return found if len(tables) > 1 and shared else None
 
 
 def _cell(row: Mapping[str, Any], key: str, own: str) -> str:

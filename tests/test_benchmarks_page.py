@@ -88,6 +88,15 @@ def test_rows_tables_and_settings_are_told_apart():
     assert text.endswith("\nBatch 8.")
 
 
+def test_tables_without_a_column_in_common_stay_apart_and_options_may_be_a_table():
+    from _tables import write_tables
+
+    figures = {"saves": {"ours": {"waits": 1}}, "options": {"zarr": {"load": 2}}}
+    text = "\n".join(write_tables(figures))
+    assert "**saves**\n\n|  | waits |" in text
+    assert "**options**\n\n|  | load |" in text
+
+
 def test_small_tables_of_the_same_kind_become_one():
     from _tables import write_tables
 
@@ -146,7 +155,8 @@ def test_the_opening_compares_every_way_with_ours():
         "ours: partition_params": {"time_to_full": 0.5, "flops_to_forward": 2.02, "state_bytes": 8},
         "full fine-tuning": {"time_to_full": 1.0, "flops_to_forward": 3.0, "state_bytes": 80},
     }
-    peft = {"ours": {"seconds": 0.2}, "PEFT, eager": {"seconds": 0.5, "state_bytes": 8}}
+    ratios = {"ours": 0.8, "PEFT eager, 1 thread": 1.0, "PEFT eager, 2 threads": 1.6}
+    peft = {name: {"ratio": ratio} for name, ratio in ratios.items()}
     found = {
         "step": {"figures": {"MiniLM-L6": step}},
         "peft_step": {"figures": {"minilm:8x64": peft}},
@@ -154,5 +164,5 @@ def test_the_opening_compares_every_way_with_ours():
     text = "\n".join(write_opening(found))
     assert "| **LN tuning here**: `partition_params` | 1.000 | 2.020 | 8 bytes |" in text
     assert "| full fine-tuning | 2.000 | 3.000 | 80 bytes |" in text
-    assert "| PEFT's LN tuning in PyTorch, eager | 2.500 | - | 8 bytes |" in text
+    assert "| LN tuning by PEFT eager, 1 thread, PyTorch | 1.250 | - | - |" in text
     assert write_opening({}) == []
