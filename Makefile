@@ -1,5 +1,6 @@
 # Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment.
 # `make parity` compares with PEFT in PyTorch, in an environment of its own.
+# `make bench` measures what a step costs, and writes docs/benchmarks.md (benchmarks/).
 # `make compat` runs the libraries that people have models in, in an environment each (compat/).
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
 
@@ -22,7 +23,18 @@ NEED_TORCH := lntune_jax/torchax.py $(wildcard lntune_jax/_torchax*.py)
 # Modules whose doctests need a package of `make compat`.
 NEED_COMPAT := lntune_jax/keras.py lntune_jax/transformers4.py
 
-.PHONY: demo test parity compat lint types bench clean
+# Benchmarks that take minutes together, and those of them that need PyTorch and PEFT.
+BENCH := import_time start step partition adapter_io adapter_live residuals remat depth longest_sequence \
+	decoder_memory mixed_batches collectives
+BENCH_TORCH := peft_step bfloat16_parity
+# Each of these takes many minutes: many programs to compile, or gigabytes to compute on.
+BENCH_LONG := scan_layers many_adapters memory_estimate paper_plan quantised_bases
+BENCH_LONG_TORCH := torchax_step
+
+.PHONY: demo test parity compat lint types bench bench-long page clean
+.PHONY: $(addprefix measure-,$(BENCH) $(BENCH_TORCH) $(BENCH_LONG) $(BENCH_LONG_TORCH))
+# What measures time has the machine to itself, whatever -j says.
+.NOTPARALLEL:
 
 demo: $(VENV)/.demo
 	$(BIN)/lntune-jax demo
@@ -46,10 +58,22 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.test
-	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/mixed_batches.py
+# make -k bench goes on where a script fails; make measure-step runs one.
+bench: $(addprefix measure-,$(BENCH) $(BENCH_TORCH))
+	$(PYTHON) benchmarks/page.py
+
+bench-long: $(addprefix measure-,$(BENCH_LONG) $(BENCH_LONG_TORCH))
+	$(BIN)/python benchmarks/many_adapters.py --at-once 8
+	$(PYTHON) benchmarks/page.py
+
+$(addprefix measure-,$(BENCH) $(BENCH_LONG)): measure-%: $(VENV)/.test
+	$(BIN)/python benchmarks/$*.py
+
+$(addprefix measure-,$(BENCH_TORCH) $(BENCH_LONG_TORCH)): measure-%: $(VENV)-parity/.parity
+	$(VENV)-parity/bin/python benchmarks/$*.py
+
+page:
+	$(PYTHON) benchmarks/page.py
 
 $(VENV)/.demo: pyproject.toml requirements-demo.txt
 	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }

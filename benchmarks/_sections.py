@@ -1,0 +1,112 @@
+"""The sections of docs/benchmarks.md: which questions, in which order, and what each shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question.
+
+    Attributes:
+        name: of the results file, and of the script unless that is given.
+        title: of the section.
+        script: the script, without its ending.
+        arguments: with which it writes this file.
+        keep: the top-level parts of the figures to show; `None` for all. The rest is in the file.
+        left_out: an expression: rows whose name it finds are not shown either.
+        columns: other keys for columns and tables, as in `write_tables`.
+        absent: what to say where there is no results file; such a section is left out otherwise.
+    """
+
+    name: str
+    title: str
+    script: str | None = None
+    arguments: str = ""
+    keep: tuple[str, ...] | None = None
+    left_out: str | None = None
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    absent: str | None = None
+
+
+_MANY = {"time_ratio": "time (one after the other = 1)", "seconds": "one after the other_seconds"}
+_NO_GPU = """\
+Nothing has been run on a GPU yet: there is no `benchmarks/results/gpu.json`. On a machine with one
+NVIDIA GPU, `python benchmarks/gpu.py` writes it within ten minutes, without a network."""
+
+SECTIONS = (
+    Section("step", "One training step", columns={
+        "argument_bytes": None, "trainable_bytes": None, "flops": "matmul_flops",
+        "flops_to_forward": "FLOPs (forward = 1)", "time_to_hand": "time (split by hand = 1)",
+        "time_to_full": "time (full = 1)", "derived_flops": None, "derived_forward_flops": None,
+        "derived_ratio": "derived limit (forward = 1)",
+    }),
+    Section("peft_step", "Beside PEFT in PyTorch", columns={
+        "ratio": "time (PEFT's best = 1)", "processor_ratio": "processor time (PEFT's best = 1)",
+        "limit": "limit of the ratio for ours",
+    }),
+    Section("bfloat16_parity", "Small steps on a bfloat16 base", columns={
+        "moved": "entries that moved, %", "seen": "seen by the forward pass, %",
+        "before": "loss before", "after": "loss after", "runs": "learning rate",
+    }),
+    Section("torchax_step", "Through torchax", columns={"least_seconds": None}),
+    Section("gpu", "On a GPU", absent=_NO_GPU, columns={
+        "init_seconds": None, "limit_gb": None, "attention_note": None, "bytes_per_row": None,
+        "predicted_batch": None, "last_refused": None, "refused_with": None,
+    }),
+    Section("gpu_compiled", "An H200, by the compiler's account", columns={
+        "flops_to_2n": "FLOPs (2N = 1)", "held_bytes": "a step holds_bytes",
+        "bytes_per_row": "of that a row_bytes",
+        "rows_that_fit": "rows that fit", "memory_bytes": "memory to fit into_bytes",
+    }),
+    Section("residuals", "What the backward pass keeps"),
+    Section("remat", "Computing again, to keep less"),
+    Section("decoder_memory", "Remat, the loss in chunks, packed texts", columns={
+        "peak_ratio": "peak (first of its group = 1)",
+        "time_ratio": "time (first of its group = 1)",
+    }),
+    Section("longest_sequence", "The longest sequence that fits"),
+    Section("memory_estimate", "How near the memory estimate is", columns={
+        "compiler": "compiler_bytes", "estimate": "estimate_bytes", "cases": "",
+        "worst": "largest relative error",
+    }),
+    Section("depth", "Norms of the top layers only"),
+    Section("scan_layers", "Layers in a loop", columns={
+        "compile_processor_seconds": "compiling, processor_seconds",
+        "compile_ratio": "compiling (apart = 1)",
+        "peak_ratio": "peak (apart = 1)",
+        "step_processor_seconds": "step, processor_seconds",
+        "step_ratio": "step (apart = 1)",
+    }),
+    Section("quantised_bases", "Quantised bases", columns={
+        "weights_in_dtype_mb": "weights in their dtype, MB",
+        "step_time_ratio": "step (float32 = 1)",
+        "only_times": None,
+    }),
+    Section("partition", "Partitioning large trees", left_out=r"^(label|report)_params", columns={
+        "to 1,000": "a leaf (at 1,000 leaves = 1)", "milliseconds": "time_ms",
+    }),
+    Section("adapter_io", "Saving and restoring adapters", left_out=r"^10 MB|restore_adapter$"),
+    Section("adapter_live", "Saving beside training, and swapping adapters"),
+    Section("start", "Start, and the compilation cache"),
+    Section("import_time", "Importing"),
+    Section("mixed_batches", "Many adapters in one batch", columns={
+        "ratio": "time (one adapter = 1)", "milliseconds": "time_ms",
+    }),
+    Section("many_adapters", "Many adapters in one step", columns=_MANY, keep=(
+        "4 adapters, 8 tokens", "16 adapters, 8 tokens", "64 adapters, 8 tokens",
+        "16 adapters, 64 tokens", "16 adapters, 512 tokens",
+    )),
+    Section(
+        "many_adapters_chunked", "Many adapters, some at a time", "many_adapters",
+        "--at-once 8", columns=_MANY,
+    ),
+    Section("collectives", "What a step sends between devices", columns={
+        "bytes": "results of collectives, bytes", "sent": "sent by a device_bytes", "steps": "",
+    }),
+    Section("paper_plan", "70B and 405B on paper", columns={
+        "compiler": "compiler_bytes", "memory": "memory_bytes", "plan": "plan_bytes",
+        "TPU v5p": "TPU v5p, s", "H100": "H100, s", "weights_sent": None,
+        "activations_sent": None, "norms_sent": None, "operations": None,
+    }),
+)  # fmt: skip
