@@ -57,7 +57,7 @@ def make_functions(model):
     positions = jnp.broadcast_to(jnp.arange(12), (4, 12))
 
     def apply_fn(params, tokens):
-        model = nnx.merge(graphdef, params, rest)
+        model = nnx.merge(graphdef, params, rest, copy=True)  # its RNG counts on
         segments = jnp.ones_like(tokens)
         return model(tokens, positions, decoder_segment_ids=segments, enable_dropout=False)
 
