@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="how the names of the cases to run begin")
     parser.add_argument("--layers", type=int, default=2, help="of the SmolLM2 shape, which has 30")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         bert = write_checkpoint(folder / "bert", BERT, list_bert())
         config = LLAMA | {"num_hidden_layers": options.layers}
