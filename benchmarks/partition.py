@@ -91,8 +91,8 @@ def measure(leaves: int, *, is_real: bool, rounds: int) -> dict[str, dict[str, f
     count = len(jax.tree.leaves(params))
     rows = {}
     for name, run in make_functions(params).items():
-        seconds = time_best(run, rounds * max(10_000 // leaves, 1))
-        own = time_best(run, rounds * max(10_000 // leaves, 1), collects=False)
+        seconds = time_best(run, rounds * max(30_000 // leaves, 1))
+        own = time_best(run, rounds * max(30_000 // leaves, 1), collects=False)
         row = {"leaves": count, "milliseconds": seconds * 1e3}
         row["microseconds a leaf"] = seconds / count * 1e6
         row["without collector"] = own / count * 1e6
@@ -105,7 +105,7 @@ def measure(leaves: int, *, is_real: bool, rounds: int) -> dict[str, dict[str, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--most", type=int, default=LEAVES[-1], choices=LEAVES[2:])
     options = parser.parse_args()
     sizes = [size for size in LEAVES if size <= options.most]

@@ -4,8 +4,8 @@ Each run is a process: it imports, loads a checkpoint of random weights (the sha
 all-MiniLM-L6-v2 as a classifier, and of SmolLM2-135M with a few layers, unrolled and scanned),
 splits it, and trains two steps. JAX's persistent compilation cache is off; on and empty; on and
 filled by the run before; and filled with nothing but `JAX_COMPILATION_CACHE_DIR` set, where JAX
-keeps only programs that took a second to compile. Processes of all kinds take turns; medians. The
-limit is no compilation where the cache is filled.
+keeps only programs that took a second to compile. Processes of all kinds take turns; medians
+over `--rounds`. The limit is no compilation where the cache is filled.
 """
 
 import argparse
@@ -136,10 +136,11 @@ def measure(arguments: list[str], folder: Path) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--layers", type=int, default=4, help="of the SmolLM2 shape, which has 30")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", default="", help="how the names of the cases to run begin")
+    parser.add_argument("--layers", type=int, default=2, help="of the SmolLM2 shape, which has 30")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         bert = write_checkpoint(folder / "bert", BERT, list_bert())
         config = LLAMA | {"num_hidden_layers": options.layers}
@@ -152,6 +153,8 @@ def main() -> None:
         runs: dict[str, list[dict[str, float]]] = {}
         for _ in range(options.rounds):
             for case, arguments in cases.items():
+                if not case.startswith(options.only):
+                    continue
                 for kind, figures in measure(arguments, folder).items():
                     runs.setdefault(f"{case}: {kind}", []).append(figures)
     rows = {
