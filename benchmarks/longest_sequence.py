@@ -88,8 +88,10 @@ def main() -> None:
             figures[name][f"held of {memory:g} GB"] = held / 1e9
         cells = "".join(f"{figures[name][f'{memory:g} GB']:10,d}" for memory in memories)
         print(f"{name:26s}{cells}", flush=True)
-    table = {"shape": vars(options), "tokens in one row": figures}
-    print(f"written to {write_results('longest_sequence_' + options.shape, table)}")
+        # After each case: a run that is cut short leaves what it has found.
+        table = {"shape": vars(options), "tokens in one row": figures}
+        path = write_results(f"longest_sequence_{options.shape}", table)
+    print(f"written to {path}")
 
 
 if __name__ == "__main__":
