@@ -1,0 +1,208 @@
+"""Cross-entropy over a vocabulary in chunks, whose gradient costs one product more and no other.
+
+On the way forward a chunk's logits are there once. If the states' gradient is wanted, it is summed
+up in the same turn, as attention does it: the softmax's weights by a running maximum, times the
+chunk's rows. So nothing is computed again on the way back, and for frozen output weights the two
+products are all there is: of 2N + 2N no part is spent twice. Output weights that train take a
+second turn, of the logits and their own gradient.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from ._rows import spread_lookup
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+_WHOLE = 128  # chunks are a multiple of this, where they can be
+
+
+class _Plan(NamedTuple):
+    """How the vocabulary is gone through.
+
+    Attributes:
+        axis: along which axis of the weights it lies.
+        rows: how many entries it has.
+        size: how many a chunk has.
+        cap: the bound that logits approach through tanh, or `None`.
+        dtype: of the states.
+    """
+
+    axis: int
+    rows: int
+    size: int
+    cap: float | None
+    dtype: str
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.rows // self.size)
+
+
+def token_losses(
+    states: Float[Array, "tokens hidden"],
+    weights: Array,
+    wanted: Int[Array, " tokens"],
+    *,
+    axis: int,
+    cap: float | None,
+    chunk: int,
+) -> Float[Array, " tokens"]:
+    """Give each token's negative log-likelihood in float32; NaN outside of the vocabulary.
+
+    Args:
+        states: the last hidden states.
+        weights: of the output, in any dtype; they are cast to that of the states.
+        wanted: the tokens to predict.
+        axis: along which axis of the weights the vocabulary lies.
+        cap: the bound that logits approach through tanh, or `None`.
+        chunk: entries of the vocabulary at a time, at most.
+    """
+    rows = weights.shape[axis]
+    plan = _Plan(axis, rows, _even(rows, chunk), cap, states.dtype.name)
+    return _losses(plan, states, weights.astype(states.dtype), wanted)
+
+
+def _even(rows: int, chunk: int) -> int:
+    """The size of chunks of one size, so that the last has few rows of the one before it."""
+    size = -(-rows // -(-rows // chunk))
+    return min(-(-size // _WHOLE) * _WHOLE, chunk, rows)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _losses(plan: _Plan, states: Array, weights: Array, wanted: Array) -> Array:
+    return _forward(plan, states, weights, wanted, False)[0]
+
+
+def _losses_forward(plan: _Plan, states: Any, weights: Any, wanted: Any) -> tuple[Array, Any]:
+    given = states.value, weights.value, wanted.value
+    losses, gradient, level = _forward(plan, *given, states.perturbed)
+    return losses, (gradient, (*given, level) if weights.perturbed else None)
+
+
+def _losses_backward(plan: _Plan, kept: Any, cotangent: Any) -> tuple[Any, Any, None]:
+    gradient, given = kept
+    if isinstance(cotangent, SymbolicZero):
+        return None, None, None
+    of_states = of_weights = None
+    if gradient is not None:
+        of_states = (gradient * cotangent[:, None]).astype(plan.dtype)
+    if given is not None:
+        of_weights = _gradient_of_weights(plan, *given, cotangent)
+    return of_states, of_weights, None
+
+
+_losses.defvjp(_losses_forward, _losses_backward, symbolic_zeros=True)
+
+
+def _forward(
+    plan: _Plan, states: Array, weights: Array, wanted: Array, with_gradient: bool
+) -> tuple[Array, Array | None, Array]:
+    """The losses, the gradient of each by its own state, and the logarithm of the sum."""
+
+    def add(carry: Any, index: Array) -> tuple[Any, None]:
+        highest, total, found, pulled = carry
+        part = _part(plan, weights, index)
+        logits, seen = _chunk(plan, states, part, index)
+        # A zero that only the loop has: a constant's broadcast would be moved out of it, and be
+        # there for as long as the loop runs, as large as the logits.
+        zero = jnp.minimum(index, 0).astype(jnp.float32)
+        top = jnp.maximum(highest, jnp.where(seen, zero - jnp.inf, logits).max(axis=1))
+        # The shift only keeps the exponentials in range: its own gradient is none.
+        top = jax.lax.stop_gradient(top)
+        shrink = jnp.exp(jax.lax.stop_gradient(highest) - top)
+        more = jnp.where(seen, zero, jnp.exp(logits - top[:, None]))
+        total = total * shrink + more.sum(axis=1)
+        here = (_columns(plan, index) == wanted[:, None]) & ~seen
+        found = found + jnp.where(here, logits, zero).sum(axis=1)
+        if pulled is not None:
+            pulled = pulled * shrink[:, None] + _pull(plan, more * _slope(plan, logits), part)
+        return (top, total, found, pulled), None
+
+    zeros = jnp.zeros(states.shape[:1], jnp.float32)
+    pulled = jnp.zeros_like(states, jnp.float32) if with_gradient else None
+    start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, pulled)
+    (highest, total, found, pulled), _ = jax.lax.scan(add, start, _indices(plan))
+    known = (wanted >= 0) & (wanted < plan.rows)
+    level = highest + jnp.log(total)
+    if pulled is not None:
+        own = _slope(plan, found)[:, None] * _rows_of(plan, weights, wanted)
+        pulled = jnp.where(known[:, None], pulled / total[:, None] - own, 0)
+    return jnp.where(known, level - found, jnp.nan), pulled, level
+
+
+def _gradient_of_weights(
+    plan: _Plan, states: Array, weights: Array, wanted: Array, level: Array, cotangent: Array
+) -> Array:
+    known = (wanted >= 0) & (wanted < plan.rows)
+    share = jnp.where(known, cotangent, 0)[:, None]
+
+    def add(gradient: Array, index: Array) -> tuple[Array, None]:
+        logits, seen = _chunk(plan, states, _part(plan, weights, index), index)
+        here = (_columns(plan, index) == wanted[:, None]).astype(jnp.float32)
+        slopes = (jnp.exp(logits - level[:, None]) - here) * _slope(plan, logits) * share
+        slopes = jnp.where(seen, 0, slopes).astype(plan.dtype)
+        pair = (states, slopes) if plan.axis else (slopes, states)
+        more = jax.lax.dot_general(*pair, (((0,), (0,)), ((), ())))
+        # The last chunk has rows of the one before, whose gradient is there already.
+        before = _part(plan, gradient, index)
+        first = _first(plan, index)
+        place = (jnp.zeros_like(first), first) if plan.axis else (first, jnp.zeros_like(first))
+        return jax.lax.dynamic_update_slice(gradient, before + more, place), None
+
+    return jax.lax.scan(add, jnp.zeros_like(weights), _indices(plan))[0]
+
+
+def _indices(plan: _Plan) -> Int[Array, " chunks"]:
+    return jnp.arange(plan.chunks, dtype=jnp.int32)
+
+
+def _first(plan: _Plan, index: Array) -> Array:
+    """The first row of a chunk; the last chunk reaches back to be as large as the others."""
+    return jnp.minimum(index * plan.size, plan.rows - plan.size)
+
+
+def _columns(plan: _Plan, index: Array) -> Int[Array, "1 chunk"]:
+    return (_first(plan, index) + jnp.arange(plan.size, dtype=jnp.int32))[None]
+
+
+def _part(plan: _Plan, weights: Array, index: Array) -> Array:
+    return jax.lax.dynamic_slice_in_dim(weights, _first(plan, index), plan.size, plan.axis)
+
+
+@partial(jax.named_call, name="vocabulary_chunk")
+def _chunk(
+    plan: _Plan, states: Array, part: Array, index: Array
+) -> tuple[Float[Array, "tokens chunk"], Bool[Array, "1 chunk"]]:
+    """One chunk's logits in float32, and which of its rows an earlier chunk had."""
+    logits = jax.lax.dot_general(
+        states, part, (((1,), (1 - plan.axis,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    logits = logits if plan.cap is None else jnp.tanh(logits / plan.cap) * plan.cap
+    return logits, _columns(plan, index) < index * plan.size
+
+
+def _slope(plan: _Plan, logits: Array) -> Array:
+    """The derivative of capped logits by the products."""
+    return jnp.ones_like(logits) if plan.cap is None else 1 - jnp.square(logits / plan.cap)
+
+
+def _pull(plan: _Plan, slopes: Array, part: Array) -> Float[Array, "tokens hidden"]:
+    return jax.lax.dot_general(
+        slopes.astype(part.dtype),
+        part,
+        (((1,), (plan.axis,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _rows_of(plan: _Plan, weights: Array, wanted: Array) -> Float[Array, "tokens hidden"]:
+    rows = jnp.take(weights, wanted, axis=plan.axis, mode="clip")
+    return spread_lookup(rows.T if plan.axis else rows).astype(jnp.float32)
