@@ -41,10 +41,6 @@ class _Plan(NamedTuple):
     cap: float | None
     dtype: str
 
-    @property
-    def chunks(self) -> int:
-        return -(-self.rows // self.size)
-
 
 def token_losses(
     states: Float[Array, "tokens hidden"],
@@ -66,14 +62,15 @@ def token_losses(
         chunk: entries of the vocabulary at a time, at most.
     """
     rows = weights.shape[axis]
-    plan = _Plan(axis, rows, _even(rows, chunk), cap, states.dtype.name)
+    plan = _Plan(axis, rows, even_chunks(rows, chunk)[1], cap, states.dtype.name)
     return _losses(plan, states, weights.astype(states.dtype), wanted)
 
 
-def _even(rows: int, chunk: int) -> int:
-    """The size of chunks of one size, so that the last has few rows of the one before it."""
+def even_chunks(rows: int, chunk: int) -> tuple[int, int]:
+    """How many chunks, and their one size, of which the last shares few rows with its neighbour."""
     size = -(-rows // -(-rows // chunk))
-    return min(-(-size // _WHOLE) * _WHOLE, chunk, rows)
+    size = min(-(-size // _WHOLE) * _WHOLE, chunk, rows)
+    return -(-rows // size), size
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -161,7 +158,7 @@ def _gradient_of_weights(
 
 
 def _indices(plan: _Plan) -> Int[Array, " chunks"]:
-    return jnp.arange(plan.chunks, dtype=jnp.int32)
+    return jnp.arange(-(-plan.rows // plan.size), dtype=jnp.int32)
 
 
 def _first(plan: _Plan, index: Array) -> Array:
