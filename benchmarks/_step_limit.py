@@ -22,10 +22,19 @@ from lntune_jax.models._vocabulary import even_chunks
 
 
 class Limit(NamedTuple):
-    """FLOPs of matmuls: of the forward pass, and of the least step."""
+    """FLOPs of matmuls.
+
+    Attributes:
+        forward: of the forward pass.
+        step: of the least step.
+        attention: of the forward pass, what attention's two products take.
+        head: of the forward pass, what a head over the vocabulary takes.
+    """
 
     forward: int
     step: int
+    attention: int
+    head: int
 
     @property
     def ratio(self) -> float:
@@ -42,7 +51,7 @@ def find_limit(model, rows: int, length: int, saved: tuple[str, ...] = (), chunk
         saved: modules at the top of the tree that train whole.
         chunk: of `causal_lm_loss`.
     """
-    forward = step = 0
+    forward = step = head = 0
     for path, leaf in jax.tree_util.tree_flatten_with_path(model.params)[0]:
         names = [key.key for key in path]
         if names[-1] != "kernel" or names[0] == "lm_head":
@@ -62,6 +71,4 @@ def find_limit(model, rows: int, length: int, saved: tuple[str, ...] = (), chunk
         # The last token of a row predicts nothing; a few entries are in two chunks.
         chunks, entries = even_chunks(model.settings.vocab_size, chunk)
         head = 2 * rows * (length - 1) * width * chunks * entries
-        forward += head
-        step += 2 * head
-    return Limit(forward, step)
+    return Limit(forward + head, step + 2 * head, attention, head)

@@ -22,12 +22,14 @@ class Variant(NamedTuple):
         arguments: trainable, state and frozen to begin with.
         lower: gives the programs of a step, lowered for a batch.
         saved: what a user of it saves.
+        state: the optimizer's state, where it is no argument of its own.
     """
 
     step: Callable[..., Any]
     arguments: tuple[Any, Any, Any]
     lower: Callable[[Any], list[Any]]
     saved: Any
+    state: Any = None
 
 
 def adamw() -> optax.GradientTransformation:
@@ -70,7 +72,7 @@ def ready(problem: Problem, **options: Any) -> Variant:
     def lower(batch):
         return [made.lower(state, frozen, batch)]
 
-    return Variant(step, (state, None, frozen), lower, trainable)
+    return Variant(step, (state, None, frozen), lower, trainable, state.opt_state)
 
 
 def by_hand(problem: Problem) -> Variant:

@@ -111,16 +111,16 @@ def _forward(
         # A zero that only the loop has: a constant's broadcast would be moved out of it, and be
         # there for as long as the loop runs, as large as the logits.
         zero = jnp.minimum(index, 0).astype(jnp.float32)
+        here = (_columns(plan, index) == wanted[:, None]) & ~seen
+        found = found + jnp.where(here, logits, zero).sum(axis=1)
         top = jnp.maximum(highest, jnp.where(seen, zero - jnp.inf, logits).max(axis=1))
         # The shift only keeps the exponentials in range: its own gradient is none.
         top = jax.lax.stop_gradient(top)
         shrink = jnp.exp(jax.lax.stop_gradient(highest) - top)
         more = jnp.where(seen, zero, jnp.exp(logits - top[:, None]))
         total = total * shrink + more.sum(axis=1)
-        here = (_columns(plan, index) == wanted[:, None]) & ~seen
-        found = found + jnp.where(here, logits, zero).sum(axis=1)
         if pulled is not None:
-            pulled = pulled * shrink[:, None] + _pull(plan, more * _slope(plan, logits), part)
+            pulled = pulled * shrink[:, None] + _pull(plan, _uncap(plan, more, logits), part)
         return (top, total, found, pulled), None
 
     zeros = jnp.zeros(states.shape[:1], jnp.float32)
@@ -130,7 +130,8 @@ def _forward(
     known = (wanted >= 0) & (wanted < plan.rows)
     level = highest + jnp.log(total)
     if pulled is not None:
-        own = _slope(plan, found)[:, None] * _rows_of(plan, weights, wanted)
+        own = _rows_of(plan, weights, wanted)
+        own = _uncap(plan, own, found[:, None])
         pulled = jnp.where(known[:, None], pulled / total[:, None] - own, 0)
     return jnp.where(known, level - found, jnp.nan), pulled, level
 
@@ -140,20 +141,26 @@ def _gradient_of_weights(
 ) -> Array:
     known = (wanted >= 0) & (wanted < plan.rows)
     share = jnp.where(known, cotangent, 0)[:, None]
+    # Else a vocabulary of one chunk would be merged with the forward pass, its logits kept.
+    states = jax.lax.optimization_barrier(states)
 
-    def add(gradient: Array, index: Array) -> tuple[Array, None]:
+    def part_of(index: Array) -> Array:
         logits, seen = _chunk(plan, states, _part(plan, weights, index), index)
         here = (_columns(plan, index) == wanted[:, None]).astype(jnp.float32)
-        slopes = (jnp.exp(logits - level[:, None]) - here) * _slope(plan, logits) * share
+        slopes = _uncap(plan, (jnp.exp(logits - level[:, None]) - here) * share, logits)
         slopes = jnp.where(seen, 0, slopes).astype(plan.dtype)
         pair = (states, slopes) if plan.axis else (slopes, states)
-        more = jax.lax.dot_general(*pair, (((0,), (0,)), ((), ())))
+        return jax.lax.dot_general(*pair, (((0,), (0,)), ((), ())))
+
+    def add(gradient: Array, index: Array) -> tuple[Array, None]:
         # The last chunk has rows of the one before, whose gradient is there already.
-        before = _part(plan, gradient, index)
+        more = _part(plan, gradient, index) + part_of(index)
         first = _first(plan, index)
         place = (jnp.zeros_like(first), first) if plan.axis else (first, jnp.zeros_like(first))
-        return jax.lax.dynamic_update_slice(gradient, before + more, place), None
+        return jax.lax.dynamic_update_slice(gradient, more, place), None
 
+    if plan.size == plan.rows:
+        return part_of(jnp.zeros((), jnp.int32))
     return jax.lax.scan(add, jnp.zeros_like(weights), _indices(plan))[0]
 
 
@@ -186,9 +193,9 @@ def _chunk(
     return logits, _columns(plan, index) < index * plan.size
 
 
-def _slope(plan: _Plan, logits: Array) -> Array:
-    """The derivative of capped logits by the products."""
-    return jnp.ones_like(logits) if plan.cap is None else 1 - jnp.square(logits / plan.cap)
+def _uncap(plan: _Plan, slopes: Array, logits: Array) -> Array:
+    """Derivatives by the capped logits as ones by the products."""
+    return slopes if plan.cap is None else slopes * (1 - jnp.square(logits / plan.cap))
 
 
 def _pull(plan: _Plan, slopes: Array, part: Array) -> Float[Array, "tokens hidden"]:
