@@ -3,8 +3,9 @@
 BERT-base as a sequence classifier (native: `lntune_jax.models`) and the shape of SmolLM2-135M
 (native: Flax NNX, `_llama.py`), random weights, float32, AdamW on the norms alone. Both sides hold
 the same weights and give the same logits, which is checked first. Per side: matmul FLOPs, all
-FLOPs and the temporary bytes of the compiled program, seconds to trace and compile, and the median time of interleaved steps, by the wall and by the processor (all
-threads; it hardly sees what else the machine does).
+FLOPs and the temporary bytes of the compiled program, seconds to trace and compile, and the median
+time of interleaved steps, by the wall and by the processor (all threads; it hardly sees what else
+the machine does).
 """
 
 import argparse

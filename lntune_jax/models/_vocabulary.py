@@ -79,21 +79,24 @@ def _losses(plan: _Plan, states: Array, weights: Array, wanted: Array) -> Array:
 
 
 def _losses_forward(plan: _Plan, states: Any, weights: Any, wanted: Any) -> tuple[Array, Any]:
-    given = states.value, weights.value, wanted.value
-    losses, gradient, level = _forward(plan, *given, states.perturbed)
-    return losses, (gradient, (*given, level) if weights.perturbed else None)
+    if weights.perturbed:
+
+        def losses_of(states: Array, weights: Array) -> Array:
+            return _forward(plan, states, weights, wanted.value, False)[0]
+
+        losses, pull = jax.vjp(losses_of, states.value, weights.value)
+        return losses, (None, pull)
+    losses, gradient = _forward(plan, states.value, weights.value, wanted.value, True)
+    return losses, (gradient, None)
 
 
 def _losses_backward(plan: _Plan, kept: Any, cotangent: Any) -> tuple[Any, Any, None]:
-    gradient, given = kept
+    gradient, pull = kept
     if isinstance(cotangent, SymbolicZero):
         return None, None, None
-    of_states = of_weights = None
-    if gradient is not None:
-        of_states = (gradient * cotangent[:, None]).astype(plan.dtype)
-    if given is not None:
-        of_weights = _gradient_of_weights(plan, *given, cotangent)
-    return of_states, of_weights, None
+    if pull is not None:
+        return (*pull(cotangent), None)
+    return (gradient * cotangent[:, None]).astype(plan.dtype), None, None
 
 
 _losses.defvjp(_losses_forward, _losses_backward, symbolic_zeros=True)
@@ -101,9 +104,11 @@ _losses.defvjp(_losses_forward, _losses_backward, symbolic_zeros=True)
 
 def _forward(
     plan: _Plan, states: Array, weights: Array, wanted: Array, with_gradient: bool
-) -> tuple[Array, Array | None, Array]:
-    """The losses, the gradient of each by its own state, and the logarithm of the sum."""
+) -> tuple[Array, Array | None]:
+    """The losses, and, if asked for, the gradient of each by its own state."""
 
+    # Where weights train, a chunk's logits are computed again on the way back, and never kept.
+    @jax.checkpoint
     def add(carry: Any, index: Array) -> tuple[Any, None]:
         highest, total, found, pulled = carry
         part = _part(plan, weights, index)
@@ -128,40 +133,11 @@ def _forward(
     start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, pulled)
     (highest, total, found, pulled), _ = jax.lax.scan(add, start, _indices(plan))
     known = (wanted >= 0) & (wanted < plan.rows)
-    level = highest + jnp.log(total)
     if pulled is not None:
         own = _rows_of(plan, weights, wanted)
         own = _uncap(plan, own, found[:, None])
         pulled = jnp.where(known[:, None], pulled / total[:, None] - own, 0)
-    return jnp.where(known, level - found, jnp.nan), pulled, level
-
-
-def _gradient_of_weights(
-    plan: _Plan, states: Array, weights: Array, wanted: Array, level: Array, cotangent: Array
-) -> Array:
-    known = (wanted >= 0) & (wanted < plan.rows)
-    share = jnp.where(known, cotangent, 0)[:, None]
-    # Else a vocabulary of one chunk would be merged with the forward pass, its logits kept.
-    states = jax.lax.optimization_barrier(states)
-
-    def part_of(index: Array) -> Array:
-        logits, seen = _chunk(plan, states, _part(plan, weights, index), index)
-        here = (_columns(plan, index) == wanted[:, None]).astype(jnp.float32)
-        slopes = _uncap(plan, (jnp.exp(logits - level[:, None]) - here) * share, logits)
-        slopes = jnp.where(seen, 0, slopes).astype(plan.dtype)
-        pair = (states, slopes) if plan.axis else (slopes, states)
-        return jax.lax.dot_general(*pair, (((0,), (0,)), ((), ())))
-
-    def add(gradient: Array, index: Array) -> tuple[Array, None]:
-        # The last chunk has rows of the one before, whose gradient is there already.
-        more = _part(plan, gradient, index) + part_of(index)
-        first = _first(plan, index)
-        place = (jnp.zeros_like(first), first) if plan.axis else (first, jnp.zeros_like(first))
-        return jax.lax.dynamic_update_slice(gradient, more, place), None
-
-    if plan.size == plan.rows:
-        return part_of(jnp.zeros((), jnp.int32))
-    return jax.lax.scan(add, jnp.zeros_like(weights), _indices(plan))[0]
+    return jnp.where(known, highest + jnp.log(total) - found, jnp.nan), pulled
 
 
 def _indices(plan: _Plan) -> Int[Array, " chunks"]:
