@@ -2,10 +2,10 @@
 
 BERT-base as a sequence classifier (native: `lntune_jax.models`) and the shape of SmolLM2-135M
 (native: Flax NNX, `_llama.py`), random weights, float32, AdamW on the norms alone. Both sides hold
-the same weights and give the same logits, which is checked first. Per side: matmul FLOPs in the
-program that goes to the compiler, all FLOPs and the temporary bytes in the compiled one, seconds to
-trace and compile, and the median time of interleaved steps, by the wall and by the processor (all
-threads; it hardly sees what else the machine does).
+the same weights and give the same logits, which is checked first. Per side: matmul FLOPs, all
+FLOPs and the temporary bytes of the compiled program, seconds to trace and compile, and the median
+time of interleaved steps, by the wall and by the processor (all threads; it hardly sees what else
+the machine does).
 """
 
 import argparse
@@ -21,8 +21,8 @@ import optax
 import torch
 import transformers
 from _llama import make_llama
+from _programs import count_flops
 from _results import write_results
-from step import count_flops
 
 import lntune_jax as lnt
 import lntune_jax.torchax as bridge
@@ -103,7 +103,7 @@ def make_step(params, norms, loss_fn, batch):
     compiled = lowered.compile()
     figures = {
         "trainable": sum(leaf.size for leaf in trainable.values()),
-        "matmul_gflops": count_flops(lowered) / 1e9,
+        "matmul_gflops": count_flops(compiled.as_text()) / 1e9,
         "compiled_gflops": compiled.cost_analysis()["flops"] / 1e9,
         "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
         "trace_seconds": traced - start,

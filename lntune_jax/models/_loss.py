@@ -2,15 +2,13 @@
 
 Logits of 128 thousand entries for every token are larger than all else in a step of norm tuning.
 Here the vocabulary is gone through in chunks: each chunk's logits are added to a running sum of
-exponentials, forgotten, and computed again on the way back.
+exponentials and forgotten (`_vocabulary`).
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 
 from lntune_jax._errors import ModelError
@@ -19,9 +17,10 @@ from ._explicit import run_on_auto_axes
 from ._inputs import check_shape, integers, mask_of, tokens_of
 from ._layout import LAYOUTS
 from ._rows import keep_rows_apart
+from ._vocabulary import token_losses
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Float, Int
 
     from ._pretrained import PretrainedModel
 
@@ -54,7 +53,7 @@ def causal_lm_loss(
         position_ids: as in `model.apply`.
         segment_ids: as in `model.apply`; the first token of a segment is not predicted.
         dropout_rng: as in `model.apply`.
-        chunk: rows of the vocabulary at a time.
+        chunk: entries of the vocabulary at a time, at most.
 
     Returns:
         The mean over the predicted tokens; NaN where there is none.
@@ -96,7 +95,9 @@ def causal_lm_loss(
         states = keep_rows_apart(hidden[:, :-1].reshape(-1, hidden.shape[-1]))
         wanted = targets[:, 1:].reshape(-1)
         counted = wanted != IGNORED
-        losses = _losses(states, _output(model, params), wanted, model.settings.final_cap, chunk)
+        weights, axis = _output(model, params)
+        cap = model.settings.final_cap
+        losses = token_losses(states, weights, wanted, axis=axis, cap=cap, chunk=chunk)
         return jnp.where(counted, losses, 0).sum() / counted.sum().astype(jnp.float32)
 
     return run_on_auto_axes(run, params, targets, *inputs)
@@ -131,67 +132,3 @@ def _output(model: PretrainedModel, params: Any) -> tuple[Array, int]:
     layout = LAYOUTS[model.settings.model_type]
     table = params[layout.prefix][layout.embeddings.split(".")[0]]["embedding"]
     return jnp.asarray(table), 0
-
-
-def _losses(
-    states: Float[Array, "tokens hidden"],
-    output: tuple[Array, int],
-    wanted: Int[Array, " tokens"],
-    cap: float | None,
-    chunk: int,
-) -> Float[Array, " tokens"]:
-    weights, axis = output
-    weights = weights.astype(states.dtype)
-    size = min(chunk, weights.shape[axis])
-    chunks = -(-weights.shape[axis] // size)
-
-    # Computed again on the way back: no chunk's logits are kept.
-    @jax.checkpoint
-    def add(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple[Array, ...], None]:
-        highest, total, found = carry
-        logits, seen = _chunk(states, weights, axis, index, size, cap)
-        # A zero that only the loop has: a constant's broadcast would be moved out of it, and be
-        # there for as long as the loop runs, as large as the logits.
-        zero = jnp.minimum(index, 0).astype(jnp.float32)
-        top = jnp.maximum(highest, jnp.where(seen, zero - jnp.inf, logits).max(axis=1))
-        # The shift only keeps the exponentials in range: its own gradient is none.
-        top = jax.lax.stop_gradient(top)
-        more = jnp.where(seen, zero, jnp.exp(logits - top[:, None])).sum(axis=1)
-        total = total * jnp.exp(jax.lax.stop_gradient(highest) - top) + more
-        columns = _columns(weights.shape[axis], index, size)
-        here = (columns == wanted[:, None]) & ~seen
-        return (top, total, found + jnp.where(here, logits, zero).sum(axis=1)), None
-
-    zeros = jnp.zeros(states.shape[:1], jnp.float32)
-    start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros)
-    (highest, total, found), _ = jax.lax.scan(add, start, jnp.arange(chunks, dtype=jnp.int32))
-    known = (wanted >= 0) & (wanted < weights.shape[axis])
-    return jnp.where(known, highest + jnp.log(total) - found, jnp.nan)
-
-
-def _first(rows: int, index: Array, size: int) -> Array:
-    """The first row of a chunk; the last chunk reaches back to be as large as the others."""
-    return jnp.minimum(index * size, rows - size)
-
-
-def _columns(rows: int, index: Array, size: int) -> Int[Array, "1 chunk"]:
-    return (_first(rows, index, size) + jnp.arange(size, dtype=jnp.int32))[None]
-
-
-@partial(jax.named_call, name="vocabulary_chunk")
-def _chunk(
-    states: Float[Array, "tokens hidden"],
-    weights: Array,
-    axis: int,
-    index: Array,
-    size: int,
-    cap: float | None,
-) -> tuple[Float[Array, "tokens chunk"], Bool[Array, "1 chunk"]]:
-    """Give one chunk's logits in float32, and which of its rows an earlier chunk had."""
-    rows = weights.shape[axis]
-    part = jax.lax.dynamic_slice_in_dim(weights, _first(rows, index, size), size, axis)
-    logits = jax.lax.dot_general(
-        states, part, (((1,), (1 - axis,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    logits = logits if cap is None else jnp.tanh(logits / cap) * cap
-    return logits, _columns(rows, index, size) < index * size

@@ -1,0 +1,188 @@
+"""Cross-entropy over a vocabulary in chunks, whose gradient costs one product more and no other.
+
+On the way forward a chunk's logits are there once. If the states' gradient is wanted, it is summed
+up in the same turn, as attention does it: the softmax's weights by a running maximum, times the
+chunk's rows. So nothing is computed again on the way back, and for frozen output weights the two
+products are all there is: of 2N + 2N no part is spent twice. Output weights that train take a
+second turn, of the logits and their own gradient.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from ._rows import spread_lookup
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+_WHOLE = 128  # chunks are a multiple of this, where they can be
+
+
+class _Plan(NamedTuple):
+    """How the vocabulary is gone through.
+
+    Attributes:
+        axis: along which axis of the weights it lies.
+        rows: how many entries it has.
+        size: how many a chunk has.
+        cap: the bound that logits approach through tanh, or `None`.
+        dtype: of the states.
+    """
+
+    axis: int
+    rows: int
+    size: int
+    cap: float | None
+    dtype: str
+
+
+def token_losses(
+    states: Float[Array, "tokens hidden"],
+    weights: Array,
+    wanted: Int[Array, " tokens"],
+    *,
+    axis: int,
+    cap: float | None,
+    chunk: int,
+) -> Float[Array, " tokens"]:
+    """Give each token's negative log-likelihood in float32; NaN outside of the vocabulary.
+
+    Args:
+        states: the last hidden states.
+        weights: of the output, in any dtype; they are cast to that of the states.
+        wanted: the tokens to predict.
+        axis: along which axis of the weights the vocabulary lies.
+        cap: the bound that logits approach through tanh, or `None`.
+        chunk: entries of the vocabulary at a time, at most.
+    """
+    rows = weights.shape[axis]
+    plan = _Plan(axis, rows, even_chunks(rows, chunk)[1], cap, states.dtype.name)
+    return _losses(plan, states, weights.astype(states.dtype), wanted)
+
+
+def even_chunks(rows: int, chunk: int) -> tuple[int, int]:
+    """How many chunks, and their one size, of which the last shares few rows with its neighbour."""
+    size = -(-rows // -(-rows // chunk))
+    size = min(-(-size // _WHOLE) * _WHOLE, chunk, rows)
+    return -(-rows // size), size
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _losses(plan: _Plan, states: Array, weights: Array, wanted: Array) -> Array:
+    return _forward(plan, states, weights, wanted, False)[0]
+
+
+def _losses_forward(plan: _Plan, states: Any, weights: Any, wanted: Any) -> tuple[Array, Any]:
+    if weights.perturbed:
+
+        def losses_of(states: Array, weights: Array) -> Array:
+            return _forward(plan, states, weights, wanted.value, False)[0]
+
+        losses, pull = jax.vjp(losses_of, states.value, weights.value)
+        return losses, (None, pull)
+    losses, gradient = _forward(plan, states.value, weights.value, wanted.value, True)
+    return losses, (gradient, None)
+
+
+def _losses_backward(plan: _Plan, kept: Any, cotangent: Any) -> tuple[Any, Any, None]:
+    gradient, pull = kept
+    if isinstance(cotangent, SymbolicZero):
+        return None, None, None
+    if pull is not None:
+        return (*pull(cotangent), None)
+    return (gradient * cotangent[:, None]).astype(plan.dtype), None, None
+
+
+_losses.defvjp(_losses_forward, _losses_backward, symbolic_zeros=True)
+
+
+def _forward(
+    plan: _Plan, states: Array, weights: Array, wanted: Array, with_gradient: bool
+) -> tuple[Array, Array | None]:
+    """The losses, and, if asked for, the gradient of each by its own state."""
+
+    # Where weights train, a chunk's logits are computed again on the way back, and never kept.
+    @jax.checkpoint
+    def add(carry: Any, index: Array) -> tuple[Any, None]:
+        highest, total, found, pulled = carry
+        part = _part(plan, weights, index)
+        logits, seen = _chunk(plan, states, part, index)
+        # A zero that only the loop has: a constant's broadcast would be moved out of it, and be
+        # there for as long as the loop runs, as large as the logits.
+        zero = jnp.minimum(index, 0).astype(jnp.float32)
+        here = (_columns(plan, index) == wanted[:, None]) & ~seen
+        found = found + jnp.where(here, logits, zero).sum(axis=1)
+        top = jnp.maximum(highest, jnp.where(seen, zero - jnp.inf, logits).max(axis=1))
+        # The shift only keeps the exponentials in range: its own gradient is none.
+        top = jax.lax.stop_gradient(top)
+        shrink = jnp.exp(jax.lax.stop_gradient(highest) - top)
+        more = jnp.where(seen, zero, jnp.exp(logits - top[:, None]))
+        total = total * shrink + more.sum(axis=1)
+        if pulled is not None:
+            pulled = pulled * shrink[:, None] + _pull(plan, _uncap(plan, more, logits), part)
+        return (top, total, found, pulled), None
+
+    zeros = jnp.zeros(states.shape[:1], jnp.float32)
+    pulled = jnp.zeros_like(states, jnp.float32) if with_gradient else None
+    start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, pulled)
+    (highest, total, found, pulled), _ = jax.lax.scan(add, start, _indices(plan))
+    known = (wanted >= 0) & (wanted < plan.rows)
+    if pulled is not None:
+        own = _rows_of(plan, weights, wanted)
+        own = _uncap(plan, own, found[:, None])
+        pulled = jnp.where(known[:, None], pulled / total[:, None] - own, 0)
+    return jnp.where(known, highest + jnp.log(total) - found, jnp.nan), pulled
+
+
+def _indices(plan: _Plan) -> Int[Array, " chunks"]:
+    return jnp.arange(-(-plan.rows // plan.size), dtype=jnp.int32)
+
+
+def _first(plan: _Plan, index: Array) -> Array:
+    """The first row of a chunk; the last chunk reaches back to be as large as the others."""
+    return jnp.minimum(index * plan.size, plan.rows - plan.size)
+
+
+def _columns(plan: _Plan, index: Array) -> Int[Array, "1 chunk"]:
+    return (_first(plan, index) + jnp.arange(plan.size, dtype=jnp.int32))[None]
+
+
+def _part(plan: _Plan, weights: Array, index: Array) -> Array:
+    return jax.lax.dynamic_slice_in_dim(weights, _first(plan, index), plan.size, plan.axis)
+
+
+@partial(jax.named_call, name="vocabulary_chunk")
+def _chunk(
+    plan: _Plan, states: Array, part: Array, index: Array
+) -> tuple[Float[Array, "tokens chunk"], Bool[Array, "1 chunk"]]:
+    """One chunk's logits in float32, and which of its rows an earlier chunk had."""
+    logits = jax.lax.dot_general(
+        states, part, (((1,), (1 - plan.axis,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    logits = logits if plan.cap is None else jnp.tanh(logits / plan.cap) * plan.cap
+    return logits, _columns(plan, index) < index * plan.size
+
+
+def _uncap(plan: _Plan, slopes: Array, logits: Array) -> Array:
+    """Derivatives by the capped logits as ones by the products."""
+    return slopes if plan.cap is None else slopes * (1 - jnp.square(logits / plan.cap))
+
+
+def _pull(plan: _Plan, slopes: Array, part: Array) -> Float[Array, "tokens hidden"]:
+    return jax.lax.dot_general(
+        slopes.astype(part.dtype),
+        part,
+        (((1,), (plan.axis,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _rows_of(plan: _Plan, weights: Array, wanted: Array) -> Float[Array, "tokens hidden"]:
+    rows = jnp.take(weights, wanted, axis=plan.axis, mode="clip")
+    return spread_lookup(rows.T if plan.axis else rows).astype(jnp.float32)
