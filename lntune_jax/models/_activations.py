@@ -22,11 +22,15 @@ def _quick_gelu(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def _exact_gelu(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
+    """As PyTorch computes it; through erfc, as in `jax.nn.gelu`, it takes thrice as long."""
+    return 0.5 * x * (1 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
+
+
 def _clipped_gelu(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
     return jnp.clip(_exact_gelu(x), -10, 10)
 
 
-_exact_gelu = partial(jax.nn.gelu, approximate=False)
 _tanh_gelu = partial(jax.nn.gelu, approximate=True)
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

@@ -1,0 +1,167 @@
+"""One side of `peft_step.py` in a process of its own: it takes steps when it is told to.
+
+Each line on standard input is a number of steps; the answer is a line of JSON with the seconds of
+each, by the wall and by the processor. The side "check" prints the loss of both with one set of
+weights instead.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from _peft_shapes import Shape, is_decoder, make_batch, make_config, parse_shape
+
+LEARNING_RATE = 1e-4
+
+
+def make_peft_model(shape: Shape):
+    """A model with PEFT's LN tuning, in eval mode: nothing drops out."""
+    import peft
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    kind = "CausalLM" if is_decoder(shape) else "SequenceClassification"
+    maker = getattr(transformers, f"AutoModelFor{kind}")
+    module = maker.from_config(make_config(shape), dtype=getattr(torch, shape.dtype))
+    if is_decoder(shape):
+        config = peft.LNTuningConfig(task_type="CAUSAL_LM")
+    else:
+        config = peft.LNTuningConfig(task_type="SEQ_CLS", target_modules=["LayerNorm"])
+    return peft.get_peft_model(module, config).eval()
+
+
+def make_peft_step(shape: Shape, compiled: bool) -> Callable[[], float]:
+    """Forward, backward and fused AdamW in torch."""
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    module = make_peft_model(shape)
+    trained = [each for each in module.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, LEARNING_RATE, weight_decay=0.0, fused=True)
+    batch = {name: torch.from_numpy(value) for name, value in make_batch(shape).items()}
+    forward = torch.compile(module) if compiled else module
+
+    def step() -> float:
+        loss = forward(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def make_loss(shape: Shape):
+    """One of our models and `loss_fn(params, batch)`."""
+    import jax.numpy as jnp
+    import optax
+
+    import lntune_jax as lnt
+
+    task = "CAUSAL_LM" if is_decoder(shape) else "SEQ_CLS"
+    model = lnt.models.from_config(make_config(shape), task, dtype=shape.dtype)
+
+    def loss_fn(params, batch):
+        if is_decoder(shape):
+            return lnt.models.causal_lm_loss(model, params, batch["input_ids"])
+        logits = model.apply(params, batch["input_ids"], batch["attention_mask"]).logits
+        logits = logits.astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"]).mean()
+
+    return model, loss_fn
+
+
+def make_our_step(shape: Shape) -> Callable[[], float]:
+    """`make_train_step` over a model of `lntune_jax.models`, with random weights."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    import lntune_jax as lnt
+
+    model, loss_fn = make_loss(shape)
+    random = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key == "scale":
+            return jnp.ones(leaf.shape, leaf.dtype)
+        return jnp.asarray(0.02 * random.standard_normal(leaf.shape, np.float32), leaf.dtype)
+
+    params = jax.tree_util.tree_map_with_path(draw, model.params)
+    heads = None if is_decoder(shape) else ["classifier"]
+    trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig(modules_to_save=heads))
+    batch = {name: jnp.asarray(value) for name, value in make_batch(shape).items()}
+    tx = optax.adamw(LEARNING_RATE, weight_decay=0.0)
+    take = lnt.make_train_step(loss_fn, tx)
+    state = lnt.TrainState.create(jax.tree.map(jnp.copy, trainable), tx)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = take(state, frozen, batch)
+        return float(jax.block_until_ready((state, metrics))[1]["loss"])
+
+    return step
+
+
+def compare_losses(shape: Shape) -> dict[str, float]:
+    """The first loss of both sides, ours with the weights of theirs."""
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    module = make_peft_model(shape)
+    values = dict(module.get_base_model().named_parameters())
+    model, loss_fn = make_loss(shape)
+    marks = (".base_layer", ".original_module")
+    plain = {name.replace(marks[0], "").replace(marks[1], ""): v for name, v in values.items()}
+
+    def find(path, leaf):
+        *names, last = (key.key for key in path)
+        value = plain[".".join([*names, "bias" if last == "bias" else "weight"])].detach()
+        value = value.T if last == "kernel" and shape.model != "gpt2" else value
+        assert value.shape == leaf.shape, path
+        return jnp.asarray(value.numpy())
+
+    params = jax.tree_util.tree_map_with_path(find, model.params)
+    batch = make_batch(shape)
+    with torch.no_grad():
+        theirs = module(**{name: torch.from_numpy(value) for name, value in batch.items()}).loss
+    return {"ours": float(jax.jit(loss_fn)(params, batch)), "peft": theirs.item()}
+
+
+def measure(step: Callable[[], float], count: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {"wall": [], "processor": []}
+    for _ in range(count):
+        start, start_processor = time.perf_counter(), time.process_time()
+        step()
+        times["wall"].append(time.perf_counter() - start)
+        times["processor"].append(time.process_time() - start_processor)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=["ours", "eager", "compiled", "check"])
+    parser.add_argument("shape", type=parse_shape)
+    options = parser.parse_args()
+    if options.side == "check":
+        print(json.dumps(compare_losses(options.shape)))
+        return
+    start = time.perf_counter()
+    if options.side == "ours":
+        step = make_our_step(options.shape)
+    else:
+        step = make_peft_step(options.shape, options.side == "compiled")
+    loss = step()
+    print(json.dumps({"first_step": time.perf_counter() - start, "loss": loss}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(measure(step, int(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

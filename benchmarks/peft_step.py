@@ -1,0 +1,158 @@
+"""What does one step of LayerNorm tuning cost on this CPU, beside PEFT's in PyTorch?
+
+The same model from the same config (random weights, no dropout), the same batch, the same AdamW on
+the same leaves: forward, backward, update. PEFT runs eagerly and compiled by inductor, with one
+thread and with two, and with torch's fused attention; its best time is the bar. Ours runs with
+JAX's defaults and with huge pages for malloc. Each variant lives in a process of its own, which
+takes steps only when it is its turn. Shown are the median of wall seconds a step, the least, and
+the least processor seconds, which hardly see what else the machine does; ratios are taken to PEFT's
+best variant, round by round.
+
+Run it in the parity environment, which has torch. First the losses of both with one set of weights
+are compared.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from _peft_shapes import Shape, parse_shape
+from _results import write_results
+
+WORKER = Path(__file__).parent / "_peft_worker.py"
+SHAPES = ["minilm:8x64:float32", "minilm:8x64:bfloat16"]
+LIMIT = 1.0
+# What a process is asked for, and the environment that it is started in. Threads are XLA's own
+# affair: it takes as many as there are cores.
+VARIANTS = {
+    "ours": ("ours", {}),
+    "ours, huge pages": ("ours", {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
+    "PEFT eager, 1 thread": ("eager", {"OMP_NUM_THREADS": "1"}),
+    "PEFT eager, 2 threads": ("eager", {"OMP_NUM_THREADS": "2"}),
+    "PEFT compiled, 1 thread": ("compiled", {"OMP_NUM_THREADS": "1"}),
+    "PEFT compiled, 2 threads": ("compiled", {"OMP_NUM_THREADS": "2"}),
+}
+
+
+class Worker:
+    """A process that takes steps when it is told to."""
+
+    def __init__(self, variant: str, shape: Shape):
+        side, changes = VARIANTS[variant]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", **changes}
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", WORKER, side, str(shape)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.start = self.read()
+
+    def read(self) -> dict:
+        """The process's next answer."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended: see what it wrote above")
+        return json.loads(line)
+
+    def take_steps(self, count: int) -> dict:
+        """Seconds of each step, by the wall and by the processor."""
+        assert self.process.stdin is not None
+        print(count, file=self.process.stdin, flush=True)
+        return self.read()
+
+    def end(self) -> None:
+        """Close its input, and wait."""
+        self.process.communicate()
+
+
+def compare(shape: Shape, variants: list[str], rounds: int, steps: int) -> dict[str, dict]:
+    """Times of every variant of one shape, in turns."""
+    workers = {}
+    try:
+        for variant in variants:
+            workers[variant] = Worker(variant, shape)
+        wall: dict[str, list[float]] = {variant: [] for variant in variants}
+        processor: dict[str, list[float]] = {variant: [] for variant in variants}
+        for turn in range(rounds + 1):  # the first warms up
+            for variant in variants[:: 1 if turn % 2 else -1]:
+                times = workers[variant].take_steps(steps)
+                if turn:
+                    wall[variant].append(statistics.median(times["wall"]))
+                    processor[variant].append(min(times["processor"]))
+    finally:
+        for worker in workers.values():
+            worker.end()
+    rows = {
+        variant: {
+            "median_seconds": statistics.median(wall[variant]),
+            "least_seconds": min(wall[variant]),
+            "least_processor_seconds": min(processor[variant]),
+            "first_step_seconds": workers[variant].start["first_step"],
+        }
+        for variant in variants
+    }
+    theirs = [variant for variant in variants if variant.startswith("PEFT")]
+    bars = {
+        "ratio": (wall, min(theirs, key=lambda each: rows[each]["median_seconds"])),
+        "processor_ratio": (
+            processor,
+            min(theirs, key=lambda each: rows[each]["least_processor_seconds"]),
+        ),
+    }
+    for column, (times, bar) in bars.items():
+        for variant, row in rows.items():
+            pairs = zip(times[variant], times[bar], strict=True)
+            row[column] = statistics.median(mine / best for mine, best in pairs)
+    return rows
+
+
+def check_losses() -> dict[str, float]:
+    """The loss of both sides with the same weights, which must be one."""
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", WORKER, "check", SHAPES[0]],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    losses = json.loads(answer.stdout.splitlines()[-1])
+    assert abs(losses["ours"] - losses["peft"]) < 1e-5, losses
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="minilm:8x64:float32 ...")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="of each variant in a round")
+    options = parser.parse_args()
+    figures: dict[str, dict] = {"loss with the same weights": check_losses()}
+    print("losses with the same weights:", figures["loss with the same weights"], flush=True)
+    for text in options.shapes:
+        figures[text] = compare(parse_shape(text), options.variants, options.rounds, options.steps)
+        head = (text, "median s", "least s", "CPU s", "ratio", "CPU", "limit")
+        print("{:26s} {:>9s} {:>8s} {:>8s} {:>6s} {:>6s} {:>6s}".format(*head))
+        for variant, row in figures[text].items():
+            limit = f"{LIMIT:6.2f}" if variant.startswith("ours") else ""
+            print(
+                f"{variant:26s} {row['median_seconds']:9.3f} {row['least_seconds']:8.3f} "
+                f"{row['least_processor_seconds']:8.3f} {row['ratio']:6.2f} "
+                f"{row['processor_ratio']:6.2f} {limit}",
+                flush=True,
+            )
+    packages = ("torch", "peft", "transformers")
+    settings = {"rounds": options.rounds, "steps": options.steps, "limit": LIMIT}
+    settings["versions"] = {name: importlib.metadata.version(name) for name in packages}
+    print(f"written to {write_results('peft_step', figures | {'settings': settings})}")
+
+
+if __name__ == "__main__":
+    main()
