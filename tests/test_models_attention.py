@@ -1,10 +1,11 @@
-"""Attention as the models compute it is that of `jax.nn.dot_product_attention`, gradients too."""
+"""Attention and GELU as the models compute them are JAX's own, gradients too."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lntune_jax.models._activations import ACTIVATIONS
 from lntune_jax.models._attention import attend, attend_causally
 
 
@@ -39,6 +40,16 @@ def test_grouped_attention_to_the_positions_before_is_jaxs(dtype, window):
     _check_heads(results[0][0], results[1][0])
     for found, expected in zip(*gradients, strict=True):
         _check_heads(found, expected)
+
+
+def test_exact_gelu_of_bfloat16_is_rounded_once():
+    x = jnp.asarray(np.linspace(-6, 6, 999), "bfloat16")
+    expected = jax.nn.gelu(x.astype("float32"), approximate=False).astype("bfloat16")
+    found = ACTIVATIONS["gelu"](x)
+    assert found.dtype == "bfloat16"
+    np.testing.assert_allclose(
+        found.astype("float32"), expected.astype("float32"), rtol=2**-7, atol=2e-6
+    )
 
 
 def _heads(dtype, queries):

@@ -23,8 +23,12 @@ def _quick_gelu(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
 
 
 def _exact_gelu(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """As PyTorch computes it; through erfc, as in `jax.nn.gelu`, it takes thrice as long."""
-    return 0.5 * x * (1 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
+    """As PyTorch computes it; through erfc, as in `jax.nn.gelu`, it takes thrice as long.
+
+    In float32 whatever the dtype: one plus erf has no bits left in bfloat16 where x is negative.
+    """
+    wide = x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def _clipped_gelu(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
