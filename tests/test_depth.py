@@ -64,6 +64,7 @@ def test_stacks_of_gpt2_are_named_as_its_layers_are():
     assert report.trainable == 3 * 2 * 8
 
 
+@pytest.mark.long
 def test_two_stacks_compute_what_separate_layers_do(tmp_path):
     """Gemma 2, whose layers differ: logits, gradients and tokens; one adapter fits both forms."""
     path, frozen = REFERENCE / "gemma2", 1

@@ -43,6 +43,7 @@ def compiled(remat, scanned, layers):
     return count_flops(done.as_text()), count_bytes(done)["temporary_bytes"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scanned", [False, True])
 def test_norms_are_computed_again_and_no_product(scanned):
     """Between none and full in memory, at the FLOPs of none; products alone are kept."""

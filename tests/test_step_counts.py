@@ -101,6 +101,7 @@ def test_a_step_computes_the_limit_and_copies_nothing(name, scan_layers):
         assert count(compile_step(by_hand(problem), problem)) == limit.step
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["apart", "scanned"])
 def test_remat_computes_the_layers_again_and_nothing_else(scan_layers):
     from _step_limit import Limit
