@@ -148,6 +148,8 @@ def read_memory() -> dict[str, float]:
 
 def measure(spec: dict) -> None:
     """One variant: step time and memory, or the largest batch."""
+    if jax.default_backend() == "cpu" and spec["shape"] != "tiny":
+        raise RuntimeError("jax sees no GPU: pip install 'jax[cuda13]'")
     shape = SHAPES[spec["shape"]]
     spec = spec | {"batch": shape.batch, "length": shape.length}
     start = time.perf_counter()

@@ -59,6 +59,8 @@ def read_memory() -> dict[str, float]:
 
 def measure(spec: dict) -> None:
     """One variant: step time and memory, or the largest batch."""
+    if DEVICE == "cpu" and spec["shape"] != "tiny":
+        raise RuntimeError("torch sees no GPU")
     shape = SHAPES[spec["shape"]]
     start = time.perf_counter()
     module = adapt(make_module(shape), spec["method"])

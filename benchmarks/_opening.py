@@ -48,20 +48,22 @@ def write_opening(found: Mapping[str, dict]) -> list[str]:
 
 
 def _read_step(rows: Mapping[str, dict], key: str) -> dict[str, Any]:
-    row, ours = rows[key], rows[OURS]
-    cells = {}
-    if "time_to_full" in row:
-        cells[TIME] = row["time_to_full"] / ours["time_to_full"]
+    row = rows[key]
+    cells = {TIME: row["time_to_ours"]} if "time_to_ours" in row else {}
     return cells | {own: row[old] for old, own in COLUMNS.items() if old in row}
 
 
 def _read_peft(figures: Mapping[str, Any]) -> list[tuple[list[str], dict[str, Any]]]:
     """PEFT's faster way, eager and compiled, by the first table of the opening's model."""
     rows = next((rows for name, rows in figures.items() if name.startswith(PEFT_SHAPE)), {})
-    ours, found = rows.get("ours", {}).get("ratio"), []
+    found = []
     for way in ("eager", "compiled"):
-        own = {name: row["ratio"] for name, row in rows.items() if name.startswith(f"PEFT {way}")}
-        if ours and own:
+        own = {
+            name: row["ratio_to_ours"]
+            for name, row in rows.items()
+            if name.startswith(f"PEFT {way}") and "ratio_to_ours" in row
+        }
+        if own:
             best = min(own, key=lambda name: own[name])
-            found.append(([f"LN tuning by {best}, PyTorch"], {TIME: own[best] / ours}))
+            found.append(([f"LN tuning by {best}, PyTorch"], {TIME: own[best]}))
     return found

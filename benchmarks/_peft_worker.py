@@ -146,14 +146,18 @@ def measure(step: Callable[[], float], count: int) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=["ours", "eager", "compiled", "check"])
+    parser.add_argument("side", choices=["ours", "kept", "eager", "compiled", "check"])
     parser.add_argument("shape", type=parse_shape)
     options = parser.parse_args()
     if options.side == "check":
         print(json.dumps(compare_losses(options.shape)))
         return
     start = time.perf_counter()
-    if options.side == "ours":
+    if options.side == "kept":
+        import lntune_jax as lnt
+
+        assert lnt.keep_freed_memory(), "not glibc"
+    if options.side in ("ours", "kept"):
         step = make_our_step(options.shape)
     else:
         step = make_peft_step(options.shape, options.side == "compiled")

@@ -25,6 +25,7 @@ def write_results(name: str, figures: dict, others: tuple[str, ...] = ()) -> Pat
     imported = [package for package in OTHERS if package in sys.modules or package in others]
     record = {
         "benchmark": name,
+        "arguments": sys.argv[1:],
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
         "versions": find_versions((*PACKAGES, *imported)),

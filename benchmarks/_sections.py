@@ -39,11 +39,11 @@ SECTIONS = (
         "argument_bytes": None, "trainable_bytes": None, "flops": "matmul_flops",
         "flops_to_forward": "FLOPs (forward = 1)", "time_to_hand": "time (split by hand = 1)",
         "time_to_full": "time (full = 1)", "derived_flops": None, "derived_forward_flops": None,
-        "derived_ratio": "derived limit (forward = 1)",
+        "derived_ratio": "derived limit (forward = 1)", "time_to_ours": None,
     }),
     Section("peft_step", "Beside PEFT in PyTorch", columns={
         "ratio": "time (PEFT's best = 1)", "processor_ratio": "processor time (PEFT's best = 1)",
-        "limit": "limit of the ratio for ours",
+        "limit": "limit of the ratio for ours", "ratio_to_ours": None,
     }),
     Section("bfloat16_parity", "Small steps on a bfloat16 base", columns={
         "moved": "entries that moved, %", "seen": "seen by the forward pass, %",
@@ -60,17 +60,25 @@ SECTIONS = (
         "rows_that_fit": "rows that fit", "memory_bytes": "memory to fit into_bytes",
     }),
     Section("residuals", "What the backward pass keeps"),
-    Section("remat", "Computing again, to keep less"),
+    Section("remat", "Computing again, to keep less", columns={
+        "time_ratio": "time (LN, none = 1)", "peak_ratio": "peak (LN, none = 1)",
+    }),
     Section("decoder_memory", "Remat, the loss in chunks, packed texts", columns={
         "peak_ratio": "peak (first of its group = 1)",
         "time_ratio": "time (first of its group = 1)",
     }),
     Section("longest_sequence", "The longest sequence that fits"),
+    Section(
+        "longest_sequence_llama-3.2-1b", "The longest sequence: 1B", "longest_sequence",
+        "--shape llama-3.2-1b",
+    ),
     Section("memory_estimate", "How near the memory estimate is", columns={
         "compiler": "compiler_bytes", "estimate": "estimate_bytes", "cases": "",
         "worst": "largest relative error",
     }),
-    Section("depth", "Norms of the top layers only"),
+    Section("depth", "Norms of the top layers only", columns={
+        "time_ratio": "time (all layers = 1)", "limit_gflops": "straight line_gflops",
+    }),
     Section("scan_layers", "Layers in a loop", columns={
         "compile_processor_seconds": "compiling, processor_seconds",
         "compile_ratio": "compiling (apart = 1)",

@@ -48,13 +48,18 @@ BATCHES = {
 
 
 class Problem(NamedTuple):
-    """A model's shapes, its weights, a batch, the loss `loss(params, batch)`, and what trains."""
+    """A model's shapes, its weights, a batch, the loss `loss(params, batch)`, and what trains.
+
+    `whole_loss` is the one for gradients of the whole tree: of a language model with all its logits
+    at once, as people write it. `causal_lm_loss` computes them again where the head trains.
+    """
 
     model: Any
     params: Any
     batch: dict[str, Any]
     loss: Any
     config: lnt.LNTuningConfig
+    whole_loss: Any
 
 
 def make_problem(config: dict[str, Any], rows: int, length: int, **options: Any) -> Problem:
@@ -76,9 +81,8 @@ def make_problem(config: dict[str, Any], rows: int, length: int, **options: Any)
         batch["labels"] = jnp.asarray(np.arange(rows, dtype=np.int32) % 2)
     saved = ["classifier"] if encoder else None
     params = make_params(model.params)
-    return Problem(
-        model, params, batch, make_loss(model), lnt.LNTuningConfig(modules_to_save=saved)
-    )
+    loss, config = make_loss(model), lnt.LNTuningConfig(modules_to_save=saved)
+    return Problem(model, params, batch, loss, config, loss if encoder else make_plain_loss(model))
 
 
 def make_params(shapes: Any) -> Any:
@@ -102,5 +106,16 @@ def make_loss(model: Any) -> Any:
         logits = model.apply(params, batch["ids"]).logits.astype(jnp.float32)
         found = jnp.take_along_axis(logits, batch["labels"][:, None], axis=1)[:, 0]
         return (jax.nn.logsumexp(logits, axis=1) - found).mean()
+
+    return loss
+
+
+def make_plain_loss(model: Any) -> Any:
+    """The mean cross-entropy of the next tokens, from whole logits."""
+
+    def loss(params: Any, batch: dict[str, Any]) -> jax.Array:
+        logits = model.apply(params, batch["ids"]).logits[:, :-1].astype(jnp.float32)
+        found = jnp.take_along_axis(logits, batch["ids"][:, 1:, None], axis=2)[..., 0]
+        return (jax.nn.logsumexp(logits, axis=2) - found).mean()
 
     return loss

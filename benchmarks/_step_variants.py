@@ -100,7 +100,7 @@ def whole_tree(problem: Problem, tx: Any, metric: Callable[..., Any] | None = No
     """Gradients of the whole tree, and an optimizer that is to leave most of it alone."""
 
     def step(params, state, _, batch):
-        loss, grads = jax.value_and_grad(problem.loss)(params, batch)
+        loss, grads = jax.value_and_grad(problem.whole_loss)(params, batch)
         updates, state = tx.update(grads, state, params)
         seen = loss if metric is None else (loss, metric(grads))
         return optax.apply_updates(params, updates), state, seen
@@ -111,7 +111,7 @@ def whole_tree(problem: Problem, tx: Any, metric: Callable[..., Any] | None = No
 def two_programs(problem: Problem) -> Variant:
     """The gradient in a jit of its own, the update in another."""
     tx = multi_transform(problem)
-    gradient = jax.jit(jax.value_and_grad(problem.loss))
+    gradient = jax.jit(jax.value_and_grad(problem.whole_loss))
 
     def apply(params, state, grads):
         updates, state = tx.update(grads, state, params)

@@ -54,6 +54,8 @@ def write_settings(settings: Mapping[str, Any], columns: Mapping[str, str | None
     parts = []
     for key, value in settings.items():
         own = columns.get(key, key)
+        if value is None or value == "":
+            continue
         if key in SETTINGS and isinstance(value, dict):
             parts.append(write_settings(value, columns))
         elif own is not None:

@@ -126,8 +126,13 @@ def run_all(parts: list[Part], options: argparse.Namespace, found: dict, setting
         if left < 0.2 * min(part.limit, 60):
             row = {"error": LEFT_OUT}
         else:
-            row = run_part(part, shape, options.seconds, min(part.limit, left))
+            limit = min(part.limit, left)
+            row = run_part(part, shape, options.seconds, limit)
+            if limit < part.limit and row.get("error", "").startswith("stopped after"):
+                row["error"] = LEFT_OUT  # the time for all was over, not its own
         if part.spec["method"] == "peak":
+            if shape != "tiny" and row.get("platform", "cpu") == "cpu":
+                raise SystemExit(f"jax sees no GPU: {row.get('error', 'only a CPU')}")
             settings |= row
         else:
             found.setdefault(shape, {})[part.name] = row

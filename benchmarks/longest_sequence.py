@@ -90,7 +90,8 @@ def main() -> None:
         print(f"{name:26s}{cells}", flush=True)
         # After each case: a run that is cut short leaves what it has found.
         table = {"shape": vars(options), "tokens in one row": figures}
-        path = write_results(f"longest_sequence_{options.shape}", table)
+        part = "" if options.shape == "smollm2-135m" else f"_{options.shape}"
+        path = write_results(f"longest_sequence{part}", table)
     print(f"written to {path}")
 
 

@@ -1,6 +1,6 @@
 """What does it cost to train K adapters in one step, beside one after the other?
 
-The model of `step.py` (6 layers, 384 wide, float32), AdamW, norms only, for 1, 4, 16 and 64
+A small encoder (6 layers, 384 wide, float32), AdamW, norms only, for 1, 4, 16 and 64
 adapters and 8 to 512 tokens a step and adapter. Three ways, in alternation: all adapters in one
 step (`make_train_step(adapters=K)`, each with a batch of its own), K steps one after the other,
 and the bound: one adapter on all the rows together. Medians, as ratios to one after the other.
@@ -14,8 +14,9 @@ import time
 import jax
 import jax.numpy as jnp
 import optax
+from _programs import count_flops
 from _results import write_results
-from step import CONFIG, WIDTH, count_flops, loss_fn, make_params
+from _small_encoder import CONFIG, WIDTH, loss_fn, make_params
 
 import lntune_jax as lnt
 

@@ -6,6 +6,7 @@ tables of its results file, with what they were measured, and the command that m
 
 import ast
 import json
+import shlex
 from pathlib import Path
 
 from _opening import write_opening
@@ -19,8 +20,8 @@ HEAD = """# Benchmarks
 What LayerNorm tuning costs, beside what one would use in its place. Written by
 `benchmarks/page.py` from the files in `benchmarks/results/`; `make bench` measures again what takes
 minutes and writes this page anew, `make bench-long` the rest. Times are the medians of runs that
-take turns, as ratios where two things are compared: the machines are small and shared, so a ratio
-says more than a time. FLOPs and bytes are the compiler's, and the same on any machine of a kind.
+take turns, unless a section says otherwise, and ratios where two things are compared: the machines
+are small and shared, so a ratio says more than a time. FLOPs and bytes are the compiler's, and the same on any machine of a kind.
 """
 
 
@@ -62,7 +63,7 @@ def _write_section(section: Section, record: dict, folder: Path) -> list[str]:
         lines += ["", f"![{section.title}](benchmarks/{section.name}.png)"]
     selected = section.keep or section.left_out
     part = " Some of its rows; all are in the file." if selected else ""
-    lines += ["", f"{_describe(record)}{part} {_link(section, script)}"]
+    lines += ["", f"{_describe(record)}{part} {_link(section, script, record)}"]
     prose = folder / "docs" / "benchmarks" / f"{section.name}.md"
     if prose.exists():
         lines += ["", f"What was found, and why: [{section.title}](benchmarks/{prose.name})."]
@@ -93,8 +94,9 @@ def _describe(record: dict) -> str:
     return f"{date}Python {record['python']}, {packages}; {machine['cores']} cores of {cpu}{held}."
 
 
-def _link(section: Section, script: str) -> str:
-    command = f"python benchmarks/{script}.py {section.arguments}".strip()
+def _link(section: Section, script: str, record: dict) -> str:
+    given = shlex.join(record["arguments"]) if "arguments" in record else section.arguments
+    command = f"python benchmarks/{script}.py {given}".strip()
     return f"[The figures](../benchmarks/results/{section.name}.json) are from `{command}`."
 
 

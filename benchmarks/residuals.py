@@ -32,6 +32,7 @@ ORIGINS = {
     "attend": "attention",
     "Linear.__call__": "outputs of other products",
     "Dense.__call__": "outputs of other products",
+    "_exact_gelu": "activation function",
     "MLP.__call__": "activation function",
     "Intermediate.__call__": "activation function",
     "(Layer.__call__": "residual stream, the norms' inputs",

@@ -55,7 +55,8 @@ def measure(name: str, variants: list[str], options) -> tuple[dict, dict]:
         runs[each] = make_run(variant, problem.batch)
     times = time_in_turns(runs, options.rounds)
     for each in variants:
-        for key, base in (("time_to_hand", BY_HAND), ("time_to_full", FULL)):
+        bases = ("time_to_hand", BY_HAND), ("time_to_full", FULL), ("time_to_ours", OURS)
+        for key, base in bases:
             if base in times:
                 figures[each][key] = median_ratio(times, each, base)
     return figures, {

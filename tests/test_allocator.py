@@ -1,0 +1,49 @@
+"""Page faults of a step on a CPU, counted in a process of its own."""
+
+import platform
+import subprocess
+import sys
+
+import lntune_jax._allocator as allocator
+
+_PROGRAM = """
+import resource, sys
+import lntune_jax as lnt
+if sys.argv[1] == "kept":
+    assert lnt.keep_freed_memory()
+import jax, jax.numpy as jnp
+
+@jax.jit
+def step(x):  # a temporary of 64 MB
+    y = jnp.tanh(jnp.outer(x, x))
+    return (y @ y[:, :8]).sum()
+
+def count():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+x = jnp.ones(4096)
+for _ in range(20):
+    step(x).block_until_ready()
+before = count()
+for _ in range(8):
+    step(x).block_until_ready()
+print((count() - before) // 8)
+"""
+
+
+def _count_faults(way: str) -> int:
+    command = [sys.executable, "-c", _PROGRAM, way]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def test_a_step_needs_no_new_pages():
+    if platform.libc_ver()[0] != "glibc":
+        assert allocator.keep_freed_memory() is False
+        return
+    # Transparent huge pages, where the system gives them unasked, leave little to save.
+    assert _count_faults("kept") <= max(_count_faults("as it is") // 2, 200)
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
+    assert allocator.keep_freed_memory() is False
