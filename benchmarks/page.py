@@ -21,7 +21,8 @@ What LayerNorm tuning costs, beside what one would use in its place. Written by
 `benchmarks/page.py` from the files in `benchmarks/results/`; `make bench` measures again what takes
 minutes and writes this page anew, `make bench-long` the rest. Times are the medians of runs that
 take turns, unless a section says otherwise, and ratios where two things are compared: the machines
-are small and shared, so a ratio says more than a time. FLOPs and bytes are the compiler's, and the same on any machine of a kind.
+are small and shared, so a ratio says more than a time. FLOPs and bytes are the compiler's, and the
+same on any machine of a kind.
 """
 
 

@@ -10,14 +10,15 @@ import numpy as np
 from ._adapter_checks import check_trainable, fill_holes
 from ._adapter_messages import list_names
 from ._config import LNTuningConfig
-from ._errors import AdapterError
+from ._errors import AdapterError, SelectionError
+from ._layer_view import fold_roles, list_parts, view
 from ._name_maps import NameMap
 from ._norm_names import BIAS_NAMES, SCALE_NAMES
 from ._norms import NORM, find_norms, split_modules
 from ._paths import Leaf, get_shape, join
 from ._peft_tree import Index, index_tree
 from ._roles import NORM_ROLE, SAVED_ROLE, assign_roles, match_config, unite
-from ._selection import select_leaves
+from ._selection import Selection, select_leaves
 
 _STORABLE = ("float64", "float32", "float16", "bfloat16")
 
@@ -90,6 +91,13 @@ def name_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | N
     matches = match_config(config, [leaf.path for leaf in leaves])
     kinds = dict.fromkeys((leaf.path[:-1] for leaf in leaves), NORM)
     roles = dict(zip(map(_name, leaves), assign_roles(leaves, kinds, matches), strict=True))
+    if name_map is not None and not set(roles.values()) <= {NORM_ROLE, SAVED_ROLE}:
+        parts = list_parts(leaves, name_map)
+        named = [part for leaf in leaves for part in view(leaf, parts[_name(leaf)])]
+        matches = match_config(config, [part.path for part in named])
+        own = dict.fromkeys((part.path[:-1] for part in named), NORM)
+        by_name = dict(zip(map(_name, named), assign_roles(named, own, matches), strict=True))
+        roles = dict(zip(map(_name, leaves), fold_roles(leaves, parts, by_name), strict=True))
     norms = {leaf.path[:-1] for leaf in leaves if roles[_name(leaf)] == NORM_ROLE}
     inside = find_norms({}, leaves)  # norms in saved modules, whose scales are called so too
     index = index_tree({}, leaves, name_map, norms={*norms, *inside})
@@ -110,7 +118,7 @@ def read_base(
     """
     params, holes = fill_holes(base)
     norms = norms if norms is None or isinstance(norms, str) else list(norms)
-    selection = select_leaves(params, config, norms, warn=False)
+    selection = _select(params, config, norms, name_map, trainable)
     roles = dict(zip(map(_name, selection.leaves), selection.roles, strict=True))
     values = {_name(leaf): leaf.value for leaf in selection.leaves}
     expected = {
@@ -119,6 +127,25 @@ def read_base(
     check_trainable(trainable, expected, holes)
     index = index_tree(params, selection.leaves, name_map, norms=split_modules(norms))
     return Tree(index, roles, values, frozenset())
+
+
+def _select(
+    params: Any,
+    config: LNTuningConfig,
+    norms: Iterable[str] | None,
+    name_map: str | NameMap | None,
+    trainable: Mapping[str, Any],
+) -> Selection:
+    """By the tree's own names, or, where these say otherwise, layer by layer."""
+    try:
+        own = select_leaves(params, config, norms, warn=False)
+    except SelectionError:
+        if name_map is None:
+            raise
+        own = None
+    if own is not None and (name_map is None or own.list_trainable().keys() == trainable.keys()):
+        return own
+    return select_leaves(params, config, norms, name_map, warn=False)
 
 
 def _find_partial(norms: Iterable[str], config: LNTuningConfig) -> list[str]:

@@ -102,14 +102,18 @@ def test_two_stacks_compute_what_separate_layers_do(tmp_path):
 
 
 def test_the_estimate_counts_the_layers_that_are_differentiated():
-    one, split = (
+    top = lnt.LNTuningConfig(target_modules=r"model\.layers\.2\..*norm|model\.norm")
+    one, all_train, split = (
         estimate_memory(
-            from_config(CONFIG, "CAUSAL_LM", scan_layers=True, frozen_layers=frozen), length=64
+            from_config(CONFIG, "CAUSAL_LM", scan_layers=True, frozen_layers=frozen),
+            length=64,
+            config=config,
         )
-        for frozen in (0, 2)
+        for frozen, config in ((0, None), (2, None), (2, top))
     )
     assert split.activations == one.activations // 3
-    assert split.weights == one.weights
+    assert all_train.activations == one.activations
+    assert all_train.weights == one.weights
 
 
 @pytest.mark.parametrize(

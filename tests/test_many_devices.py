@@ -97,6 +97,7 @@ print("done")
         ("gpt2", "Auto", ["fsdp=4,tensor=2"]),
         ("bert", "Auto", ["data=8", "fsdp=4,tensor=2"]),
         ("llama", "Explicit", ["fsdp=4,tensor=2"]),
+        ("llama", "Explicit", ["data=8"]),
     ],
 )
 def test_losses_and_shardings_are_those_of_one_device(family, axis_type, meshes):

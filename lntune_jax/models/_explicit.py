@@ -25,9 +25,9 @@ def run_on_auto_axes(
         params: the model's weights.
         inputs: its other arguments.
         rows: an array whose first axis says how that of the results is divided; `None` for
-            results that are whole on every device.
+            results that are whole on every device: then divided inputs need it, too.
     """
-    mesh = _mesh_of_divided(params)
+    mesh = _mesh_of_divided((params, inputs) if rows is None else params)
     if mesh is None:
         return function(params, *inputs)
     spec = PartitionSpec()

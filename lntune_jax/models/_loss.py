@@ -58,6 +58,9 @@ def causal_lm_loss(
     Returns:
         The mean over the predicted tokens; NaN where there is none.
 
+    Its derivative is one of reverse mode (`jax.grad`, `jax.vjp`, a `jvp` of these), not for
+    `jax.jvp` of the loss itself.
+
     Raises:
         ModelError: the model has another task, or an input the wrong shape.
 

@@ -107,8 +107,7 @@ def estimate_memory(
             spread, a layer's weights gathered for its turn) and "tensor" (heads, MLP and
             vocabulary are divided too). `None` for one device.
         remat: as in `from_config`.
-        scan_layers: as in `from_config`; of a model, what it was made with, `frozen_layers` too,
-            which then are taken to train nothing.
+        scan_layers: as in `from_config`; of a model, what it was made with, `frozen_layers` too.
         rank: of LoRA's factors.
         chunk: as in `causal_lm_loss`.
         num_labels: as in `from_config`.
@@ -150,6 +149,7 @@ def estimate_memory(
         return peak, _bytes(part.params)
 
     layers = model.settings.num_hidden_layers
+    passed = layers if held.names is None else count_differentiated(model, held.names)
     few, (more, larger) = min(_FEW, layers), trace(min(_MORE, layers))
     base, smaller = trace(few) if few < min(_MORE, layers) else (more, larger)
     between = max(min(_MORE, layers) - few, 1)
@@ -164,7 +164,7 @@ def estimate_memory(
         weights=held.weights // shards,
         gradients=held.gradients // shards,
         optimizer=held.optimizer // shards,
-        activations=each * (count_differentiated(model) if method == "ln" else layers),
+        activations=each * passed,
         working=max(base - each * few, 0),
         gathered=gathered,
     )
@@ -175,6 +175,7 @@ class _Held(NamedTuple):
     weights: int
     gradients: int
     optimizer: int
+    names: tuple[str, ...] | None = None  # of the leaves that LN tuning trains
 
 
 def _count_held(model: PretrainedModel, method: str, config: LNTuningConfig, rank: int) -> _Held:
@@ -183,7 +184,8 @@ def _count_held(model: PretrainedModel, method: str, config: LNTuningConfig, ran
     if method == "ln":
         halves = partition_params(model.params, config, name_map=model.name_map)
         trainable = report_params(model.params, config, name_map=model.name_map).trainable
-        return _Held(trainable, _bytes(halves), 4 * trainable, 8 * trainable)
+        names = tuple(halves.trainable)
+        return _Held(trainable, _bytes(halves), 4 * trainable, 8 * trainable, names)
     if method == "lora":
         trainable = _count(lora_shapes(_by_path(model.params), rank))
         return _Held(trainable, weights + 4 * trainable, 4 * trainable, 8 * trainable)

@@ -15,10 +15,13 @@ from ._gpt2_settings import Gpt2Settings
 from ._layout import LAYOUTS
 from ._pretrained import PretrainedModel
 from ._quantized import count_bytes
+from ._scan import LOWER
 from ._stack import Options
 from ._stacked import count_frozen, find_stacks, unstack, write_name_map
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ._blueprint import Choices
 
 _SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
@@ -60,13 +63,19 @@ def slice_model(settings: Any, choices: Choices, layers: int, tensor: int) -> Pr
     )
 
 
-def count_differentiated(model: PretrainedModel) -> int:
-    """Give how many layers the backward pass of LN tuning goes through."""
+def count_differentiated(model: PretrainedModel, trainable: Iterable[str]) -> int:
+    """Give how many layers the backward pass of LN tuning goes through.
+
+    Args:
+        model: perhaps with frozen layers in a stack of their own.
+        trainable: the paths of what trains; a norm of the frozen stack makes all of it count.
+    """
     leaves = {leaf.path: leaf.value for leaf in flatten(model.params)[0]}
-    layers = model.settings.num_hidden_layers
-    if model.name_map is None:
+    layers, layout = model.settings.num_hidden_layers, LAYOUTS[model.settings.model_type]
+    below = f".{layout.layers}.{LOWER}."
+    if model.name_map is None or any(below in f".{path}" for path in trainable):
         return layers
-    return layers - count_frozen(leaves, LAYOUTS[model.settings.model_type])
+    return layers - count_frozen(leaves, layout)
 
 
 def largest_leaf(model: PretrainedModel) -> int:

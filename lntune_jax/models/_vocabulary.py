@@ -110,7 +110,7 @@ def _forward(
     # Where weights train, a chunk's logits are computed again on the way back, and never kept.
     @jax.checkpoint
     def add(carry: Any, index: Array) -> tuple[Any, None]:
-        highest, total, found, pulled = carry
+        highest, total, found, others, pulled = carry
         part = _part(plan, weights, index)
         logits, seen = _chunk(plan, states, part, index)
         # A zero that only the loop has: a constant's broadcast would be moved out of it, and be
@@ -125,18 +125,22 @@ def _forward(
         more = jnp.where(seen, zero, jnp.exp(logits - top[:, None]))
         total = total * shrink + more.sum(axis=1)
         if pulled is not None:
+            # The wanted entry apart: in float32, which accelerators multiply in fewer bits, the
+            # difference of two rows that are nearly one would be their rounding.
+            more = jnp.where(here, zero, more)
+            others = others * shrink + more.sum(axis=1)
             pulled = pulled * shrink[:, None] + _pull(plan, _uncap(plan, more, logits), part)
-        return (top, total, found, pulled), None
+        return (top, total, found, others, pulled), None
 
-    zeros = jnp.zeros(states.shape[:1], jnp.float32)
+    zeros = jnp.zeros_like(states[:, 0], jnp.float32)
     pulled = jnp.zeros_like(states, jnp.float32) if with_gradient else None
-    start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, pulled)
-    (highest, total, found, pulled), _ = jax.lax.scan(add, start, _indices(plan))
+    start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, zeros, pulled)
+    (highest, total, found, others, pulled), _ = jax.lax.scan(add, start, _indices(plan))
     known = (wanted >= 0) & (wanted < plan.rows)
     if pulled is not None:
         own = _rows_of(plan, weights, wanted)
         own = _uncap(plan, own, found[:, None])
-        pulled = jnp.where(known[:, None], pulled / total[:, None] - own, 0)
+        pulled = jnp.where(known[:, None], (pulled - others[:, None] * own) / total[:, None], 0)
     return jnp.where(known, highest + jnp.log(total) - found, jnp.nan), pulled
 
 
