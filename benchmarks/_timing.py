@@ -1,5 +1,6 @@
 """Times of functions that take turns, so that a busy machine slows all of them alike."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,8 +14,10 @@ def time_in_turns(
     A function returns when its work is done (`jax.block_until_ready`).
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
+    order, shuffled = list(runs), random.Random(0)
     for turn in range(rounds + warm_up):
-        for name in list(runs)[:: -1 if turn % 2 else 1]:  # so that none always follows another
+        shuffled.shuffle(order)  # so that none always follows another
+        for name in order:
             start = time.perf_counter()
             runs[name]()
             if turn >= warm_up:
