@@ -16,6 +16,8 @@ from test_train_language import WORDS, make_decoder
 import lntune_jax as lnt
 from lntune_jax.cli._metrics import read_metrics
 
+pytestmark = pytest.mark.long
+
 LIMIT = 600  # seconds, for a machine under load
 
 
@@ -118,7 +120,6 @@ def kill(both, victim, folder):
     assert not (folder / "summary.json").exists()
 
 
-@pytest.mark.long
 def test_two_processes_one_killed_and_four_that_go_on(train, run, tmp_path):
     assert run(*train("one"))[0] == 0
     with Run(tmp_path, 2, train("some")) as two:
@@ -154,7 +155,6 @@ def test_a_language_model_in_two_processes(run, tmp_path):
     check_same(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.long
 def test_sigterm_to_one_ends_both_at_the_same_step(train, run, tmp_path):
     folder, words = tmp_path / "run", train("run", "--max-steps", 2000, "--eval-every", 2000)
     with Run(tmp_path, 2, [*words, "--checkpoint-every", 2000]) as both:
@@ -179,7 +179,6 @@ def test_sigterm_to_one_ends_both_at_the_same_step(train, run, tmp_path):
     assert len(steps) < len(again) < 2000
 
 
-@pytest.mark.long
 def test_when_the_coordinator_is_killed_the_other_ends(train, tmp_path):
     with Run(tmp_path, 2, train("run")) as both:
         kill(both, 0, tmp_path / "run")

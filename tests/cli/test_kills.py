@@ -13,6 +13,8 @@ from test_sweep import leaves
 
 from lntune_jax.cli import main
 
+pytestmark = pytest.mark.long
+
 # A fork of a process that has imported all of this starts in a second.
 _LOADED = (
     "jax",
@@ -86,7 +88,6 @@ def wait_for_news(process, path: Path, before: bytes) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.long
 def test_twenty_kills_change_nothing(tmp_path, words, start, whole):
     output, draw, kills = tmp_path / "run", random.Random(0), 0
     lines = output / "metrics.jsonl"

@@ -8,6 +8,8 @@ import pytest
 from lntune_jax import _files
 from lntune_jax.cli._metrics import MetricsWriter, read_metrics
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory, model_directory, table):

@@ -11,6 +11,8 @@ from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.cli._settings import Recipe, Sweep
 from lntune_jax.cli._trials import list_trials
 
+pytestmark = pytest.mark.long
+
 STEPS = ("--max-steps", "6", "--eval-every", "3")
 
 

@@ -12,6 +12,8 @@ from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.cli._settings import Recipe, Sweep
 from lntune_jax.cli._trials import list_trials, name_tables
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def other(tmp_path, make_rows):

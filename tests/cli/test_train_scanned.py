@@ -9,6 +9,8 @@ from test_train_language import FLAGS, check, make_decoder, same_adapter, withou
 import lntune_jax as lnt
 from lntune_jax.models import from_pretrained
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory):
