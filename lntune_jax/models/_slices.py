@@ -70,11 +70,14 @@ def count_differentiated(model: PretrainedModel, trainable: Iterable[str]) -> in
         model: perhaps with frozen layers in a stack of their own.
         trainable: the paths of what trains; a norm of the frozen stack makes all of it count.
     """
-    leaves = {leaf.path: leaf.value for leaf in flatten(model.params)[0]}
-    layers, layout = model.settings.num_hidden_layers, LAYOUTS[model.settings.model_type]
-    below = f".{layout.layers}.{LOWER}."
-    if model.name_map is None or any(below in f".{path}" for path in trainable):
+    layers = model.settings.num_hidden_layers
+    if model.name_map is None:
         return layers
+    layout = LAYOUTS[model.settings.model_type]
+    below = f".{layout.layers}.{LOWER}."
+    if any(below in f".{path}" for path in trainable):
+        return layers
+    leaves = {leaf.path: leaf.value for leaf in flatten(model.params)[0]}
     return layers - count_frozen(leaves, layout)
 
 
