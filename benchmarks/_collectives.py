@@ -4,14 +4,12 @@ import math
 import re
 from typing import NamedTuple
 
+from _programs import CALLED, LOOP, TRIPS, read_numbers, split_program
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8}
 _SHAPE = re.compile(r"\b(pred|bf16|f8e4m3fn|[fsuc]\d+)\[([\d,]*)\]")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 _LINE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_WHILE = re.compile(r"while\(.*body=%?([\w.-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
 _NAME = re.compile(r'op_name="([^"]*)"')
 # Three spellings: [groups,size]<=..., {{0,1},{2,3}}, and mesh['a'=4,'b'=2] {'a'}.
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[(.*?)\] \{(.*?)\})")
@@ -51,14 +49,14 @@ class Collective(NamedTuple):
 
 def list_collectives(text: str, devices: int) -> list[Collective]:
     """The collectives of a compiled program: `compiled.as_text()`."""
-    bodies, entry = _split(text)
+    bodies, entry = split_program(text)
     found: list[Collective] = []
 
     def visit(name: str, turns: int) -> None:
         for line in bodies.get(name, ()):
-            loop = _WHILE.search(line)
+            loop = LOOP.search(line)
             if loop:
-                trips = _TRIPS.search(line)
+                trips = TRIPS.search(line)
                 if trips is None:
                     raise ValueError(f"a loop of unknown length: {line.strip()[:200]}")
                 visit(loop[1], turns * int(trips[1]))
@@ -66,7 +64,7 @@ def list_collectives(text: str, devices: int) -> list[Collective]:
             match = _LINE.search(line)
             if match:
                 found.append(_read(line, match, turns, devices))
-            for called in _CALLED.findall(line):
+            for called in CALLED.findall(line):
                 if not match:
                     visit(called, turns)
 
@@ -79,22 +77,8 @@ def total(found: list[Collective], kind: str | None = None) -> int:
     return sum(each.bytes for each in found if kind in (None, each.kind))
 
 
-def _split(text: str) -> tuple[dict[str, list[str]], str]:
-    bodies: dict[str, list[str]] = {}
-    entry = current = ""
-    for line in text.splitlines():
-        opened = _COMPUTATION.match(line)
-        if opened:
-            current = opened[1]
-            bodies[current] = []
-            entry = current if line.startswith("ENTRY") else entry
-        elif current:
-            bodies[current].append(line)
-    return bodies, entry
-
-
 def _read(line: str, match: re.Match[str], turns: int, devices: int) -> Collective:
-    shapes = [(kind, _numbers(sizes)) for kind, sizes in _SHAPE.findall(match[1])]
+    shapes = [(kind, read_numbers(sizes)) for kind, sizes in _SHAPE.findall(match[1])]
     if match[3]:  # An asynchronous one's result holds its operands first.
         shapes = shapes[len(shapes) // 2 :]
     size = sum(_bits(kind) * math.prod(shape) // 8 for kind, shape in shapes)
@@ -112,14 +96,10 @@ def _group(line: str) -> int | None:
     if found[1]:
         return int(found[1])
     if found[3] is None:
-        return len(_numbers(found[2])) or None
+        return len(read_numbers(found[2])) or None
     sizes = dict(_AXIS.findall(found[3]))
     return math.prod(int(part or sizes[name]) for name, part in _PART.findall(found[4]))
 
 
 def _bits(kind: str) -> int:
     return _BITS.get(kind) or int(kind[1:])
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(",") if word)

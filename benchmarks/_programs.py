@@ -6,9 +6,9 @@ import re
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 _RESULT = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = \(?\w+\[([\d,]*)\]")
 _DOT = re.compile(r" dot\(%?([\w.-]+),.*?lhs_contracting_dims=\{([\d,]*)\}")
-_LOOP = re.compile(r" while\(.*body=%?([\w.-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
+LOOP = re.compile(r" while\(.*body=%?([\w.-]+)")
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -24,7 +24,7 @@ def count_flops(text: str) -> int:
     Raises:
         ValueError: a loop whose length the compiler does not know.
     """
-    bodies, entry = _split(text)
+    bodies, entry = split_program(text)
     counted: dict[str, int] = {}
 
     def visit(name: str) -> int:
@@ -35,14 +35,14 @@ def count_flops(text: str) -> int:
             result = _RESULT.match(line)
             if result is None:
                 continue
-            shapes[result[1]] = _numbers(result[2])
+            shapes[result[1]] = read_numbers(result[2])
             dot = _DOT.search(line)
             if dot:
-                inner = math.prod(shapes[dot[1]][axis] for axis in _numbers(dot[2]))
+                inner = math.prod(shapes[dot[1]][axis] for axis in read_numbers(dot[2]))
                 flops += 2 * inner * math.prod(shapes[result[1]])
-            loop = _LOOP.search(line)
+            loop = LOOP.search(line)
             if loop:
-                trips = _TRIPS.search(line)
+                trips = TRIPS.search(line)
                 inside = visit(loop[1])
                 if inside and trips is None:
                     raise ValueError(f"a loop of unknown length: {line.strip()[:200]}")
@@ -50,7 +50,7 @@ def count_flops(text: str) -> int:
             branches = _BRANCHES.search(line)
             if branches:
                 flops += max(visit(each.strip(" %")) for each in branches[1].split(","))
-            flops += sum(visit(called) for called in _CALLED.findall(line))
+            flops += sum(visit(called) for called in CALLED.findall(line))
         counted[name] = flops
         return flops
 
@@ -71,7 +71,8 @@ def count_bytes(compiled) -> dict[str, int]:
     }
 
 
-def _split(text: str) -> tuple[dict[str, list[str]], str]:
+def split_program(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation by its name, and the name of the one that is entered."""
     bodies: dict[str, list[str]] = {}
     entry = current = ""
     for line in text.splitlines():
@@ -85,5 +86,6 @@ def _split(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def read_numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between."""
     return tuple(int(word) for word in text.split(",") if word)
