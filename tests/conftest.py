@@ -1,4 +1,4 @@
-"""Settings for every test: strict dtype promotion, and hypothesis without a clock."""
+"""Settings for every test: strict dtype promotion, hypothesis without a clock; quick compiling."""
 
 import os
 
@@ -16,3 +16,16 @@ hypothesis.settings.load_profile("default")
 def _strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For small programs that run a few times: compiling them well takes longer than it saves.
+
+    What was compiled this way is forgotten after the module: it differs in the last bit from what
+    another process computes, and jit's cache does not know by which settings it was filled.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()

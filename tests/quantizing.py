@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
 from checkpoints import REFERENCE
 
 import lntune_jax as lnt
@@ -21,14 +20,6 @@ MODELS = {
 }
 TOKENS = jax.random.randint(jax.random.key(1), (4, 12), 3, 60, "int32")
 LABELS = jnp.array([0, 1, 1, 0], "int32")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Small programs that run a few times: compiling them well takes longer than it saves."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def dequantized(params, dtype="float32"):

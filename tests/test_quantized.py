@@ -13,7 +13,6 @@ import pytest
 import qwix
 from devices import run_on_devices
 from quantizing import MODELS, TOKENS, dequantized, gradients
-from quantizing import quick_compilation as quick_compilation
 
 import lntune_jax as lnt
 from lntune_jax.models import from_config, from_pretrained
@@ -21,6 +20,7 @@ from lntune_jax.models._memory import _by_path
 from lntune_jax.models._quantize import KINDS, is_quantized, quantize_kernel
 from lntune_jax.models._quantized import STORED, dequantize, multiply
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 WIDE = {
     "model_type": "llama",
     "vocab_size": 64,

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from quantizing import quick_compilation as quick_compilation
 from small import relax
 from test_models_memory import TINY, compile_step
 
@@ -19,6 +18,8 @@ from lntune_jax.models._memory import _by_path, _bytes
 from lntune_jax.models._quantize import count_both
 from lntune_jax.models._quantized import count_bytes
 from lntune_jax.models._slices import largest_leaf
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Enough layers that all kernels together are much more than one, and few tokens, so that
 # activations are little.

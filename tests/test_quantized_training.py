@@ -14,13 +14,13 @@ from checkpoints import assert_same
 from flax import linen as nn
 from flax import nnx
 from quantizing import MODELS, TOKENS, loss_of
-from quantizing import quick_compilation as quick_compilation
 from small import relax
 
 import lntune_jax as lnt
 from lntune_jax._quantization import _find_providers
 from lntune_jax.models import from_pretrained, merge_checkpoint
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 STEPS = 30
 CONFIG = lnt.LNTuningConfig()
 

@@ -18,6 +18,7 @@ from lntune_jax._layer_view import list_parts
 from lntune_jax._paths import flatten
 from lntune_jax.models import causal_lm_loss, empty_cache, from_config, from_pretrained, generate
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")
 CLASSIFIERS = ("llama_seq_cls", "gpt2_seq_cls")
 CONFIG = lnt.LNTuningConfig()
@@ -56,13 +57,6 @@ def by_layer(model, leaves):
 TOKENS = np.random.default_rng(3).integers(4, 60, (2, 12)).astype(np.int32)
 MASK = (np.arange(12) < np.array([[12], [9]])).astype(np.int32)
 SEGMENTS = np.array([[1] * 5 + [2] * 7, [1] * 9 + [2] * 3], np.int32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def compute(model, params, remat="none"):
