@@ -24,11 +24,11 @@ NEED_TORCH := lntune_jax/torchax.py $(wildcard lntune_jax/_torchax*.py)
 NEED_COMPAT := lntune_jax/keras.py lntune_jax/transformers4.py
 
 # Benchmarks that take minutes together, and those of them that need PyTorch and PEFT.
-BENCH := import_time start step partition adapter_io adapter_live residuals remat depth longest_sequence \
-	decoder_memory mixed_batches collectives
+BENCH := import_time start step partition adapter_io adapter_live residuals remat depth decoder_memory \
+	mixed_batches collectives
 BENCH_TORCH := peft_step bfloat16_parity
 # Each of these takes many minutes: many programs to compile, or gigabytes to compute on.
-BENCH_LONG := scan_layers many_adapters memory_estimate paper_plan quantised_bases
+BENCH_LONG := longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases
 BENCH_LONG_TORCH := torchax_step
 
 .PHONY: demo test parity compat lint types bench bench-long page clean

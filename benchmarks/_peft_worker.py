@@ -1,8 +1,9 @@
 """One side of `peft_step.py` in a process of its own: it takes steps when it is told to.
 
 Each line on standard input is a number of steps; the answer is a line of JSON with the seconds of
-each, by the wall and by the processor. The side "check" prints the loss of both with one set of
-weights instead.
+one of them, by the wall and by the processor. The loss is read after the last, as training loops
+do: until then JAX may prepare a step while another runs. The side "check" prints the loss of both
+with one set of weights instead.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from _peft_shapes import Shape, is_decoder, make_batch, make_config, parse_shape
 
@@ -34,7 +36,7 @@ def make_peft_model(shape: Shape):
     return peft.get_peft_model(module, config).eval()
 
 
-def make_peft_step(shape: Shape, compiled: bool) -> Callable[[], float]:
+def make_peft_step(shape: Shape, compiled: bool) -> Callable[[], Any]:
     """Forward, backward and fused AdamW in torch."""
     import torch
 
@@ -45,12 +47,12 @@ def make_peft_step(shape: Shape, compiled: bool) -> Callable[[], float]:
     batch = {name: torch.from_numpy(value) for name, value in make_batch(shape).items()}
     forward = torch.compile(module) if compiled else module
 
-    def step() -> float:
+    def step() -> torch.Tensor:
         loss = forward(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return loss.detach()
 
     return step
 
@@ -75,12 +77,16 @@ def make_loss(shape: Shape):
     return model, loss_fn
 
 
-def make_our_step(shape: Shape) -> Callable[[], float]:
-    """`make_train_step` over a model of `lntune_jax.models`, with random weights."""
+def make_our_step(shape: Shape, divided: bool) -> Callable[[], Any]:
+    """`make_train_step` over a model of `lntune_jax.models`, with random weights.
+
+    Divided, every device has a copy of the weights and its part of the rows.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
     import optax
+    from jax.sharding import NamedSharding, PartitionSpec
 
     import lntune_jax as lnt
 
@@ -96,14 +102,20 @@ def make_our_step(shape: Shape) -> Callable[[], float]:
     heads = None if is_decoder(shape) else ["classifier"]
     trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig(modules_to_save=heads))
     batch = {name: jnp.asarray(value) for name, value in make_batch(shape).items()}
+    if divided:
+        mesh = jax.make_mesh((jax.device_count(),), ("data",))
+        trainable, frozen = jax.device_put(
+            (trainable, frozen), NamedSharding(mesh, PartitionSpec())
+        )
+        batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
     tx = optax.adamw(LEARNING_RATE, weight_decay=0.0)
     take = lnt.make_train_step(loss_fn, tx)
     state = lnt.TrainState.create(jax.tree.map(jnp.copy, trainable), tx)
 
-    def step() -> float:
+    def step() -> jax.Array:
         nonlocal state
         state, metrics = take(state, frozen, batch)
-        return float(jax.block_until_ready((state, metrics))[1]["loss"])
+        return metrics["loss"]
 
     return step
 
@@ -134,34 +146,39 @@ def compare_losses(shape: Shape) -> dict[str, float]:
     return {"ours": float(jax.jit(loss_fn)(params, batch)), "peft": theirs.item()}
 
 
-def measure(step: Callable[[], float], count: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {"wall": [], "processor": []}
+def measure(step: Callable[[], Any], count: int) -> dict[str, float]:
+    start, start_processor = time.perf_counter(), time.process_time()
     for _ in range(count):
-        start, start_processor = time.perf_counter(), time.process_time()
-        step()
-        times["wall"].append(time.perf_counter() - start)
-        times["processor"].append(time.process_time() - start_processor)
-    return times
+        loss = step()
+    float(loss)
+    return {
+        "wall": (time.perf_counter() - start) / count,
+        "processor": (time.process_time() - start_processor) / count,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("side", choices=["ours", "kept", "eager", "compiled", "check"])
+    parser.add_argument("side", choices=["ours", "kept", "divided", "eager", "compiled", "check"])
     parser.add_argument("shape", type=parse_shape)
     options = parser.parse_args()
     if options.side == "check":
         print(json.dumps(compare_losses(options.shape)))
         return
     start = time.perf_counter()
-    if options.side == "kept":
+    if options.side in ("kept", "divided"):
         import lntune_jax as lnt
 
         assert lnt.keep_freed_memory(), "not glibc"
-    if options.side in ("ours", "kept"):
-        step = make_our_step(options.shape)
+    if options.side == "divided":
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    if options.side in ("ours", "kept", "divided"):
+        step = make_our_step(options.shape, options.side == "divided")
     else:
         step = make_peft_step(options.shape, options.side == "compiled")
-    loss = step()
+    loss = float(step())
     print(json.dumps({"first_step": time.perf_counter() - start, "loss": loss}), flush=True)
     for line in sys.stdin:
         print(json.dumps(measure(step, int(line))), flush=True)

@@ -3,7 +3,8 @@
 The same model from the same config (random weights, no dropout), the same batch, the same AdamW on
 the same leaves: forward, backward, update. PEFT runs eagerly and compiled by inductor, with one
 thread and with more, and with torch's fused attention; its best time is the bar. Ours runs with
-JAX's defaults, and with `lnt.keep_freed_memory()`. Each variant lives in a process of its own,
+JAX's defaults, with `lnt.keep_freed_memory()`, and with this and a device for each core, which
+takes its part of the rows. Each variant lives in a process of its own,
 which takes steps only when it is its turn. Shown are the median of wall seconds a step, the least,
 and the least processor seconds, which hardly see what else the machine does; ratios are taken to
 PEFT's best variant, round by round.
@@ -34,6 +35,7 @@ THREADS = sorted({1, min(2, CORES), max(1, CORES // 2), CORES})
 VARIANTS = {
     "ours": ("ours", {}),
     "ours, memory kept": ("kept", {}),
+    "ours, a device a core": ("divided", {}),
 } | {
     f"PEFT {way}, {count} thread{'s' * (count > 1)}": (way, {"OMP_NUM_THREADS": str(count)})
     for way in ("eager", "compiled")
@@ -65,7 +67,7 @@ class Worker:
         return json.loads(line)
 
     def take_steps(self, count: int) -> dict:
-        """Seconds of each step, by the wall and by the processor."""
+        """Seconds of a step, by the wall and by the processor."""
         assert self.process.stdin is not None
         print(count, file=self.process.stdin, flush=True)
         return self.read()
@@ -87,8 +89,8 @@ def compare(shape: Shape, variants: list[str], rounds: int, steps: int) -> dict[
             for variant in variants[:: 1 if turn % 2 else -1]:
                 times = workers[variant].take_steps(steps)
                 if turn:
-                    wall[variant].append(statistics.median(times["wall"]))
-                    processor[variant].append(min(times["processor"]))
+                    wall[variant].append(times["wall"])
+                    processor[variant].append(times["processor"])
     finally:
         for worker in workers.values():
             worker.end()
@@ -139,7 +141,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=SHAPES, help="minilm:8x64:float32 ...")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="of each variant in a round")
+    parser.add_argument("--steps", type=int, default=4, help="of each variant in a round")
     options = parser.parse_args()
     settings = {"rounds": options.rounds, "steps": options.steps, "limit": LIMIT}
     figures: dict[str, dict] = {"loss with the same weights": check_losses()}
