@@ -64,6 +64,7 @@ bench: $(addprefix measure-,$(BENCH) $(BENCH_TORCH))
 
 bench-long: $(addprefix measure-,$(BENCH_LONG) $(BENCH_LONG_TORCH))
 	$(BIN)/python benchmarks/many_adapters.py --at-once 8
+	$(VENV)-parity/bin/python benchmarks/peft_step.py --larger
 	$(PYTHON) benchmarks/page.py
 
 $(addprefix measure-,$(BENCH) $(BENCH_LONG)): measure-%: $(VENV)/.test

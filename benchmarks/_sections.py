@@ -30,6 +30,10 @@ class Section:
 
 
 _MANY = {"time_ratio": "time (one after the other = 1)", "seconds": "one after the other_seconds"}
+_PEFT = {
+    "ratio": "time (PEFT's best = 1)", "processor_ratio": "processor time (PEFT's best = 1)",
+    "limit": "limit of the ratio for ours", "ratio_to_ours": None,
+}
 _NO_GPU = """\
 Nothing has been run on a GPU yet: there is no `benchmarks/results/gpu.json`. On a machine with one
 NVIDIA GPU, `python benchmarks/gpu.py` writes it within ten minutes, without a network."""
@@ -41,10 +45,11 @@ SECTIONS = (
         "time_to_full": "time (full = 1)", "derived_flops": None, "derived_forward_flops": None,
         "derived_ratio": "derived limit (forward = 1)", "time_to_ours": None,
     }),
-    Section("peft_step", "Beside PEFT in PyTorch", columns={
-        "ratio": "time (PEFT's best = 1)", "processor_ratio": "processor time (PEFT's best = 1)",
-        "limit": "limit of the ratio for ours", "ratio_to_ours": None,
-    }),
+    Section("peft_step", "Beside PEFT in PyTorch", columns=_PEFT),
+    Section(
+        "peft_step_larger", "Beside PEFT in PyTorch: larger models", "peft_step", "--larger",
+        columns=_PEFT,
+    ),
     Section("bfloat16_parity", "Small steps on a bfloat16 base", columns={
         "moved": "entries that moved, %", "seen": "seen by the forward pass, %",
         "before": "loss before", "after": "loss after", "runs": "learning rate",

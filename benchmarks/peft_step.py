@@ -26,6 +26,7 @@ from _results import write_results
 
 WORKER = Path(__file__).parent / "_peft_worker.py"
 SHAPES = ["minilm:8x64:float32", "minilm:8x64:bfloat16"]
+LARGER = ["bert:4x128:float32", "smollm2:2x96:float32", "gpt2:2x128:float32"]
 LIMIT = 1.0
 PACKAGES = ("torch", "peft", "transformers")
 # What a process is asked for, and the environment that it is started in. Threads are XLA's own
@@ -41,6 +42,13 @@ VARIANTS = {
     for way in ("eager", "compiled")
     for count in THREADS
 }
+
+# For larger models, whose processes take a minute or two each to start.
+FEW = [
+    variant
+    for variant, (_, changes) in VARIANTS.items()
+    if changes.get("OMP_NUM_THREADS", str(THREADS[-1])) == str(THREADS[-1])
+]
 
 
 class Worker:
@@ -138,16 +146,19 @@ def check_losses() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="minilm:8x64:float32 ...")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--larger", action="store_true", help=" ".join(LARGER))
+    parser.add_argument("--shapes", nargs="+", help="minilm:8x64:float32 ...")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each variant in a round")
     options = parser.parse_args()
+    shapes = options.shapes or (LARGER if options.larger else SHAPES)
+    variants = options.variants or (FEW if options.larger else list(VARIANTS))
     settings = {"rounds": options.rounds, "steps": options.steps, "limit": LIMIT}
     figures: dict[str, dict] = {"loss with the same weights": check_losses()}
     print("losses with the same weights:", figures["loss with the same weights"], flush=True)
-    for text in options.shapes:
-        figures[text] = compare(parse_shape(text), options.variants, options.rounds, options.steps)
+    for text in shapes:
+        figures[text] = compare(parse_shape(text), variants, options.rounds, options.steps)
         head = (text, "median s", "least s", "CPU s", "ratio", "CPU", "limit")
         print("{:26s} {:>9s} {:>8s} {:>8s} {:>6s} {:>6s} {:>6s}".format(*head))
         for variant, row in figures[text].items():
@@ -159,7 +170,8 @@ def main() -> None:
                 flush=True,
             )
         # After each shape: a run that is cut short leaves what it has found.
-        path = write_results("peft_step", figures | {"settings": settings}, PACKAGES)
+        name = "peft_step_larger" if options.larger else "peft_step"
+        path = write_results(name, figures | {"settings": settings}, PACKAGES)
     print(f"written to {path}")
 
 
