@@ -31,8 +31,10 @@ class Section:
 
 _MANY = {"time_ratio": "time (one after the other = 1)", "seconds": "one after the other_seconds"}
 _PEFT = {
-    "ratio": "time (PEFT's best = 1)", "processor_ratio": "processor time (PEFT's best = 1)",
-    "limit": "limit of the ratio for ours", "ratio_to_ours": None,
+    "ratio": "time (PEFT's best = 1)",
+    "processor_ratio": "processor time (PEFT's best = 1)",
+    "limit": "limit of the ratio for ours",
+    "ratio_to_ours": None,
 }
 _NO_GPU = """\
 Nothing has been run on a GPU yet: there is no `benchmarks/results/gpu.json`. On a machine with one
