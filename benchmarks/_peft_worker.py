@@ -120,6 +120,12 @@ def make_our_step(shape: Shape, divided: bool) -> Callable[[], Any]:
     return step
 
 
+def count_devices(rows: int) -> int:
+    """As many as there are cores, or the most below that which divide the rows."""
+    cores = os.cpu_count() or 1
+    return max(count for count in range(1, cores + 1) if rows % count == 0)
+
+
 def compare_losses(shape: Shape) -> dict[str, float]:
     """The first loss of both sides, ours with the weights of theirs."""
     import jax
@@ -173,7 +179,7 @@ def main() -> None:
     if options.side == "divided":
         import jax
 
-        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+        jax.config.update("jax_num_cpu_devices", count_devices(options.shape.rows))
     if options.side in ("ours", "kept", "divided"):
         step = make_our_step(options.shape, options.side == "divided")
     else:

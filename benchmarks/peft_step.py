@@ -4,10 +4,10 @@ The same model from the same config (random weights, no dropout), the same batch
 the same leaves: forward, backward, update. PEFT runs eagerly and compiled by inductor, with one
 thread and with more, and with torch's fused attention; its best time is the bar. Ours runs with
 JAX's defaults, with `lnt.keep_freed_memory()`, and with this and a device for each core, which
-takes its part of the rows. Each variant lives in a process of its own,
-which takes steps only when it is its turn. Shown are the median of wall seconds a step, the least,
-and the least processor seconds, which hardly see what else the machine does; ratios are taken to
-PEFT's best variant, round by round.
+takes its part of the rows (fewer devices, where the rows cannot be divided so). Each variant lives
+in a process of its own, which takes steps only when it is its turn. Shown are the median of wall
+seconds a step, the least, and the least processor seconds, which hardly see what else the machine
+does; ratios are taken to PEFT's best variant, round by round.
 
 Run it in the parity environment, which has torch. First the losses of both with one set of weights
 are compared.

@@ -21,6 +21,7 @@ from lntune_jax.models._quantize import KINDS, is_quantized, quantize_kernel
 from lntune_jax.models._quantized import STORED, dequantize, multiply
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 WIDE = {
     "model_type": "llama",
     "vocab_size": 64,

@@ -21,6 +21,7 @@ from lntune_jax._quantization import _find_providers
 from lntune_jax.models import from_pretrained, merge_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STEPS = 30
 CONFIG = lnt.LNTuningConfig()
 
