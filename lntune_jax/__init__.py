@@ -8,6 +8,7 @@ from ._adapter import load_adapter as load_adapter
 from ._adapter import restore_adapter as restore_adapter
 from ._adapter import save_adapter as save_adapter
 from ._allocator import keep_freed_memory as keep_freed_memory
+from ._compiling import compiler_options as compiler_options
 from ._config import LNTuningConfig as LNTuningConfig
 from ._discover import discover_norms as discover_norms
 from ._discovered import DiscoveredNorm as DiscoveredNorm

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from ._compiling import compiler_options
 from ._config import LNTuningConfig
 from ._errors import LNTuningError, TreeError, ZeroGradientWarning
 from ._gradients import accumulate_gradients, differentiate, value_and_grad
@@ -163,7 +164,7 @@ class TrainStep:
     def __init__(self, function: Callable[..., Any], *, donate: bool) -> None:
         self._function = function
         self._donated = (0,) if donate else ()
-        self._jitted: dict[tuple[Any, ...], Any] = {}  # by structure and shardings of the state
+        self._jitted: dict[tuple[Any, ...], Any] = {}  # by the state's structure and shardings
         self._flags: collections.deque[tuple[int, Any]] = collections.deque()
         self._calls = 0
         self._warned = False
@@ -196,10 +197,14 @@ class TrainStep:
         """The step for a state of these shardings, which it gives back: else it compiles twice."""
         leaves, treedef = jax.tree.flatten(state)
         shardings = tuple(_get_mesh_sharding(leaf) for leaf in leaves)
-        kind = (treedef, shardings)
+        # Only the outermost `jax.jit` may ask the compiler for anything.
+        traced = any(isinstance(leaf, Tracer) for leaf in leaves)
+        kind = (treedef, shardings, traced)
         if kind not in self._jitted:
             _check_frozen(frozen)
             options: dict[str, Any] = {"donate_argnums": self._donated}
+            if not traced:
+                options["compiler_options"] = compiler_options()
             if any(shardings):
                 options["out_shardings"] = (treedef.unflatten(shardings), None)
             self._jitted[kind] = jax.jit(self._function, **options)

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def attend(
-    query: Float[Array, "batch length heads size"],
+    query: Float[Array, "batch places heads size"],
     key: Float[Array, "batch length heads size"],
     value: Float[Array, "batch length heads size"],
     mask: Bool[Array, "batch length"] | None,
     rate: float,
     dropout_rng: Any,
-) -> Float[Array, "batch length heads size"]:
+) -> Float[Array, "batch places heads size"]:
     """Mix the values, by the softmax of the scaled products of queries and keys.
 
     Args:
-        query: what each position looks for.
+        query: what each position looks for, or the first ones only.
         key: what each position offers.
         value: what each position passes on.
         mask: true where a position may be attended to; `None` for everywhere.
@@ -36,7 +36,9 @@ def attend(
         dropout_rng: a JAX random key, or `None` for no dropout.
     """
     spread = None if mask is None else mask[:, None, None, :]
-    return attend_explicitly(query, key, value, spread, rate, dropout_rng)
+    batch, length, heads, _ = key.shape
+    drawn = (batch, heads, length, length)
+    return attend_explicitly(query, key, value, spread, rate, dropout_rng, drawn=drawn)
 
 
 def attend_causally(
@@ -108,6 +110,7 @@ def attend_explicitly(
     *,
     scale: Any = None,
     cap: float | None = None,
+    drawn: tuple[int, ...] | None = None,
 ) -> Float[Array, "batch length heads size"]:
     """Mix the values in two products, with the softmax in float32 and dropout on its result.
 
@@ -133,7 +136,7 @@ def attend_explicitly(
         # The lowest finite number: a row with nothing to attend to stays free of NaN.
         repeats = groups if mask.shape[2] > 1 else 1
         scores = jnp.where(jnp.tile(mask, (1, 1, repeats, 1)), scores, jnp.finfo(scores.dtype).min)
-    probabilities = dropout(jax.nn.softmax(scores, axis=-1), rate, dropout_rng)
+    probabilities = dropout(jax.nn.softmax(scores, axis=-1), rate, dropout_rng, drawn)
     mixed = jnp.einsum("bhqk,bhkd->bhqd", probabilities.astype(value.dtype), value)
     mixed = mixed.reshape(batch, shared, groups, length, size).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(batch, length, heads, size)

@@ -38,8 +38,17 @@ class Encoder(nnx.Module):
 
     def __call__(self, inputs: Inputs, key: Any) -> Hidden:
         """Compute the last hidden states."""
+        return self.states(inputs, key)[0]
+
+    def states(self, inputs: Inputs, key: Any, places: int | None = None) -> tuple[Hidden, Hidden]:
+        """Compute the last hidden states, and again, apart, those of the first `places`.
+
+        Who reads the second alone pays the last layer's queries, projection and wide layers for
+        these places only: JAX and XLA drop what nobody reads. The numbers are the same but for
+        rounding, with dropout too.
+        """
         first, rest = split_key(key, 2)
-        return self.encoder(self.embeddings(inputs, first), inputs.attention_mask, rest)
+        return self.encoder(self.embeddings(inputs, first), inputs.attention_mask, rest, places)
 
 
 class Embeddings(nnx.Module):
@@ -70,11 +79,19 @@ class LayerStack(nnx.Module):
         self.layer = nnx.List([Layer(settings, dtype, rngs) for _ in range(count)])
 
     def __call__(
-        self, hidden: Hidden, mask: Bool[Array, "batch length"] | None, key: Any
-    ) -> Hidden:
+        self,
+        hidden: Hidden,
+        mask: Bool[Array, "batch length"] | None,
+        key: Any,
+        places: int | None = None,
+    ) -> tuple[Hidden, Hidden]:
+        first = hidden[:, :places]
         for layer, own in zip(self.layer, split_key(key, len(self.layer)), strict=True):
-            hidden = layer(keep_rows_apart(hidden), mask, own)
-        return keep_rows_apart(hidden)
+            before, last = keep_rows_apart(hidden), layer is self.layer[-1]
+            hidden = layer(before, mask, own)
+            if last and places is not None:
+                first = layer(before, mask, own, places)
+        return keep_rows_apart(hidden), keep_rows_apart(first)
 
 
 class Layer(nnx.Module):
@@ -86,11 +103,15 @@ class Layer(nnx.Module):
         self.output = Residual(settings.intermediate_size, settings, dtype, rngs)
 
     def __call__(
-        self, hidden: Hidden, mask: Bool[Array, "batch length"] | None, key: Any
+        self,
+        hidden: Hidden,
+        mask: Bool[Array, "batch length"] | None,
+        key: Any,
+        places: int | None = None,
     ) -> Hidden:
         first, second = split_key(key, 2)
-        attended = self.attention(hidden, mask, first)
-        return self.output(self.intermediate(attended), attended, second)
+        attended = self.attention(hidden, mask, first, places)
+        return self.output(self.intermediate(attended), attended, second, hidden.shape)
 
 
 class Attention(nnx.Module):
@@ -102,10 +123,15 @@ class Attention(nnx.Module):
         self.output = Residual(settings.hidden_size, settings, dtype, rngs)
 
     def __call__(
-        self, hidden: Hidden, mask: Bool[Array, "batch length"] | None, key: Any
+        self,
+        hidden: Hidden,
+        mask: Bool[Array, "batch length"] | None,
+        key: Any,
+        places: int | None,
     ) -> Hidden:
         first, second = split_key(key, 2)
-        return self.output(self.self(hidden, mask, first), hidden, second)
+        mixed = self.self(hidden, mask, first, places)
+        return self.output(mixed, hidden[:, :places], second, hidden.shape)
 
 
 class SelfAttention(nnx.Module):
@@ -120,13 +146,18 @@ class SelfAttention(nnx.Module):
         self.rate = settings.attention_probs_dropout_prob
 
     def __call__(
-        self, hidden: Hidden, mask: Bool[Array, "batch length"] | None, key: Any
+        self,
+        hidden: Hidden,
+        mask: Bool[Array, "batch length"] | None,
+        key: Any,
+        places: int | None,
     ) -> Hidden:
-        shape = (*hidden.shape[:2], self.heads, hidden.shape[2] // self.heads)
-        query, keys, value = (
-            projection(hidden).reshape(shape) for projection in (self.query, self.key, self.value)
+        own = hidden[:, :places]
+        query, keys, values = (
+            projected.reshape(*projected.shape[:2], self.heads, -1)
+            for projected in (self.query(own), self.key(hidden), self.value(hidden))
         )
-        return attend(query, keys, value, mask, self.rate, key).reshape(hidden.shape)
+        return attend(query, keys, values, mask, self.rate, key).reshape(own.shape)
 
 
 class Intermediate(nnx.Module):
@@ -148,8 +179,10 @@ class Residual(nnx.Module):
         self.LayerNorm = _norm(settings, dtype, rngs)
         self.rate = settings.hidden_dropout_prob
 
-    def __call__(self, x: Float[Array, "batch length _"], earlier: Hidden, key: Any) -> Hidden:
-        return self.LayerNorm(dropout(self.dense(x), self.rate, key) + earlier)
+    def __call__(
+        self, x: Float[Array, "batch places _"], earlier: Hidden, key: Any, drawn: tuple[int, ...]
+    ) -> Hidden:
+        return self.LayerNorm(dropout(self.dense(x), self.rate, key, drawn) + earlier)
 
 
 class Pooler(nnx.Module):

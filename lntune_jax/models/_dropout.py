@@ -20,11 +20,23 @@ def split_key(key: Any, count: int) -> list[Any]:
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
-def dropout(x: Float[Array, "*axes"], rate: float, key: Any) -> Float[Array, "*axes"]:
-    """Zero each entry with probability `rate` and scale the others up to keep the mean."""
+def dropout(
+    x: Float[Array, "*axes"], rate: float, key: Any, drawn: tuple[int, ...] | None = None
+) -> Float[Array, "*axes"]:
+    """Zero each entry with probability `rate` and scale the others up to keep the mean.
+
+    Args:
+        x: what is dropped from.
+        rate: the probability.
+        key: a JAX random key, or `None` for no dropout.
+        drawn: a larger shape, whose first entries along each axis `x` is: the same are dropped
+            as if all were there.
+    """
     if key is None or rate == 0:
         return x
     if rate == 1:
         return jnp.zeros_like(x)
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    keep = jax.random.bernoulli(key, 1 - rate, drawn or x.shape)
+    if drawn is not None:
+        keep = keep[tuple(slice(size) for size in x.shape)]
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

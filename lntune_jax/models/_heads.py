@@ -65,11 +65,12 @@ class SequenceClassifier(HeadedModel):
     def outputs(self, inputs: Inputs, key: Any) -> ModelOutput:
         """Pool the hidden states and classify the result."""
         first, second = split_key(key, 2)
-        hidden = self.base(inputs, first)
-        if self.pooling == "mean":
+        mean = self.pooling == "mean"
+        hidden, start = self.base.states(inputs, first, None if mean else 1)
+        if mean:
             vector = mean_pool(hidden, inputs.attention_mask)
         else:
-            vector = self.base.pooler(hidden) if self.pooled else hidden[:, 0]
+            vector = self.base.pooler(start) if self.pooled else start[:, 0]
         if self.pooled:
             logits = self.classifier(dropout(vector, self.rate, second))
         else:

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -58,7 +59,9 @@ def rotations(
         stretched = _dynamic_frequencies(rope, longest.astype(jnp.float32))
         frequencies = jnp.where(longest > rope.positions, stretched, frequencies)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles) * rope.amplitude, jnp.sin(angles) * rope.amplitude
+    turns = jnp.cos(angles) * rope.amplitude, jnp.sin(angles) * rope.amplitude
+    # Once for all layers: without a barrier, XLA computes them anew in each, for every head.
+    return jax.lax.optimization_barrier(turns)
 
 
 def rotate(

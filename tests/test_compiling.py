@@ -1,0 +1,82 @@
+"""Barriers hold in a step on a CPU: what is to be computed again is, and what once, once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lntune_jax as lnt
+from lntune_jax import _compiling
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
+
+
+def make_step(loss_fn, params, **options):
+    trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
+    tx = optax.sgd(0.1)
+    return lnt.make_train_step(loss_fn, tx, **options), lnt.TrainState.create(trainable, tx), frozen
+
+
+def make_llama(remat):
+    model = lnt.models.from_config(LLAMA, "CAUSAL_LM", remat=remat)
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1, leaf.dtype), model.params)
+    tokens = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+
+    def loss(params, tokens):
+        return lnt.models.causal_lm_loss(model, params, tokens)
+
+    return *make_step(loss, params), tokens
+
+
+def test_remat_stores_less_and_rotary_positions_are_computed_once(monkeypatch):
+    def look(remat):
+        step, state, frozen, tokens = make_llama(remat)
+        compiled = step.lower(state, frozen, tokens).compile()
+        stored = compiled.memory_analysis().temp_size_in_bytes
+        return stored, compiled.as_text().count(" cosine(")
+
+    none, full = look("none"), look("full")
+    assert full[0] < 0.6 * none[0]
+    assert none[1] == full[1] == 1
+    # By XLA's defaults on a CPU neither holds.
+    monkeypatch.setattr("lntune_jax._training.compiler_options", dict)
+    none, full = look("none"), look("full")
+    assert full[0] > 0.8 * none[0]
+    assert min(none[1], full[1]) > 3
+
+
+def test_inside_another_jit_the_step_asks_the_compiler_for_nothing():
+    params = {"ln": {"scale": jnp.ones(3)}, "w": jnp.arange(3.0)}
+    step, state, frozen = make_step(
+        lambda p: jnp.square(p["ln"]["scale"] * p["w"]).sum(), params, donate=False
+    )
+    alone, _ = step(*step(state, frozen)[:1], frozen)
+
+    def body(state, _):
+        return step(state, frozen)[0], None
+
+    looped, _ = jax.jit(lambda state: jax.lax.scan(body, state, length=2))(state)
+    jax.tree.map(np.testing.assert_array_equal, looped.trainable, alone.trainable)
+    assert jax.eval_shape(step, state, frozen)[0].step.shape == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "backend", "expected"),
+    [
+        ("--xla_cpu_enable_fast_math=false", "cpu", {"xla_disable_hlo_passes"}),
+        ("--xla_disable_hlo_passes=algsimp", "cpu", set()),
+        ("", "gpu", set()),
+    ],
+)
+def test_options_are_for_a_cpu_and_replace_no_flag(monkeypatch, flags, backend, expected):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(_compiling.jax, "default_backend", lambda: backend)
+    assert set(lnt.compiler_options()) == expected
