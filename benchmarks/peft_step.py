@@ -3,11 +3,12 @@
 The same model from the same config (random weights, no dropout), the same batch, the same AdamW on
 the same leaves: forward, backward, update. PEFT runs eagerly and compiled by inductor, with one
 thread and with more, and with torch's fused attention; its best time is the bar. Ours runs with
-JAX's defaults, with `lnt.keep_freed_memory()`, and with this and a device for each core, which
-takes its part of the rows (fewer devices, where the rows cannot be divided so). Each variant lives
-in a process of its own, which takes steps only when it is its turn. Shown are the median of wall
-seconds a step, the least, and the least processor seconds, which hardly see what else the machine
-does; ratios are taken to PEFT's best variant, round by round.
+JAX's defaults, with `lnt.keep_freed_memory()`, with this and XLA's other library of products,
+oneDNN, and with memory kept and a device for each core, which takes its part of the rows (fewer
+devices, where the rows cannot be divided so). Each variant lives in a process of its own, which
+takes steps only when it is its turn. Shown are the median of wall seconds a step, the least, and
+the least processor seconds, which hardly see what else the machine does; ratios are taken to PEFT's
+best variant, round by round.
 
 Run it in the parity environment, which has torch. First the losses of both with one set of weights
 are compared.
@@ -33,9 +34,14 @@ PACKAGES = ("torch", "peft", "transformers")
 # affair: it takes as many as there are cores.
 CORES = os.cpu_count() or 1
 THREADS = sorted({1, min(2, CORES), max(1, CORES // 2), CORES})
+ONEDNN = (
+    "--xla_cpu_use_onednn=true "
+    "--xla_cpu_experimental_onednn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+)
 VARIANTS = {
     "ours": ("ours", {}),
     "ours, memory kept": ("kept", {}),
+    "ours, memory kept, oneDNN": ("kept", {"XLA_FLAGS": ONEDNN}),
     "ours, a device a core": ("divided", {}),
 } | {
     f"PEFT {way}, {count} thread{'s' * (count > 1)}": (way, {"OMP_NUM_THREADS": str(count)})

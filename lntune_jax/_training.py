@@ -51,7 +51,8 @@ def make_train_step(
     loop may look at it a step late, or let `skip_nonfinite` act on the device. A gradient that is
     exactly zero for every trainable leaf also gives a `ZeroGradientWarning`, without making the
     host wait for the device: the first step's at once, a later one's on the first call after the
-    device has finished it.
+    device has finished it. On a CPU the step is compiled with `compiler_options()`, so that remat
+    holds there; inside another `jax.jit` the outer one's options count.
 
     Args:
         loss_fn: `loss_fn(params, *batch)`, a scalar loss on the merged tree; with a state that has

@@ -45,7 +45,7 @@ class Encoder(nnx.Module):
 
         Who reads the second alone pays the last layer's queries, projection and wide layers for
         these places only: JAX and XLA drop what nobody reads. The numbers are the same but for
-        rounding, with dropout too.
+        rounding, with dropout too. With `None` both are the states of all places.
         """
         first, rest = split_key(key, 2)
         return self.encoder(self.embeddings(inputs, first), inputs.attention_mask, rest, places)
@@ -85,11 +85,11 @@ class LayerStack(nnx.Module):
         key: Any,
         places: int | None = None,
     ) -> tuple[Hidden, Hidden]:
-        first = hidden[:, :places]
+        first = hidden
         for layer, own in zip(self.layer, split_key(key, len(self.layer)), strict=True):
-            before, last = keep_rows_apart(hidden), layer is self.layer[-1]
-            hidden = layer(before, mask, own)
-            if last and places is not None:
+            before = keep_rows_apart(hidden)
+            hidden = first = layer(before, mask, own)
+            if places is not None and layer is self.layer[-1]:
                 first = layer(before, mask, own, places)
         return keep_rows_apart(hidden), keep_rows_apart(first)
 
