@@ -7,6 +7,7 @@ with one set of weights instead.
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import sys
@@ -185,7 +186,10 @@ def main() -> None:
     else:
         step = make_peft_step(options.shape, options.side == "compiled")
     loss = float(step())
-    print(json.dumps({"first_step": time.perf_counter() - start, "loss": loss}), flush=True)
+    library = "jax" if options.side in ("ours", "kept", "divided") else "torch"
+    by = f"{library} {importlib.metadata.version(library)}"
+    found = {"first_step": time.perf_counter() - start, "loss": loss, "by": by}
+    print(json.dumps(found), flush=True)
     for line in sys.stdin:
         print(json.dumps(measure(step, int(line))), flush=True)
 

@@ -11,7 +11,7 @@ the least processor seconds, which hardly see what else the machine does; ratios
 best variant, round by round.
 
 Run it in the parity environment, which has torch. First the losses of both with one set of weights
-are compared.
+are compared. `--newer PYTHON` names another environment's Python, whose JAX ours run with as well.
 """
 
 import argparse
@@ -48,6 +48,8 @@ VARIANTS = {
     for way in ("eager", "compiled")
     for count in THREADS
 }
+NEWER = ", newer JAX"
+VARIANTS |= {name + NEWER: VARIANTS[name] for name in list(VARIANTS) if name.startswith("ours")}
 
 # For larger models, whose processes take a minute or two each to start.
 FEW = [
@@ -60,11 +62,12 @@ FEW = [
 class Worker:
     """A process that takes steps when it is told to."""
 
-    def __init__(self, variant: str, shape: Shape):
+    def __init__(self, variant: str, shape: Shape, newer: str | None):
         side, changes = VARIANTS[variant]
+        python = newer if variant.endswith(NEWER) and newer else sys.executable
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", **changes}
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", WORKER, side, str(shape)],
+            [python, "-W", "ignore", WORKER, side, str(shape)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -91,12 +94,14 @@ class Worker:
         self.process.communicate()
 
 
-def compare(shape: Shape, variants: list[str], rounds: int, steps: int) -> dict[str, dict]:
+def compare(
+    shape: Shape, variants: list[str], rounds: int, steps: int, newer: str | None = None
+) -> dict[str, dict]:
     """Times of every variant of one shape, in turns."""
     workers = {}
     try:
         for variant in variants:
-            workers[variant] = Worker(variant, shape)
+            workers[variant] = Worker(variant, shape, newer)
         wall: dict[str, list[float]] = {variant: [] for variant in variants}
         processor: dict[str, list[float]] = {variant: [] for variant in variants}
         for turn in range(rounds + 1):  # the first warms up
@@ -114,6 +119,7 @@ def compare(shape: Shape, variants: list[str], rounds: int, steps: int) -> dict[
             "least_seconds": min(wall[variant]),
             "least_processor_seconds": min(processor[variant]),
             "first_step_seconds": workers[variant].start["first_step"],
+            "by": workers[variant].start["by"],
         }
         for variant in variants
     }
@@ -155,22 +161,27 @@ def main() -> None:
     parser.add_argument("--larger", action="store_true", help=" ".join(LARGER))
     parser.add_argument("--shapes", nargs="+", help="minilm:8x64:float32 ...")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS)
+    parser.add_argument("--newer", metavar="PYTHON", help="for ours once more, with its JAX")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="of each variant in a round")
     options = parser.parse_args()
     shapes = options.shapes or (LARGER if options.larger else SHAPES)
     variants = options.variants or (FEW if options.larger else list(VARIANTS))
+    if not options.newer:
+        variants = [name for name in variants if not name.endswith(NEWER)]
     settings = {"rounds": options.rounds, "steps": options.steps, "limit": LIMIT}
     figures: dict[str, dict] = {"loss with the same weights": check_losses()}
     print("losses with the same weights:", figures["loss with the same weights"], flush=True)
     for text in shapes:
-        figures[text] = compare(parse_shape(text), variants, options.rounds, options.steps)
+        figures[text] = compare(
+            parse_shape(text), variants, options.rounds, options.steps, options.newer
+        )
         head = (text, "median s", "least s", "CPU s", "ratio", "CPU", "limit")
-        print("{:26s} {:>9s} {:>8s} {:>8s} {:>6s} {:>6s} {:>6s}".format(*head))
+        print("{:38s} {:>9s} {:>8s} {:>8s} {:>6s} {:>6s} {:>6s}".format(*head))
         for variant, row in figures[text].items():
             limit = f"{LIMIT:6.2f}" if variant.startswith("ours") else ""
             print(
-                f"{variant:26s} {row['median_seconds']:9.3f} {row['least_seconds']:8.3f} "
+                f"{variant:38s} {row['median_seconds']:9.3f} {row['least_seconds']:8.3f} "
                 f"{row['least_processor_seconds']:8.3f} {row['ratio']:6.2f} "
                 f"{row['processor_ratio']:6.2f} {limit}",
                 flush=True,

@@ -80,7 +80,9 @@ def test_merging_is_what_peft_does(name, tmp_path):
     for key, leaf in params.items():
         np.testing.assert_array_equal(found[key].detach().numpy(), leaf, err_msg=key)
     logits = run_ours(make_ours(name).model, params, get_batch(name))
-    np.testing.assert_allclose(run_torch(merged, get_batch(name)), logits, rtol=0, atol=1e-5)
+    # T5's sums are the longest: on one processor its logits have been 1.001e-5 apart.
+    tolerance = 2e-5 if name == "t5" else 1e-5
+    np.testing.assert_allclose(run_torch(merged, get_batch(name)), logits, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", PEFT_FIELDS)
