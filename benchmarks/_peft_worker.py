@@ -87,7 +87,7 @@ def make_our_step(shape: Shape, divided: bool) -> Callable[[], Any]:
     import jax.numpy as jnp
     import numpy as np
     import optax
-    from jax.sharding import NamedSharding, PartitionSpec
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     import lntune_jax as lnt
 
@@ -104,7 +104,7 @@ def make_our_step(shape: Shape, divided: bool) -> Callable[[], Any]:
     trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig(modules_to_save=heads))
     batch = {name: jnp.asarray(value) for name, value in make_batch(shape).items()}
     if divided:
-        mesh = jax.make_mesh((jax.device_count(),), ("data",))
+        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
         trainable, frozen = jax.device_put(
             (trainable, frozen), NamedSharding(mesh, PartitionSpec())
         )
