@@ -36,7 +36,9 @@ def make_llama(remat):
     return *make_step(loss, params), tokens
 
 
-def test_remat_stores_less_and_rotary_positions_are_computed_once(monkeypatch):
+def test_remat_stores_less_and_rotary_positions_are_computed_once():
+    """By XLA's defaults neither holds with jax 0.10; with 0.12 both do."""
+
     def look(remat):
         step, state, frozen, tokens = make_llama(remat)
         compiled = step.lower(state, frozen, tokens).compile()
@@ -46,11 +48,6 @@ def test_remat_stores_less_and_rotary_positions_are_computed_once(monkeypatch):
     none, full = look("none"), look("full")
     assert full[0] < 0.6 * none[0]
     assert none[1] == full[1] == 1
-    # By XLA's defaults on a CPU neither holds.
-    monkeypatch.setattr("lntune_jax._training.compiler_options", dict)
-    none, full = look("none"), look("full")
-    assert full[0] > 0.8 * none[0]
-    assert min(none[1], full[1]) > 3
 
 
 def test_inside_another_jit_the_step_asks_the_compiler_for_nothing():
