@@ -6,8 +6,8 @@ import os
 
 import jax
 
-# In jax 0.10, XLA's passes for a CPU take `jax.lax.optimization_barrier` out before they merge equal
-# computations and fuse: what `jax.checkpoint` asks to compute again is merged with the first time.
+# In jax 0.10, XLA's passes for a CPU take `jax.lax.optimization_barrier` out before they merge
+# equal computations and fuse: what `jax.checkpoint` has computed again is merged with the first.
 _PASSES = "xla_disable_hlo_passes"
 _REMOVES_BARRIERS = "cse_barrier_expander"
 
@@ -18,7 +18,8 @@ def compiler_options() -> dict[str, str]:
     On a CPU, XLA of jax 0.10 takes out the barriers that keep apart what is to be computed twice or
     once only: there `jax.checkpoint` and `remat=` store as much as without them, and the models
     compute the sines of rotary positions anew in each layer. With these options, and with jax 0.12
-    without them too, neither happens. `make_train_step` takes them by itself. Figures: docs/benchmarks/cpu.md.
+    without them too, neither happens. `make_train_step` takes them by itself. Figures:
+    docs/benchmarks/cpu.md.
 
     Returns:
         An empty dict where the default backend is no CPU, and where `XLA_FLAGS` already names
