@@ -91,8 +91,8 @@ def measure(leaves: int, *, is_real: bool, rounds: int) -> dict[str, dict[str, f
     count = len(jax.tree.leaves(params))
     rows = {}
     for name, run in make_functions(params).items():
-        seconds = time_best(run, rounds * max(30_000 // leaves, 1))
-        own = time_best(run, rounds * max(30_000 // leaves, 1), collects=False)
+        seconds = time_best(run, rounds * max(30_000 // leaves, 3))
+        own = time_best(run, rounds * max(30_000 // leaves, 3), collects=False)
         row = {"leaves": count, "milliseconds": seconds * 1e3}
         row["microseconds a leaf"] = seconds / count * 1e6
         row["without collector"] = own / count * 1e6
