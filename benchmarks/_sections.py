@@ -47,7 +47,9 @@ SECTIONS = (
         "time_to_full": "time (full = 1)", "derived_flops": None, "derived_forward_flops": None,
         "derived_ratio": "derived limit (forward = 1)", "time_to_ours": None,
     }),
-    Section("peft_step", "Beside PEFT in PyTorch", columns=_PEFT),
+    Section(
+        "peft_step", "Beside PEFT in PyTorch", arguments="--newer PYTHON", columns=_PEFT
+    ),
     Section(
         "peft_step_larger", "Beside PEFT in PyTorch: larger models", "peft_step", "--larger",
         columns=_PEFT,

@@ -11,7 +11,8 @@ the least processor seconds, which hardly see what else the machine does; ratios
 best variant, round by round.
 
 Run it in the parity environment, which has torch. First the losses of both with one set of weights
-are compared. `--newer PYTHON` names another environment's Python, whose JAX ours run with as well.
+are compared. `--newer PYTHON` names another environment's Python, whose JAX ours run with as well:
+`.venv313/bin/python` after `make test PYTHON=python3.13 VENV=.venv313`.
 """
 
 import argparse
@@ -168,6 +169,8 @@ def main() -> None:
     shapes = options.shapes or (LARGER if options.larger else SHAPES)
     variants = options.variants or (FEW if options.larger else list(VARIANTS))
     if not options.newer:
+        if any(name.endswith(NEWER) for name in options.variants or []):
+            parser.error(f"variants that end in {NEWER!r} need --newer PYTHON")
         variants = [name for name in variants if not name.endswith(NEWER)]
     settings = {"rounds": options.rounds, "steps": options.steps, "limit": LIMIT}
     figures: dict[str, dict] = {"loss with the same weights": check_losses()}
