@@ -43,6 +43,7 @@ from ._path_patterns import make_path_patterns as make_path_patterns
 from ._peft_export import export_peft as export_peft
 from ._peft_import import import_peft as import_peft
 from ._peft_import import load_peft as load_peft
+from ._products import accumulate_in_float32 as accumulate_in_float32
 from ._report import ParamReport as ParamReport
 from ._report import report_params as report_params
 from ._sharding import make_specs as make_specs

@@ -17,13 +17,14 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from ._compiling import compiler_options
+from ._compiling import find_platform, options_for, widens_bfloat16
 from ._config import LNTuningConfig
 from ._errors import LNTuningError, TreeError, ZeroGradientWarning
 from ._gradients import accumulate_gradients, differentiate, value_and_grad
 from ._many import check_many, choose_state, train_many
 from ._optimizer import refuse_inference
 from ._paths import flatten, join
+from ._products import replace_products
 from ._step_numbers import are_finite, average, clip, is_all_zero
 from ._train_state import TrainState
 
@@ -52,7 +53,8 @@ def make_train_step(
     exactly zero for every trainable leaf also gives a `ZeroGradientWarning`, without making the
     host wait for the device: the first step's at once, a later one's on the first call after the
     device has finished it. On a CPU the step is compiled with `compiler_options()`, so that remat
-    holds there; inside another `jax.jit` the outer one's options count.
+    holds there, and goes through `accumulate_in_float32`; inside another `jax.jit` it is the outer
+    one's to do both.
 
     Args:
         loss_fn: `loss_fn(params, *batch)`, a scalar loss on the merged tree; with a state that has
@@ -198,17 +200,20 @@ class TrainStep:
         """The step for a state of these shardings, which it gives back: else it compiles twice."""
         leaves, treedef = jax.tree.flatten(state)
         shardings = tuple(_get_mesh_sharding(leaf) for leaf in leaves)
-        # Only the outermost `jax.jit` may ask the compiler for anything.
+        # Only the outermost `jax.jit` may ask the compiler for anything, and is after gradients.
         traced = any(isinstance(leaf, Tracer) for leaf in leaves)
-        kind = (treedef, shardings, traced)
+        platform = None if traced else find_platform(leaves)
+        kind = (treedef, shardings, platform)
         if kind not in self._jitted:
             _check_frozen(frozen)
-            options: dict[str, Any] = {"donate_argnums": self._donated}
-            if not traced:
-                options["compiler_options"] = compiler_options()
+            function, options = self._function, {"donate_argnums": self._donated}
+            if platform is not None:
+                options["compiler_options"] = options_for(platform)
+                if widens_bfloat16(platform):
+                    function = replace_products(function)
             if any(shardings):
                 options["out_shardings"] = (treedef.unflatten(shardings), None)
-            self._jitted[kind] = jax.jit(self._function, **options)
+            self._jitted[kind] = jax.jit(function, **options)
         return self._jitted[kind]
 
     def _check(self, call: int, flag: Any) -> None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
 
 import lntune_jax as lnt
 from lntune_jax import _compiling
@@ -65,15 +66,30 @@ def test_inside_another_jit_the_step_asks_the_compiler_for_nothing():
     assert jax.eval_shape(step, state, frozen)[0].step.shape == ()
 
 
+BARRIERS = "cse_barrier_expander"
+
+
 @pytest.mark.parametrize(
-    ("flags", "backend", "expected"),
+    ("flags", "backend", "version", "expected"),
     [
-        ("--xla_cpu_enable_fast_math=false", "cpu", {"xla_disable_hlo_passes"}),
-        ("--xla_disable_hlo_passes=algsimp", "cpu", set()),
-        ("", "gpu", set()),
+        ("--xla_a=b", "cpu", (0, 11, 1), [f"{BARRIERS},while-loop-invariant-code-motion"]),
+        ("--xla_a=b", "cpu", (0, 11, 2), [BARRIERS]),
+        ("--xla_disable_hlo_passes=algsimp", "cpu", (0, 11, 1), []),
+        ("", "gpu", (0, 11, 1), []),
     ],
 )
-def test_options_are_for_a_cpu_and_replace_no_flag(monkeypatch, flags, backend, expected):
+def test_options_are_for_a_cpu_and_replace_no_flag(monkeypatch, flags, backend, version, expected):
     monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setattr(_compiling.jax, "default_backend", lambda: backend)
-    assert set(lnt.compiler_options()) == expected
+    monkeypatch.setattr(_compiling.jax, "__version_info__", version)
+    assert list(lnt.compiler_options().values()) == expected
+
+
+def test_a_program_is_compiled_for_where_its_arrays_are(monkeypatch):
+    there = jnp.ones(2)
+    mesh = jax.sharding.AbstractMesh((2,), ("data",))
+    abstract = jax.ShapeDtypeStruct((2,), "float32", sharding=NamedSharding(mesh, jax.P()))
+    anywhere = [np.ones(2), 1.0, jax.ShapeDtypeStruct((2,), "float32"), abstract]
+    monkeypatch.setattr(_compiling.jax, "default_backend", lambda: "tpu")
+    assert _compiling.find_platform(anywhere) == "tpu"
+    assert _compiling.find_platform([*anywhere, there]) == "cpu"

@@ -105,7 +105,11 @@ class MeanLoss:
         # Every process reads the loss, to come to the same figures.
         whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
         self._mesh = mesh
-        self._loss_of = jax.jit(loss_of, out_shardings=whole)
+        self._loss_of = jax.jit(
+            lnt.accumulate_in_float32(loss_of),
+            compiler_options=lnt.compiler_options(),
+            out_shardings=whole,
+        )
 
     def measure(
         self,

@@ -57,7 +57,11 @@ class Classifier:
         # Every process reads all logits, to come to the same figures.
         whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
         self._mesh = mesh
-        self._logits_of = jax.jit(logits_of, out_shardings=whole)
+        self._logits_of = jax.jit(
+            lnt.accumulate_in_float32(logits_of),
+            compiler_options=lnt.compiler_options(),
+            out_shardings=whole,
+        )
 
     def logits(
         self,

@@ -1,0 +1,128 @@
+"""Products of bfloat16 on a CPU: multiplied as they are, in place of widened to float32 first.
+
+XLA's library for a CPU multiplies bfloat16 and adds up in float32, by instructions of the
+processor where it has them. Up to jax 0.11.1 it gives float32 only, so XLA widens both operands of
+a product whose result is bfloat16, a frozen kernel too and at every step. Here such a product is
+asked for in float32 and its result rounded. That is done to what JAX has traced, so that a model's
+code, the residuals of its backward pass and any policy of `jax.checkpoint` are what they were.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.core import primitives
+
+from ._compiling import widens_bfloat16
+
+# Their bodies are part of the program around them. Not those of Pallas, which are kernels.
+_CALL_NAMES = (
+    "jit pjit closed_call core_call custom_jvp_call custom_vjp_call checkpoint remat2 scan while "
+    "cond shard_map"
+)
+_CALLS = frozenset(_CALL_NAMES.split())
+
+
+def accumulate_in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a function whose matrix products of bfloat16 run as such on a CPU with jax 0.10.
+
+    For a `jax.jit` of your own, around the whole of it: a step with its gradients, or a forward
+    pass. XLA of jax 0.10 and of 0.11 up to 0.11.1 widens bfloat16 to float32 on a CPU, weights too
+    and each time, where a product's result is bfloat16. The new function asks for results in
+    float32 and rounds them: the same sums and the same types, up to twice as fast where the
+    processor multiplies bfloat16. `make_train_step` does so by itself. Figures:
+    docs/benchmarks/cpu.md.
+
+    Args:
+        function: any function of arrays that `jax.jit` takes; products with a `precision` of their
+            own are left alone.
+
+    Returns:
+        A function of the same arguments, which traces twice as long; where the default backend is
+        no CPU, and with a newer jax, it does nothing but call `function`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> product = jax.jit(lnt.accumulate_in_float32(lambda x, kernel: x @ kernel))
+        >>> result = product(jnp.ones((16, 8), "bfloat16"), jnp.ones((8, 32), "bfloat16"))
+        >>> result.dtype.name, float(result[0, 0])
+        ('bfloat16', 8.0)
+    """
+
+    @functools.wraps(function)
+    def accumulating(*args: Any, **kwargs: Any) -> Any:
+        if not widens_bfloat16(jax.default_backend()):
+            return function(*args, **kwargs)
+        return replace_products(function)(*args, **kwargs)
+
+    return accumulating
+
+
+def replace_products(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`accumulate_in_float32` wherever it runs."""
+
+    @functools.wraps(function)
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args, **kwargs)
+        results = core.jaxpr_as_fun(_replace(traced, {}))(*jax.tree.leaves((args, kwargs)))
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    return replaced
+
+
+def _replace(jaxpr: Any, done: dict[Any, Any]) -> Any:
+    """The same program, open or closed, with other products; a body called twice stays one."""
+    if jaxpr not in done:
+        if isinstance(jaxpr, core.Jaxpr):
+            equations = [each for old in jaxpr.eqns for each in _replace_equation(old, done)]
+            done[jaxpr] = jaxpr.replace(eqns=equations)
+        else:
+            done[jaxpr] = jaxpr.replace(jaxpr=_replace(jaxpr.jaxpr, done))
+    return done[jaxpr]
+
+
+def _replace_equation(equation: Any, done: dict[Any, Any]) -> tuple[Any, ...]:
+    if _is_rounded_product(equation):
+        return _split(equation)
+    if equation.primitive.name not in _CALLS:
+        return (equation,)
+    params = {name: _visit(value, done) for name, value in equation.params.items()}
+    return (equation.replace(params=params),)
+
+
+def _visit(value: Any, done: dict[Any, Any]) -> Any:
+    """A parameter of a call: a body, several, or anything else."""
+    if isinstance(value, core.Jaxpr | core.ClosedJaxpr):
+        return _replace(value, done)
+    if isinstance(value, tuple) and any(isinstance(item, core.ClosedJaxpr) for item in value):
+        return tuple(_visit(item, done) for item in value)
+    return value
+
+
+def _is_rounded_product(equation: Any) -> bool:
+    if equation.primitive is not primitives.dot_general_p:
+        return False
+    variables = (*equation.invars, *equation.outvars)
+    return equation.params["precision"] is None and all(
+        variable.aval.dtype == jnp.bfloat16 for variable in variables
+    )
+
+
+def _split(equation: Any) -> tuple[Any, Any]:
+    """The product in float32, and its rounding."""
+    (result,) = equation.outvars
+    exact = core.Var(result.aval.update(dtype=jnp.dtype("float32"), weak_type=False))
+    params = equation.params | {"preferred_element_type": exact.aval.dtype}
+    rounding = {"new_dtype": result.aval.dtype, "weak_type": False, "sharding": None}
+    return equation.replace(outvars=[exact], params=params), equation.replace(
+        primitive=primitives.convert_element_type_p,
+        invars=[exact],
+        outvars=[result],
+        params=rounding,
+    )
