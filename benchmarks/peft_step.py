@@ -28,7 +28,12 @@ from _results import write_results
 
 WORKER = Path(__file__).parent / "_peft_worker.py"
 SHAPES = ["minilm:8x64:float32", "minilm:8x64:bfloat16"]
-LARGER = ["bert:4x128:float32", "smollm2:2x96:float32", "gpt2:2x128:float32"]
+LARGER = [
+    "bert:4x128:float32",
+    "smollm2:2x96:float32",
+    "gpt2:2x128:float32",
+    "smollm2:2x96:bfloat16",
+]
 LIMIT = 1.0
 PACKAGES = ("torch", "peft", "transformers")
 # What a process is asked for, and the environment that it is started in. Threads are XLA's own

@@ -10,7 +10,7 @@ code, the residuals of its backward pass and any policy of `jax.checkpoint` are 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -80,20 +80,26 @@ def _replace(jaxpr: Any, done: dict[Any, Any]) -> Any:
     """The same program, open or closed, with other products; a body called twice stays one."""
     if jaxpr not in done:
         if isinstance(jaxpr, core.Jaxpr):
-            equations = [each for old in jaxpr.eqns for each in _replace_equation(old, done)]
-            done[jaxpr] = jaxpr.replace(eqns=equations)
+            done[jaxpr] = jaxpr.replace(eqns=_replace_equations(jaxpr.eqns, done))
         else:
             done[jaxpr] = jaxpr.replace(jaxpr=_replace(jaxpr.jaxpr, done))
     return done[jaxpr]
 
 
-def _replace_equation(equation: Any, done: dict[Any, Any]) -> tuple[Any, ...]:
-    if _is_rounded_product(equation):
-        return _split(equation)
-    if equation.primitive.name not in _CALLS:
-        return (equation,)
-    params = {name: _visit(value, done) for name, value in equation.params.items()}
-    return (equation.replace(params=params),)
+def _replace_equations(equations: Sequence[Any], done: dict[Any, Any]) -> list[Any]:
+    replaced: list[Any] = []
+    transposes: dict[Any, Any] = {}
+    for equation in equations:
+        if _is_rounded_product(equation):
+            replaced += _split(_fold(equation, transposes))
+            continue
+        if equation.primitive is primitives.transpose_p:
+            transposes[equation.outvars[0]] = equation
+        elif equation.primitive.name in _CALLS:
+            params = {name: _visit(value, done) for name, value in equation.params.items()}
+            equation = equation.replace(params=params)
+        replaced.append(equation)
+    return replaced
 
 
 def _visit(value: Any, done: dict[Any, Any]) -> Any:
@@ -114,11 +120,32 @@ def _is_rounded_product(equation: Any) -> bool:
     )
 
 
+def _fold(equation: Any, transposes: dict[Any, Any]) -> Any:
+    """The product of what its operands are transposes of, where that is the same numbers.
+
+    XLA does so too, but after it has looked for products that its library takes.
+    """
+    operands, dimensions = [], []
+    numbers = zip(*equation.params["dimension_numbers"], strict=True)
+    for operand, (contracted, batch) in zip(equation.invars, numbers, strict=True):
+        transpose = transposes.get(operand) if isinstance(operand, core.Var) else None
+        if transpose is not None:
+            order = transpose.params["permutation"]
+            free = [order[axis] for axis in range(len(order)) if axis not in (*contracted, *batch)]
+            if free == sorted(free) and all(order[axis] == axis for axis in batch):
+                (operand,) = transpose.invars
+                contracted = tuple(order[axis] for axis in contracted)
+        operands.append(operand)
+        dimensions.append((contracted, batch))
+    params = equation.params | {"dimension_numbers": tuple(zip(*dimensions, strict=True))}
+    return equation.replace(invars=operands, params=params)
+
+
 def _split(equation: Any) -> tuple[Any, Any]:
     """The product in float32, and its rounding."""
     (result,) = equation.outvars
     exact = core.Var(result.aval.update(dtype=jnp.dtype("float32"), weak_type=False))
-    params = equation.params | {"preferred_element_type": exact.aval.dtype}
+    params = equation.params | {"preferred_element_type": jnp.dtype("float32")}
     rounding = {"new_dtype": result.aval.dtype, "weak_type": False, "sharding": None}
     return equation.replace(outvars=[exact], params=params), equation.replace(
         primitive=primitives.convert_element_type_p,

@@ -206,7 +206,8 @@ class TrainStep:
         kind = (treedef, shardings, platform)
         if kind not in self._jitted:
             _check_frozen(frozen)
-            function, options = self._function, {"donate_argnums": self._donated}
+            function = self._function
+            options: dict[str, Any] = {"donate_argnums": self._donated}
             if platform is not None:
                 options["compiler_options"] = options_for(platform)
                 if widens_bfloat16(platform):
