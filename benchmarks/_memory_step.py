@@ -9,10 +9,6 @@ from lntune_jax.models import base_specs, causal_lm_loss
 from lntune_jax.models._build import nest
 from lntune_jax.models._lora import add_lora, lora_shapes
 
-# The CPU compiler takes out the barriers that keep recomputed work apart from the first, and then
-# merges the two: without this option remat changes nothing there.
-KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-
 
 def flat(params):
     """A tree's leaves by their paths."""
@@ -82,8 +78,9 @@ def compile_step(model, method, tokens, mesh=None):
         kept = shardings if method == "full" else (*shardings[:2], None)
         options = {"out_shardings": (*kept, None)}
     donated = (0, 1, 2) if method == "full" else (0, 1)
-    jitted = jax.jit(step, donate_argnums=donated, **options)
-    return jitted.lower(*given, tokens).compile(compiler_options=KEEP_BARRIERS)
+    # For every method what `make_train_step` does by itself for one of them.
+    jitted = jax.jit(lnt.accumulate_in_float32(step), donate_argnums=donated, **options)
+    return jitted.lower(*given, tokens).compile(compiler_options=lnt.compiler_options())
 
 
 def compiled_bytes(model, method, tokens, mesh=None):

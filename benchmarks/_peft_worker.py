@@ -58,15 +58,15 @@ def make_peft_step(shape: Shape, compiled: bool) -> Callable[[], Any]:
     return step
 
 
-def make_loss(shape: Shape):
-    """One of our models and `loss_fn(params, batch)`."""
+def make_loss(shape: Shape, **options: Any):
+    """One of our models and `loss_fn(params, batch)`; the options are `from_config`'s."""
     import jax.numpy as jnp
     import optax
 
     import lntune_jax as lnt
 
     task = "CAUSAL_LM" if is_decoder(shape) else "SEQ_CLS"
-    model = lnt.models.from_config(make_config(shape), task, dtype=shape.dtype)
+    model = lnt.models.from_config(make_config(shape), task, dtype=shape.dtype, **options)
 
     def loss_fn(params, batch):
         if is_decoder(shape):
@@ -78,20 +78,14 @@ def make_loss(shape: Shape):
     return model, loss_fn
 
 
-def make_our_step(shape: Shape, divided: bool) -> Callable[[], Any]:
-    """`make_train_step` over a model of `lntune_jax.models`, with random weights.
-
-    Divided, every device has a copy of the weights and its part of the rows.
-    """
+def make_halves(model: Any, shape: Shape) -> Any:
+    """Random parameters of one of our models, split: what trains, and the rest."""
     import jax
     import jax.numpy as jnp
     import numpy as np
-    import optax
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     import lntune_jax as lnt
 
-    model, loss_fn = make_loss(shape)
     random = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -101,7 +95,24 @@ def make_our_step(shape: Shape, divided: bool) -> Callable[[], Any]:
 
     params = jax.tree_util.tree_map_with_path(draw, model.params)
     heads = None if is_decoder(shape) else ["classifier"]
-    trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig(modules_to_save=heads))
+    config = lnt.LNTuningConfig(modules_to_save=heads)
+    return lnt.partition_params(params, config, name_map=model.name_map)
+
+
+def make_our_step(shape: Shape, divided: bool) -> Callable[[], Any]:
+    """`make_train_step` over a model of `lntune_jax.models`, with random weights.
+
+    Divided, every device has a copy of the weights and its part of the rows.
+    """
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    import lntune_jax as lnt
+
+    model, loss_fn = make_loss(shape)
+    trainable, frozen = make_halves(model, shape)
     batch = {name: jnp.asarray(value) for name, value in make_batch(shape).items()}
     if divided:
         mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))

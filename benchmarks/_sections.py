@@ -54,6 +54,10 @@ SECTIONS = (
         "peft_step_larger", "Beside PEFT in PyTorch: larger models", "peft_step", "--larger",
         columns=_PEFT,
     ),
+    Section("bfloat16_step", "A step in bfloat16 on a CPU", columns={
+        "time_to_plain": "time (jax.jit = 1)",
+    }),
+    Section("products", "Single matrix products", columns={"by": "computed by"}),
     Section("bfloat16_parity", "Small steps on a bfloat16 base", columns={
         "moved": "entries that moved, %", "seen": "seen by the forward pass, %",
         "before": "loss before", "after": "loss after", "runs": "learning rate",

@@ -32,7 +32,6 @@ SHAPE = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
 }
-KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 LENGTHS = (128, 64, 64, 48, 32, 32, 16, 128)
 
 
@@ -76,7 +75,7 @@ def make_step(shared, inputs, remat="none", chunk=8192, keep=True, scan_layers=F
 
     arguments = [jax.tree.map(jnp.copy, trainable), tx.init(trainable), frozen, ids, inputs]
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments)
-    compiled = lowered.compile(compiler_options=KEEP_BARRIERS if keep else None)
+    compiled = lowered.compile(compiler_options=lnt.compiler_options() if keep else None)
     found = compiled.memory_analysis()
     peak = found.argument_size_in_bytes + found.temp_size_in_bytes
     peak += found.output_size_in_bytes - found.alias_size_in_bytes

@@ -4,9 +4,9 @@ One row, AdamW, random shapes only: nothing runs. The peak of the compiled step 
 lengths, a polynomial of the second degree (the scores of attention grow with the square) gives the
 longest that should fit, and one more compilation there says what it takes; where it takes too much
 the length is shortened until it fits. Lengths are multiples of 64. In float32, since for bfloat16
-the CPU compiler computes in float32 with copies of all weights. LoRA is not followed into scanned
-layers: beside it stands LN tuning with layers apart. Attention is XLA's; flash attention
-keeps no scores, and then lengths are far greater on a GPU.
+the CPU compiler does much of its work in float32. LoRA is not followed into scanned layers: beside
+it stands LN tuning with layers apart. Attention is XLA's; flash attention keeps no scores, and then
+lengths are far greater on a GPU.
 """
 
 import argparse

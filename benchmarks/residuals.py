@@ -16,12 +16,12 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
-from _memory_step import KEEP_BARRIERS
 from _programs import count_bytes
 from _results import write_results
 from _shapes import BERT, SMOLLM2, split_loss
 from jax.ad_checkpoint import print_saved_residuals
 
+import lntune_jax as lnt
 from lntune_jax.models import from_config
 
 # The function that an entry comes from, and what it is.
@@ -102,7 +102,7 @@ def held(name, method, tokens) -> float:
             return jax.tree.map(jnp.sum, gradient(*arguments))
 
         lowered = jax.jit(sums).lower(*given, tokens)
-        found = count_bytes(lowered.compile(compiler_options=KEEP_BARRIERS))
+        found = count_bytes(lowered.compile(compiler_options=lnt.compiler_options()))
         bytes_of.append(found["temporary_bytes"])
     return (bytes_of[1] - bytes_of[0]) / 2 / tokens.size
 
