@@ -33,7 +33,7 @@ OPTIMIZER = optax.adamw(1e-4, weight_decay=0.0)
 
 def make_steps(shape: Shape, scanned: bool) -> dict[str, tuple[Callable[[], object], float]]:
     """By variant, a function that takes a step, and the bytes of its temporaries."""
-    model, loss = make_loss(shape, scan_layers=scanned) if scanned else make_loss(shape)
+    model, loss = make_loss(shape, scan_layers=scanned)
     trainable, frozen = make_halves(model, shape)
     batch = {name: jnp.asarray(value) for name, value in make_batch(shape).items()}
     gradient = lnt.value_and_grad(loss)

@@ -4,13 +4,13 @@ Llama-like trees of 100 to 100,000 leaves, abstract (`jax.ShapeDtypeStruct`) and
 arrays). For each function processor time a leaf (the best of a few runs, with Python's garbage
 collector and without), and for abstract trees the bytes a leaf that are kept and that are
 needed at the peak (tracemalloc, in a run of its own). Linear means the same time a leaf at any
-size, as far as the machine can: the objects of a large tree lie outside its caches. So JAX's own
-`jax.tree.map`, which calls a function that does nothing once a leaf, is timed beside ours, and the
-limit is on our growth a leaf from 1,000 leaves on over JAX's: 2, without the collector. In a small
-run the collector never looks at all objects, in one of more than about 10,000 leaves it does, those
-of JAX's modules included. The tree of Llama-3.1-405B (126 layers) has a limit of its own: 50 ms for
-`partition_params`. The last lines split the largest tree under other patterns: expressions are
-matched against every path.
+size, as far as the machine can: the objects of a large tree may not fit into its caches. So JAX's
+own `jax.tree.map`, which calls a function that does nothing once a leaf, is timed beside ours, and
+the limit is on our growth a leaf from 1,000 leaves on over JAX's: 2, without the collector. In a
+small run the collector never looks at all objects, in one of more than about 10,000 leaves it does,
+those of JAX's modules included. The tree of Llama-3.1-405B (126 layers) has a limit of its own: 50
+ms for `partition_params`. The last lines split the largest tree under other patterns: expressions
+are matched against every path.
 """
 
 import argparse

@@ -200,7 +200,8 @@ class TrainStep:
         """The step for a state of these shardings, which it gives back: else it compiles twice."""
         leaves, treedef = jax.tree.flatten(state)
         shardings = tuple(_get_mesh_sharding(leaf) for leaf in leaves)
-        # Only the outermost `jax.jit` may ask the compiler for anything, and is after gradients.
+        # Inside another `jax.jit` the compiler may not be asked for anything, and a gradient may
+        # still be taken of the step: both are left to the outer one.
         traced = any(isinstance(leaf, Tracer) for leaf in leaves)
         platform = None if traced else find_platform(leaves)
         kind = (treedef, shardings, platform)

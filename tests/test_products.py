@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental import pallas
 
 import lntune_jax as lnt
 from lntune_jax import _compiling, _products
@@ -14,6 +15,10 @@ from lntune_jax import _compiling, _products
 WIDTH = 32
 # As in a run without the flags of the tests: on one thread XLA widens small products.
 THREADS = {"xla_cpu_multi_thread_eigen": True}
+
+
+def replace(function):
+    return _products.replace_products(function)
 
 
 def draw(*shape, seed=0):
@@ -106,15 +111,17 @@ def test_other_products_and_kernels_in_pallas_stay_as_they_are():
         half = x.astype("float16") @ kernel.astype("float16")
         wide = jnp.matmul(x, kernel, preferred_element_type="float32")
         own = jnp.matmul(x, kernel, precision="highest")
-        return exact, half, wide, own
+        in_kernel = pallas.pallas_call(
+            multiply, jax.ShapeDtypeStruct((8, WIDTH), "bfloat16"), interpret=True
+        )(x, kernel)
+        return exact, half, wide, own, in_kernel
+
+    def multiply(x, kernel, result):
+        result[...] = x[...] @ kernel[...]
 
     given = draw(8, WIDTH), draw(WIDTH, WIDTH)
     programs = [jax.make_jaxpr(each)(*given) for each in (others, replace(others))]
     assert str(programs[0]) == str(programs[1])
-
-
-def replace(function):
-    return _products.replace_products(function)
 
 
 def test_trees_keys_names_and_effects_pass_through(capfd):

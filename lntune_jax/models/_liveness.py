@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-# Primitives whose bodies are part of the program around them.
-_CALL_NAMES = "jit pjit closed_call core_call custom_jvp_call custom_vjp_call checkpoint remat2"
+from lntune_jax._primitive_names import CALLS, LOOPS
 
 _CHEAP_NAMES = (
     "abs add add_any and broadcast_in_dim ceil clamp convert_element_type copy eq expand_dims "
@@ -30,7 +29,6 @@ _DEAR_NAMES = (
     "logistic pow rem rsqrt sin sqrt tan tanh"
 )
 
-_CALLS = frozenset(_CALL_NAMES.split())
 _DEAR = frozenset(_DEAR_NAMES.split())
 _FUSED = _DEAR | frozenset(_CHEAP_NAMES.split())
 # The same bytes under another shape.
@@ -110,7 +108,7 @@ def _flatten(closed: Any) -> _Program:
 def _body(equation: Any) -> Any | None:
     """The jaxpr of a call, or of a loop of one turn."""
     name = equation.primitive.name
-    if name not in _CALLS and not (name == "scan" and equation.params["length"] == 1):
+    if name not in CALLS and not (name == "scan" and equation.params["length"] == 1):
         return None
     bodies = (equation.params.get(key) for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"))
     found = next(body for body in bodies if body is not None)
@@ -126,7 +124,7 @@ def _inside(equation: Any) -> int:
             for operand, inner, outer in zip(equation.invars, contracted, batch, strict=True)
             if outer and not _in_order(operand.aval.shape, outer, inner)
         )
-    if equation.primitive.name not in ("scan", "while", "cond"):
+    if equation.primitive.name not in LOOPS:
         return 0
     return max(peak_bytes(body) for body in core.jaxprs_in_params(equation.params))
 
