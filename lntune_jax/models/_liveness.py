@@ -3,8 +3,9 @@
 The equations are gone through in order, as XLA runs them. Matrix products, reductions, look-ups
 and loops read what is in memory and write to memory. Elementwise work does not: it is computed
 inside its reader, unless a product or a reduction reads it, or several readers would each have to
-repeat something dear or to read more than one array for it. A product of stacks of matrices
-first copies an operand whose axes are in another order than the product's.
+repeat something dear or to read more than one array for it; its result takes the place of an
+operand of the same size that nobody reads after it. A product of stacks of matrices first copies
+an operand whose axes are in another order than the product's.
 """
 
 from __future__ import annotations
@@ -179,13 +180,18 @@ def _walk(program: _Program, sources: list[frozenset[int]]) -> int:
             last |= dict.fromkeys(read, place)
     for value in program.results:
         last |= dict.fromkeys(sources[value], len(program.equations))
-    ending: dict[int, int] = {}
+    ending: list[list[int]] = [[] for _ in range(len(program.equations) + 1)]
     for value, place in last.items():
-        ending[place] = ending.get(place, 0) + program.sizes[value]
+        ending[place].append(program.sizes[value])
     held = peak = 0
-    for place, equation in enumerate(program.equations):
+    for equation, ended in zip(program.equations, ending, strict=False):
         written = (value for value in equation.writes if value in last)
-        held += sum(program.sizes[value] for value in written if sources[value] == {value})
-        peak = max(peak, held + equation.inside)
-        held -= ending.get(place, 0)
+        new = [program.sizes[value] for value in written if sources[value] == {value}]
+        peak = max(peak, held + sum(new) - _reused(equation, new, ended) + equation.inside)
+        held += sum(new) - sum(ended)
     return peak
+
+
+def _reused(equation: _Equation, new: list[int], ended: list[int]) -> int:
+    """What elementwise work writes where an array of that size lay that ends with it."""
+    return sum(new) if equation.name in _FUSED and set(new) <= set(ended) else 0

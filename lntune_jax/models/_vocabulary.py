@@ -110,33 +110,30 @@ def _forward(
     # Where weights train, a chunk's logits are computed again on the way back, and never kept.
     @jax.checkpoint
     def add(carry: Any, index: Array) -> tuple[Any, None]:
-        highest, total, found, others, pulled = carry
+        highest, found, others, pulled = carry
         part = _part(plan, weights, index)
-        logits, seen = _chunk(plan, states, part, index)
+        logits = _chunk(plan, states, part)
+        found = found + _wanted_logits(plan, logits, wanted, index)
+        # The shift only keeps the exponentials in range: its own gradient is none.
+        top = jax.lax.stop_gradient(jnp.maximum(highest, logits.max(axis=1)))
+        shrink = jnp.exp(highest - top)
         # A zero that only the loop has: a constant's broadcast would be moved out of it, and be
         # there for as long as the loop runs, as large as the logits.
         zero = jnp.minimum(index, 0).astype(jnp.float32)
-        here = (_columns(plan, index) == wanted[:, None]) & ~seen
-        found = found + jnp.where(here, logits, zero).sum(axis=1)
-        top = jnp.maximum(highest, jnp.where(seen, zero - jnp.inf, logits).max(axis=1))
-        # The shift only keeps the exponentials in range: its own gradient is none.
-        top = jax.lax.stop_gradient(top)
-        shrink = jnp.exp(jax.lax.stop_gradient(highest) - top)
-        more = jnp.where(seen, zero, jnp.exp(logits - top[:, None]))
-        total = total * shrink + more.sum(axis=1)
+        more = jnp.where(_is_other(plan, wanted, index), jnp.exp(logits - top[:, None]), zero)
+        others = others * shrink + more.sum(axis=1)
         if pulled is not None:
-            # The wanted entry apart: in float32, which accelerators multiply in fewer bits, the
-            # difference of two rows that are nearly one would be their rounding.
-            more = jnp.where(here, zero, more)
-            others = others * shrink + more.sum(axis=1)
             pulled = pulled * shrink[:, None] + _pull(plan, _uncap(plan, more, logits), part)
-        return (top, total, found, others, pulled), None
+        return (top, found, others, pulled), None
 
     zeros = jnp.zeros_like(states[:, 0], jnp.float32)
     pulled = jnp.zeros_like(states, jnp.float32) if with_gradient else None
-    start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, zeros, pulled)
-    (highest, total, found, others, pulled), _ = jax.lax.scan(add, start, _indices(plan))
+    start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, pulled)
+    (highest, found, others, pulled), _ = jax.lax.scan(add, start, _indices(plan))
     known = (wanted >= 0) & (wanted < plan.rows)
+    # The wanted entry apart: in float32, which accelerators multiply in fewer bits, the difference
+    # of two rows that are nearly one would be their rounding.
+    total = others + jnp.exp(jnp.where(known, found - highest, 0))
     if pulled is not None:
         own = _rows_of(plan, weights, wanted)
         own = _uncap(plan, own, found[:, None])
@@ -157,20 +154,48 @@ def _columns(plan: _Plan, index: Array) -> Int[Array, "1 chunk"]:
     return (_first(plan, index) + jnp.arange(plan.size, dtype=jnp.int32))[None]
 
 
+def _is_other(plan: _Plan, wanted: Array, index: Array) -> Bool[Array, "tokens chunk"]:
+    """Which entries of a chunk are neither the wanted one nor of an earlier chunk."""
+    columns = _columns(plan, index)
+    is_other = columns != wanted[:, None]
+    return is_other if plan.rows % plan.size == 0 else is_other & (columns >= index * plan.size)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _wanted_logits(
+    plan: _Plan, logits: Array, wanted: Array, index: Array
+) -> Float[Array, " tokens"]:
+    """The logit of each token's wanted entry, where this chunk is the first to have it; or 0."""
+    place = wanted - _first(plan, index)
+    found = jnp.take_along_axis(logits, jnp.clip(place, 0, plan.size - 1)[:, None], axis=1)
+    return jnp.where((place < plan.size) & (wanted >= index * plan.size), found[:, 0], 0)
+
+
+def _wanted_logits_forward(plan: _Plan, logits: Array, wanted: Array, index: Array) -> Any:
+    return _wanted_logits(plan, logits, wanted, index), (wanted, index)
+
+
+def _wanted_logits_backward(plan: _Plan, kept: Any, cotangent: Array) -> tuple[Any, None, None]:
+    # Elementwise, where JAX's own would add to an array of zeros as large as the logits.
+    wanted, index = kept
+    here = (_columns(plan, index) == wanted[:, None]) & (wanted >= index * plan.size)[:, None]
+    return jnp.where(here, cotangent[:, None], 0), None, None
+
+
+_wanted_logits.defvjp(_wanted_logits_forward, _wanted_logits_backward)
+
+
 def _part(plan: _Plan, weights: Array, index: Array) -> Array:
     return jax.lax.dynamic_slice_in_dim(weights, _first(plan, index), plan.size, plan.axis)
 
 
 @partial(jax.named_call, name="vocabulary_chunk")
-def _chunk(
-    plan: _Plan, states: Array, part: Array, index: Array
-) -> tuple[Float[Array, "tokens chunk"], Bool[Array, "1 chunk"]]:
-    """One chunk's logits in float32, and which of its rows an earlier chunk had."""
+def _chunk(plan: _Plan, states: Array, part: Array) -> Float[Array, "tokens chunk"]:
+    """One chunk's logits in float32."""
     logits = jax.lax.dot_general(
         states, part, (((1,), (1 - plan.axis,)), ((), ())), preferred_element_type=jnp.float32
     )
-    logits = logits if plan.cap is None else jnp.tanh(logits / plan.cap) * plan.cap
-    return logits, _columns(plan, index) < index * plan.size
+    return logits if plan.cap is None else jnp.tanh(logits / plan.cap) * plan.cap
 
 
 def _uncap(plan: _Plan, slopes: Array, logits: Array) -> Array:
