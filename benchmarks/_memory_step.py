@@ -28,8 +28,9 @@ def make_step(model, method):
         trainable, frozen = lnt.partition_params(model.params, lnt.LNTuningConfig())
         gradient = lnt.value_and_grad(loss)
     elif method == "lora":
-        frozen = flat(model.params)
-        trainable = lora_shapes(frozen, 8)
+        # Nested, since the rules for a mesh go by the names of leaves.
+        frozen = model.params
+        trainable = lora_shapes(flat(frozen), 8)
         gradient = None
     else:
         # float32 masters, as the estimate counts them; the model reads them in its dtype.
@@ -39,8 +40,9 @@ def make_step(model, method):
 
     def step(trainable, state, frozen, tokens):
         if method == "lora":
-            adapted = add_lora(lambda given, x: loss(nest(given), x), frozen, tokens)
-            value, gradients = jax.value_and_grad(adapted)(trainable, frozen, tokens)
+            base = flat(frozen)
+            adapted = add_lora(lambda given, x: loss(nest(given), x), base, tokens)
+            value, gradients = jax.value_and_grad(adapted)(trainable, base, tokens)
         elif method == "full":
             held = trainable if frozen is None else frozen
             value, gradients = jax.value_and_grad(loss)(held, tokens)

@@ -86,8 +86,7 @@ SECTIONS = (
         "--shape llama-3.2-1b",
     ),
     Section("memory_estimate", "How near the memory estimate is", columns={
-        "compiler": "compiler_bytes", "estimate": "estimate_bytes", "cases": "",
-        "worst": "largest relative error",
+        "estimates": "", "each": None,
     }),
     Section("depth", "Norms of the top layers only", columns={
         "time_ratio": "time (all layers = 1)", "limit_gflops": "straight line_gflops",

@@ -27,6 +27,7 @@ from lntune_jax.models import from_config
 
 FIGURE = Path(__file__).parents[1] / "docs" / "benchmarks" / "remat.png"
 REMATS = ("none", "norms", "dots", "full")
+MARKS = ("o", "D", "X", "v")
 CASES = {
     **{f"LN, {remat}": ("ln", remat, False) for remat in REMATS},
     **{f"LN, {remat}, scanned": ("ln", remat, True) for remat in REMATS},
@@ -62,21 +63,20 @@ def plot(figures, path):
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    forms = {"": ("LN tuning, layers apart", (6, 4), "left"), ", scanned": ("", (-6, -9), "right")}
-    for ending, (label, offset, side) in forms.items():
+    for ending, form in {"": "layers apart", ", scanned": "layers scanned"}.items():
         points = [figures[f"LN, {remat}{ending}"] for remat in REMATS]
         places = [(own["time_ratio"], own["peak_ratio"]) for own in points]
-        axes.plot(*zip(*places, strict=True), "o-", label=label or "LN tuning, layers scanned")
-        for remat, place in zip(REMATS, places, strict=True):
-            axes.annotate(
-                remat, place, xytext=offset, textcoords="offset points", ha=side, fontsize=8
-            )
+        (line,) = axes.plot(*zip(*places, strict=True), label=f"LN tuning, {form}")
+        for mark, place in zip(MARKS, places, strict=True):
+            axes.plot(*place, mark, color=line.get_color())
+    for remat, mark in zip(REMATS, MARKS, strict=True):
+        axes.plot([], [], mark, color="grey", label=f"remat {remat}")
     for name, mark in {"LoRA, none": "^", "full fine-tuning, none": "s"}.items():
         own = figures[name]
         axes.plot(own["time_ratio"], own["peak_ratio"], mark, label=name)
     axes.set_xlabel("time of a step (LN tuning without remat = 1)")
     axes.set_ylabel("peak memory (LN tuning without remat = 1)")
-    axes.legend(loc="upper center", fontsize=8)
+    axes.legend(loc="upper left", fontsize=8)
     axes.margins(x=0.12, y=0.1)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
