@@ -58,12 +58,12 @@ class Mesh:
 def gathered(model: Llama, mesh: Mesh, size: int) -> int:
     """Bytes of kernels that a device gathers in a step: the results of its all-gathers.
 
-    Every layer's for both passes, the output weights for the loss, its second pass and the
-    gradient of its input (of which the last two are one on a mesh without "tensor").
+    Every layer's for both passes, and the output weights for the loss and for the gradient of its
+    input, which are one on a mesh without "tensor".
     """
     if mesh.fsdp == 1:
         return 0
-    heads = 3 if mesh.tensor > 1 else 2
+    heads = 2 if mesh.tensor > 1 else 1
     return (2 * model.layers * model.kernels + heads * model.table) * size // mesh.tensor
 
 
@@ -73,14 +73,15 @@ def added(model: Llama, mesh: Mesh, rows: int, length: int, size: int, *, merged
     Of each layer the outputs of attention and MLP, that of attention once more in the second pass,
     and on the way back the gradients at the inputs of q, k, v, and of gate and up: five sums as the
     CPU's compiler writes them, two where the compiler adds before it sends (`merged`). Besides the
-    vectors of the words, the gradient at the loss's input, and four numbers for each word's loss.
+    vectors of the words, the wanted words' output weights, the gradient at the loss's input, and
+    three numbers for each word's loss.
     """
     if mesh.tensor == 1:
         return 0
     state = rows * length * model.width * size
     last = rows * (length - 1) * model.width * size
-    losses = 4 * rows * (length - 1) * 4
-    return (model.layers * (5 if merged else 8) + 1) * state + last + losses
+    losses = 3 * rows * (length - 1) * 4
+    return (model.layers * (5 if merged else 8) + 1) * state + 2 * last + losses
 
 
 def norm_gradients(model: Llama, mesh: Mesh) -> int:
@@ -97,13 +98,12 @@ def operations(model: Llama, rows: int, length: int) -> float:
     """Floating-point operations of a step on so many rows, on all devices that share them.
 
     Forward, second forward and the gradients of the inputs: three passes of two operations for each
-    entry of a kernel and token, where full fine-tuning has four; causal attention is half of all
-    pairs of words.
+    entry of a kernel and token, where full fine-tuning has four; of the output weights two. Causal
+    attention is half of all pairs of words.
     """
     tokens = rows * length
-    products = model.layers * model.kernels + model.table
-    scores = model.layers * 2 * model.heads * model.head * length / 2
-    return 3 * 2 * tokens * (products + scores)
+    scores = 2 * model.heads * model.head * length / 2
+    return 2 * tokens * (3 * model.layers * (model.kernels + scores) + 2 * model.table)
 
 
 def state_bytes(model: Llama) -> int:
