@@ -2,11 +2,10 @@
 
 One row, AdamW, random shapes only: nothing runs. The peak of the compiled step is found at three
 lengths, a polynomial of the second degree (the scores of attention grow with the square) gives the
-longest that should fit, and one more compilation there says what it takes; where it takes too much
-the length is shortened until it fits. Lengths are multiples of 64. In float32, since for bfloat16
-the CPU compiler does much of its work in float32. LoRA is not followed into scanned layers: beside
-it stands LN tuning with layers apart. Attention is XLA's; flash attention keeps no scores, and then
-lengths are far greater on a GPU.
+longest that should fit, and that is compiled too; so on, until one fits and the next does not.
+Lengths are multiples of 64. In float32, since for bfloat16 the CPU compiler does much of its work
+in float32. LoRA is not followed into scanned layers: beside it stands LN tuning with layers apart.
+Attention is XLA's; flash attention keeps no scores, and then lengths are far greater on a GPU.
 """
 
 import argparse
@@ -41,9 +40,10 @@ def bytes_at(config, case, length):
     return compiled_bytes(model, method, jax.ShapeDtypeStruct((1, length), "int32"))
 
 
-def fit(points):
-    """The polynomial of the second degree through three lengths and their bytes."""
-    return np.polyfit(list(points), list(points.values()), 2)
+def fit(points, memory):
+    """The polynomial of the second degree through the three lengths that come nearest."""
+    near = sorted(points, key=lambda length: abs(points[length] - memory))[:3]
+    return np.polyfit(near, [points[length] for length in near], 2)
 
 
 def longest_by(curve, memory):
@@ -56,16 +56,17 @@ def longest_by(curve, memory):
     return int(length) // STEP * STEP
 
 
-def find_longest(config, case, memory, curve):
-    """The longest that was compiled and fits, and its bytes; shortened until it does."""
-    length = longest_by(curve, memory)
-    while length > 0:
-        found = bytes_at(config, case, length)
-        if found <= memory:
-            return length, found
-        short = int(length * (memory / found)) // STEP * STEP
-        length = min(max(short, length - 8 * STEP), length - STEP)
-    return 0, 0
+def find_longest(config, case, memory, probes):
+    """The longest that was compiled and fits, where the next was compiled too, and its bytes."""
+    points = dict(probes)
+    while True:
+        fitting = max((length for length, held in points.items() if held <= memory), default=0)
+        beyond = min((length for length, held in points.items() if held > memory), default=None)
+        if beyond is not None and beyond - fitting <= STEP:
+            return fitting, points.get(fitting, 0)
+        length = max(longest_by(fit(points, memory), memory), fitting + STEP)
+        length = length if beyond is None else min(length, beyond - STEP)
+        points[length] = bytes_at(config, case, length)
 
 
 def main() -> None:
@@ -80,10 +81,10 @@ def main() -> None:
     memories = options.memory or MEMORIES[options.shape]
     figures: dict = {}
     for name, case in CASES.items():
-        curve = fit({length: bytes_at(config, case, length) for length in PROBES})
+        probes = {length: bytes_at(config, case, length) for length in PROBES}
         figures[name] = {}
         for memory in memories:
-            length, held = find_longest(config, case, memory * 1e9, curve)
+            length, held = find_longest(config, case, memory * 1e9, probes)
             figures[name][f"{memory:g} GB"] = length
             figures[name][f"held of {memory:g} GB"] = held / 1e9
         cells = "".join(f"{figures[name][f'{memory:g} GB']:10,d}" for memory in memories)
