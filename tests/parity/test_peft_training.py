@@ -124,7 +124,8 @@ def test_the_reference_run_is_what_peft_does():
     found = reference.train_bert().arrays
     assert found.keys() == expected.keys()
     for name, array in found.items():
-        np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        # PyTorch rounds otherwise on other processors: 2.7e-6 apart in the logits on one of them.
+        np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_a_bfloat16_base_stays_as_it_is_in_peft_and_learns_here():
