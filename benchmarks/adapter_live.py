@@ -27,7 +27,7 @@ from _timing import time_in_turns
 
 import lntune_jax as lnt
 from lntune_jax import bank as banks
-from lntune_jax import checkpoint
+from lntune_jax.training import checkpoints as checkpoint
 
 CONFIG = lnt.LNTuningConfig()
 STATES = {

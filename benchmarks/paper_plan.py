@@ -38,8 +38,8 @@ from _plan import (
 from _results import write_results
 
 import lntune_jax as lnt
-from lntune_jax.checkpoint import open_checkpoints, save_state
 from lntune_jax.models import estimate_memory, from_config
+from lntune_jax.training.checkpoints import open_checkpoints, save_state
 
 MODELS = {
     "70B": Llama(8192, 80, 64, 8, 128, 28672, 128256),

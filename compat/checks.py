@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 import lntune_jax as lnt
-from lntune_jax._paths import flatten, join
+from lntune_jax.paths import flatten, join
 
 
 def list_leaves(tree):

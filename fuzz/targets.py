@@ -19,15 +19,15 @@ import numpy as np
 
 import lntune_jax as lnt
 from lntune_jax import _bank_files
-from lntune_jax._adapter_files import METADATA_FILE
 from lntune_jax._adapter_metadata import _render, read_metadata
 from lntune_jax._fingerprint import explain_difference
-from lntune_jax._json_files import parse_json
-from lntune_jax._regex import Pattern
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models._directory import read_config
 from lntune_jax.models._files import open_weights
 from lntune_jax.models._shards import read_checkpoint
+from lntune_jax.selection.regex import Pattern
+from lntune_jax.storage.checksums import METADATA_FILE
+from lntune_jax.storage.json_files import parse_json
 
 PARAMS: dict[str, Any] = {
     "model": {

@@ -11,22 +11,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ._adapter_arrays import to_numpy, write_arrays
 from ._adapter_checks import check_trainable, check_values, fill_holes
-from ._adapter_files import describe_files
 from ._adapter_metadata import Metadata, describe_leaf, write_metadata
 from ._adapter_place import check_place, place_leaves
 from ._adapter_processes import write_on_first_process
 from ._adapter_reading import ARRAYS_DIRECTORY, read_directory, read_target
 from ._adapter_reading import Adapter as Adapter
 from ._adapter_target import check_target
-from ._config import LNTuningConfig
-from ._errors import AdapterError
-from ._files import resolve_path, write_directory
 from ._fingerprint import explain_difference, list_frozen, make_fingerprint
-from ._layer_view import join_arrays, split_arrays
-from ._name_rules import NameMap
-from ._selection import Views, select_views
+from .config import LNTuningConfig
+from .errors import AdapterError
+from .names.layers import join_arrays, split_arrays
+from .names.rules import NameMap
+from .selection.select import Views, select_views
+from .storage.arrays import to_numpy, write_arrays
+from .storage.checksums import describe_files
+from .storage.directories import resolve_path, write_directory
 
 
 def save_adapter(

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._adapter_messages import list_names
-from ._errors import AdapterError
-from ._partition import Taken, is_taken
-from ._paths import get_shape
+from .errors import AdapterError
+from .messages import list_names
+from .partition import Taken, is_taken
+from .paths import get_shape
 
 _LONGEST_PATH = 4096  # bytes; Orbax's store has a limit too
 

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._adapter_arrays import hash_array
 from ._adapter_fields import check_fields, check_size
-from ._adapter_files import METADATA_FILE
-from ._config import CONFIG_FILE
-from ._errors import AdapterError
-from ._json_files import parse_json, read_bounded
+from .config import CONFIG_FILE
+from .errors import AdapterError
+from .storage.arrays import hash_array
+from .storage.checksums import METADATA_FILE
+from .storage.json_files import parse_json, read_bounded
 
 FORMAT_VERSION = 1
 # For json.dumps: how the file is written, and how it was before (a fifth longer); both are read.

@@ -15,14 +15,14 @@ import numpy as np
 from jax.core import Tracer
 
 from ._adapter_checks import fill_holes
-from ._adapter_messages import list_names
-from ._config import LNTuningConfig
-from ._errors import AdapterError, SelectionError, TreeError
-from ._layer_view import list_parts, view
-from ._name_maps import NameMap, get_name_map
-from ._paths import flatten, get_shape, join
-from ._roles import Selection
-from ._selection import Views, select_views
+from .config import LNTuningConfig
+from .errors import AdapterError, SelectionError, TreeError
+from .messages import list_names
+from .names.layers import list_parts, view
+from .names.maps import NameMap, get_name_map
+from .paths import flatten, get_shape, join
+from .selection.roles import Selection
+from .selection.select import Views, select_views
 
 
 def check_place(

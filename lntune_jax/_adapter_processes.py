@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ._errors import AdapterError
+from .errors import AdapterError
 
 
 def write_on_first_process(write: Callable[[], None]) -> None:

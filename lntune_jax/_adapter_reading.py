@@ -13,12 +13,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ._adapter_arrays import read_arrays
-from ._adapter_files import METADATA_FILE, check_files
 from ._adapter_metadata import ADAPTER, Kind, Metadata, describe_leaf, read_metadata
-from ._config import CONFIG_FILE, LNTuningConfig
-from ._errors import AdapterError, ConfigError
-from ._files import identify, list_asides
+from .config import CONFIG_FILE, LNTuningConfig
+from .errors import AdapterError, ConfigError
+from .storage.arrays import read_arrays
+from .storage.checksums import METADATA_FILE, check_files
+from .storage.directories import identify, list_asides
 
 ARRAYS_DIRECTORY = "arrays"
 _T = TypeVar("_T")

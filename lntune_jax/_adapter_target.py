@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ._adapter_files import METADATA_FILE, list_files
-from ._adapter_messages import list_names
 from ._adapter_metadata import ADAPTER, Kind, read_metadata
-from ._errors import AdapterError
-from ._files import identify
+from .errors import AdapterError
+from .messages import list_names
+from .storage.checksums import METADATA_FILE, list_files
+from .storage.directories import identify
 
 _ATTEMPTS = 20  # at a target that other processes replace at the same moment
 

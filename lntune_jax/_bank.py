@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ._adapter_arrays import to_numpy
 from ._adapter_reading import Adapter
 from ._bank_sources import Source, describe_source, read_source
 from ._bank_storage import choose_dtype, place, round_capacity
 from ._bank_values import BASE, check_name, fit_values, get_trainable
-from ._config import LNTuningConfig
-from ._errors import AdapterError
-from ._name_maps import NameMap
-from ._paths import flatten, join
-from ._selection import select_leaves
+from .config import LNTuningConfig
+from .errors import AdapterError
+from .names.maps import NameMap
+from .paths import flatten, join
+from .selection.select import select_leaves
+from .storage.arrays import to_numpy
 
 
 class Row(NamedTuple):

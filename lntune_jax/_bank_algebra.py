@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ._adapter_arrays import to_numpy
 from ._adapter_reading import Adapter
 from ._bank import AdapterBank
 from ._bank_sources import select_paths
 from ._bank_values import BASE
 from ._bank_write import get_row_shapes
-from ._config import LNTuningConfig
-from ._errors import AdapterError
+from .config import LNTuningConfig
+from .errors import AdapterError
+from .storage.arrays import to_numpy
 
 
 def weighted_sum(bank: AdapterBank, weights: Mapping[str, float]) -> Adapter:

@@ -15,9 +15,9 @@ import numpy as np
 
 from ._bank import AdapterBank
 from ._bank_rows import Ids, count_rows, take_rows
-from ._errors import AdapterError
-from ._partition import merge_params
-from ._paths import get_shape
+from .errors import AdapterError
+from .partition import merge_params
+from .paths import get_shape
 
 
 def apply_rows(

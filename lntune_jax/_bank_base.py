@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ._adapter_arrays import to_numpy
-from ._adapter_messages import list_names
-from ._errors import AdapterError
 from ._fingerprint import list_frozen
 from ._fingerprint_samples import holds_values
-from ._norms import find_statistics
-from ._paths import flatten, get_shape, join
-from ._roles import FROZEN_ROLE, SAVED_ROLE, STATE_ROLE, Selection
+from .errors import AdapterError
+from .messages import list_names
+from .paths import flatten, get_shape, join
+from .selection.norms import find_statistics
+from .selection.roles import FROZEN_ROLE, SAVED_ROLE, STATE_ROLE, Selection
+from .storage.arrays import to_numpy
 
 
 def list_base(params: Any, paths: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:

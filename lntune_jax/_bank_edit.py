@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ._adapter_arrays import to_numpy
 from ._adapter_reading import Adapter
 from ._bank import AdapterBank, describe_row
 from ._bank_sources import Source, read_source
 from ._bank_values import BASE, check_name, fit_values
 from ._bank_write import add_leaves, get_row_shapes, grow_bank, replace_at, write_row
-from ._errors import AdapterError
-from ._name_maps import NameMap
+from .errors import AdapterError
+from .names.maps import NameMap
+from .storage.arrays import to_numpy
 
 
 def add_adapter(

@@ -14,10 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._adapter_arrays import to_numpy, write_arrays
 from ._adapter_checks import fill_holes
-from ._adapter_files import METADATA_FILE, check_files, describe_files
-from ._adapter_messages import list_names, shorten
 from ._adapter_metadata import Kind, Metadata, describe_leaf, read_metadata, write_metadata
 from ._adapter_processes import write_on_first_process
 from ._adapter_reading import ARRAYS_DIRECTORY, read_leaves, read_settled
@@ -26,11 +23,14 @@ from ._bank import AdapterBank, Row
 from ._bank_base import check_base, list_base
 from ._bank_storage import place, round_capacity
 from ._bank_values import BASE, check_name
-from ._config import LNTuningConfig
-from ._errors import AdapterError, ConfigError
-from ._files import resolve_path, write_directory
 from ._fingerprint import explain_difference, make_fingerprint
-from ._json_files import read_json
+from .config import LNTuningConfig
+from .errors import AdapterError, ConfigError
+from .messages import list_names, shorten
+from .storage.arrays import to_numpy, write_arrays
+from .storage.checksums import METADATA_FILE, check_files, describe_files
+from .storage.directories import resolve_path, write_directory
+from .storage.json_files import read_json
 
 _ROWS_FILE = "bank.json"
 _MOST_BYTES = 2**28  # of that file: ten thousand adapters of a 70B model take a fifth of it

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._adapter_messages import list_names
 from ._bank import AdapterBank
 from ._bank_algebra import list_tuned, read_rows
-from ._errors import AdapterError
+from .errors import AdapterError
+from .messages import list_names
 
 
 class Comparison(NamedTuple):

@@ -11,9 +11,9 @@ import numpy as np
 from jax.core import Tracer
 
 from ._bank import AdapterBank
-from ._errors import AdapterError, TreeError
-from ._partition import Taken, is_taken, merge_params
-from ._paths import flatten, get_shape, join
+from .errors import AdapterError, TreeError
+from .partition import Taken, is_taken, merge_params
+from .paths import flatten, get_shape, join
 
 Ids = Any  # integers (batch,), or the names of adapters
 

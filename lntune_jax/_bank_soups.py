@@ -10,7 +10,7 @@ from ._adapter_reading import Adapter
 from ._bank import AdapterBank
 from ._bank_algebra import average
 from ._bank_rows import take_rows
-from ._errors import AdapterError
+from .errors import AdapterError
 
 
 class Soup(NamedTuple):

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ._adapter import read_fitting
-from ._adapter_files import METADATA_FILE
 from ._adapter_reading import Adapter
-from ._config import LNTuningConfig
-from ._errors import AdapterError
-from ._files import resolve_path
-from ._layer_view import join_arrays
-from ._name_maps import NameMap
-from ._norms import find_norms
-from ._paths import join
 from ._peft_files import WEIGHTS_FILE
 from ._peft_import import load_peft
+from .config import LNTuningConfig
+from .errors import AdapterError
+from .names.layers import join_arrays
+from .names.maps import NameMap
+from .paths import join
+from .selection.norms import find_norms
+from .storage.checksums import METADATA_FILE
+from .storage.directories import resolve_path
 
 Source: TypeAlias = "Adapter | Mapping[str, Any] | str | os.PathLike[str]"
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._config import LNTuningConfig
-from ._errors import AdapterError, ConfigError
-from ._name_maps import NameMap
-from ._selection import select_leaves
+from .config import LNTuningConfig
+from .errors import AdapterError, ConfigError
+from .names.maps import NameMap
+from .selection.select import select_leaves
 
 _FEWEST_ROWS = 8
 

@@ -8,10 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ._adapter_arrays import to_numpy
-from ._adapter_messages import list_names, shorten
-from ._errors import AdapterError
-from ._paths import get_shape
+from .errors import AdapterError
+from .messages import list_names, shorten
+from .paths import get_shape
+from .storage.arrays import to_numpy
 
 BASE = "base"
 

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._adapter_arrays import to_numpy
 from ._adapter_checks import fill_holes
 from ._bank import AdapterBank, Row, read_leaves
 from ._bank_base import check_base, list_base
 from ._bank_values import get_trainable
-from ._errors import AdapterError
+from .errors import AdapterError
+from .storage.arrays import to_numpy
 
 
 def grow_bank(bank: AdapterBank, capacity: int) -> AdapterBank:

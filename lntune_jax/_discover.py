@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from ._discovered import DiscoveredNorm, DiscoveredNorms
-from ._errors import TraceWarning, TreeError
-from ._paths import Leaf, flatten, get_shape, join
+from .errors import TraceWarning, TreeError
+from .paths import Leaf, flatten, get_shape, join
 
 
 def discover_norms(

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._adapter_messages import list_names
 from ._fingerprint_samples import holds_values, is_sampled_kind, sample_leaf
-from ._paths import join
-from ._quantization import describe_quantization
-from ._roles import FROZEN_ROLE, Selection
+from .messages import list_names
+from .paths import join
+from .selection.quantized import describe_quantization
+from .selection.roles import FROZEN_ROLE, Selection
 
 LEAVES_SAMPLED = 8
 QUANTIZED = "quantized"  # the field that names the kinds of a quantised base's kernels

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._errors import AdapterError
-from ._layer_view import LayerSlice
+from .errors import AdapterError
+from .names.layers import LayerSlice
 
 ELEMENTS_SAMPLED = 8
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: its multiples spread evenly, in no row

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ._adapter_files import METADATA_FILE, list_files
 from ._adapter_reading import read_directory
-from ._config import CONFIG_FILE, LNTuningConfig
-from ._errors import AdapterError
 from ._fingerprint import QUANTIZED, count_frozen
-from ._optimizer import NORM, label_kinds
 from ._peft_files import WEIGHTS_FILE, read_header, read_key
+from .config import CONFIG_FILE, LNTuningConfig
+from .errors import AdapterError
+from .storage.checksums import METADATA_FILE, list_files
+from .training.optimizer import NORM, label_kinds
 
 CARD_FILE = "README.md"
 OURS, PEFT = "lntune_jax", "peft"

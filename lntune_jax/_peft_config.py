@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ._architectures import DEFAULT_TARGETS
-from ._config import LNTuningConfig
-from ._matching import PLAIN
-from ._roles import get_modules_to_save, list_modules
 from ._task_heads import TASK_HEADS
+from .config import LNTuningConfig
+from .selection.architectures import DEFAULT_TARGETS
+from .selection.patterns import PLAIN
+from .selection.roles import get_modules_to_save, list_modules
 
 _PEFT_HEADS = frozenset().union(*TASK_HEADS.values())  # added by PEFT, whether there or not
 

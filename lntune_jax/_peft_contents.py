@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ._adapter_messages import list_names
-from ._config import LNTuningConfig
-from ._errors import AdapterError
-from ._name_maps import Place
-from ._norms import NORM
-from ._paths import Leaf, get_shape
 from ._peft_config import is_in, is_saved_by_peft
 from ._peft_files import Key, read_key
 from ._peft_tree import Index
-from ._roles import NORM_ROLE, SAVED_ROLE, assign_roles, match_config, unite
 from ._tied_embeddings import check_untied, is_embedding
+from .config import LNTuningConfig
+from .errors import AdapterError
+from .messages import list_names
+from .names.maps import Place
+from .paths import Leaf, get_shape
+from .selection.norms import NORM
+from .selection.roles import NORM_ROLE, SAVED_ROLE, assign_roles, match_config, unite
 
 
 class Contents(NamedTuple):

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from ._adapter_processes import write_on_first_process
-from ._config import LNTuningConfig
-from ._errors import AdapterError, ConfigError
-from ._files import resolve_path
-from ._name_maps import NameMap, get_name_map
 from ._peft_files import check_target, write_key, write_peft_directory
 from ._peft_parameters import Parameters, collect_parameters
+from .config import LNTuningConfig
+from .errors import AdapterError, ConfigError
+from .names.maps import NameMap, get_name_map
+from .storage.directories import resolve_path
 
 
 def export_peft(

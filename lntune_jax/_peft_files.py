@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._adapter_messages import list_names
-from ._config import CONFIG_FILE, LNTuningConfig
-from ._errors import AdapterError, ConfigError
-from ._files import UNWRITABLE, write_directory
 from ._peft_checksum import FIELD, hash_tensors, sort_header
+from .config import CONFIG_FILE, LNTuningConfig
+from .errors import AdapterError, ConfigError
+from .messages import list_names
+from .storage.directories import UNWRITABLE, write_directory
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"

@@ -15,16 +15,16 @@ import numpy as np
 from ._adapter_checks import fill_holes
 from ._adapter_place import compare_leaf, place_leaves
 from ._adapter_reading import Adapter
-from ._errors import AdapterError
-from ._files import resolve_path
-from ._name_maps import NameMap, assemble, get_name_map
-from ._norms import split_modules
-from ._paths import flatten, get_shape, join
 from ._peft_contents import check_contents, check_finite
 from ._peft_files import read_header, read_tensors
 from ._peft_selection import make_own_config
 from ._peft_tree import Index, index_tree
-from ._roles import Selection
+from .errors import AdapterError
+from .names.maps import NameMap, assemble, get_name_map
+from .paths import flatten, get_shape, join
+from .selection.norms import split_modules
+from .selection.roles import Selection
+from .storage.directories import resolve_path
 
 
 def import_peft(

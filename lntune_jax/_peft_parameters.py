@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._adapter_arrays import to_numpy
 from ._adapter_checks import check_values
-from ._adapter_messages import list_names
-from ._config import LNTuningConfig
-from ._errors import AdapterError
-from ._name_maps import NameMap, Place, take
 from ._peft_config import is_in, is_saved_by_peft, make_peft_config
 from ._peft_trainable import Tree, check_arrays, read_base, read_trainable
 from ._peft_tree import Index
-from ._roles import NORM_ROLE
 from ._task_heads import SAVED_WITH_HEAD, TASK_HEADS
 from ._tied_embeddings import check_untied
+from .config import LNTuningConfig
+from .errors import AdapterError
+from .messages import list_names
+from .names.maps import NameMap, Place, take
+from .selection.roles import NORM_ROLE
+from .storage.arrays import to_numpy
 
 
 class Parameters(NamedTuple):

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._adapter_messages import list_names
-from ._config import LNTuningConfig
-from ._errors import AdapterError, CopiedModuleWarning, SelectionError
-from ._paths import join
 from ._peft_contents import Contents
 from ._peft_tree import Index
-from ._selection import select_leaves
+from .config import LNTuningConfig
+from .errors import AdapterError, CopiedModuleWarning, SelectionError
+from .messages import list_names
+from .paths import join
+from .selection.select import select_leaves
 
 
 def make_own_config(

@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._adapter_checks import check_trainable, fill_holes
-from ._adapter_messages import list_names
-from ._config import LNTuningConfig
-from ._errors import AdapterError, SelectionError
-from ._layer_view import fold_roles, list_parts, view
-from ._name_maps import NameMap
-from ._norm_names import BIAS_NAMES, SCALE_NAMES
-from ._norms import NORM, find_norms, split_modules
-from ._paths import Leaf, get_shape, join
 from ._peft_tree import Index, index_tree
-from ._roles import NORM_ROLE, SAVED_ROLE, assign_roles, match_config, unite
-from ._selection import Selection, select_leaves
+from .config import LNTuningConfig
+from .errors import AdapterError, SelectionError
+from .messages import list_names
+from .names.layers import fold_roles, list_parts, view
+from .names.maps import NameMap
+from .paths import Leaf, get_shape, join
+from .selection.norm_names import BIAS_NAMES, SCALE_NAMES
+from .selection.norms import NORM, find_norms, split_modules
+from .selection.roles import NORM_ROLE, SAVED_ROLE, assign_roles, match_config, unite
+from .selection.select import Selection, select_leaves
 
 _STORABLE = ("float64", "float32", "float16", "bfloat16")
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ._adapter_messages import list_names
-from ._errors import TreeError
-from ._name_maps import NameMap, Place, find_places
-from ._norms import find_norms
-from ._paths import Leaf, Path, get_shape, join
 from ._torch_names import find_place
+from .errors import TreeError
+from .messages import list_names
+from .names.maps import NameMap, Place, find_places
+from .paths import Leaf, Path, get_shape, join
+from .selection.norms import find_norms
 
 
 class Index(NamedTuple):
@@ -52,7 +52,7 @@ def index_tree(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from lntune_jax._paths import flatten
+        >>> from lntune_jax.paths import flatten
         >>> tree = {"ln_1": {"scale": jnp.ones(4)}}
         >>> list(index_tree(tree, flatten(tree)[0], None).parameters)
         ['ln_1.weight']

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from ._adapter_messages import list_names
-from ._errors import AdapterError
+from .errors import AdapterError
+from .messages import list_names
 
 EMBEDDINGS = frozenset(
     {"embed_tokens", "embed_in", "shared", "tok_embeddings", "word_embeddings", "wte"}

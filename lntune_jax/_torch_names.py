@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from ._errors import TreeError
-from ._name_maps import Place
+from .errors import TreeError
+from .names.maps import Place
 
 # Leaf names that PyTorch calls otherwise: of norms, and of what else a saved module may hold. There
 # a `scale` or `gamma` is a parameter's own name (LayerScale).

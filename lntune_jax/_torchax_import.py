@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 from typing import Any
 
-from ._errors import ModelError
+from .errors import ModelError
 
 # The pair that is tested. torchax reads torch's internals, so it follows torch's versions
 # closely: the stable torchax 0.0.13 fails on torch 2.13.0.

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._errors import ModelError
 from ._torchax_import import load_torch
+from .errors import ModelError
 
 # LlamaRMSNorm, T5LayerNorm, MambaRMSNormGated, NemotronLayerNorm1P, Phi's and Whisper's own.
 _NORM_CLASS = re.compile(r"(LayerNorm|R[Mm][Ss]Norm)(Gated|1P|2d)?$")

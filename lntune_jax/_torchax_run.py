@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._errors import LNTuningError, ModelError, TreeError
 from ._torchax_import import load_torch, load_torchax
 from ._torchax_module import Skeleton, fill, to_array
 from ._torchax_output import TorchOutput
+from .errors import LNTuningError, ModelError, TreeError
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 _CACHES = ("past_key_values", "cache_params")

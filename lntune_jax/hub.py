@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ._adapter import restore_adapter
-from ._adapter_files import METADATA_FILE
-from ._config import CONFIG_FILE
-from ._errors import AdapterError
-from ._files import resolve_path
 from ._model_card import CARD_FILE, is_own_file, read_facts, write_card
-from ._name_rules import NameMap
 from ._peft_files import WEIGHTS_FILE
 from ._peft_import import import_peft
+from .config import CONFIG_FILE
+from .errors import AdapterError
+from .names.rules import NameMap
+from .storage.checksums import METADATA_FILE
+from .storage.directories import resolve_path
 
 _PATTERNS = [CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, "arrays/*"]
 # An id on the hub: a name, or an owner and a name; paths begin with a dot or have more parts.

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ._config import LNTuningConfig
-from ._errors import TreeError
-from ._norms import NORM, judge_name
-from ._optimizer import refuse_inference
-from ._partition import partition_params
-from ._paths import flatten, join
+from .config import LNTuningConfig
+from .errors import TreeError
+from .partition import partition_params
+from .paths import flatten, join
+from .selection.norms import NORM, judge_name
+from .training.optimizer import refuse_inference
 
 
 def get_params(model: Any) -> dict[str, Any]:

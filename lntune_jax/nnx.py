@@ -13,13 +13,13 @@ import jax
 import optax
 from flax import nnx
 
-from ._config import LNTuningConfig
-from ._errors import TreeError
-from ._labels import TRAINABLE, label_params
-from ._masters import keep_masters
-from ._name_rules import NameMap
-from ._optimizer import refuse_inference
-from ._quantization import refuse_activations
+from .config import LNTuningConfig
+from .errors import TreeError
+from .names.rules import NameMap
+from .precision import keep_masters
+from .selection.labels import TRAINABLE, label_params
+from .selection.quantized import refuse_activations
+from .training.optimizer import refuse_inference
 
 
 def make_filter(

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from ._errors import FreshWeightsWarning, LNTuningError, ModelError
 from ._torchax_import import load_torch, load_torchax, load_transformers
 from ._torchax_module import (
     Skeleton,
@@ -26,6 +25,7 @@ from ._torchax_module import (
 )
 from ._torchax_output import TorchOutput as TorchOutput
 from ._torchax_run import run
+from .errors import FreshWeightsWarning, LNTuningError, ModelError
 
 _AUTO_CLASSES = {
     None: "AutoModel",

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._errors import ModelError
+from .errors import ModelError
 
 ROPE_THETA = 10000.0  # written into create_sinusoidal_positions of all three
 _ROTARY = ("llama", "mistral", "gemma")

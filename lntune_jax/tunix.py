@@ -12,12 +12,12 @@ from typing import Any
 
 from flax import nnx
 
-from ._config import LNTuningConfig
-from ._errors import TreeError
-from ._labels import TRAINABLE, label_params
-from ._optimizer import refuse_inference
-from ._partition import partition_params
+from .config import LNTuningConfig
+from .errors import TreeError
 from .nnx import list_variables, read_variable
+from .partition import partition_params
+from .selection.labels import TRAINABLE, label_params
+from .training.optimizer import refuse_inference
 
 
 def mark_trainable(

@@ -55,7 +55,7 @@ def count_bytes(directory: Path) -> int:
 
 
 def test_importing_the_library_does_not_import_orbax() -> None:
-    code = "import sys, lntune_jax._adapter, lntune_jax.checkpoint; print('orbax' in sys.modules)"
+    code = "import sys, lntune_jax.training.checkpoints; print('orbax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -17,9 +17,10 @@ import pytest
 from test_adapter import CONFIG, assert_same_bits, make_params, tune
 
 import lntune_jax as lnt
-from lntune_jax import _adapter_target, _files
+from lntune_jax import _adapter_target
 from lntune_jax._adapter import load_adapter, save_adapter
 from lntune_jax._adapter_metadata import read_metadata
+from lntune_jax.storage import directories as _files
 
 PARAMS = make_params()
 TRAINABLE = tune(PARAMS)

@@ -210,7 +210,7 @@ def test_load_reports_what_orbax_cannot_read(saved: Path) -> None:
     (saved / "arrays" / "_METADATA").write_text("{}")
 
     def forget(fields: dict[str, Any]) -> None:
-        from lntune_jax._adapter_files import describe_files
+        from lntune_jax.storage.checksums import describe_files
 
         fields["files"] = describe_files(saved)
 

@@ -4,7 +4,7 @@ import platform
 import subprocess
 import sys
 
-import lntune_jax._allocator as allocator
+import lntune_jax.training.allocator as allocator
 
 _PROGRAM = """
 import resource, sys

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax._architectures import (
+from lntune_jax.selection.architectures import (
     DEFAULT_TARGETS,
     MODULES_TO_SAVE,
     OUR_TARGETS,

@@ -12,7 +12,7 @@ import pytest
 from devices import run_on_devices
 
 import lntune_jax as lnt
-from lntune_jax.checkpoint import open_checkpoints, restore_state, save_state
+from lntune_jax.training.checkpoints import open_checkpoints, restore_state, save_state
 
 
 def make_tx() -> optax.GradientTransformation:
@@ -190,7 +190,7 @@ _SHARDED = """
 import sys, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from test_checkpoint import make_state, advance, assert_same_state
-from lntune_jax.checkpoint import open_checkpoints, restore_state, save_state
+from lntune_jax.training.checkpoints import open_checkpoints, restore_state, save_state
 mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
 split, whole = NamedSharding(mesh, P("x")), NamedSharding(mesh, P())
 state = jax.tree.map(lambda x: jax.device_put(x, split if x.shape == (4,) else whole), make_state())

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax._checkpoint_record import seal
-from lntune_jax.checkpoint import open_checkpoints, restore_state, save_state
+from lntune_jax.training.checkpoint_record import seal
+from lntune_jax.training.checkpoints import open_checkpoints, restore_state, save_state
 
 
 def make_state() -> lnt.TrainState:
@@ -61,7 +61,7 @@ def test_a_file_too_many_is_named(saved: Path) -> None:
 
 def test_a_later_version_is_named(saved: Path) -> None:
     """With all checksums right, as a later version would have them."""
-    from lntune_jax._adapter_files import describe_files
+    from lntune_jax.storage.checksums import describe_files
 
     (file,) = [
         path for path in list_files(saved) if path.parent.name == "about" and path.suffix == ""

@@ -7,8 +7,13 @@ import pytest
 from test_checkpoint import advance, assert_same_state, make_state
 
 import lntune_jax as lnt
-from lntune_jax import _checkpoint_record
-from lntune_jax.checkpoint import finish_saves, open_checkpoints, restore_state, save_state
+from lntune_jax.training import checkpoint_record as _checkpoint_record
+from lntune_jax.training.checkpoints import (
+    finish_saves,
+    open_checkpoints,
+    restore_state,
+    save_state,
+)
 
 
 def save_all(directory: Path, losses: list[float], **options: object) -> list[int]:

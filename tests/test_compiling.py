@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 import lntune_jax as lnt
-from lntune_jax import _compiling
+from lntune_jax.training import compiling as _compiling
 
 LLAMA = {
     "model_type": "llama",

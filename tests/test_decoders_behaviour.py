@@ -11,7 +11,7 @@ from checkpoints import REFERENCE as ROOT
 from jax.extend.core import jaxprs_in_params
 
 import lntune_jax as lnt
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 from lntune_jax.models import causal_lm_loss, empty_cache, from_config, from_pretrained
 
 REFERENCE = ROOT / "decoders"

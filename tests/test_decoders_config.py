@@ -19,7 +19,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models._decoder_names import (
     FAMILIES,

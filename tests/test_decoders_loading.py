@@ -14,7 +14,7 @@ from checkpoints import assert_same
 from devices import run_on_devices
 from safetensors.numpy import load_file, save_file
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained
 
 REFERENCE = ROOT / "decoders"

@@ -8,7 +8,7 @@ from flax import nnx
 from traced import shape
 
 import lntune_jax as lnt
-from lntune_jax._paths import flatten, join
+from lntune_jax.paths import flatten, join
 
 X, IMAGES = shape(2, 5, 8), shape(2, 4, 4, 8)
 KEY = jax.random.key(0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from traced import LAYER_NORMS, RMS_NORMS, shape
 
 import lntune_jax as lnt
-from lntune_jax._paths import flatten
+from lntune_jax.paths import flatten
 
 CONFIG = lnt.LNTuningConfig()
 X = shape(4, 8)

@@ -16,7 +16,7 @@ import pytest
 from directories import KINDS
 
 import lntune_jax as lnt
-from lntune_jax import _files
+from lntune_jax.storage import directories as _files
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import lntune_jax as lnt
 from lntune_jax import _fingerprint_samples
 from lntune_jax._fingerprint import explain_difference, list_frozen, make_fingerprint
 from lntune_jax._fingerprint_samples import sample_leaf
-from lntune_jax._selection import select_leaves
+from lntune_jax.selection.select import select_leaves
 
 
 def make_frozen(seed: int = 0, dtype: Any = np.float32, width: int = 16) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from checkpoints import REFERENCE
 from devices import run_on_devices
 
 import lntune_jax as lnt
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained, generate, stream
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")

@@ -15,7 +15,7 @@ import pytest
 from checkpoints import REFERENCE as ROOT
 from safetensors.numpy import load_file
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained, tokenizer_from_gguf
 from lntune_jax.models._gguf_names import LAYER_MODULES, MODULES
 

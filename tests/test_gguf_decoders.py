@@ -12,7 +12,7 @@ import pytest
 from gguf_files import checkpoint, turned, write
 from safetensors.numpy import save_file
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models._gguf import GgufFile
 

@@ -8,7 +8,7 @@ import pytest
 from gguf_files import checkpoint, write
 from gguf_tokenizers import gemma, gpt2, other
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 from lntune_jax.models import tokenizer_from_gguf
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lntune_jax as lnt
-from lntune_jax._matching import match_patterns, match_saved
-from lntune_jax._regex import Pattern
+from lntune_jax.selection.patterns import match_patterns, match_saved
+from lntune_jax.selection.regex import Pattern
 
 segments = st.sampled_from(["a", "b", "ln_1", "ln", "norm", "layers", "0", "1", "head"])
 paths = st.lists(segments, min_size=1, max_size=4).map(".".join)

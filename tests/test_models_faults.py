@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from checkpoints import REFERENCE, assert_same, rewritten
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained
 
 

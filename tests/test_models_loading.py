@@ -11,7 +11,7 @@ from checkpoints import REFERENCE, assert_same, rewritten
 from devices import run_on_devices
 from safetensors.numpy import load_file
 
-from lntune_jax._errors import FreshWeightsWarning, ModelError
+from lntune_jax.errors import FreshWeightsWarning, ModelError
 from lntune_jax.models import from_pretrained
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from transformers import BertConfig, RobertaConfig
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lntune_jax._errors import ConfigError, TreeError
-from lntune_jax._name_maps import (
+from lntune_jax.errors import ConfigError, TreeError
+from lntune_jax.names.maps import (
     NameMap,
     NameRule,
     Place,
@@ -22,9 +22,9 @@ from lntune_jax._name_maps import (
     get_name_map,
     take,
 )
-from lntune_jax._name_tables import NAME_MAPS
-from lntune_jax._norms import find_norms
-from lntune_jax._paths import join
+from lntune_jax.names.tables import NAME_MAPS
+from lntune_jax.paths import join
+from lntune_jax.selection.norms import find_norms
 
 LISTINGS = [
     pytest.param(model, id=f"{path.stem}-{model['model']}")

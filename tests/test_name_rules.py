@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lntune_jax._errors import ConfigError, TreeError
-from lntune_jax._name_maps import (
+from lntune_jax.errors import ConfigError, TreeError
+from lntune_jax.names.maps import (
     NameMap,
     NameRule,
     assemble,
     find_places,
 )
-from lntune_jax._name_tables import NAME_MAPS
+from lntune_jax.names.tables import NAME_MAPS
 
 
 def make_map(*rules, **fields):

@@ -8,7 +8,7 @@ from flax import linen, nnx
 from trees import NAMINGS, norm, shape
 
 import lntune_jax as lnt
-from lntune_jax._norms import judge_name
+from lntune_jax.selection.norms import judge_name
 
 
 @pytest.mark.parametrize("name", NAMINGS)

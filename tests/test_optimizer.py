@@ -9,7 +9,7 @@ from small import loss_fn, make_batch, make_params, relax
 from trees import norm
 
 import lntune_jax as lnt
-from lntune_jax._masters import MastersState
+from lntune_jax.precision import MastersState
 
 CONFIG = lnt.LNTuningConfig(modules_to_save=["classifier"])
 OPTIMIZERS = {

@@ -6,8 +6,8 @@ import pytest
 from checkpoints import REFERENCE
 
 import lntune_jax as lnt
-from lntune_jax._optimizer import label_kinds
 from lntune_jax.models import from_config
+from lntune_jax.training.optimizer import label_kinds
 
 
 def test_stacked_biases_and_norms_of_saved_modules_are_no_kernels():

@@ -13,7 +13,7 @@ import pytest
 from small import apply, make_batch, make_params
 
 import lntune_jax as lnt
-from lntune_jax._regex import Pattern
+from lntune_jax.selection.regex import Pattern
 
 EXPRESSION = r".*\.layers\.\d+\.(input|post_attention)_layernorm"
 CONFIGS = {

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lntune_jax as lnt
-from lntune_jax._paths import flatten, join
+from lntune_jax.paths import flatten, join
 
 
 @struct.dataclass

@@ -10,7 +10,8 @@ import pytest
 from jax.experimental import pallas
 
 import lntune_jax as lnt
-from lntune_jax import _compiling, _products
+from lntune_jax.training import compiling as _compiling
+from lntune_jax.training import products as _products
 
 WIDTH = 32
 # As in a run without the flags of the tests: on one thread XLA widens small products.
@@ -235,7 +236,7 @@ def test_a_step_widens_no_kernel_and_trains_as_without(monkeypatch, options):
 
     widened, metrics, trained = take_step()
     assert not widened
-    monkeypatch.setattr("lntune_jax._training.widens_bfloat16", lambda platform: False)
+    monkeypatch.setattr("lntune_jax.training.step.widens_bfloat16", lambda platform: False)
     widened, expected, plain = take_step()
     assert bool(widened) == _compiling.widens_bfloat16("cpu")
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=2**-8)

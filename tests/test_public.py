@@ -37,7 +37,15 @@ def test_the_contract_s_names_are_there():
 def get_public_objects():
     """The public names of the package and of its public submodules."""
     objects = {}
-    beside = (lnt.bank, lnt.models, lnt.checkpoint, lnt.hub, lnt.nnx, lnt.peft, lnt.torchax)
+    beside = (
+        lnt.bank,
+        lnt.models,
+        lnt.training.checkpoints,
+        lnt.hub,
+        lnt.nnx,
+        lnt.peft,
+        lnt.torchax,
+    )
     for module in (lnt, *beside):
         for name, value in vars(module).items():
             gathers = module in (lnt.peft, lnt.bank)  # from modules beside them
@@ -84,7 +92,7 @@ print([name for name in {heavy.split()} if name in sys.modules])
 def test_submodules_import_by_themselves_without_torch_or_transformers():
     code = """
 import sys
-import lntune_jax.models, lntune_jax.checkpoint, lntune_jax.cli, lntune_jax.peft
+import lntune_jax.models, lntune_jax.training.checkpoints, lntune_jax.cli, lntune_jax.peft
 import lntune_jax.bank, lntune_jax.hub, lntune_jax.nnx
 import lntune_jax.torchax
 print([name for name in ("torch", "transformers") if name in sys.modules])
@@ -96,6 +104,6 @@ def test_submodules_are_attributes_loaded_lazily():
     code = """
 import sys, lntune_jax as lnt
 before = "lntune_jax.models" in sys.modules
-print(before, lnt.models.from_pretrained.__name__, lnt.checkpoint.save_state.__name__)
+print(before, lnt.models.from_pretrained.__name__, lnt.training.checkpoints.save_state.__name__)
 """
     assert run_python(code).split() == ["False", "from_pretrained", "save_state"]

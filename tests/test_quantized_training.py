@@ -17,8 +17,8 @@ from quantizing import MODELS, TOKENS, loss_of
 from small import relax
 
 import lntune_jax as lnt
-from lntune_jax._quantization import _find_providers
 from lntune_jax.models import from_pretrained, merge_checkpoint
+from lntune_jax.selection.quantized import _find_providers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

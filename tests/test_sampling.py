@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 from lntune_jax.models._sampling import check_sampling, pick
 
 SHARES = np.array([0.05, 0.4, 0.2, 0.3, 0.05])

@@ -14,9 +14,9 @@ from test_decoders import REFERENCE, task_of
 
 import lntune_jax as lnt
 from lntune_jax import models
-from lntune_jax._layer_view import list_parts
-from lntune_jax._paths import flatten
 from lntune_jax.models import causal_lm_loss, empty_cache, from_config, from_pretrained, generate
+from lntune_jax.names.layers import list_parts
+from lntune_jax.paths import flatten
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")

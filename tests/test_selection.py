@@ -6,7 +6,7 @@ import pytest
 from trees import dense, encoder_decoder, llama, norm, shape
 
 import lntune_jax as lnt
-from lntune_jax._architectures import DEFAULT_TARGETS, PEFT_TARGETS
+from lntune_jax.selection.architectures import DEFAULT_TARGETS, PEFT_TARGETS
 
 
 def select(tree, norms=None, **fields):

@@ -10,7 +10,7 @@ from test_adapter_errors import reseal
 
 import lntune_jax as lnt
 from lntune_jax._adapter_fields import check_fields
-from lntune_jax._json_files import parse_json
+from lntune_jax.storage.json_files import parse_json
 
 NAMES = [
     "..",

@@ -10,12 +10,12 @@ import pytest
 from directories import CONFIG, PARAMS, leaves
 
 import lntune_jax as lnt
-from lntune_jax._json_files import MOST_LEVELS, parse_json, read_json
-from lntune_jax._matching import match_patterns, match_saved
-from lntune_jax._regex import Pattern
-from lntune_jax._regex_nodes import MOST_STEPS, Work
 from lntune_jax.models import from_config
 from lntune_jax.models._files import open_weights
+from lntune_jax.selection.patterns import match_patterns, match_saved
+from lntune_jax.selection.regex import Pattern
+from lntune_jax.selection.regex_nodes import MOST_STEPS, Work
+from lntune_jax.storage.json_files import MOST_LEVELS, parse_json, read_json
 
 ATTACKS = {  # `re` needs years for most of them; each takes at most MOST_STEPS here
     "nested plus": "(a+)+$",
@@ -45,7 +45,7 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
             super().__init__()
             made.append(self)
 
-    for module in ("_regex", "_matching"):
+    for module in ("selection.regex", "selection.patterns"):
         monkeypatch.setattr(f"lntune_jax.{module}.Work", Counted)
     return made
 

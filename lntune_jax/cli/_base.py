@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .._errors import FreshWeightsWarning, ModelError
+from ..errors import FreshWeightsWarning, ModelError
 from ._console import say
 from ._settings import Selection
 

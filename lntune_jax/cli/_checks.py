@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
-from .._errors import ConfigError
+from ..errors import ConfigError
 
 
 class Rule(NamedTuple):
@@ -34,7 +34,7 @@ def check_settings(settings: Any) -> None:
         >>> from lntune_jax.cli._settings import Recipe
         >>> check_settings(Recipe(batch_size=0))
         Traceback (most recent call last):
-        lntune_jax._errors.ConfigError: --batch-size is 0; it must be 1 or more
+        lntune_jax.errors.ConfigError: --batch-size is 0; it must be 1 or more
     """
     for each in fields(settings):
         value = getattr(settings, each.name)

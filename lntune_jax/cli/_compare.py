@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from .._errors import ConfigError
+from ..errors import ConfigError
 from ._base import check_model_directory
 from ._compare_figure import draw_comparison
 from ._compare_reading import Norms, name_adapters, read_norms

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._errors import AdapterError, ConfigError
+from ..errors import AdapterError, ConfigError
 
 
 class Norms(NamedTuple):
@@ -94,12 +94,12 @@ def _read(directory: Path, path: Path, name_map: str | None) -> Norms:
 
 def _from_gguf(load: Callable[[str | None], Any], path: Path) -> Norms:
     """A GGUF file has names of its own: the model is loaded, and its tree names the leaves."""
-    from .._adapter_arrays import to_numpy
     from .._bank_sources import read_source
-    from .._paths import flatten, join
-    from .._roles import NORM_ROLE
-    from .._selection import select_views
     from ..models._merge_adapter import find_adapter, read_quantization
+    from ..paths import flatten, join
+    from ..selection.roles import NORM_ROLE
+    from ..selection.select import select_views
+    from ..storage.arrays import to_numpy
 
     found = find_adapter(path)
     params = load(read_quantization(found))

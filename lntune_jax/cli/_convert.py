@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .._errors import ConfigError, FreshWeightsWarning
+from ..errors import ConfigError, FreshWeightsWarning
 from ._base import check_model_directory
 from ._console import byte_count, make_console, say, short_path
 from ._transfer_settings import ConvertSettings

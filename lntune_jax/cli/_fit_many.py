@@ -79,7 +79,7 @@ def fit_many(
 
     import lntune_jax as lnt
 
-    from ..checkpoint import finish_saves, open_checkpoints, restore_state, save_state
+    from ..training.checkpoints import finish_saves, open_checkpoints, restore_state, save_state
 
     work, owners = works[0], [works[trial.table] for trial in trials]
     total, metric = total_steps(work, recipe), metric_of(work, recipe)

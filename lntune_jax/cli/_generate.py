@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.text import Text
 
-from .._errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ._console import make_console, say, short_path
 from ._generate_settings import GenerateSettings
 from ._language_model import LanguageModel, load_language_model

@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from .._errors import ConfigError
-from .._norms import NORM, find_norms
-from .._paths import flatten, join
+from ..errors import ConfigError
+from ..paths import flatten, join
+from ..selection.norms import NORM, find_norms
 from ._base import check_model_directory, say_memory, tuning_config
 from ._console import make_console, say
 from ._settings import InspectSettings, Memory

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import DataError
-from .._files import write_text
+from ..errors import DataError
+from ..storage.directories import write_text
 from ._run_files import read_fields
 from ._suggestions import nearest
 

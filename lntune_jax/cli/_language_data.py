@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ._settings import DataForm
 from ._tables import check_texts, read_present
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError
 from ._base import check_model_directory
 from ._encode import load_tokenizer
 

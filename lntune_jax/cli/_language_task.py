@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .._errors import DataError
-from .._files import write_text
+from ..errors import DataError
+from ..storage.directories import write_text
 from ._labels import check_kinds
 from ._run_files import read_fields
 from ._settings import DataForm

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import DataError
+from ..errors import DataError
 from ._encode import check_vocabulary
 from ._language_data import Documents
 from ._share import share_rows

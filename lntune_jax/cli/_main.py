@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .._errors import LNTuningError
+from ..errors import LNTuningError
 from . import (
     _demo_settings,
     _generate_settings,

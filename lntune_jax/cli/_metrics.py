@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .._files import write_text
+from ..storage.directories import write_text
 
 
 class MetricsWriter:

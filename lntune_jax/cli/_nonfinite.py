@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._adapter_messages import list_names
-from .._errors import LNTuningError
+from ..errors import LNTuningError
+from ..messages import list_names
 
 MOST_SKIPPED = 10  # steps in a row: more, and no batch is to blame
 _ADVICE = "lower --learning-rate or --head-learning-rate, or set --clip-norm 1"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .._errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ._console import make_console, say, short_path
 from ._progress import TrainingProgress
 from ._scores import probabilities

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from .._errors import ConfigError, LNTuningError
+from ..errors import ConfigError, LNTuningError
 from ._flag_words import name_flags, write_plainly
 from ._inspect import parse_mesh
 from ._process_settings import Processes

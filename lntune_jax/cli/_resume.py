@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._errors import ConfigError
 from .._fingerprint import explain_difference, list_frozen
-from .._selection import select_views
+from ..errors import ConfigError
+from ..selection.select import select_views
 from ._work import Work
 
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .._errors import ConfigError
-from .._files import write_text
-from .._json_files import read_json
+from ..errors import ConfigError
+from ..storage.directories import write_text
+from ..storage.json_files import read_json
 from ._base import model_location
 from ._checks import flag_of
 

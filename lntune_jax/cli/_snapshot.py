@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from .._train_state import TrainState
+from ..training.state import TrainState
 
 
 @jax.tree_util.register_dataclass

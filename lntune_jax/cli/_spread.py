@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import ConfigError
+from ..errors import ConfigError
 from ._batches import PlannedBatch, Rows, assemble_span
 from ._language_rows import LanguageRows, assemble_language
 

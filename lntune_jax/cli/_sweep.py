@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from .._errors import ConfigError, LNTuningError
-from .._files import write_text
+from ..errors import ConfigError, LNTuningError
+from ..storage.directories import write_text
 from ._console import duration, say, short_path
 from ._finish import Summary, finish
 from ._fit_many import FittedMany, fit_many

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._train_state import TrainState
+from ..training.state import TrainState
 from ._history import Evaluation, History, rank
 from ._metrics import MetricsWriter
 from ._nonfinite import MOST_SKIPPED, Fault

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._errors import DataError
+from ..errors import DataError
 from ._suggestions import nearest
 
 # Larger than any sensible row: pyarrow's default block of 1 MiB refuses longer ones.

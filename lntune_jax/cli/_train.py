@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from .._errors import ConfigError
+from ..errors import ConfigError
 from . import _train_classifier, _train_language
 from ._base import check_model_directory
 from ._console import duration, make_console, say, short_path

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from .._errors import ConfigError
+from ..errors import ConfigError
 from ._base import load_base, model_location, position_limit, say_memory, tuning_config
 from ._batches import Rows, choose_lengths
 from ._classification import ClassificationWork

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .._errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ._base import (
     load_language_model,
     model_location,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._errors import ConfigError
+from ..errors import ConfigError
 from ._base import check_model_directory, load_base, position_limit
 from ._batches import Rows, choose_lengths
 from ._encode import encode, load_tokenizer, padding_of

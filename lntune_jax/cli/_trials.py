@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .._errors import ConfigError
+from ..errors import ConfigError
 from ._settings import Recipe, Sweep
 
 # What may differ between adapters that share a compiled step: numbers that it takes as values.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from . import _fields as fields
 from ._build import Recipe, build
@@ -24,7 +24,7 @@ from ._stacked import find_stacks, write_name_map
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lntune_jax._name_rules import NameMap
+    from lntune_jax.names.rules import NameMap
 
     from ._build import Leaves
     from ._outputs import ModelOutput

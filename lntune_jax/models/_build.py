@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from flax import nnx
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from ._explicit import run_on_auto_axes
 from ._heads import BareModel, MaskedLanguageModel, SequenceClassifier, TokenClassifier

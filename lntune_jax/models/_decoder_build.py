@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from ._build import skeleton
 from ._decoder import Decoder

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from ._attention import sees
 from ._cache import advance

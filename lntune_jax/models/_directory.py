@@ -9,9 +9,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from lntune_jax._adapter_messages import shorten
-from lntune_jax._errors import ModelError
-from lntune_jax._json_files import read_json
+from lntune_jax.errors import ModelError
+from lntune_jax.messages import shorten
+from lntune_jax.storage.json_files import read_json
 
 from ._layout import LAYOUTS
 from ._names import HUB_NAME, HUB_PATTERNS

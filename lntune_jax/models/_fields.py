@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeGuard
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from ._activations import ACTIVATIONS
 

@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lntune_jax._adapter_messages import shorten
-from lntune_jax._errors import ModelError
-from lntune_jax._json_files import read_json
+from lntune_jax.errors import ModelError
+from lntune_jax.messages import shorten
+from lntune_jax.storage.json_files import read_json
 
 from ._names import FLOATING_TYPES, INDEX_FILE, WEIGHTS_FILE
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lntune_jax._adapter_messages import shorten
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
+from lntune_jax.messages import shorten
 
 from . import _gguf_names as names
 from ._gguf_config import config_of_file

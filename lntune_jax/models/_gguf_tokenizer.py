@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from ._gguf import GgufFile
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Int

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from ._quantized import QuantizedKernel, multiply
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lntune_jax._errors import FreshWeightsWarning, ModelError
-from lntune_jax._sharding import fit_spec, warn_of
+from lntune_jax.errors import FreshWeightsWarning, ModelError
+from lntune_jax.sharding import fit_spec, warn_of
 
 from ._base_specs import base_specs
 from ._matching import LISTED
@@ -25,7 +25,7 @@ from ._quantize import is_quantized, place_parts, quantize_kernel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lntune_jax._sharding import Misfit
+    from lntune_jax.sharding import Misfit
 
     from ._build import Leaves
     from ._files import Weights

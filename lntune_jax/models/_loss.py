@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from ._explicit import run_on_auto_axes
 from ._inputs import check_shape, integers, mask_of, tokens_of

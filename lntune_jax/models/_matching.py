@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from ._layout import TENSORFLOW_LEAVES, Layout
 

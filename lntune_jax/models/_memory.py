@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lntune_jax._config import LNTuningConfig
-from lntune_jax._gradients import value_and_grad
-from lntune_jax._partition import partition_params
-from lntune_jax._report import report_params
+from lntune_jax.config import LNTuningConfig
+from lntune_jax.partition import partition_params
+from lntune_jax.selection.report import report_params
+from lntune_jax.training.gradients import value_and_grad
 
 from ._blueprint import Choices, check_choices
 from ._build import nest

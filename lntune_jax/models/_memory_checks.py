@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lntune_jax._errors import ConfigError
+from lntune_jax.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

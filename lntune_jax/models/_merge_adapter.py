@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lntune_jax._adapter_files import METADATA_FILE
-from lntune_jax._adapter_messages import list_names
 from lntune_jax._adapter_metadata import read_metadata
 from lntune_jax._adapter_reading import Adapter, read_target
-from lntune_jax._errors import AdapterError, DataError
 from lntune_jax._fingerprint import QUANTIZED
-from lntune_jax._json_files import read_json
-from lntune_jax._name_maps import get_name_map, take
 from lntune_jax._peft_files import WEIGHTS_FILE, read_directory, read_key
 from lntune_jax._peft_trainable import name_trainable
-from lntune_jax._roles import NORM_ROLE
+from lntune_jax.errors import AdapterError, DataError
+from lntune_jax.messages import list_names
+from lntune_jax.names.maps import get_name_map, take
+from lntune_jax.selection.roles import NORM_ROLE
+from lntune_jax.storage.checksums import METADATA_FILE
+from lntune_jax.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lntune_jax._config import LNTuningConfig
-    from lntune_jax._name_maps import NameMap
+    from lntune_jax.config import LNTuningConfig
+    from lntune_jax.names.maps import NameMap
 
 OURS, PEFT = "lntune_jax", "PEFT"
 _RUN_ADAPTER, _RUN_LABELS, _RUN_LANGUAGE = "adapter", "labels.json", "language.json"

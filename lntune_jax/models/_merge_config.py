@@ -6,9 +6,9 @@ import copy
 import json
 from typing import TYPE_CHECKING, Any
 
-from lntune_jax._adapter_messages import list_names
-from lntune_jax._errors import AdapterError, ModelError
-from lntune_jax._json_files import read_json
+from lntune_jax.errors import AdapterError, ModelError
+from lntune_jax.messages import list_names
+from lntune_jax.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

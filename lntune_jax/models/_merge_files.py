@@ -12,10 +12,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lntune_jax._adapter_files import list_files
-from lntune_jax._adapter_messages import list_names
-from lntune_jax._errors import AdapterError, ModelError
-from lntune_jax._json_files import read_json
+from lntune_jax.errors import AdapterError, ModelError
+from lntune_jax.messages import list_names
+from lntune_jax.storage.checksums import list_files
+from lntune_jax.storage.json_files import read_json
 
 from ._merge_config import CONFIG_FILE, write_fields
 from ._names import INDEX_FILE, WEIGHTS_FILE

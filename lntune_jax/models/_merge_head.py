@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from lntune_jax._adapter_messages import list_names
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
+from lntune_jax.messages import list_names
 
 from ._directory import read_config, with_labels
 from ._layout import LAYOUTS

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from lntune_jax._adapter_messages import list_names
-from lntune_jax._errors import AdapterError, ModelError
+from lntune_jax.errors import AdapterError, ModelError
+from lntune_jax.messages import list_names
 
 from ._layout import TENSORFLOW_LEAVES
 

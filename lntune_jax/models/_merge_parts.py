@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from lntune_jax._adapter_messages import list_names
-from lntune_jax._errors import AdapterError, TreeError
 from lntune_jax._fingerprint import explain_difference, make_fingerprint
 from lntune_jax._peft_import import load_peft
 from lntune_jax._torch_names import find_place
+from lntune_jax.errors import AdapterError, TreeError
+from lntune_jax.messages import list_names
 
 from ._merge_adapter import PEFT, Found, Tuned, find_adapter, read_adapter
 from ._merge_config import read_fields
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from lntune_jax._name_maps import NameMap
+    from lntune_jax.names.maps import NameMap
 
 # What old checkpoints hold that is no parameter: GPT-2's masks, and rotary frequencies.
 _BUFFERS = (r"\.attn\.(masked_)?bias$", r"\.rotary_emb\.inv_freq$")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lntune_jax._adapter_messages import list_names
-from lntune_jax._errors import AdapterError, ModelError
 from lntune_jax._task_heads import TASK_HEADS
+from lntune_jax.errors import AdapterError, ModelError
+from lntune_jax.messages import list_names
 
 from ._merge_adapter import PEFT
 from ._merge_config import is_language_output, untie, with_head

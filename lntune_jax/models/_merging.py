@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lntune_jax._files import resolve_path, write_directory
+from lntune_jax.storage.directories import resolve_path, write_directory
 
 from ._directory import find_directory
 from ._merge_adapter import find_adapter, read_quantization
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from lntune_jax._name_maps import NameMap
+    from lntune_jax.names.maps import NameMap
 
 # What a checkpoint on the hub may hold beside its weights.
 _PATTERNS = (*HUB_PATTERNS, "*.txt", "*.md", "*.jinja", "*.tiktoken", "*.spm", "*.py", "LICENSE*")

@@ -23,7 +23,7 @@ from ._stacked import unstack
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lntune_jax._name_rules import NameMap
+    from lntune_jax.names.rules import NameMap
 
     from ._blueprint import Blueprint
     from ._outputs import ModelOutput

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from ._inputs import check_shape
 

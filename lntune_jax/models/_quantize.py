@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 from ._quantized import BITS, STORED, QuantizedKernel, count_bytes
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lntune_jax._errors import ModelError
+from lntune_jax.errors import ModelError
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lntune_jax._errors import ModelError
-from lntune_jax._paths import flatten
+from lntune_jax.errors import ModelError
+from lntune_jax.paths import flatten
 
 from ._build import Recipe, build, nest
 from ._decoder_build import DecoderRecipe, build_decoder

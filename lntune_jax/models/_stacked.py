@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from lntune_jax._name_rules import NameMap, NameRule
+from lntune_jax.names.rules import NameMap, NameRule
 
 from ._scan import LOWER, UPPER
 

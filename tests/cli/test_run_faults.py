@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from lntune_jax import _files
 from lntune_jax.cli._metrics import MetricsWriter, read_metrics
+from lntune_jax.storage import directories as _files
 
 pytestmark = pytest.mark.long
 

@@ -10,13 +10,13 @@ import pytest
 from checkpoints import REFERENCE
 
 import lntune_jax as lnt
-from lntune_jax._errors import DataError
 from lntune_jax.cli._encode import load_tokenizer
 from lntune_jax.cli._language_data import read_documents
 from lntune_jax.cli._language_rows import assemble_language, fit_length, pack, separate
 from lntune_jax.cli._language_tokens import IGNORED, encode_documents
 from lntune_jax.cli._language_work import MeanLoss
 from lntune_jax.cli._metrics import read_metrics
+from lntune_jax.errors import DataError
 from lntune_jax.models import from_pretrained
 
 LENGTH = 16

@@ -10,7 +10,7 @@ import pytest
 from architectures import MODELS, WITH_PEFT_DEFAULT, WITHOUT_PEFT_DEFAULT, make_model
 
 import lntune_jax as lnt
-from lntune_jax._architectures import DEFAULT_TARGETS, MODULES_TO_SAVE, PEFT_TARGETS
+from lntune_jax.selection.architectures import DEFAULT_TARGETS, MODULES_TO_SAVE, PEFT_TARGETS
 
 REFERENCE = json.loads(facts.REFERENCE.read_text())
 REMAKE = "run tests/parity/make_architectures.py and look at the difference"

@@ -1,0 +1,1 @@
+"""How the leaves of a tree are called in transformers: rules, maps, tables, layers."""

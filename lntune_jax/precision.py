@@ -1,0 +1,107 @@
+"""Float32 precision for leaves that are kept in bfloat16, by carrying what rounding took away.
+
+A step of 1e-4 on a bfloat16 weight near 1 rounds to nothing, however often it is taken. The state
+here holds the difference between the exact value and the rounded leaf (compensated summation,
+Kahan 1965), which costs what a float32 copy would, and stays right when somebody else changes the
+leaf between two steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from .errors import TreeError
+from .partition import widen
+
+
+class MastersState(NamedTuple):
+    """The inner optimizer's state, and for each narrow leaf what rounding took away (else None)."""
+
+    residuals: tuple[Any, ...]
+    inner: Any
+
+
+def keep_masters(
+    tx: optax.GradientTransformation, dtype: str | None
+) -> optax.GradientTransformationExtraArgs:
+    """Lets `tx` see and update narrow floating-point leaves in `dtype`; others pass untouched.
+
+    The updates are in the leaf's own dtype, so that `optax.apply_updates` lands on the rounded
+    exact value.
+
+    Args:
+        tx: any optimizer.
+        dtype: "float32" or "float64"; None returns `tx` as it is.
+
+    Raises:
+        TreeError: on `update`, `params` is missing although a leaf is narrow.
+    """
+    inner = optax.with_extra_args_support(tx)
+    if dtype is None:
+        return inner
+
+    def init(params: Any) -> MastersState:
+        leaves = jax.tree.leaves(params)
+        residuals = tuple(
+            jnp.zeros_like(leaf, dtype=dtype) if _is_narrow(leaf, dtype) else None
+            for leaf in leaves
+        )
+        return MastersState(residuals, inner.init(_widen_all(params, dtype)))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        if not any(residual is not None for residual in state.residuals):
+            updates, inner_state = inner.update(updates, state.inner, params, **extra)
+            return updates, MastersState(state.residuals, inner_state)
+        if params is None:
+            raise TreeError(
+                "some trainable leaves have lower precision than param_dtype, so the update needs "
+                "them: call tx.update(grads, state, params)"
+            )
+        leaves, treedef = jax.tree.flatten(params)
+        exact = [
+            leaf if residual is None else leaf.astype(dtype) + residual
+            for leaf, residual in zip(leaves, state.residuals, strict=True)
+        ]
+        wide, inner_state = inner.update(
+            _widen_all(updates, dtype), state.inner, treedef.unflatten(exact), **extra
+        )
+        steps, residuals = [], []
+        for leaf, value, step in zip(leaves, exact, treedef.flatten_up_to(wide), strict=True):
+            if not _is_narrow(leaf, dtype):
+                steps.append(step)
+                residuals.append(None)
+                continue
+            new, start = value + step, leaf.astype(dtype)
+            rounded_step = _round(_round(new, leaf.dtype) - start, leaf.dtype)
+            landed = _round(start + rounded_step, leaf.dtype)  # what apply_updates will make of it
+            steps.append(rounded_step.astype(leaf.dtype))
+            residuals.append(new - landed)
+        return treedef.unflatten(steps), MastersState(tuple(residuals), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _round(value: Any, dtype: Any) -> Any:
+    """Rounds to the values that `dtype` has, keeping the value's own dtype.
+
+    A cast there and back may be dropped by XLA (its option `xla_allow_excess_precision` is on by
+    default), and the residual would be lost with it.
+    """
+    if dtype == jnp.bfloat16:
+        return jax.lax.reduce_precision(value, exponent_bits=8, mantissa_bits=7)
+    return jax.lax.optimization_barrier(value.astype(dtype)).astype(value.dtype)
+
+
+def _is_narrow(leaf: Any, dtype: str) -> bool:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return False
+    return jnp.dtype(leaf.dtype).itemsize < np.dtype(dtype).itemsize
+
+
+def _widen_all(tree: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda leaf: widen(leaf, dtype), tree)

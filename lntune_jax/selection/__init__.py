@@ -1,0 +1,1 @@
+"""Which leaves train, and why: patterns, norms, defaults."""

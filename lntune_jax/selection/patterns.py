@@ -1,0 +1,153 @@
+"""Patterns against paths: PEFT's rules first, regular expressions in lists after.
+
+Nothing here knows what a norm is. Source of the rules: PEFT's `check_target_module_exists` and
+`match_target_against_key` (src/peft/tuners/tuners_utils.py, 0.21).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from ..errors import PatternError
+from .regex import Pattern
+from .regex_nodes import Work
+
+# An expression is matched against every path, so that their number bounds the time.
+MOST_EXPRESSIONS = 64
+PLAIN = re.compile(r"[\w.-]+")  # the end of a path, and not meant as an expression
+
+
+class Match(NamedTuple):
+    """What one pattern matched: names of modules or leaves, and whether literally."""
+
+    pattern: str
+    names: frozenset[str]
+    is_literal: bool
+
+
+def match_patterns(
+    patterns: str | Sequence[str] | None, modules: Sequence[str], leaves: Sequence[str]
+) -> list[Match]:
+    """Matches the patterns of `target_modules` or `exclude_modules`, each for itself.
+
+    A string is one regular expression that matches a whole module path or leaf path. An entry of
+    a sequence matches the modules whose paths equal it or end with it (whole segments); where no
+    module does, it is read as a regular expression.
+
+    Args:
+        patterns: the field of the config.
+        modules: all module paths of the tree, containers included.
+        leaves: all leaf paths of the tree.
+
+    Example:
+        >>> match_patterns(["ln_1"], ["h.0.ln_1", "h.0.xln_1"], ["h.0.ln_1.scale"])[0].names
+        frozenset({'h.0.ln_1'})
+    """
+    if patterns is None:
+        return []
+    if isinstance(patterns, str):
+        return [_match_expression(patterns, _with_dots(patterns), modules, leaves)]
+    return _match_entries(patterns, modules, leaves, _with_dots)
+
+
+def match_saved(
+    entries: str | Sequence[str] | None, modules: Sequence[str], leaves: Sequence[str]
+) -> list[Match]:
+    """Matches the entries of `modules_to_save`: whole segments of a path, and all that lies below.
+
+    An entry may also be the whole path of a leaf (`["cls_token"]`), and is read as a regular
+    expression where it is neither.
+
+    Example:
+        >>> sorted(match_saved(["head"], ["head", "head.out", "ahead"], [])[0].names)
+        ['head', 'head.out']
+    """
+    if entries is None:
+        return []
+    patterns = [entries] if isinstance(entries, str) else entries
+    return _match_entries(
+        patterns,
+        modules,
+        leaves,
+        lambda entry: rf"(.*\.)?(?:{_with_dots(entry)})(\..*)?",
+        is_inside=True,
+    )
+
+
+def suggest(pattern: str, modules: Iterable[str]) -> list[str]:
+    """The module paths whose ends are written most like `pattern`, at most three."""
+    length = pattern.count(".") + 1
+    ends: dict[str, str] = {}
+    for module in modules:
+        ends.setdefault(".".join(module.split(".")[-length:]), module)
+    near = difflib.get_close_matches(pattern, list(ends)[:2000], n=3, cutoff=0.5)
+    return [ends[end] for end in near]
+
+
+def _match_entries(
+    entries: Sequence[str],
+    modules: Sequence[str],
+    leaves: Sequence[str],
+    write_expression: Callable[[str], str],
+    *,
+    is_inside: bool = False,
+) -> list[Match]:
+    """Each entry as the end of module paths, else as a leaf's path, else as an expression.
+
+    With `is_inside` an entry may also end before the path does: what lies below counts.
+    """
+    names = {entry: entry.replace("/", ".") for entry in entries}
+    ends, whole = _find_ends(set(names.values()), modules, is_inside), set(leaves)
+    # PEFT reads `modules_to_save` with `re.match`, so that dots there are an expression's.
+    plain = {n for n in ends if PLAIN.fullmatch(n) and not (is_inside and "." in n)}
+    expressions = [e for e, name in names.items() if not ends[name] and name not in plain]
+    if len(expressions) > MOST_EXPRESSIONS:
+        raise PatternError(
+            f"a list of patterns holds {len(expressions):,} that are no ends of module paths, such "
+            f"as {expressions[0][:80]!r}; at most {MOST_EXPRESSIONS} are read as regular "
+            "expressions: join them, or list the modules"
+        )
+    matches, work = {}, Work()  # one bound for the whole list
+    for entry, name in names.items():
+        if ends[name] or name in plain or name in whole:
+            found = ends[name] or ([name] if name in whole else [])
+            matches[entry] = Match(entry, frozenset(found), True)
+        else:
+            expression = write_expression(entry)
+            matches[entry] = _match_expression(entry, expression, modules, leaves, work)
+    return [matches[entry] for entry in entries]
+
+
+def _find_ends(names: set[str], modules: Iterable[str], is_inside: bool) -> dict[str, list[str]]:
+    """For each name, the module paths that end with it (or hold it): one pass over the modules."""
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for module in modules:
+        prefix = module
+        while prefix:
+            end = prefix
+            while end:
+                if end in found:
+                    found[end].append(module)
+                end = end.partition(".")[2]
+            prefix = prefix.rpartition(".")[0] if is_inside else ""
+    return found
+
+
+def _match_expression(
+    pattern: str,
+    expression: str,
+    modules: Sequence[str],
+    leaves: Sequence[str],
+    work: Work | None = None,
+) -> Match:
+    matches: Callable[[str], bool] = Pattern(expression, work).fullmatch
+    names = [*filter(matches, modules), *filter(matches, leaves)]
+    return Match(pattern, frozenset(names), False)
+
+
+def _with_dots(pattern: str) -> str:
+    """Slashes stand for dots in a pattern, as they do in a key."""
+    return pattern.replace("\\/", "/").replace("/", r"\.")
