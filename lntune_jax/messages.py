@@ -1,8 +1,16 @@
-"""How lists of leaf paths and files are written in the messages of adapter errors."""
+"""What messages have in common: lists of names, and warnings that point at the caller's line."""
 
 from __future__ import annotations
 
+import inspect
+import os
+import sys
+import warnings
 from collections.abc import Callable, Sequence
+
+_OWN = os.path.dirname(__file__)
+# These stand between a caller and us where they call our functions back.
+_BETWEEN = ("jax", "optax", "flax", "equinox")
 
 
 def list_names(names: Sequence[str], write: Callable[[str], str] = repr, most: int = 5) -> str:
@@ -19,3 +27,43 @@ def list_names(names: Sequence[str], write: Callable[[str], str] = repr, most: i
 def shorten(text: str, most: int = 300) -> str:
     """A name may come from a file, and be of any length."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warns at the line of the caller's own code that led here, however deep we are.
+
+    That is the innermost frame outside this package and the libraries that call it back. Where
+    there is none, as in the command line, it is the outermost frame.
+
+    Args:
+        message: what is wrong and how to mend it.
+        category: the class of the warning.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn("this has no effect", UserWarning)
+        >>> str(caught[0].message), caught[0].category.__name__
+        ('this has no effect', 'UserWarning')
+    """
+    # A stacklevel would have to be counted anew for each way here; skip_file_prefixes needs 3.12.
+    folders = tuple(folder + os.sep for folder in _list_folders())
+    frame = inspect.currentframe()
+    assert frame is not None, "a Python without frames"
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(folders):
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message,
+        category,
+        filename=frame.f_code.co_filename,
+        lineno=frame.f_lineno,
+        module=frame.f_globals.get("__name__", "sys"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _list_folders() -> list[str]:
+    """The package's own folder, and those of the libraries between that are loaded."""
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in _BETWEEN)
+    return [_OWN, *(os.path.dirname(file) for file in files if file)]

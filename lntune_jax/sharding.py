@@ -7,7 +7,6 @@ data parallelism, FSDP and tensor parallelism.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .errors import ShardingError, ShardingWarning, UnmatchedPatternWarning
+from .messages import warn
 from .paths import Leaf, flatten, get_shape, join
 from .selection.patterns import match_patterns
 
@@ -143,7 +143,7 @@ def fit_spec(
     return PartitionSpec(*(entries if any(entries) else ())), misfits
 
 
-def warn_of(misfits: Sequence[Misfit], stacklevel: int = 3) -> None:
+def warn_of(misfits: Sequence[Misfit]) -> None:
     """Says which axes were to be divided and are whole, in one warning."""
     if not misfits:
         return
@@ -153,11 +153,10 @@ def warn_of(misfits: Sequence[Misfit], stacklevel: int = 3) -> None:
         for each in misfits[:_LISTED]
     ]
     more = f" and {len(misfits) - _LISTED} more" if len(misfits) > _LISTED else ""
-    warnings.warn(
+    warn(
         f"left whole on every device, since it does not divide: {', '.join(told)}{more}. Choose "
         "other sizes of the mesh's axes, or rules that divide another axis",
         ShardingWarning,
-        stacklevel=stacklevel + 1,
     )
 
 
@@ -172,10 +171,9 @@ def _ask(leaves: Sequence[Leaf], rules: Rules | None) -> list[Any]:
     matches = match_patterns([pattern for pattern, _ in rules], modules, names)
     for match in matches:
         if not match.names:
-            warnings.warn(
+            warn(
                 f"the pattern {match.pattern!r} of rules matches nothing in this tree",
                 UnmatchedPatternWarning,
-                stacklevel=4,
             )
     found = []
     for leaf, name in zip(leaves, names, strict=True):

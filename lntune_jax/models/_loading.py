@@ -104,7 +104,7 @@ def load_leaves(
         if progress is not None:
             progress(done, total)
     _warn(plan)
-    warn_of(misfits, stacklevel=4)
+    warn_of(misfits)
     return arrays
 
 

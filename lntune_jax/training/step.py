@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from jax.core import Tracer
 
 from ..config import LNTuningConfig
 from ..errors import LNTuningError, TreeError, ZeroGradientWarning
+from ..messages import warn
 from ..paths import flatten, join
 from .compiling import find_platform, options_for, widens_bfloat16
 from .gradients import accumulate_gradients, differentiate, value_and_grad
@@ -223,12 +223,11 @@ class TrainStep:
         if zero and not self._warned:
             self._warned = True
             whose = f" of adapter {', '.join(map(str, zero))}" if np.ndim(flag) else ""
-            warnings.warn(
+            warn(
                 f"the gradient of every trainable leaf{whose} was exactly zero in step {call}: the "
                 "loss does not depend on them. Check that loss_fn uses the params it is given, and "
                 "that a quantised forward pass lets gradients through",
                 ZeroGradientWarning,
-                stacklevel=3,
             )
 
 
