@@ -21,7 +21,7 @@ from .messages import list_names
 from .names.layers import list_parts, view
 from .names.maps import NameMap, get_name_map
 from .paths import flatten, get_shape, join
-from .selection.roles import Selection
+from .selection.roles import RoledTree
 from .selection.select import Views, select_views
 
 
@@ -65,7 +65,7 @@ def check_place(
     return views
 
 
-def place_leaves(selection: Selection, trainable: Mapping[str, np.ndarray], cast: bool) -> Any:
+def place_leaves(selection: RoledTree, trainable: Mapping[str, np.ndarray], cast: bool) -> Any:
     """The tree of `selection`, with the leaves of `trainable` in place of its own.
 
     Raises:

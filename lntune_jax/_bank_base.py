@@ -13,7 +13,7 @@ from .errors import AdapterError
 from .messages import list_names
 from .paths import flatten, get_shape, join
 from .selection.norms import find_statistics
-from .selection.roles import FROZEN_ROLE, SAVED_ROLE, STATE_ROLE, Selection
+from .selection.roles import FROZEN_ROLE, SAVED_ROLE, STATE_ROLE, RoledTree
 from .storage.arrays import to_numpy
 
 
@@ -45,7 +45,7 @@ def list_base(params: Any, paths: Iterable[str]) -> tuple[dict[str, Any], dict[s
         is_state = not leaf.is_parameter or leaf.path in statistics
         return STATE_ROLE if is_state else FROZEN_ROLE
 
-    selection = Selection(leaves, treedef, [get_role(leaf) for leaf in leaves])
+    selection = RoledTree(leaves, treedef, [get_role(leaf) for leaf in leaves])
     return list_frozen(selection), {path: values[path] for path in wanted}
 
 

@@ -22,7 +22,7 @@ from ._fingerprint_samples import holds_values, is_sampled_kind, sample_leaf
 from .messages import list_names
 from .paths import join
 from .selection.quantized import describe_quantization
-from .selection.roles import FROZEN_ROLE, Selection
+from .selection.roles import FROZEN_ROLE, RoledTree
 
 LEAVES_SAMPLED = 8
 QUANTIZED = "quantized"  # the field that names the kinds of a quantised base's kernels
@@ -30,7 +30,7 @@ _LONGEST_LIST = 16_384  # bytes of the compressed list of leaves; a longer one i
 _LONGEST_TEXT = 50_000_000
 
 
-def list_frozen(selection: Selection) -> dict[str, Any]:
+def list_frozen(selection: RoledTree) -> dict[str, Any]:
     """The frozen parameters by leaf path: no trainable leaf, running statistic or random state."""
     return {
         join(leaf.path): leaf.value

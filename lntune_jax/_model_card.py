@@ -14,8 +14,8 @@ from ._fingerprint import QUANTIZED, count_frozen
 from ._peft_files import WEIGHTS_FILE, read_header, read_key
 from .config import CONFIG_FILE, LNTuningConfig
 from .errors import AdapterError
+from .selection.labels import NORM, label_kinds
 from .storage.checksums import METADATA_FILE, list_files
-from .training.optimizer import NORM, label_kinds
 
 CARD_FILE = "README.md"
 OURS, PEFT = "lntune_jax", "peft"

@@ -23,7 +23,7 @@ from .errors import AdapterError
 from .names.maps import NameMap, assemble, get_name_map
 from .paths import flatten, get_shape, join
 from .selection.norms import split_modules
-from .selection.roles import Selection
+from .selection.roles import RoledTree
 from .storage.directories import resolve_path
 
 
@@ -122,7 +122,7 @@ def load_peft(
 
 class _Read(NamedTuple):
     adapter: Adapter
-    selection: Selection  # the leaves of params and their structure
+    selection: RoledTree  # the leaves of params and their structure
 
 
 def _read(
@@ -159,7 +159,7 @@ def _read(
     if wrong:
         raise AdapterError(f"the adapter {directory} does not fit params: {'; '.join(wrong[:5])}")
     made = make_own_config(directory, params, config, norms, index, contents, names)
-    return _Read(Adapter(trainable, made), Selection(leaves, treedef, []))
+    return _Read(Adapter(trainable, made), RoledTree(leaves, treedef, []))
 
 
 def _assemble(

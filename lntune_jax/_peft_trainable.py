@@ -17,8 +17,8 @@ from .names.maps import NameMap
 from .paths import Leaf, get_shape, join
 from .selection.norm_names import BIAS_NAMES, SCALE_NAMES
 from .selection.norms import NORM, find_norms, split_modules
-from .selection.roles import NORM_ROLE, SAVED_ROLE, assign_roles, match_config, unite
-from .selection.select import Selection, select_leaves
+from .selection.roles import NORM_ROLE, SAVED_ROLE, RoledTree, assign_roles, match_config, unite
+from .selection.select import select_leaves
 
 _STORABLE = ("float64", "float32", "float16", "bfloat16")
 
@@ -135,7 +135,7 @@ def _select(
     norms: Iterable[str] | None,
     name_map: str | NameMap | None,
     trainable: Mapping[str, Any],
-) -> Selection:
+) -> RoledTree:
     """By the tree's own names, or, where these say otherwise, layer by layer."""
     try:
         own = select_leaves(params, config, norms, warn=False)

@@ -14,7 +14,6 @@ from typing import Any
 
 from .errors import ConfigError
 from .messages import shorten
-from .selection.regex import Pattern
 from .storage.json_files import read_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -32,7 +31,8 @@ class LNTuningConfig:
         target_modules: the normalisation modules that train. A string is a regular expression
             that matches a whole module path or leaf path; an entry of a sequence is the end of a
             module path (whole segments), or else a regular expression. None: the defaults of
-            `model_type`, or every norm in the tree where `model_type` is None too.
+            `model_type`, or every norm in the tree where `model_type` is None too. An empty
+            sequence: no norm, so that `modules_to_save` trains alone.
         exclude_modules: modules taken out before anything else; written as `target_modules`.
         modules_to_save: whole modules, such as a classifier head, that train and are saved too.
         task_type: PEFT's task type ("SEQ_CLS", "CAUSAL_LM", ...), carried through unchanged.
@@ -183,6 +183,8 @@ def _check_patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
     if isinstance(value, str) and value:
         if field == "modules_to_save":  # PEFT reads a lone string as one module
             return (value,)
+        from .selection.regex import Pattern
+
         Pattern(value)  # raises early on an invalid expression
         return value
     if isinstance(value, set | frozenset) and all(isinstance(entry, str) for entry in value):
@@ -193,6 +195,4 @@ def _check_patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
         raise ConfigError(
             f"{field} must be a string or a sequence of strings, not {shorten(repr(value))}"
         )
-    if not value and field == "target_modules":
-        raise ConfigError("target_modules must not be empty; None takes the defaults")
     return tuple(value)

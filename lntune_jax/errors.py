@@ -214,3 +214,32 @@ class CopiedModuleWarning(UserWarning):
         >>> issubclass(lnt.CopiedModuleWarning, UserWarning)
         True
     """
+
+
+class ArgumentError(LNTuningError, ValueError):
+    """An argument of a function is of the wrong type or out of range.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> try:
+        ...     lnt.adamw(lnt.LNTuningConfig(), 1e-3, clip_norm=0)
+        ... except lnt.errors.ArgumentError as error:
+        ...     print(error)
+        clip_norm must be a number of more than 0, not 0
+    """
+
+
+class UncertainNormWarning(UserWarning):
+    """A module looks like a LayerNorm or RMSNorm by its shapes, and its name does not say so.
+
+    Example:
+        >>> import warnings
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> norm = {"scale": jnp.ones(4), "bias": jnp.ones(4)}
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     _ = lnt.select({"ln": norm, "layers_1": norm}, lnt.LNTuningConfig())
+        >>> caught[0].category.__name__
+        'UncertainNormWarning'
+    """

@@ -11,9 +11,9 @@ from typing import Any
 
 from .config import LNTuningConfig
 from .errors import TreeError
-from .partition import partition_params
-from .paths import flatten, join
+from .selection.labels import TRAINABLE, label_params
 from .selection.norms import NORM, judge_name
+from .selection.selection import Selection
 from .training.optimizer import refuse_inference
 
 
@@ -128,7 +128,9 @@ def norm_modules(model: Any) -> frozenset[str]:
     )
 
 
-def train_only(model: Any, config: LNTuningConfig, *, norms: Iterable[str] | None = None) -> int:
+def train_only(
+    model: Any, config: LNTuningConfig | Selection, *, norms: Iterable[str] | None = None
+) -> int:
     """Freezes a Keras model but for what the config trains, so that `model.fit` tunes its norms.
 
     Sets `trainable` of each variable; compile the model after it, not before.
@@ -157,13 +159,12 @@ def train_only(model: Any, config: LNTuningConfig, *, norms: Iterable[str] | Non
         ['m/norm/gamma', 'm/norm/beta']
     """
     refuse_inference(config)
-    norms = norm_modules(model) if norms is None else norms
-    params = get_params(model)
-    selected = partition_params(params, config, norms=norms).trainable
-    names = {path: join(flatten({path: value})[0][0].path) for path, value in params.items()}
+    if norms is None and not isinstance(config, Selection):
+        norms = norm_modules(model)
+    labels = label_params(get_params(model), config, norms=norms)
     for variable in model.trainable_variables:
-        variable.trainable = names[variable.path] in selected
-    return len(selected)
+        variable.trainable = labels[variable.path] == TRAINABLE
+    return sum(label == TRAINABLE for label in labels.values())
 
 
 def _is_norm(layer: Any) -> bool:

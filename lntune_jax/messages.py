@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-_OWN = os.path.dirname(__file__)
+_OWN = os.path.dirname(__file__)  # noqa: PTH120
 # These stand between a caller and us where they call our functions back.
 _BETWEEN = ("jax", "optax", "flax", "equinox")
 
@@ -66,4 +66,4 @@ def warn(message: str, category: type[Warning]) -> None:
 def _list_folders() -> list[str]:
     """The package's own folder, and those of the libraries between that are loaded."""
     files = (getattr(sys.modules.get(name), "__file__", None) for name in _BETWEEN)
-    return [_OWN, *(os.path.dirname(file) for file in files if file)]
+    return [_OWN, *(os.path.dirname(file) for file in files if file)]  # noqa: PTH120

@@ -17,13 +17,14 @@ from .config import LNTuningConfig
 from .errors import TreeError
 from .names.rules import NameMap
 from .precision import keep_masters
-from .selection.labels import TRAINABLE, label_params
+from .selection.labels import label_params
 from .selection.quantized import refuse_activations
+from .selection.selection import TRAINABLE, Selection, get_config
 from .training.optimizer import refuse_inference
 
 
 def make_filter(
-    config: LNTuningConfig,
+    config: LNTuningConfig | Selection,
     model: Any,
     *,
     norms: Iterable[str] | None = None,
@@ -35,7 +36,7 @@ def make_filter(
     nothing anew.
 
     Args:
-        config: which leaves train.
+        config: which leaves train; or the `Selection` that says so.
         model: a module, whose norms are known by their types (those of other classes than Flax's
             by names and shapes); or its `nnx.State`, by names and shapes. Abstract ones will do
             (`nnx.eval_shape`, `nnx.abstract_state`): no value is looked at.
@@ -70,8 +71,9 @@ def make_filter(
         )
     refuse_activations(model)
     labels = label_params(model, config, norms=norms, name_map=name_map)
+    # A variable may hold a whole tree of arrays; its leaves are of one module and have one label.
     found = zip(list_variables(model), list_variables(labels), strict=True)
-    chosen = {id(leaf) for leaf, label in found if read_variable(label) == TRAINABLE}
+    chosen = {id(leaf) for leaf, label in found if _get_label(leaf, label) == TRAINABLE}
     # NNX's own walk gives a variable that several modules share the path that a filter will see.
     paths = nnx.iter_graph(model) if isinstance(model, nnx.Module) else nnx.to_flat_state(model)
     return nnx.filterlib.PathIn(*(path for path, leaf in paths if id(leaf) in chosen))
@@ -80,7 +82,7 @@ def make_filter(
 def make_optimizer(
     model: nnx.Module,
     tx: optax.GradientTransformation,
-    config: LNTuningConfig,
+    config: LNTuningConfig | Selection,
     *,
     norms: Iterable[str] | None = None,
     name_map: str | NameMap | None = None,
@@ -93,7 +95,7 @@ def make_optimizer(
     Args:
         model: the module to tune.
         tx: the optimizer of the trainable leaves.
-        config: which leaves train, and in which precision.
+        config: which leaves train, and in which precision; or a `Selection`.
         norms: module paths that are norms, as in `partition_params`.
         name_map: as in `partition_params`, where the layers are stacked.
 
@@ -123,7 +125,23 @@ def make_optimizer(
             "lntune_jax.make_optimizer or partition_params"
         )
     wrt = make_filter(config, model, norms=norms, name_map=name_map)
-    return nnx.Optimizer(model, keep_masters(tx, config.param_dtype), wrt=wrt)
+    return nnx.Optimizer(model, keep_masters(tx, get_config(config).param_dtype), wrt=wrt)
+
+
+def _get_label(leaf: Any, labels: Any) -> str | None:
+    """The label of a variable, from those of the leaves that it holds.
+
+    Raises:
+        TreeError: some of them train and others do not.
+    """
+    own = set(jax.tree.leaves(read_variable(labels)))
+    if len(own) > 1:
+        raise TreeError(
+            f"an nnx.{type(leaf).__name__} holds several leaves of which the config trains some "
+            "only, and a filter takes a variable whole: name its module in modules_to_save, or "
+            "keep each array in a variable of its own"
+        )
+    return next(iter(own), None)
 
 
 def list_variables(tree: Any) -> list[Any]:

@@ -7,18 +7,15 @@ and an exactly-one rule (penzai/core/partitioning.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .config import LNTuningConfig
 from .errors import ConfigError, TreeError
-from .names.rules import NameMap
-from .paths import flatten, get_shape, join
-from .selection.select import select_leaves
+from .paths import Leaf, flatten, get_shape, join
 
 # What may stand for an array in a tree of marks: a label, a mask, a sharding.
 _MARKS = (str, bool, jax.sharding.Sharding, jax.sharding.PartitionSpec)
@@ -71,57 +68,27 @@ class Taken:
         return self.path, self.shape, self.dtype
 
 
-def partition_params(
-    params: Any,
-    config: LNTuningConfig,
-    *,
-    norms: Iterable[str] | None = None,
-    name_map: str | NameMap | None = None,
+def split_params(
+    leaves: Sequence[Leaf], treedef: Any, trains: Iterable[bool], dtype: str | None
 ) -> Partition:
-    """Splits `params` into the leaves that train and the rest.
-
-    No frozen leaf is copied: each is the same object as in `params`. A trainable leaf is the same
-    object too, unless its precision is below `config.param_dtype`: then it is cast, since small
-    steps on a bfloat16 weight round to nothing. Sharding is kept.
+    """Splits the leaves of a tree by what `trains` says of each.
 
     Args:
-        params: any pytree of arrays, numpy arrays or `jax.ShapeDtypeStruct`.
-        config: which leaves train, and in which precision.
-        norms: which modules or leaves are norms, where the caller knows (`norm_modules`,
-            `discover_norms`): their paths; None finds them by type, name and shape.
-        name_map: for trees whose layers are stacked: the names, one for each layer, that the
-            patterns of `config` are for (`model.name_map`, or the name of a table). The keys of
-            `trainable` stay the tree's own paths.
-
-    Returns:
-        A `Partition(trainable, frozen)`; `merge_params` is the inverse.
-
-    Raises:
-        SelectionError: nothing trains, a target holds no norm, `model_type` is unknown, or with
-            `name_map` some layers of a stacked leaf would train and others not.
-        TreeError: two leaves have the same path.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import lntune_jax as lnt
-        >>> params = {"ln_1": {"scale": jnp.ones(4)}, "fc": {"kernel": jnp.ones((4, 4))}}
-        >>> trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
-        >>> list(trainable)
-        ['ln_1.scale']
-        >>> frozen["ln_1"]
-        {'scale': Taken('ln_1.scale', float32[4])}
+        leaves: what `flatten` gave.
+        treedef: the tree's structure.
+        trains: for each leaf whether it trains.
+        dtype: trainable leaves of lower precision are cast to it; None keeps theirs.
     """
-    selection = select_leaves(params, config, norms, name_map)
     trainable: dict[str, Any] = {}
     kept: list[Any] = []
-    for index, leaf in enumerate(selection.leaves):
-        if selection.is_trainable(index):
-            name = join(leaf.path)
-            trainable[name] = widen(leaf.value, config.param_dtype)
-            kept.append(Taken(name, leaf.value.shape, leaf.value.dtype))
-        else:
+    for leaf, own in zip(leaves, trains, strict=True):
+        if not own:
             kept.append(leaf.value)
-    return Partition(trainable, selection.treedef.unflatten(kept))
+            continue
+        name = join(leaf.path)
+        trainable[name] = widen(leaf.value, dtype)
+        kept.append(Taken(name, leaf.value.shape, leaf.value.dtype))
+    return Partition(trainable, treedef.unflatten(kept))
 
 
 def merge_params(trainable: Mapping[str, Any], frozen: Any, *, cast: bool = True) -> Any:

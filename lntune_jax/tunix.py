@@ -6,7 +6,6 @@ nothing here imports Tunix. Any trainer that goes by the type of NNX variables t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,13 +14,13 @@ from flax import nnx
 from .config import LNTuningConfig
 from .errors import TreeError
 from .nnx import list_variables, read_variable
-from .partition import partition_params
-from .selection.labels import TRAINABLE, label_params
+from .selection.select import select
+from .selection.selection import TRAINABLE, Selection
 from .training.optimizer import refuse_inference
 
 
 def mark_trainable(
-    model: nnx.Module, config: LNTuningConfig, *, norms: Iterable[str] | None = None
+    model: nnx.Module, config: LNTuningConfig | Selection, *, norms: Iterable[str] | None = None
 ) -> list[str]:
     """Turns the parameters that the config trains into `nnx.LoRAParam`; the model is changed.
 
@@ -54,11 +53,9 @@ def mark_trainable(
         [('layers', 1, 'scale')]
     """
     refuse_inference(config)
-    trainable = partition_params(model, config, norms=norms).trainable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the partition has said already
-        labels = label_params(model, config, norms=norms)
-    pairs = zip(list_variables(model), list_variables(labels), strict=True)
+    selection = select(model, config, norms=norms)
+    trainable = selection.partition(model).trainable
+    pairs = zip(list_variables(model), list_variables(selection.labels()), strict=True)
     variables = [leaf for leaf, label in pairs if read_variable(label) == TRAINABLE]
     turned: dict[str, Any] = {}
     marked: dict[int, nnx.LoRAParam] = {}

@@ -177,10 +177,10 @@ def _make_optimizer(schedule: Any, work: Work, recipe: Recipe) -> Any:
 
     head = learning_rate_schedule(recipe, recipe.head_learning_rate, total_steps(work, recipe))
     return lnt.adamw(
+        work.config,
         schedule,
         head_learning_rate=head,
         weight_decay=recipe.weight_decay,
         clip_norm=recipe.clip_norm,
-        config=work.config,
         name_map=work.model.name_map,
     )

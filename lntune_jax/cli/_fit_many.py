@@ -196,11 +196,11 @@ def _optimizers(work: Work, recipe: Recipe, total: int) -> Any:
 
     def build(learning_rate: Any, head_learning_rate: Any, weight_decay: Any) -> Any:
         return lnt.adamw(
+            work.config,
             lambda count: learning_rate * unit(count),
             head_learning_rate=lambda count: head_learning_rate * unit(count),
             weight_decay=weight_decay,
             clip_norm=recipe.clip_norm,
-            config=work.config,
             name_map=work.model.name_map,
         )
 

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lntune_jax.config import LNTuningConfig
-from lntune_jax.partition import partition_params
-from lntune_jax.selection.report import report_params
+from lntune_jax.selection import partition_params, report_params
 from lntune_jax.training.gradients import value_and_grad
 
 from ._blueprint import Choices, check_choices

@@ -7,49 +7,53 @@ error.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 
-from .._task_heads import TASK_HEADS
 from ..config import LNTuningConfig
-from ..errors import SelectionError, UnmatchedPatternWarning
-from ..messages import shorten
+from ..errors import SelectionError, UncertainNormWarning, UnmatchedPatternWarning
+from ..messages import list_names, shorten, warn
 from ..paths import Path, join
 from .architectures import DEFAULT_TARGETS
 from .patterns import Match, suggest
 from .quantized import find_quantized
-from .roles import Matches, Selection, is_below, is_named, unite
+from .roles import NORM_ROLE, Matches, RoledTree, is_below, is_named, unite
 
 # A number that stands for itself, or for any, in a path: "layers.3.", "h[.][0-5][.]", "layers.\d+".
 _NAMES_LAYER = re.compile(r"\\d|(?<![\w{,])\d+(?![\w},])")
 
 
+_CURE = "If they are norms, pass norms=lnt.norm_modules(model, x), or their paths in norms="
 _MOST_WARNINGS = 20  # of one field: finding what is near takes time, and a file may name anything
 
 
 def check_selection(
-    selection: Selection,
+    selection: RoledTree,
     matches: Matches,
     config: LNTuningConfig,
     norm_paths: Sequence[Path],
-    warn: bool,
+    uncertain: Sequence[Path],
+    given: frozenset[Path] | None,
+    warns: bool,
 ) -> None:
     """Raises or warns where the patterns of `config` do not do what they say.
 
+    Args:
+        selection: the leaves and their roles.
+        matches: what each pattern matched.
+        config: whose patterns they are.
+        norm_paths: the leaves of all norms, trained or not, the uncertain ones among them.
+        uncertain: the modules that may be norms.
+        given: the norms that the caller named; None where they were found.
+        warns: whether to warn; errors are raised in any case.
+
     Raises:
-        SelectionError: nothing trains; a target holds no norm; a saved module cannot train.
+        SelectionError: no norm trains; a target holds no norm; a saved module cannot train.
     """
     # Defaults are written for many models of a kind, and may well not match in one of them.
     targets = matches.targets if config.target_modules is not None else None
     saved = matches.saved if config.modules_to_save is not None else ()
-    above_norms = _list_above(norm_paths)
-    for match in targets or ():
-        if match.names and above_norms.isdisjoint(match.names):
-            raise SelectionError(
-                f"target_modules {match.pattern!r} matches {write_list(sorted(match.names))}, "
-                "where there is no LayerNorm or RMSNorm leaf. To train a whole module put it into "
-                f"modules_to_save; the norms of this tree are {_write_paths(norm_paths)}"
-            )
+    certain = [path for path in norm_paths if path[:-1] not in set(uncertain)]
+    _check_targets(targets or (), matches, certain, uncertain)
     trained = [x.path for i, x in enumerate(selection.leaves) if selection.is_trainable(i)]
     above_trained, excluded = _list_above(trained), unite(matches.excluded)
     quantized = find_quantized(leaf.path for leaf in selection.leaves)
@@ -63,15 +67,50 @@ def check_selection(
         if above_trained.isdisjoint(match.names):
             _check_saved(match, selection, excluded)
     _refuse_layers("target_modules", targets or (), selection, norm_paths)
-    _refuse_layers("modules_to_save", _drop_peft_s_own(saved, config), selection, norm_paths)
+    _refuse_layers("modules_to_save", saved, selection, norm_paths)
     _refuse_layers("exclude_modules", matches.excluded, selection, norm_paths)
-    if warn:
-        _warn_unmatched("target_modules", targets or (), matches.modules)
-        _warn_unmatched("modules_to_save", _drop_peft_s_own(saved, config), matches.modules)
+    near_norms = [join(path) for path in dict.fromkeys(path[:-1] for path in certain)]
+    if warns:
+        _warn_unmatched("target_modules", targets or (), near_norms or matches.modules)
+        _warn_unmatched("modules_to_save", saved, matches.modules)
         _warn_unmatched("exclude_modules", matches.excluded, matches.modules)
         _warn_shallow_exclusions(matches.excluded, trained, norm_paths)
-    if not any(map(selection.is_trainable, range(len(selection.roles)))):
-        raise SelectionError(_explain_nothing(selection, config, norm_paths))
+        _warn_strange_norms(given, selection, matches.modules)
+    if NORM_ROLE not in selection.roles and (config.target_modules != () or not trained):
+        raise SelectionError(
+            _explain_nothing(selection, config, certain, uncertain, near_norms, trained)
+        )
+    if warns:
+        _warn_uncertain(uncertain, selection, matches)
+
+
+def _check_targets(
+    targets: Sequence[Match],
+    matches: Matches,
+    norm_paths: Sequence[Path],
+    uncertain: Sequence[Path],
+) -> None:
+    """Raises where a target names modules that hold no norm."""
+    above_norms, above_uncertain = _list_above(norm_paths), _list_above(uncertain)
+    named = {join(path) for path in uncertain}
+    for match in targets:
+        if not match.names or not above_norms.isdisjoint(match.names):
+            continue
+        if match.is_literal and not named.isdisjoint(match.names):
+            continue  # taken, since it is named itself; a warning says so
+        if not above_uncertain.isdisjoint(match.names):
+            inside = [join(path) for path in uncertain if is_below(path, match.names)]
+            raise SelectionError(
+                f"target_modules {match.pattern!r} matches {write_list(sorted(match.names))}, "
+                f"where {write_list(inside)} may be a norm by its shape, but its name does not say "
+                f"so. {_CURE}"
+            )
+        raise SelectionError(
+            f"target_modules {match.pattern!r} matches {write_list(sorted(match.names))}, "
+            "where there is no LayerNorm or RMSNorm leaf. To train a whole module put it into "
+            f"modules_to_save; the norms of this tree are {_write_paths(norm_paths)}. If it is a "
+            "norm under another name, pass norms=lnt.norm_modules(model, x)"
+        )
 
 
 def write_list(names: Sequence[str], most: int = 4) -> str:
@@ -80,15 +119,7 @@ def write_list(names: Sequence[str], most: int = 4) -> str:
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def _drop_peft_s_own(saved: Sequence[Match], config: LNTuningConfig) -> list[Match]:
-    """Without the heads that PEFT adds for a task by all their names, if the model has one."""
-    heads = TASK_HEADS.get(config.task_type or "", ())
-    if not any(match.names for match in saved if match.pattern in heads):
-        heads = ()
-    return [match for match in saved if match.names or match.pattern not in heads]
-
-
-def _check_saved(match: Match, selection: Selection, excluded: frozenset[str]) -> None:
+def _check_saved(match: Match, selection: RoledTree, excluded: frozenset[str]) -> None:
     """Raises where a saved module is there, but no leaf in it trains."""
     below = (leaf for leaf in selection.leaves if is_below(leaf.path, match.names))
     first = next(below, None)
@@ -104,7 +135,7 @@ def _check_saved(match: Match, selection: Selection, excluded: frozenset[str]) -
 
 
 def _refuse_layers(
-    field: str, matches: Sequence[Match], selection: Selection, norm_paths: Sequence[Path]
+    field: str, matches: Sequence[Match], selection: RoledTree, norm_paths: Sequence[Path]
 ) -> None:
     """Raises where a pattern that matches nothing names a layer of norms that are stacked."""
     naming = [match for match in matches if not match.names and _NAMES_LAYER.search(match.pattern)]
@@ -127,13 +158,17 @@ def _warn_unmatched(field: str, matches: Sequence[Match], modules: Sequence[str]
     for match in unmatched[:_MOST_WARNINGS]:
         near = suggest(match.pattern, modules)
         nearest = f"; the nearest module paths are {write_list(near)}" if near else ""
-        _warn(
+        warn(
             f"{field} {shorten(repr(match.pattern))} matches no module of this tree, so it has no "
-            f"effect{nearest}"
+            f"effect{nearest}",
+            UnmatchedPatternWarning,
         )
     if len(unmatched) > _MOST_WARNINGS:
         more = f"{len(unmatched) - _MOST_WARNINGS:,} more patterns"
-        _warn(f"{field}: {more} match no module of this tree, so they have no effect")
+        warn(
+            f"{field}: {more} match no module of this tree, so they have no effect",
+            UnmatchedPatternWarning,
+        )
 
 
 def _warn_shallow_exclusions(
@@ -146,10 +181,11 @@ def _warn_shallow_exclusions(
         if not named.isdisjoint(match.names) or above_trained.isdisjoint(match.names):
             continue
         missed = [join(path) for path in trained if is_below(path, match.names)]
-        _warn(
+        warn(
             f"exclude_modules {match.pattern!r} matches {write_list(sorted(match.names))} but, "
             f"as in PEFT, not what lies below: {write_list(missed)} will train. Write "
-            rf"'(.*\.)?{match.pattern}\..*' to exclude it"
+            rf"'(.*\.)?{match.pattern}\..*' to exclude it",
+            UnmatchedPatternWarning,
         )
 
 
@@ -158,21 +194,70 @@ def _list_above(paths: Iterable[Path]) -> set[str]:
     return {join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
 
 
-def _warn(message: str) -> None:
-    # 7: the caller of partition_params, label_params or report_params.
-    warnings.warn(message, UnmatchedPatternWarning, stacklevel=7)
+def _warn_strange_norms(
+    given: frozenset[Path] | None, selection: RoledTree, modules: Sequence[str]
+) -> None:
+    """Warns of entries of `norms=` that name nothing in this tree."""
+    if given is None:
+        return
+    known = {leaf.path for leaf in selection.leaves} | {leaf.path[:-1] for leaf in selection.leaves}
+    for path in sorted(given - known)[:_MOST_WARNINGS]:
+        near = suggest(join(path), modules)
+        nearest = f"; the nearest module paths are {write_list(near)}" if near else ""
+        warn(
+            f"norms names {join(path)!r}, which is no module or leaf of this tree, so it has no "
+            f"effect{nearest}",
+            UnmatchedPatternWarning,
+        )
+
+
+def _warn_uncertain(uncertain: Sequence[Path], selection: RoledTree, matches: Matches) -> None:
+    """Warns of modules that may be norms, and of whether they are taken."""
+    decided = unite(matches.excluded) | unite(matches.saved)
+    open_ones = {path for path in uncertain if not is_below(path, decided)}
+    pairs = zip(selection.leaves, selection.roles, strict=True)
+    taken = {leaf.path[:-1] for leaf, role in pairs if role == NORM_ROLE} & open_ones
+    left = [join(path) for path in uncertain if path in open_ones - taken]
+    if left:
+        warn(
+            f"these modules look like norms by their shapes and stay frozen, since their names do "
+            f"not say which kind they are: {list_names(left)}. {_CURE}; exclude_modules that names "
+            "them silences this",
+            UncertainNormWarning,
+        )
+    if taken:
+        warn(
+            f"target_modules names {list_names(sorted(map(join, taken)))}, which train, and may be "
+            f"a BatchNorm or GroupNorm by their shapes. {_CURE}",
+            UncertainNormWarning,
+        )
 
 
 def _explain_nothing(
-    selection: Selection, config: LNTuningConfig, norm_paths: Sequence[Path]
+    selection: RoledTree,
+    config: LNTuningConfig,
+    norm_paths: Sequence[Path],
+    uncertain: Sequence[Path],
+    near_norms: Sequence[str],
+    trained: Sequence[Path],
 ) -> str:
     if not selection.leaves:
         return "nothing trains: the tree has no leaves. Pass the parameter tree"
+    head = "no norm trains" if trained else "nothing trains"
+    alone = ""
+    if config.modules_to_save:
+        alone = ". To train modules_to_save alone, pass target_modules=[]"
+    if not norm_paths and uncertain:
+        modules = [join(path) for path in uncertain]
+        return (
+            f"{head}: {list_names(modules)} look like norms by their shapes, but their names do "
+            f"not say so. {_CURE}{alone}"
+        )
     if not norm_paths:
         return (
-            "nothing trains: no LayerNorm or RMSNorm leaf was found in this tree, whose leaves are "
-            f"{_write_paths([leaf.path for leaf in selection.leaves])}. Name modules that are no "
-            "norms in modules_to_save"
+            f"{head}: no LayerNorm or RMSNorm leaf was found in this tree, whose leaves are "
+            f"{_write_paths([leaf.path for leaf in selection.leaves])}. Name norms that have other "
+            f"names in norms=, and modules that are no norms in modules_to_save{alone}"
         )
     fields = ("target_modules", "exclude_modules", "modules_to_save", "model_type")
     asked = {f: getattr(config, f) for f in fields if getattr(config, f) is not None}
@@ -180,9 +265,13 @@ def _explain_nothing(
     default = ""
     if config.target_modules is None and config.model_type in DEFAULT_TARGETS:
         default = f", whose targets are {write_list(DEFAULT_TARGETS[config.model_type])}"
+    entries = config.target_modules or ()
+    entries = [entries] if isinstance(entries, str) else entries
+    near = list(dict.fromkeys(path for entry in entries[:5] for path in suggest(entry, near_norms)))
+    nearest = f", the nearest {write_list(near)}" if near else ""
     return (
-        f"nothing trains with {given or 'this config'}{default}; the norms of this tree are "
-        f"{_write_paths(norm_paths)}. Change target_modules or exclude_modules"
+        f"{head} with {shorten(given) or 'this config'}{default}; the norms of this tree are "
+        f"{_write_paths(norm_paths)}{nearest}. Change target_modules or exclude_modules{alone}"
     )
 
 

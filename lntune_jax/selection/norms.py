@@ -19,7 +19,7 @@ from ..errors import TreeError
 from ..paths import Leaf, Path, flatten, get_shape
 from . import norm_names as names
 
-NORM, GROUP_NORM, OTHER = "norm", "group norm", "other"
+NORM, GROUP_NORM, UNCERTAIN, OTHER = "norm", "group norm", "uncertain", "other"
 
 _TYPES = {
     "flax.nnx": {
@@ -35,7 +35,11 @@ _TYPES = {
 }
 
 
-def find_norms(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path, str]:
+def find_norms(
+    tree: Any,
+    leaves: Sequence[Leaf] | None = None,
+    typed: Mapping[Path, str] | None = None,
+) -> dict[Path, str]:
     """Finds the norm modules of a tree: module path to `NORM` or `GROUP_NORM`.
 
     Works on arrays, numpy arrays and `jax.ShapeDtypeStruct`; looks at no values.
@@ -43,6 +47,7 @@ def find_norms(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path, st
     Args:
         tree: any pytree of parameters.
         leaves: what `flatten(tree)` gave, if it is at hand.
+        typed: what `find_by_type(tree)` gave, if it is at hand.
 
     Example:
         >>> import jax.numpy as jnp
@@ -50,7 +55,7 @@ def find_norms(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path, st
         {('ln_1',): 'norm'}
     """
     leaves = flatten(tree)[0] if leaves is None else leaves
-    typed = find_by_type(tree)
+    typed = find_by_type(tree) if typed is None else typed
     with_statistics = {
         leaf.path[1:-1] for leaf in leaves if leaf.path[:1] == ("batch_stats",)
     }  # a Linen variables dict keeps them in a collection of their own

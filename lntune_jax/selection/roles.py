@@ -7,7 +7,7 @@ depends on paths, shapes and dtypes only, never on values.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,15 +16,16 @@ from ..config import LNTuningConfig
 from ..errors import SelectionError
 from ..paths import Leaf, Path, get_shape, join
 from .architectures import DEFAULT_TARGETS, MODULES_TO_SAVE
-from .norms import GROUP_NORM, NORM, find_statistics, get_kind, is_trainable_array
+from .norms import GROUP_NORM, NORM, UNCERTAIN, find_statistics, get_kind, is_trainable_array
 from .patterns import Match, match_patterns, match_saved
 from .quantized import find_quantized
 
 NORM_ROLE, SAVED_ROLE, FROZEN_ROLE, STATE_ROLE = "norm", "saved", "frozen", "state"
+TRAINABLE_ROLES = (NORM_ROLE, SAVED_ROLE)
 _NAMES_A_GROUP = re.compile(r"group|instance|(?<![a-z])gn(?![a-z])", re.IGNORECASE)
 
 
-class Selection(NamedTuple):
+class RoledTree(NamedTuple):
     """The leaves of a tree, its structure, and each leaf's role: norm, saved, frozen or state."""
 
     leaves: list[Leaf]
@@ -33,7 +34,7 @@ class Selection(NamedTuple):
 
     def is_trainable(self, index: int) -> bool:
         """Whether the leaf at this place trains."""
-        return self.roles[index] in (NORM_ROLE, SAVED_ROLE)
+        return self.roles[index] in TRAINABLE_ROLES
 
     def list_trainable(self) -> dict[str, Any]:
         """The leaves that train, by leaf path."""
@@ -53,6 +54,66 @@ class Matches(NamedTuple):
     saved: list[Match]
     targets: list[Match] | None
     modules: list[str]
+
+    def list_targets(self) -> frozenset[str]:
+        """The names that are targets: as in PEFT, none that is excluded or saved."""
+        return unite(self.targets) - unite(self.excluded) - unite(self.saved)
+
+
+def match_config(config: LNTuningConfig, paths: Sequence[Path]) -> Matches:
+    """Matches the patterns of a config, or its architecture's, against the paths of a tree."""
+    names, modules = [join(path) for path in paths], list_modules(paths)
+    targets = _get_targets(config)
+    return Matches(
+        excluded=match_patterns(config.exclude_modules, modules, names),
+        saved=match_saved(get_modules_to_save(config), modules, names),
+        targets=None if targets is None else match_patterns(targets, modules, names),
+        modules=modules,
+    )
+
+
+def assign_roles(leaves: Sequence[Leaf], kinds: Mapping[Path, str], matches: Matches) -> list[str]:
+    """Gives each leaf its role; `kinds` says which modules or leaves are norms, of which kind."""
+    excluded, saved, targets = unite(matches.excluded), unite(matches.saved), matches.list_targets()
+    # A group norm is no LayerNorm, and what only looks like a norm may be none: these train only
+    # where a pattern names them, themselves.
+    groups = unite(match for match in matches.targets or () if _names_groups(match)) & targets
+    literal = unite(match for match in matches.targets or () if match.is_literal) & targets
+    # A leaf that is known to be a norm's is so whatever its name.
+    statistics = find_statistics(leaves) - kinds.keys()
+    # Values of few bits and their scales have no useful gradient, whatever module is saved.
+    quantized = find_quantized(leaf.path for leaf in leaves) - kinds.keys()
+
+    def get_role(leaf: Leaf) -> str:
+        kind = get_kind(kinds, leaf.path)
+        if not leaf.is_parameter or leaf.path in statistics:
+            return STATE_ROLE
+        if is_named(leaf.path, excluded) or leaf.path in quantized:
+            return FROZEN_ROLE
+        if _is_inexact(leaf) and is_below(leaf.path, saved):
+            return SAVED_ROLE
+        if kind is None or not is_trainable_array(leaf):
+            return FROZEN_ROLE
+        if kind == NORM:
+            trains = matches.targets is None or is_below(leaf.path, targets)
+        else:
+            trains = is_named(leaf.path, groups if kind == GROUP_NORM else literal)
+        return NORM_ROLE if trains else FROZEN_ROLE
+
+    return [get_role(leaf) for leaf in leaves]
+
+
+def list_uncertain(leaves: Sequence[Leaf], kinds: Mapping[Path, str]) -> list[Path]:
+    """The modules that look like a norm by their shapes, and whose names do not say which."""
+    modules = (x.path[:-1] for x in leaves if get_kind(kinds, x.path) == UNCERTAIN)
+    return list(dict.fromkeys(modules))
+
+
+def get_modules_to_save(config: LNTuningConfig) -> str | Sequence[str] | None:
+    """The modules to save of the config or of its architecture."""
+    if config.target_modules is None and config.modules_to_save is None and config.model_type:
+        return MODULES_TO_SAVE.get(config.model_type)
+    return config.modules_to_save
 
 
 def list_modules(paths: Sequence[Path]) -> list[str]:
@@ -81,49 +142,6 @@ def unite(matches: Iterable[Match] | None) -> frozenset[str]:
     return frozenset[str]().union(*(match.names for match in matches or ()))
 
 
-def match_config(config: LNTuningConfig, paths: Sequence[Path]) -> Matches:
-    """Matches the patterns of a config, or its architecture's, against the paths of a tree."""
-    names, modules = [join(path) for path in paths], list_modules(paths)
-    targets = _get_targets(config)
-    return Matches(
-        excluded=match_patterns(config.exclude_modules, modules, names),
-        saved=match_saved(get_modules_to_save(config), modules, names),
-        targets=None if targets is None else match_patterns(targets, modules, names),
-        modules=modules,
-    )
-
-
-def assign_roles(leaves: Sequence[Leaf], kinds: dict[Path, str], matches: Matches) -> list[str]:
-    """Gives each leaf its role; `kinds` says which modules or leaves are norms, of which kind."""
-    excluded, saved, targets = (
-        unite(m) for m in (matches.excluded, matches.saved, matches.targets)
-    )
-    # A group norm is no LayerNorm: it trains only where a pattern names it, itself.
-    group_targets = unite(match for match in matches.targets or () if _names_groups(match))
-    # A leaf that is known to be a norm's is so whatever its name.
-    statistics = find_statistics(leaves) - kinds.keys()
-    # Values of few bits and their scales have no useful gradient, whatever module is saved.
-    quantized = find_quantized(leaf.path for leaf in leaves) - kinds.keys()
-
-    def get_role(leaf: Leaf) -> str:
-        kind = get_kind(kinds, leaf.path)
-        if not leaf.is_parameter or leaf.path in statistics:
-            return STATE_ROLE
-        if is_named(leaf.path, excluded) or leaf.path in quantized:
-            return FROZEN_ROLE
-        if _is_inexact(leaf) and is_below(leaf.path, saved):
-            return SAVED_ROLE
-        if kind is None or not is_trainable_array(leaf):
-            return FROZEN_ROLE
-        if matches.targets is None:
-            return NORM_ROLE if kind == NORM else FROZEN_ROLE
-        if kind == GROUP_NORM:
-            return NORM_ROLE if is_named(leaf.path, group_targets) else FROZEN_ROLE
-        return NORM_ROLE if is_below(leaf.path, targets) else FROZEN_ROLE
-
-    return [get_role(leaf) for leaf in leaves]
-
-
 def _get_targets(config: LNTuningConfig) -> str | Sequence[str] | None:
     """The patterns of the config or of its architecture; None where every norm trains."""
     if config.target_modules is not None or config.model_type is None:
@@ -135,13 +153,6 @@ def _get_targets(config: LNTuningConfig) -> str | Sequence[str] | None:
             "train every norm that is found"
         )
     return DEFAULT_TARGETS[config.model_type]
-
-
-def get_modules_to_save(config: LNTuningConfig) -> str | Sequence[str] | None:
-    """The modules to save of the config or of its architecture."""
-    if config.target_modules is None and config.modules_to_save is None and config.model_type:
-        return MODULES_TO_SAVE.get(config.model_type)
-    return config.modules_to_save
 
 
 def _names_groups(match: Match) -> bool:

@@ -6,32 +6,34 @@ frozen leaf.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from ..config import LNTuningConfig
-from ..errors import ConfigError, LNTuningError
-from ..names.layers import list_parts
-from ..names.maps import NameMap, get_name_map
-from ..paths import flatten, join
+from ..errors import ArgumentError, ConfigError
+from ..names.maps import NameMap
 from ..precision import keep_masters
-from ..selection.labels import label_selection
-from ..selection.norm_names import BIAS_NAMES
-from ..selection.norms import find_norms
-from ..selection.patterns import match_saved
-from ..selection.roles import get_modules_to_save, is_below, list_modules, unite
+from ..selection.labels import (
+    HEAD,
+    NORM,
+    is_stand_in,
+    label_kernels,
+    label_kinds,
+    label_params,
+    label_roles,
+)
 from ..selection.select import select_leaves
-
-NORM, HEAD = "norm", "head"
+from ..selection.selection import Selection, get_config
 
 
 def make_optimizer(
     tx: optax.GradientTransformation,
-    config: LNTuningConfig,
+    config: LNTuningConfig | Selection,
     *,
     norms: Iterable[str] | None = None,
     name_map: str | NameMap | None = None,
@@ -43,18 +45,22 @@ def make_optimizer(
     turn -0.0 into +0.0). Leaves of lower precision than `config.param_dtype` are updated through
     float32 masters (`keep_masters`), so that small steps on a bfloat16 tree are not lost.
 
+    Frozen leaves stay bitwise the same under `jax.jit`. Outside it, a CPU adds the -0.0 with
+    subnormal numbers (below 1.2e-38 in float32) taken for 0: call the update under `jax.jit`.
+
     Put clipping, accumulation, decay and EMA into `tx`, not around the result: outside they act
     on the gradients of all leaves.
 
     Args:
         tx: the optimizer of the trainable leaves.
-        config: which leaves train.
-        norms: module paths that are norms, as in `partition_params`.
+        config: which leaves train; or the `Selection` that says so.
+        norms: as in `partition_params`.
         name_map: as in `partition_params`, for trees with stacked layers.
 
     Raises:
         ConfigError: the config is meant for inference.
-        SelectionError: on `init`, nothing trains or a target holds no norm.
+        ArgumentError: `tx` is no Optax transformation.
+        SelectionError: on `init`, no norm trains or a target holds no norm.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -67,33 +73,31 @@ def make_optimizer(
         (0.0, 1.0)
     """
     refuse_inference(config)
-    norms = None if norms is None else tuple(norms)
-
-    def label(tree: Any) -> Any:
-        # Quietly: Optax asks for labels on every update, and `init` has warned.
-        return label_selection(select_leaves(tree, config, norms, name_map, warn=False))
-
+    _check_transformation(tx)
+    norms = None if norms is None else tuple([norms] if isinstance(norms, str) else norms)
+    label = _remember(lambda tree: label_roles(_select_quietly(tree, config, norms, name_map)))
     transforms: dict[Hashable, optax.GradientTransformation] = {
-        "trainable": keep_masters(tx, config.param_dtype),
+        "trainable": keep_masters(tx, get_config(config).param_dtype),
         "frozen": _set_to_negative_zero(),
     }
     wrapped = optax.with_extra_args_support(optax.multi_transform(transforms, label))
 
     def init(params: Any) -> optax.OptState:
-        select_leaves(params, config, norms, name_map)  # warns of patterns that match nothing, once
+        # Optax asks for labels on every update; only `init` warns, of patterns without effect.
+        label_params(params, config, norms=norms, name_map=name_map)
         return wrapped.init(params)
 
     return optax.GradientTransformationExtraArgs(init, wrapped.update)
 
 
 def adamw(
+    config: LNTuningConfig | Selection,
     learning_rate: optax.ScalarOrSchedule,
     *,
     head_learning_rate: optax.ScalarOrSchedule | None = None,
     weight_decay: float = 0.0,
     norm_weight_decay: float = 0.0,
     clip_norm: float | None = None,
-    config: LNTuningConfig | None = None,
     name_map: str | NameMap | None = None,
     b1: float = 0.9,
     b2: float = 0.999,
@@ -105,94 +109,118 @@ def adamw(
     The gradient is clipped over the trainable leaves together.
 
     Args:
+        config: the `Selection` or the config that the leaves were selected with: it tells norms
+            from saved modules.
         learning_rate: a number or an Optax schedule, for norm leaves.
         head_learning_rate: the same for the leaves of `modules_to_save`; None is `learning_rate`.
         weight_decay: decoupled decay of saved kernels (leaves of two axes and more which are no
             biases and no norms, as those of stacked layers).
         norm_weight_decay: decoupled decay of norm leaves.
         clip_norm: largest global norm of the gradient; None does not clip.
-        config: tells norms from saved modules exactly; None tells them by their names.
-        name_map: as in `partition_params`, where the layers are stacked.
+        name_map: as in `partition_params`, where the layers are stacked and `config` is a config.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the denominator.
 
     Raises:
-        LNTuningError: `clip_norm` is not positive.
+        ConfigError: `config` is neither a config nor a selection, or is meant for inference.
+        ArgumentError: a rate is no number or schedule, or `clip_norm` is not positive.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import lntune_jax as lnt
         >>> trainable = {"norm.scale": jnp.ones(4), "head.kernel": jnp.ones((4, 2))}
-        >>> tx = lnt.adamw(1e-3, head_learning_rate=1e-2)
+        >>> config = lnt.LNTuningConfig(modules_to_save=["head"])
+        >>> tx = lnt.adamw(config, learning_rate=1e-3, head_learning_rate=1e-2)
         >>> updates, _ = tx.update(trainable, tx.init(trainable), trainable)
         >>> {path: round(float(u.ravel()[0]), 6) for path, u in updates.items()}
         {'head.kernel': -0.01, 'norm.scale': -0.001}
     """
-    if clip_norm is not None and not clip_norm > 0:
-        raise LNTuningError(f"clip_norm must be more than 0, not {clip_norm}")
+    refuse_inference(config)
     head_rate = learning_rate if head_learning_rate is None else head_learning_rate
+    rates = {"learning_rate": learning_rate, "head_learning_rate": head_rate}
+    for name, rate in rates.items():
+        if not callable(rate):
+            check_number(name, rate, least=0)
+    for name, value in (("weight_decay", weight_decay), ("norm_weight_decay", norm_weight_decay)):
+        check_number(name, value, least=0)
+    if clip_norm is not None:
+        check_number("clip_norm", clip_norm, above=0)
     adam: dict[str, Any] = {"b1": b1, "b2": b2, "eps": eps}
     tx = optax.multi_transform(
         {
             NORM: optax.adamw(learning_rate, weight_decay=norm_weight_decay, **adam),
-            HEAD: optax.adamw(head_rate, weight_decay=weight_decay, mask=_find_kernels, **adam),
+            HEAD: optax.adamw(
+                head_rate,
+                weight_decay=weight_decay,
+                mask=lambda tree: label_kernels(tree, config),
+                **adam,
+            ),
         },
-        lambda trainable: label_kinds(trainable, config, name_map),
+        lambda tree: tree if is_stand_in(tree) else label_kinds(tree, config, name_map),
     )
     return tx if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), tx)
 
 
-def label_kinds(
-    trainable: Any,
-    config: LNTuningConfig | None = None,
-    name_map: str | NameMap | None = None,
-) -> Any:
-    """Says of each trainable leaf whether it is of a "norm" or of the "head" (a saved module).
-
-    Args:
-        trainable: `{leaf path: array}`, or any tree of trainable leaves.
-        config: tells the two apart by its `modules_to_save`; None goes by names and shapes.
-        name_map: the names, layer by layer, that the patterns of `config` are for.
-
-    Returns:
-        The same tree with a label at each leaf.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> label_kinds({"ln_1.scale": jnp.ones(4), "head.kernel": jnp.ones((4, 2))})
-        {'head.kernel': 'head', 'ln_1.scale': 'norm'}
-    """
-    leaves, treedef = flatten(trainable)
-    paths = [leaf.path for leaf in leaves]
-    if config is None:
-        norms = find_norms(trainable, leaves)
-        kinds = [NORM if path[:-1] in norms else HEAD for path in paths]
-    else:
-        known = get_name_map(name_map)
-        parts = None if known is None else list_parts(leaves, known)
-        names = [
-            [tuple(part.name.split(".")) for part in parts[join(path)]] if parts else [path]
-            for path in paths
-        ]
-        every = [name for own in names for name in own]
-        saved = unite(
-            match_saved(
-                get_modules_to_save(config), list_modules(every), [join(name) for name in every]
-            )
-        )
-        # A stack has one role: its first part tells.
-        kinds = [HEAD if is_below(own[0], saved) else NORM for own in names]
-    return treedef.unflatten(kinds)
-
-
-def refuse_inference(config: LNTuningConfig | None) -> None:
-    """Raises a `ConfigError` for a config that was saved for inference."""
-    if config is not None and config.inference_mode:
+def refuse_inference(config: LNTuningConfig | Selection | None) -> None:
+    """Raises a `ConfigError` for a config that was saved for inference, or for what is none."""
+    if config is not None and get_config(config).inference_mode:
         raise ConfigError(
             "the config says inference_mode=True, as PEFT writes into saved adapters; to train "
             "with it pass config.replace(inference_mode=False)"
         )
+
+
+def check_number(
+    name: str, value: Any, *, least: float | None = None, above: float | None = None
+) -> None:
+    """Raises an `ArgumentError` where an argument is no number, or is out of range."""
+    is_number = jnp.ndim(value) == 0 and not isinstance(value, bool | str)
+    if is_number and isinstance(value, Tracer):
+        return
+    bound = f"at least {least}" if least is not None else f"more than {above}"
+    try:
+        number = float(value) if is_number else float("nan")
+    except (TypeError, ValueError):
+        number = float("nan")
+    fits = number >= least if least is not None else above is None or number > above
+    if not fits:
+        raise ArgumentError(f"{name} must be a number of {bound}, not {value!r}")
+
+
+def _check_transformation(tx: Any) -> None:
+    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        raise ArgumentError(
+            f"tx must be an Optax transformation, such as optax.adamw(1e-3), not {tx!r}"
+        )
+
+
+def _select_quietly(
+    tree: Any, config: LNTuningConfig | Selection, norms: Any, name_map: str | NameMap | None
+) -> Any:
+    return select_leaves(tree, config, norms, name_map, warn=False)
+
+
+def _remember(make_labels: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Labels of the tree that was seen last, made anew where structure, shapes or dtypes change.
+
+    An eager update would else match patterns against the whole tree at every step.
+    """
+    last: tuple[Any, Any] = (None, None)
+
+    def label(tree: Any) -> Any:
+        nonlocal last
+        if is_stand_in(tree):
+            return tree
+        leaves, treedef = jax.tree.flatten(tree)
+        key = (treedef, [(jnp.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves])
+        known, labels = last
+        if known != key:
+            labels = make_labels(tree)
+            last = (key, labels)
+        return labels
+
+    return label
 
 
 def _set_to_negative_zero() -> optax.GradientTransformation:
@@ -207,17 +235,3 @@ def _negative_zero(update: Any) -> Any:
     if update.dtype == jax.dtypes.float0:
         return update
     return jnp.full_like(update, -0.0 if jnp.issubdtype(update.dtype, jnp.inexact) else 0)
-
-
-def _find_kernels(tree: Any) -> Any:
-    """Which leaves weight decay is for: not the biases and norms of stacked layers either."""
-    leaves, treedef = flatten(tree)
-    norms = find_norms(tree, leaves)
-    return treedef.unflatten(
-        [
-            jnp.ndim(leaf.value) >= 2
-            and leaf.path[-1] not in BIAS_NAMES
-            and leaf.path[:-1] not in norms
-            for leaf in leaves
-        ]
-    )
