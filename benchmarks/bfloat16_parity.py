@@ -16,7 +16,7 @@ from pathlib import Path
 
 from _results import write_results
 
-TESTS = Path(__file__).parents[1] / "tests"
+ROOT = Path(__file__).parents[1]
 RATES = ("1e-4", "1e-3")
 
 
@@ -24,9 +24,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", nargs="+", default=RATES)
     options = parser.parse_args()
-    sys.path[:0] = [str(TESTS), str(TESTS / "parity")]
-    import low_precision
+    sys.path.insert(0, str(ROOT))
     import torch
+
+    from tests.support.parity import low_precision
 
     torch.set_num_threads(1)
     outcomes = {

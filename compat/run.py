@@ -170,6 +170,7 @@ def run_tests(settings: dict, python: Path) -> list[dict]:
         "filterwarnings=default",
         "-p",
         "no:cacheprovider",
+        "--import-mode=prepend",  # They import one another's modules of this folder.
     ]
     if settings.get("doctests"):
         call([*pytest, "--doctest-modules", *settings["doctests"]], variables)

@@ -3,12 +3,11 @@
 import argparse
 import json
 import time
-from pathlib import Path
 
 import jax
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,9 @@
 """docs/benchmarks.md: what `benchmarks/page.py` makes of the results files, and of nothing else."""
 
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
 RESULTS = sorted(path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json"))
 
 

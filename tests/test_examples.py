@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from tests.support.paths import ROOT
+
+EXAMPLES = ROOT / "examples"
 SAYS = {
     "linen_loop.py": ["trainable params: 258 ||", "step 199", "accuracy 0."],
     "nnx_loop.py": ["trainable params: 130 ||", "programs compiled: 1", "accuracy 0."],
@@ -43,7 +44,7 @@ SAYS = {
 
 # qwix uses what Flax has deprecated.
 QWIX = ["-W", "ignore::DeprecationWarning"]
-ELSEWHERE = {"hub_adapter.py"}  # needs a hub, which tests/test_source_hub.py has
+ELSEWHERE = {"hub_adapter.py"}  # needs a hub, which tests/sources/test_source_hub.py has
 
 
 def test_every_example_is_tested():

@@ -8,13 +8,14 @@ import json
 import struct
 import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
+from tests.support.paths import ROOT
+
+sys.path.insert(0, str(ROOT / "fuzz"))
 from targets import TARGETS, run
 
 SETTINGS = settings(suppress_health_check=list(HealthCheck))

@@ -4,14 +4,14 @@ import re
 import shutil
 import subprocess
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 
 import pytest
 import yaml
 
 from lntune_jax.cli._settings import TrainSettings
+from tests.support.paths import ROOT
 
-FOLDER = Path(__file__).parent.parent / "examples" / "launch"
+FOLDER = ROOT / "examples" / "launch"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 
 

@@ -12,10 +12,10 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
-from trees import norm, shape
 
 import lntune_jax as lnt
 from lntune_jax.paths import flatten, join
+from tests.support.trees import norm, shape
 
 VALUES = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1.0, -1.5, 3.14, 1e-45])
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.uint32, np.bool_]

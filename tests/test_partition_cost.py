@@ -4,16 +4,16 @@ import cProfile
 import gc
 import pstats
 import re
-from pathlib import Path
 
 import flax.core
 import jax
 import jax.numpy as jnp
 import pytest
-from small import apply, make_batch, make_params
 
 import lntune_jax as lnt
 from lntune_jax.selection.regex import Pattern
+from tests.support.paths import ROOT
+from tests.support.small import apply, make_batch, make_params
 
 EXPRESSION = r".*\.layers\.\d+\.(input|post_attention)_layernorm"
 CONFIGS = {
@@ -26,7 +26,7 @@ CONFIGS = {
 
 @pytest.fixture
 def make_tree(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import partition
 
     return partition.make_tree

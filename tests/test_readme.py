@@ -6,11 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from small import loss_fn, make_batch, make_params
 
 import lntune_jax as lnt
+from tests.support.paths import ROOT
+from tests.support.small import loss_fn, make_batch, make_params
 
-README = Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 

@@ -1,17 +1,17 @@
 """Rules by path, made to fit the leaves and the mesh; what a compiled step sends."""
 
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from devices import run_on_devices
 from jax import P
 
 import lntune_jax as lnt
 from lntune_jax.models import base_specs, from_config
+from tests.support.devices import run_on_devices
+from tests.support.paths import ROOT
 
 MESH = jax.sharding.AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"))
 LLAMA = {
@@ -190,11 +190,11 @@ print("done")
 
 
 def test_no_gradient_of_a_weight_is_sent():
-    run_on_devices(_COLLECTIVES, 8, Path(__file__).parents[1] / "benchmarks")
+    run_on_devices(_COLLECTIVES, 8, ROOT / "benchmarks")
 
 
 def test_collectives_are_read_from_a_program_s_text(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from _collectives import list_collectives
 
     text = """

@@ -9,12 +9,12 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from directories import CONFIG, PARAMS
 
 import lntune_jax as lnt
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models._files import open_weights
 from lntune_jax.models._gguf_header import check_header
+from tests.support.directories import CONFIG, PARAMS
 
 
 def write_safetensors(file: Path, header: Any, body: bytes = bytes(16)) -> None:

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from directories import CONFIG, NOISE, PARAMS, leaves
-from test_adapter_errors import reseal
 
 import lntune_jax as lnt
 from lntune_jax._adapter_fields import check_fields
 from lntune_jax.storage.json_files import parse_json
+from tests.adapters.test_adapter_errors import reseal
+from tests.support.directories import CONFIG, NOISE, PARAMS, leaves
 
 NAMES = [
     "..",

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from checkpoints import REFERENCE
-from gguf_files import checkpoint, write
-from outcomes import refused
 
 import lntune_jax as lnt
+from tests.support.checkpoints import REFERENCE
+from tests.support.gguf_files import checkpoint, write
+from tests.support.outcomes import refused
 
 CONFIG = lnt.LNTuningConfig()
 UPPER = lnt.LNTuningConfig(target_modules=[r".*layer\.1\..*LayerNorm"])

@@ -3,11 +3,11 @@ import shutil
 
 import numpy as np
 import pytest
-from checkpoints import REFERENCE
-from outcomes import refused
 from safetensors.numpy import load_file, save_file
 
 import lntune_jax as lnt
+from tests.support.checkpoints import REFERENCE
+from tests.support.outcomes import refused
 
 
 def same_leaves(left, right):

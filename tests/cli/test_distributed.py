@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train_language import WORDS, make_decoder
 
 import lntune_jax as lnt
 from lntune_jax.cli._metrics import read_metrics
+from tests.cli.test_train_language import WORDS, make_decoder
 
 pytestmark = pytest.mark.long
 

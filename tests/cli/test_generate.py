@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from checkpoints import REFERENCE
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -20,6 +19,7 @@ import lntune_jax as lnt
 from lntune_jax.cli import _progress
 from lntune_jax.cli._text_stream import stream_text
 from lntune_jax.models import from_pretrained, generate
+from tests.support.checkpoints import REFERENCE
 
 SPECIAL = ("<pad>", "<s>", "<end>")
 LETTERS = "abcdefghijklm nopq.!日本é😀"

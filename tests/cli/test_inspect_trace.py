@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
-from checkpoints import REFERENCE
 
 from lntune_jax.cli._inspect import compare_by_trace
+from tests.support.checkpoints import REFERENCE
 
 
 def test_of_an_encoder(run, model_directory):

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from test_sweep import leaves
 
 from lntune_jax.cli import main
+from tests.cli.test_sweep import leaves
 
 pytestmark = pytest.mark.long
 

@@ -2,9 +2,9 @@ import json
 import shutil
 
 import numpy as np
-from outcomes import refused
 
 import lntune_jax as lnt
+from tests.support.outcomes import refused
 
 
 def test_a_run_becomes_a_checkpoint(run, make_run, model_directory, tmp_path):

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from outcomes import refused
-from test_train_language import FLAGS, make_decoder
 
 import lntune_jax as lnt
 from lntune_jax.models import from_pretrained
+from tests.cli.test_train_language import FLAGS, make_decoder
+from tests.support.outcomes import refused
 
 
 @pytest.fixture(scope="module")

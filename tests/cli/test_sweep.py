@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from test_train_language import WORDS, make_decoder
 
 import lntune_jax as lnt
 from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.cli._settings import Recipe, Sweep
 from lntune_jax.cli._trials import list_trials
+from tests.cli.test_train_language import WORDS, make_decoder
 
 pytestmark = pytest.mark.long
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_sweep import leaves
-from test_train_language import WORDS, make_decoder
 
 from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.cli._settings import Recipe, Sweep
 from lntune_jax.cli._trials import list_trials, name_tables
+from tests.cli.test_sweep import leaves
+from tests.cli.test_train_language import WORDS, make_decoder
 
 pytestmark = pytest.mark.long
 

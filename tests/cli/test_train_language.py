@@ -7,7 +7,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from checkpoints import REFERENCE
 
 import lntune_jax as lnt
 from lntune_jax.cli._encode import load_tokenizer
@@ -18,6 +17,7 @@ from lntune_jax.cli._language_work import MeanLoss
 from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.errors import DataError
 from lntune_jax.models import from_pretrained
+from tests.support.checkpoints import REFERENCE
 
 LENGTH = 16
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"]

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from test_train_language import FLAGS, check, make_decoder, same_adapter, without_times
 
 import lntune_jax as lnt
 from lntune_jax.models import from_pretrained
+from tests.cli.test_train_language import FLAGS, check, make_decoder, same_adapter, without_times
 
 pytestmark = pytest.mark.long
 

@@ -6,7 +6,11 @@ import numpy as np
 import peft
 import pytest
 import torch
-from exchange import (
+from safetensors.numpy import load_file
+
+import lntune_jax as lnt
+from lntune_jax.torchax import from_torch
+from tests.support.parity.exchange import (
     WEIGHTS,
     check_export,
     check_import,
@@ -19,9 +23,8 @@ from exchange import (
     save,
     wrap,
 )
-from safetensors.numpy import load_file
-from small_models import make_batch
-from training import (
+from tests.support.parity.small_models import make_batch
+from tests.support.parity.training import (
     PEFT_FIELDS,
     clean,
     get_values,
@@ -31,9 +34,6 @@ from training import (
     train_with_ours,
     train_with_peft,
 )
-
-import lntune_jax as lnt
-from lntune_jax.torchax import from_torch
 
 
 def get_batch(name):

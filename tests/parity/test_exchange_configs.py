@@ -2,11 +2,11 @@
 
 import peft
 import pytest
-from exchange import check_export, check_import, move, move_leaves, save, wrap
-from small_models import make_batch
-from training import clean, make_module, make_ours
 
 import lntune_jax as lnt
+from tests.support.parity.exchange import check_export, check_import, move, move_leaves, save, wrap
+from tests.support.parity.small_models import make_batch
+from tests.support.parity.training import clean, make_module, make_ours
 
 # Model and our config. PEFT's own reading of each would be another one, or an error.
 OWN = {

@@ -5,8 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from architectures import MODELS
-from exchange import (
+
+import lntune_jax as lnt
+from lntune_jax.torchax import from_torch
+from tests.support.parity.architectures import MODELS
+from tests.support.parity.exchange import (
     build,
     check_export,
     check_import,
@@ -18,11 +21,8 @@ from exchange import (
     save,
     wrap,
 )
-from small_models import make, make_batch
-from training import make_module, make_ours
-
-import lntune_jax as lnt
-from lntune_jax.torchax import from_torch
+from tests.support.parity.small_models import make, make_batch
+from tests.support.parity.training import make_module, make_ours
 
 # What PEFT says of targets that are embeddings.
 EMBEDDINGS = ("Setting `save_embedding_layers` to `True`",)

@@ -2,7 +2,11 @@
 
 import peft
 import pytest
-from exchange import (
+from safetensors.numpy import load_file, save_file
+
+import lntune_jax as lnt
+from lntune_jax.torchax import from_torch
+from tests.support.parity.exchange import (
     WEIGHTS,
     build,
     check_export,
@@ -13,11 +17,16 @@ from exchange import (
     save,
     wrap,
 )
-from safetensors.numpy import load_file, save_file
-from small_models import CLASSES, DECODER, ENCODER, GPT2, LAYERS, VOCABULARY, WIDTH, make_batch
-
-import lntune_jax as lnt
-from lntune_jax.torchax import from_torch
+from tests.support.parity.small_models import (
+    CLASSES,
+    DECODER,
+    ENCODER,
+    GPT2,
+    LAYERS,
+    VOCABULARY,
+    WIDTH,
+    make_batch,
+)
 
 BERT = ENCODER | {"vocab_size": VOCABULARY, "num_labels": CLASSES}
 DISTILBERT = {

@@ -1,13 +1,21 @@
 """Entries that PEFT would nest, and embeddings that may be tied, with PEFT itself."""
 
 import pytest
-from exchange import build, check_export, check_import, move, move_leaves, save, wrap
 from safetensors.numpy import load_file
-from small_models import DECODER
-from test_exchange_heads import BERT, make_tokens
 
 import lntune_jax as lnt
 from lntune_jax.torchax import from_torch
+from tests.parity.test_exchange_heads import BERT, make_tokens
+from tests.support.parity.exchange import (
+    build,
+    check_export,
+    check_import,
+    move,
+    move_leaves,
+    save,
+    wrap,
+)
+from tests.support.parity.small_models import DECODER
 
 TIED = "Model has `tie_word_embeddings=True`"  # PEFT's warning of the same
 ROBERTA = BERT | {"max_position_embeddings": 64}

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 import torch
-from gguf_files import checkpoint, write
-from gguf_tokenizers import TEXTS, gemma, gpt2
 from transformers import AutoModelForCausalLM, GemmaTokenizer, GPT2Tokenizer
 
 from lntune_jax.models import from_pretrained, tokenizer_from_gguf
 from lntune_jax.models._layout import LAYOUTS, TORCH_LEAVES
+from tests.support.gguf_files import checkpoint, write
+from tests.support.gguf_tokenizers import TEXTS, gemma, gpt2
 
 # transformers 5.23 reads no file of the architecture "gemma", and takes a llama's window for none.
 NAMES = ["gemma2", "gemma3_text", "gpt2_untied", "mistral"]

@@ -5,15 +5,20 @@ import math
 
 import jax
 import jax.numpy as jnp
-import make_architectures as facts
 import pytest
-from architectures import MODELS, WITH_PEFT_DEFAULT, WITHOUT_PEFT_DEFAULT, make_model
 
 import lntune_jax as lnt
 from lntune_jax.selection.architectures import DEFAULT_TARGETS, MODULES_TO_SAVE, PEFT_TARGETS
+from tests.support.parity import make_architectures as facts
+from tests.support.parity.architectures import (
+    MODELS,
+    WITH_PEFT_DEFAULT,
+    WITHOUT_PEFT_DEFAULT,
+    make_model,
+)
 
 REFERENCE = json.loads(facts.REFERENCE.read_text())
-REMAKE = "run tests/parity/make_architectures.py and look at the difference"
+REMAKE = "run tests/support/parity/make_architectures.py and look at the difference"
 
 
 def to_tree(model):

@@ -3,19 +3,19 @@
 import json
 import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
-import small_models
 import torch
 import transformers
-from architectures import MODELS, make_model
 from peft import LNTuningConfig, PeftModel, get_peft_model
 
 import lntune_jax as lnt
 from lntune_jax.models._merge_names import match_names
 from lntune_jax.models._shards import read_checkpoint
+from tests.support.parity import small_models
+from tests.support.parity.architectures import MODELS, make_model
+from tests.support.paths import REFERENCE
 
 # What PEFT says about norms, and calls in transformers.
 pytestmark = [
@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
 ]
 
-REFERENCE = Path(__file__).parent.parent / "reference"
 AUTO = {
     "SEQ_CLS": transformers.AutoModelForSequenceClassification,
     "TOKEN_CLS": transformers.AutoModelForTokenClassification,

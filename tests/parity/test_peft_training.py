@@ -1,13 +1,14 @@
 """Training as PEFT does: the same losses and the same norms, on the same batches."""
 
 import jax
-import make_peft_reference as reference
 import numpy as np
 import optax
 import pytest
-from low_precision import VARIANTS, make_table, run_variant
-from small import relax
-from training import (
+
+import lntune_jax as lnt
+from tests.support.parity import make_peft_reference as reference
+from tests.support.parity.low_precision import VARIANTS, make_table, run_variant
+from tests.support.parity.training import (
     DECAYS,
     LEARNING_RATE,
     PEFT_FIELDS,
@@ -22,8 +23,7 @@ from training import (
     train_with_ours,
     train_with_peft,
 )
-
-import lntune_jax as lnt
+from tests.support.small import relax
 
 LOSSES, NORMS = 1e-4, 3e-5  # an eps of 1e-7 in place of 1e-8 gives norms that differ by 4e-5
 FALL = 0.3  # of the loss over a run: less would compare two models that hardly train

@@ -12,8 +12,10 @@ import pytest
 import torch
 import torchax
 import transformers
-from small import relax
-from small_models import (
+
+import lntune_jax as lnt
+from lntune_jax.torchax import TorchOutput, from_pretrained, from_torch
+from tests.support.parity.small_models import (
     BATCH,
     DECODER,
     FAMILIES,
@@ -24,9 +26,7 @@ from small_models import (
     make,
     make_batch,
 )
-
-import lntune_jax as lnt
-from lntune_jax.torchax import TorchOutput, from_pretrained, from_torch
+from tests.support.small import relax
 
 EXTRA = {"clip": {"return_loss": True}}
 CONFIG = lnt.LNTuningConfig()

@@ -1,12 +1,13 @@
 """The README's lines on torchax run as written."""
 
 import re
-from pathlib import Path
 
 import numpy as np
-from small_models import make
 
-README = Path(__file__).parents[2] / "README.md"
+from tests.support.parity.small_models import make
+from tests.support.paths import ROOT
+
+README = ROOT / "README.md"
 
 
 def test_the_lines_of_the_readme():

@@ -1,0 +1,207 @@
+"""Banks: rows come and go, and the others stay bit for bit."""
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import lntune_jax as lnt
+from lntune_jax import bank as banks
+from tests.support.banks import CONFIG, make_adapter, make_small_bank, row_of, same
+from tests.support.small import make_params
+from tests.support.trees import llama
+
+PARAMS = make_params()
+ADAPTERS = [make_adapter(PARAMS, seed) for seed in range(6)]
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["add", "replace", "remove", "rename"]), st.integers(0, 5)),
+        max_size=9,
+    ),
+    st.booleans(),
+)
+def test_any_edits_keep_the_other_rows_bitwise(edits, on_host):
+    bank = banks.make_bank(PARAMS, capacity=2, on_host=on_host)
+    expected, fresh = {}, iter(range(100))
+    for edit, seed in edits:
+        adapter, names = ADAPTERS[seed], sorted(expected)
+        before = bank
+        if edit == "add":
+            name = f"adapter {next(fresh)}"
+            bank, expected[name] = banks.add_adapter(bank, name, adapter), adapter
+        elif names:
+            name = names[seed % len(names)]
+            if edit == "replace":
+                bank, expected[name] = banks.replace_adapter(bank, name, adapter), adapter
+            elif edit == "remove":
+                bank = banks.remove_adapter(bank, name)
+                del expected[name]
+            else:
+                new = f"adapter {next(fresh)}"
+                bank = banks.rename_adapter(bank, name, new)
+                expected[new] = expected.pop(name)
+        assert before.names == ("base", *before.names[1:])
+        assert set(bank.names) == {"base", *expected}
+        for name, adapter in expected.items():
+            found = banks.get_adapter(bank, name)
+            assert same(found.trainable, adapter.trainable)
+            assert found.config == adapter.config
+        assert same(row_of(bank, "base"), lnt.partition_params(PARAMS, CONFIG).trainable)
+    assert bank.on_host == on_host
+    assert bank.capacity & (bank.capacity - 1) == 0
+
+
+def test_what_a_bank_was_stays_as_it_was():
+    _, adapters, bank = make_small_bank(on_host=True)
+    copies = {path: leaf.copy() for path, leaf in bank.leaves.items()}
+    banks.remove_adapter(bank, "a")
+    banks.add_adapter(bank, "d", adapters["a"])
+    assert same(bank.leaves, copies)
+    donated = banks.remove_adapter(bank, "a", donate=True)
+    assert donated.leaves["ln_f.scale"] is bank.leaves["ln_f.scale"]  # written in place
+
+
+def test_a_donated_bank_is_given_up():
+    _, adapters, bank = make_small_bank()
+    added = banks.add_adapter(bank, "d", adapters["a"], donate=True)
+    assert all(leaf.is_deleted() for leaf in bank.leaves.values())
+    assert same(banks.get_adapter(added, "d").trainable, adapters["a"].trainable)
+
+
+def test_numbers_stay_while_adapters_come_and_go():
+    _, adapters, bank = make_small_bank()
+    assert bank.get_ids(["base", "a", "b", "c", "a"]).tolist() == [0, 1, 2, 3, 1]
+    assert bank.get_ids("b") == 2
+    bank = banks.remove_adapter(bank, "a")
+    assert bank.get_ids(["b", "c"]).tolist() == [2, 3]
+    assert np.isnan(bank.leaves["ln_f.scale"][1]).all()  # loud, not another adapter's
+    bank = banks.add_adapter(bank, "d", adapters["a"])
+    assert bank.names == ("base", "d", "b", "c")
+
+
+def test_a_full_bank_doubles():
+    params, adapters, bank = make_small_bank(capacity=4)
+    assert bank.capacity == 4
+    grown = banks.add_adapter(bank, "d", make_adapter(params, 9))
+    assert grown.capacity == 8
+    assert grown.names == ("base", "a", "b", "c", "d")
+    for name, adapter in adapters.items():
+        assert same(banks.get_adapter(grown, name).trainable, adapter.trainable)
+
+
+def test_adapters_that_tune_different_leaves_share_a_bank():
+    params = make_params()
+    only = {"last": lnt.LNTuningConfig(target_modules=["ln_f"]), "first": CONFIG}
+    head = lnt.LNTuningConfig(target_modules=["ln_1"], modules_to_save=["classifier"])
+    adapters = {name: make_adapter(params, 1, config) for name, config in only.items()}
+    bank = banks.make_bank(params, adapters)
+    with pytest.raises(lnt.AdapterError, match=r"'classifier.bias'.*no rows: pass params="):
+        banks.add_adapter(bank, "head", make_adapter(params, 2, head))
+    bank = banks.add_adapter(bank, "head", make_adapter(params, 2, head), params=params)
+    assert np.array_equal(row_of(bank, "last")["classifier.kernel"], params["classifier"]["kernel"])
+    assert np.array_equal(row_of(bank, "last")["layers.0.ln_1.scale"], np.ones(32))
+    assert set(banks.get_adapter(bank, "last").trainable) == {"ln_f.scale", "ln_f.bias"}
+    assert "classifier.kernel" in banks.get_adapter(bank, "head").trainable
+    assert same(row_of(bank, "head"), {**row_of(bank, "base"), **make_adapter(params, 2, head)[0]})
+
+
+def test_a_dict_of_leaves_gets_a_config_that_selects_them(tmp_path):
+    params = make_params()
+    leaves = {"ln_f.scale": np.full(32, 2, "f"), "classifier.kernel": np.ones((32, 2), "f")}
+    leaves["classifier.bias"] = np.ones(2, "f")
+    found = banks.get_adapter(banks.make_bank(params, {"a": leaves}), "a")
+    lnt.save_adapter(tmp_path / "a", found.trainable, found.config, base=params)
+    assert same(lnt.load_adapter(tmp_path / "a").trainable, found.trainable)
+
+
+def test_the_dtype_of_rows():
+    params, adapters, bank = make_small_bank(dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in bank.leaves.values()} == {"bfloat16"}
+    rounded = adapters["a"].trainable["ln_f.bias"].astype(jnp.bfloat16)
+    assert np.array_equal(banks.get_adapter(bank, "a").trainable["ln_f.bias"], rounded)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    assert banks.make_bank(narrow).leaves["ln_f.scale"].dtype == jnp.float32
+    with pytest.raises(lnt.ConfigError, match="expected a floating one"):
+        banks.make_bank(params, dtype="int8")
+
+
+def test_the_memory_of_ten_thousand_adapters():
+    tree = llama(4096, 32, 11008, 32000, 4096)
+    assert banks.bank_bytes(tree, 10_000) == 10_001 * 266_240 * 4 == 10_650_664_960
+    assert banks.bank_bytes(tree, 9_999, dtype="bfloat16") == 10_000 * 266_240 * 2
+    assert banks.bank_bytes(tree, 9_999, devices=8) * 8 == banks.bank_bytes(tree, 9_999)
+    _, _, bank = make_small_bank(capacity=16)
+    assert bank.nbytes == banks.bank_bytes(make_params(), 15)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"ln_f.scale": np.ones(31, "f")}, r"'ln_f.scale' has shape \(31,\), the base \(32,\)"),
+        ({"ln_f.scale": np.full(32, np.inf, "f")}, "not finite in the bank's dtype"),
+        ({"ln_f.scale": np.full(32, 1e60)}, "not finite in the bank's dtype"),
+        ({"ln_f.scale": np.ones(32, np.int32)}, "dtype int32, expected a floating one"),
+        ({"ln_f.scale": 1.0}, "is a float, not an array"),
+        ({"ln_9.scale": np.ones(32, "f")}, "tunes 'ln_9.scale', for which the bank has no rows"),
+        ({}, "hold a leaf"),
+        ([1], "must be an Adapter, a dict of leaf paths or a path"),
+        ("no/such/directory", "pass params=, the base's tree"),
+    ],
+)
+def test_adapters_that_do_not_fit(adapter, message):
+    _, _, bank = make_small_bank()
+    for change in (banks.add_adapter, banks.replace_adapter):
+        name = "d" if change is banks.add_adapter else "a"
+        with pytest.raises(lnt.AdapterError, match=message):
+            change(bank, name, adapter)
+
+
+def test_names_that_cannot_be():
+    params, adapters, bank = make_small_bank()
+    adapter = adapters["a"]
+    with pytest.raises(lnt.AdapterError, match="has an adapter 'a': use another name, or call rep"):
+        banks.add_adapter(bank, "a", adapter)
+    with pytest.raises(lnt.AdapterError, match="no adapter 'z'; it has 'base', 'a', 'b', 'c'"):
+        banks.remove_adapter(bank, "z")
+    for change in (banks.add_adapter, banks.replace_adapter):
+        with pytest.raises(lnt.AdapterError, match="that of row 0, the base itself"):
+            change(bank, "base", adapter)
+    with pytest.raises(lnt.AdapterError, match="row 0"):
+        banks.remove_adapter(bank, "base")
+    with pytest.raises(lnt.AdapterError, match="has an adapter 'b' already"):
+        banks.rename_adapter(bank, "a", "b")
+    with pytest.raises(lnt.AdapterError, match="must be a string with letters, not ''"):
+        banks.make_bank(params, {"": adapter})
+    with pytest.raises(lnt.AdapterError, match="capacity is 3, but there are 4 rows"):
+        banks.make_bank(params, adapters, capacity=3)
+    with pytest.raises(lnt.AdapterError, match="more than capacity=2"):
+        banks.grow_bank(bank, 2)
+    with pytest.raises(lnt.AdapterError, match=r"no leaf 'x\.scale', which an adapter tunes"):
+        banks.make_bank(params, {"a": {"x.scale": np.ones(3)}})
+    with pytest.raises(lnt.AdapterError, match="has no values"):
+        banks.make_bank(jax.eval_shape(lambda: params))
+
+
+def test_a_bank_is_a_pytree_that_keeps_its_names():
+    _, adapters, bank = make_small_bank()
+    doubled = jax.tree.map(lambda leaf: leaf * 2, bank)
+    assert doubled.names == bank.names
+    found = banks.get_adapter(doubled, "b").trainable["ln_f.scale"]
+    assert np.array_equal(found, 2 * adapters["b"].trainable["ln_f.scale"])
+
+
+@pytest.mark.parametrize("edit", [banks.add_adapter, banks.replace_adapter])
+def test_new_leaves_come_from_the_bank_s_own_base(edit):
+    base = {"ln": {"scale": np.ones(2, "f")}, "fc": {"kernel": np.ones((2, 2), "f")}}
+    other = {"ln": {"scale": np.full(2, 7, "f")}, "fc": {"kernel": np.full((2, 2), 9, "f")}}
+    bank = banks.make_bank(base, {"a": {"ln.scale": np.zeros(2, "f")}})
+    name = "a" if edit is banks.replace_adapter else "b"
+    head = {"fc.kernel": np.zeros((2, 2), "f")}
+    with pytest.raises(lnt.AdapterError, match=r"params is another base than the bank's: 'ln\.sc"):
+        edit(bank, name, head, params=other)
+    assert not row_of(edit(bank, name, head, params=base), name)["fc.kernel"].any()

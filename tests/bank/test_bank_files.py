@@ -1,0 +1,157 @@
+"""Banks on disk, and from directories of adapters: bit for bit, or an error that says why not."""
+
+import shutil
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import lntune_jax as lnt
+from lntune_jax import bank as banks
+from tests.support.banks import CONFIG, make_adapter, make_small_bank, row_of, same
+from tests.support.small import make_params
+
+PARAMS = make_params()
+
+
+@settings(max_examples=5)
+@given(
+    st.lists(st.text(min_size=1).filter(lambda name: name != "base"), unique=True, max_size=4),
+    st.sampled_from(["float32", "bfloat16", "float16"]),
+    st.booleans(),
+)
+def test_there_and_back_bitwise(tmp_path_factory, names, dtype, on_host):
+    path = tmp_path_factory.mktemp("banks") / "bank"
+    adapters = {name: make_adapter(PARAMS, seed) for seed, name in enumerate(names)}
+    bank = banks.make_bank(PARAMS, adapters, dtype=dtype)
+    banks.save_bank(path, bank, base=PARAMS)
+    found = banks.load_bank(path, PARAMS, on_host=on_host)
+    assert found.names == bank.names
+    assert found.on_host == on_host
+    for name in bank.names:
+        assert found.get_row(name) == bank.get_row(name)
+        assert same(row_of(found, name), row_of(bank, name))
+
+
+def test_free_rows_are_left_out(tmp_path):
+    _, adapters, bank = make_small_bank(capacity=16)
+    bank = banks.remove_adapter(bank, "a")
+    path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
+    found = banks.load_bank(path, PARAMS, capacity=5)
+    assert (found.names, found.capacity) == (("base", "b", "c"), 5)
+    assert found.get_ids("b") == 1
+    assert same(banks.get_adapter(found, "c").trainable, adapters["c"].trainable)
+    assert banks.load_bank(path, PARAMS).capacity == 8
+
+
+def test_saved_from_the_frozen_half_and_read_in_another_precision(tmp_path):
+    _, _, bank = make_small_bank()
+    frozen = banks.freeze_base(PARAMS, bank)
+    path = banks.save_bank(tmp_path / "bank", bank, base=frozen)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    assert same(row_of(banks.load_bank(path, narrow), "a"), row_of(bank, "a"))
+
+
+def test_another_base_is_refused(tmp_path):
+    _, _, bank = make_small_bank()
+    path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
+    other = make_params(seed=5)
+    with pytest.raises(lnt.AdapterError, match="was made over another base than params"):
+        banks.load_bank(path, other)
+    tuned = lnt.merge_params(
+        make_adapter(PARAMS, 1).trainable, lnt.partition_params(PARAMS, CONFIG).frozen
+    )
+    message = r"params is another base than the bank's: .*other values than row 0.*without an adapt"
+    with pytest.raises(lnt.AdapterError, match=message):
+        banks.load_bank(path, tuned)
+    with pytest.raises(lnt.AdapterError, match="base is another base than the bank's"):
+        banks.save_bank(tmp_path / "no", bank, base=tuned)
+    with pytest.raises(lnt.AdapterError, match=r"the base lacks .*'ln_f\.bias'"):
+        banks.load_bank(path, {"layers": PARAMS["layers"]})
+    assert not (tmp_path / "no").exists()
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    _, _, bank = make_small_bank()
+    path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
+    draw = np.random.default_rng(0)
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.stat().st_size]
+    assert len(files) > 3
+    for file in files:
+        whole = file.read_bytes()
+        for place in draw.integers(0, len(whole), 3):
+            broken = bytearray(whole)
+            broken[place] ^= 1 << int(draw.integers(8))
+            file.write_bytes(broken)
+            with pytest.raises(lnt.AdapterError):
+                banks.load_bank(path, PARAMS)
+        file.write_bytes(whole)
+    assert banks.load_bank(path, PARAMS).names == bank.names
+
+
+def test_what_may_be_replaced(tmp_path):
+    _, adapters, bank = make_small_bank()
+    path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
+    with pytest.raises(lnt.AdapterError, match="overwrite=True to replace the bank there"):
+        banks.save_bank(path, bank, base=PARAMS)
+    smaller = banks.remove_adapter(bank, "a")
+    banks.save_bank(path, smaller, base=PARAMS, overwrite=True)
+    assert banks.load_bank(path, PARAMS).names == smaller.names
+    lnt.save_adapter(tmp_path / "adapter", *adapters["a"], base=PARAMS)
+    with pytest.raises(lnt.AdapterError, match="holds what save_bank did not write"):
+        banks.save_bank(tmp_path / "adapter", bank, base=PARAMS, overwrite=True)
+    with pytest.raises(lnt.AdapterError, match="has format 'lntune_jax adapter', expected 'lntune"):
+        banks.load_bank(tmp_path / "adapter", PARAMS)
+    with pytest.raises(lnt.AdapterError, match="holds what save_adapter did not write"):
+        lnt.save_adapter(path, *adapters["a"], base=PARAMS, overwrite=True)
+    with pytest.raises(lnt.AdapterError, match="has format 'lntune_jax bank', expected 'lntune_ja"):
+        lnt.load_adapter(path)
+    with pytest.raises(lnt.AdapterError, match="there is no bank directory"):
+        banks.load_bank(tmp_path / "none", PARAMS)
+    (path / "lntune.json").unlink()
+    with pytest.raises(
+        lnt.AdapterError, match="it is no bank of lntune_jax, or saving it was inte"
+    ):
+        banks.load_bank(path, PARAMS)
+
+
+def test_a_disk_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    _, _, bank = make_small_bank()
+    path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
+    from lntune_jax import _bank_files
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_bank_files, "write_arrays", fail)
+    with pytest.raises(lnt.AdapterError, match="No space left on device"):
+        banks.save_bank(path, banks.remove_adapter(bank, "a"), base=PARAMS, overwrite=True)
+    assert banks.load_bank(path, PARAMS).names == bank.names
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bank"]
+
+
+def test_from_directories_of_both_kinds(tmp_path):
+    config = lnt.LNTuningConfig(target_modules=["ln_f"], modules_to_save=["classifier"])
+    ours, peft = make_adapter(PARAMS, 1), make_adapter(PARAMS, 2, config)
+    lnt.save_adapter(tmp_path / "ours", *ours, base=PARAMS)
+    lnt.export_peft(tmp_path / "peft", *peft)
+    paths = {"ours": tmp_path / "ours", "peft": str(tmp_path / "peft")}
+    bank = banks.make_bank(PARAMS, paths)
+    assert same(banks.get_adapter(bank, "ours").trainable, ours.trainable)
+    assert same(banks.get_adapter(bank, "peft").trainable, peft.trainable)
+    assert banks.get_adapter(bank, "ours").config == CONFIG
+    bank = banks.add_adapter(banks.make_bank(PARAMS), "p", paths["peft"], params=PARAMS)
+    assert same(banks.get_adapter(bank, "p").trainable, peft.trainable)
+    # Strict: another base, a mixture of two, nothing at all.
+    with pytest.raises(lnt.AdapterError, match="on another base than params"):
+        banks.make_bank(make_params(seed=3), {"ours": paths["ours"]})
+    shutil.copy(tmp_path / "peft/adapter_model.safetensors", tmp_path / "ours")
+    with pytest.raises(lnt.AdapterError, match="two adapters: move one of them"):
+        banks.make_bank(PARAMS, paths)
+    with pytest.raises(lnt.AdapterError, match="there is no adapter directory"):
+        banks.make_bank(PARAMS, {"none": tmp_path / "none"})
+    with pytest.raises(lnt.AdapterError, match="params must be the base's tree"):
+        banks.make_bank(tmp_path)

@@ -1,0 +1,150 @@
+"""Counts of published models, and the memory estimate beside the compiler's own analysis."""
+
+from __future__ import annotations
+
+import jax
+import optax
+import pytest
+
+import lntune_jax as lnt
+from lntune_jax.models import causal_lm_loss, estimate_memory, from_config
+from lntune_jax.models._build import nest
+from lntune_jax.models._lora import add_lora, lora_shapes
+from lntune_jax.models._memory import _by_path
+from tests.support.published import LLAMA_2_7B, MISTRAL_7B, PUBLISHED
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+}
+# XLA's CPU compiler takes out the barriers that keep recomputed work apart from the first, and
+# then merges the two: without this option remat changes nothing there.
+OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+# Its fusions of the library YNN keep, in each layer, a broadcast as large as the scores.
+WITHOUT_YNN = OPTIONS | {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "config", "total", "norms"), PUBLISHED)
+def test_published_models_are_counted(name, config, total, norms):
+    model = from_config(config, "CAUSAL_LM")
+    report = lnt.report_params(model.params, lnt.LNTuningConfig())
+    assert (report.total, report.trainable) == (total, norms), name
+    layers, width = config["num_hidden_layers"], config["hidden_size"]
+    each = 4 if config["model_type"] == "gemma2" else 2
+    assert norms == (each * layers + 1) * width
+
+
+def compile_step(model, method: str, tokens, options=OPTIONS):
+    """Arguments, temporaries and outputs of an AdamW step, less what takes arguments' places."""
+    tx = optax.adamw(1e-3)
+
+    def loss(params, tokens):
+        return causal_lm_loss(model, params, tokens)
+
+    if method == "ln":
+        trainable, frozen = lnt.partition_params(model.params, lnt.LNTuningConfig())
+        gradient = lnt.value_and_grad(loss)
+    elif method == "lora":
+        frozen = _by_path(model.params)
+        trainable = lora_shapes(frozen, 8)
+        adapted = add_lora(lambda flat, x: loss(nest(flat), x), frozen, tokens)
+        gradient = jax.value_and_grad(adapted)
+    else:
+        trainable, frozen = model.params, None
+        gradient = jax.value_and_grad(lambda params, _, tokens: loss(params, tokens))
+
+    def step(trainable, state, frozen, tokens):
+        value, gradients = gradient(trainable, frozen, tokens)
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to integer powers
+            updates, state = tx.update(gradients, state, trainable)
+        return optax.apply_updates(trainable, updates), state, value
+
+    state = jax.eval_shape(tx.init, trainable)
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(trainable, state, frozen, tokens)
+    found = lowered.compile(compiler_options=options).memory_analysis()
+    kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return kept + found.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("method", ["ln", "lora", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_the_estimate_is_near_the_compiler_s(method, remat):
+    """float32 only: for bfloat16 the CPU compiler computes in float32, with copies of all."""
+    model = from_config(TINY, "CAUSAL_LM", remat=remat)
+    tokens = jax.ShapeDtypeStruct((4, 128), "int32")
+    found = compile_step(model, method, tokens)
+    estimate = estimate_memory(model, method, batch_size=4, length=128, remat=remat).total
+    print(
+        f"{method} {remat}: compiler {found:,}, estimate {estimate:,}, {estimate / found - 1:+.1%}"
+    )
+    assert abs(estimate / found - 1) < 0.1
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_the_estimate_where_scores_are_most_of_it(model_type):
+    """512 tokens and four layers: 21 and 24 % low beside the compiler with YNN.
+
+    A newer compiler holds less for GPT-2: 15 % high with jax 0.12.
+    """
+    config = TINY | {"model_type": model_type, "num_hidden_layers": 4}
+    if model_type == "gpt2":
+        config = {"model_type": "gpt2", "vocab_size": 2048, "n_embd": 128, "n_layer": 4}
+        config |= {"n_head": 4, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    model = from_config(config, "CAUSAL_LM")
+    tokens = jax.ShapeDtypeStruct((2, 512), "int32")
+    found = compile_step(model, "ln", tokens, WITHOUT_YNN)
+    estimate = estimate_memory(model, "ln", batch_size=2, length=512).total
+    print(f"{model_type}: compiler {found:,}, estimate {estimate:,}, {estimate / found - 1:+.1%}")
+    assert -0.06 < estimate / found - 1 < (0.18 if model_type == "gpt2" else 0.06)
+
+
+def test_weights_are_spread_and_layers_gathered():
+    alone, spread = (
+        estimate_memory(MISTRAL_7B, length=64, mesh=mesh) for mesh in (None, {"fsdp": 8})
+    )
+    assert alone.weights == 2 * 7_241_732_096 + 2 * 266_240
+    assert (alone.gathered, spread.weights) == (0, alone.weights // 8)
+    layer = 2 * (4096 * (4096 + 1024) * 2 + 3 * 4096 * 14336 + 2 * 4096)
+    assert spread.gathered == layer
+    # Not to the byte: gradients are taken off whole, though few are there at the peak.
+    assert spread.activations == pytest.approx(alone.activations, rel=0.01)
+    divided = estimate_memory(MISTRAL_7B, length=64, mesh={"tensor": 2})
+    assert alone.activations / 2 < divided.activations < alone.activations
+
+
+def test_what_full_fine_tuning_keeps():
+    """Sixteen bytes a parameter: bfloat16 and its gradient, the float32 master, two moments."""
+    full = estimate_memory(LLAMA_2_7B, "full", length=16)
+    assert full.weights + full.gradients + full.optimizer == 16 * 6_738_415_616
+    assert estimate_memory(LLAMA_2_7B, "lora", length=16).trainable == 4_194_304
+
+
+def test_encoders_are_estimated_too():
+    config = {"model_type": "bert", "num_hidden_layers": 6}
+    ln, full = (
+        estimate_memory(config, method, task="SEQ_CLS", batch_size=8, length=64)
+        for method in ("ln", "full")
+    )
+    assert 0 < ln.total < full.total / 2
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("lorra", {}, "method is 'lorra'; supported: 'ln', 'lora', 'full'"),
+        ("ln", {"length": 0}, "length is 0; expected an integer of at least 1"),
+        ("ln", {"mesh": {"model": 2}}, "mesh has the axis 'model'; supported: data, fsdp, tensor"),
+        ("ln", {"mesh": {"fsdp": 0}}, "mesh has fsdp=0; expected an integer of at least 1"),
+        ("ln", {"mesh": {"tensor": 3}}, "tensor=3, which does not divide num_attention_heads = 4"),
+    ],
+)
+def test_what_is_refused(method, options, message):
+    with pytest.raises(lnt.LNTuningError, match=message):
+        estimate_memory(TINY, method, **options)

@@ -1,0 +1,162 @@
+"""Patterns and JSON from strangers: bounded work, one meaning, short messages."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lntune_jax as lnt
+from lntune_jax.models import from_config
+from lntune_jax.models._files import open_weights
+from lntune_jax.selection.patterns import match_patterns, match_saved
+from lntune_jax.selection.regex import Pattern
+from lntune_jax.selection.regex_nodes import MOST_STEPS, Work
+from lntune_jax.storage.json_files import MOST_LEVELS, parse_json, read_json
+from tests.support.directories import CONFIG, PARAMS, leaves
+
+ATTACKS = {  # `re` needs years for most of them; each takes at most MOST_STEPS here
+    "nested plus": "(a+)+$",
+    "alternatives": "(a|a)*b",
+    "dots": ".*" * 900 + "x",
+    "e-mail": r"^([a-zA-Z0-9])(([\-.]|[_]+)?([a-zA-Z0-9]+))*(@){1}[a-z0-9]+[.]{1}([a-z]{2,3})$",
+    "optional": "(a?){200}a{200}",
+    "powers": "(.{1,1000}){1,1000}x",
+    "huge count": "(.{0,4294967290}){1,4294967290}x",
+    "nested star": "(" * 150 + "." + ")*" * 150 + "!",
+    "nested repeats": "(" * 300 + "." + ")+" * 300 + "!",
+    "classes": "([a-z.0-9_]*)*" * 100 + "!",
+    "look-ahead": "(?=.*a)" * 100 + ".*",
+    "negative look-ahead": "(?!.*b)(?!.*c)" * 60 + ".*x",
+    "window": ".*[a-m].{18}!",
+    "letters of two cases": "(?i:.*L.{14}X|.*M.{15}Y|.*e.{16}Z)",
+}
+MODULES = [f"model.layers.{n}.{name}" for n in range(20) for name in ("norm", "mlp", "self_attn.q")]
+MODULES += [f"{'a' * 60}.{'a' * 60}.{n}" for n in range(5)]
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
+    made: list[Work] = []
+
+    class Counted(Work):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    for module in ("selection.regex", "selection.patterns"):
+        monkeypatch.setattr(f"lntune_jax.{module}.Work", Counted)
+    return made
+
+
+@pytest.mark.parametrize("match", [match_patterns, match_saved])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_catastrophic_expression_ends(
+    monkeypatch: pytest.MonkeyPatch, name: str, match: Any
+) -> None:
+    made, refusals = count_steps(monkeypatch), []
+    for patterns in (ATTACKS[name], [ATTACKS[name]]):
+        try:
+            match(patterns, MODULES, [])
+        except lnt.PatternError as error:
+            refusals.append(str(error))
+    assert all("too long" in text or "too deeply" in text for text in refusals)
+    assert all(len(text) < 500 for text in refusals)
+    # One derivative may go a pattern's length beyond the bound.
+    assert max(work.steps for work in made) < MOST_STEPS + 5_000
+
+
+def test_a_list_of_expressions_has_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = count_steps(monkeypatch)
+    many = ["(" * 150 + "." + ")*" * 150 + str(n) for n in range(64)]
+    with pytest.raises(lnt.PatternError, match="takes too long"):
+        match_patterns(many, MODULES, [])
+    assert sum(work.steps for work in made) < MOST_STEPS + 5_000
+    with pytest.raises(lnt.PatternError, match=r"holds 65 that are no ends .* at most 64"):
+        match_patterns([f"a.*{n}" for n in range(65)], MODULES, [])
+
+
+def test_an_expression_that_python_finds_unclear_is_refused_where_warnings_are_errors() -> None:
+    with pytest.raises(lnt.PatternError, match="is unclear: Possible nested set"):
+        Pattern("[[a]")
+
+
+def write_config(place: Path, text: str | bytes) -> Path:
+    place.mkdir(exist_ok=True)
+    data = text.encode() if isinstance(text, str) else text
+    (place / "adapter_config.json").write_bytes(data)
+    return place
+
+
+HUGE = {
+    "a list": json.dumps({"target_modules": ["x" * 40] * 100_000}),
+    "a text": json.dumps({"target_modules": ["x" * 3_000_000]}),
+    "an expression": json.dumps({"target_modules": "x" * 3_000_000}),
+    "no text": json.dumps({"task_type": ["x" * 3_000_000]}),
+    "a number": '{"task_type": 1' + "0" * 100_000 + "}",
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_huge_fields_end_and_do_not_fill_the_message(tmp_path: Path, name: str) -> None:
+    message = ""
+    try:
+        config = lnt.LNTuningConfig.from_pretrained(write_config(tmp_path / "a", HUGE[name]))
+        lnt.report_params(PARAMS, config)
+    except (lnt.LNTuningError, UserWarning) as found:
+        message = str(found)
+    assert 0 < len(message) < 3_000
+
+
+MEANINGS = {
+    "[" * 100_000: "nested more than",
+    '{"a":' * 5_000 + "1" + "}" * 5_000: "nested more than",
+    "[" * (MOST_LEVELS + 1) + "]" * (MOST_LEVELS + 1): "nested more than",
+    '{"peft_type": "LN_TUNING", "peft_type": "LORA"}': "'peft_type' appears twice",
+    '{"a": {"b": 1, "b": 1}}': "'b' appears twice",
+    '{"a": "\\ud800"}': "not Unicode",
+    "\xff": "invalid start byte",
+    "{": "Expecting property name",
+}
+
+
+@pytest.mark.parametrize("text", MEANINGS, ids=range(len(MEANINGS)))
+def test_json_of_no_meaning_or_of_two_is_refused_wherever_it_is_read(
+    tmp_path: Path, text: str
+) -> None:
+    data = text.encode("latin-1")
+    with pytest.raises(ValueError, match=MEANINGS[text]):
+        parse_json(data)
+    with pytest.raises(lnt.ConfigError, match=r"adapter_config\.json"):
+        lnt.LNTuningConfig.from_pretrained(write_config(tmp_path / "a", data))
+    (tmp_path / "config.json").write_bytes(data)
+    with pytest.raises(lnt.ModelError, match=r"config\.json"):
+        from_config(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_bytes(data)
+    with pytest.raises(lnt.ModelError, match=r"index\.json"), open_weights(tmp_path):
+        pass
+    adapter = lnt.save_adapter(tmp_path / "adapter", leaves(1), CONFIG, base=PARAMS)
+    (adapter / "lntune.json").write_bytes(data)
+    with pytest.raises(lnt.AdapterError, match=r"lntune\.json"):
+        lnt.load_adapter(adapter)
+
+
+def test_a_file_that_is_none_or_too_large_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "adapter_config.json")
+    ended: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            lnt.LNTuningConfig.from_pretrained(tmp_path)
+        except lnt.ConfigError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)  # a pipe would be waited for
+    thread.start()
+    thread.join(timeout=60)
+    assert "no plain file" in str(ended[0])
+    with (tmp_path / "large.json").open("wb") as file:
+        file.truncate(2**40)  # sparse
+    with pytest.raises(ValueError, match="larger than 16,777,216 bytes"):
+        read_json(tmp_path / "large.json")

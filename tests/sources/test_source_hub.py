@@ -1,0 +1,237 @@
+"""Adapters on the hub: pushed, fetched and restored, each in a process of a person's own.
+
+Processes, since huggingface_hub reads its settings when it is imported. Nothing here reaches the
+network: the hub is tests/support/hub_server.py.
+"""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+
+import lntune_jax as lnt
+from tests.support.hub_processes import make_env, run, run_python
+from tests.support.hub_server import serve
+from tests.support.paths import ROOT
+from tests.support.small import make_params
+from tests.support.source_checks import PAGES
+
+CONFIG = lnt.LNTuningConfig(
+    modules_to_save=["classifier"],
+    task_type="SEQ_CLS",
+    base_model_name_or_path="org/base",
+)
+
+
+@pytest.fixture
+def hub():
+    with serve() as hub:
+        yield hub
+
+
+def tune(params, by, config=CONFIG):
+    trainable, frozen = lnt.partition_params(params, config)
+    tuned = {path: leaf + by for path, leaf in trainable.items()}
+    return tuned, lnt.merge_params(tuned, frozen)
+
+
+def save(path, by, params=None, config=CONFIG):
+    params = params or make_params()
+    tuned, merged = tune(params, by, config)
+    return lnt.save_adapter(path, tuned, config, base=params), merged
+
+
+def read(tree):
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_same(text, tree):
+    for found, expected in zip(json.loads(text), read(tree), strict=True):
+        np.testing.assert_array_equal(np.asarray(found, expected.dtype), expected)
+
+
+def test_push_fetch_and_go_offline(tmp_path, hub):
+    path, merged = save(tmp_path / "adapter", 0.5)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    push = (
+        f"print(hub.push_adapter({str(path)!r}, 'me/tuned', private=True))\n"
+        "params = hub.from_pretrained('me/tuned', make_params())\n"
+        "print(read(params))\n"
+        # A person who has the whole repository has the card and the hub's own files too.
+        "import huggingface_hub\n"
+        "whole = huggingface_hub.snapshot_download('me/tuned')\n"
+        "import os; print(sorted(name for name in os.listdir(whole)))\n"
+        "print(read(lnt.restore_adapter(whole, make_params())))\n"
+        "huggingface_hub.snapshot_download('me/tuned', local_dir='copy')\n"
+        "print(os.path.isdir('copy/.cache/huggingface'))\n"
+        "print(read(lnt.restore_adapter('copy', make_params())))\n"
+    )
+    (tmp_path / "home").mkdir()
+    oid, restored, names, whole, has_cache, copy = run(push, tmp_path / "home", hub.endpoint)
+    assert hub.branches["me/tuned"]["main"] == oid
+    assert hub.private["me/tuned"]
+    for text in (restored, whole, copy):
+        assert_same(text, merged)
+    assert {"README.md", ".gitattributes", "lntune.json"} <= set(
+        json.loads(names.replace("'", '"'))
+    )
+    assert has_cache == "True"
+    assert before == {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    stored = hub.files("me/tuned")
+    for file, data in before.items():
+        assert stored[file.relative_to(path).as_posix()] == data
+    assert hub.objects, "binary files go the way of large ones"
+
+    # The cache serves where the network is turned off, and where there is none.
+    again = (
+        "print(read(hub.from_pretrained('me/tuned', make_params())))\n"
+        "print(attempt(hub.fetch_adapter, 'me/other'))\n"
+        f"print(attempt(hub.push_adapter, {str(path)!r}, 'me/tuned'))\n"
+    )
+    for offline in (True, False):
+        text, fetched, pushed = run(again, tmp_path / "home", offline=offline)
+        assert_same(text, merged)
+        assert "'me/other' is neither on the hub nor in the cache" in fetched
+        assert ("HF_HUB_OFFLINE is set" in fetched) == offline
+        assert ("Check the network" in fetched) != offline
+        assert "AdapterError: cannot push" in pushed
+        assert "HF_HUB_OFFLINE" in pushed
+    assert hub.branches["me/tuned"]["main"] == oid
+
+    fields = yaml.safe_load(stored["README.md"].decode().split("---\n")[1])
+    assert fields == {
+        "library_name": "lntune_jax",
+        "base_model": "org/base",
+        "base_model_relation": "adapter",
+        "pipeline_tag": "text-classification",
+        "tags": ["layernorm-tuning", "lntune_jax", "jax"],
+    }
+    report = lnt.report_params(make_params(), CONFIG)
+    card = stored["README.md"].decode()
+    assert f"{report.trainable:,} of {report.total:,} ({report.percent:.4f} %)" in card
+    assert "| of these in norms | 192 |" in card
+    assert "| in saved modules | 66: `classifier` |" in card
+    assert 'lnt.hub.from_pretrained("me/tuned", params)' in card
+
+
+def test_a_second_push_leaves_nothing_of_the_first(tmp_path, hub):
+    first, _ = save(tmp_path / "first", 0.5)
+    second, merged = save(tmp_path / "second", 1.5)
+    peft = lnt.export_peft(tmp_path / "peft", tune(make_params(), 2.5)[0], CONFIG)
+    (second / "README.md").write_text("---\ntags: [mine]\n---\nMy own words.\n")
+    code = (
+        f"a = hub.push_adapter({str(first)!r}, 'tuned')\n"  # "me" is the token's account
+        f"b = hub.push_adapter({str(second)!r}, 'me/tuned', message='better')\n"
+        f"c = hub.push_adapter({str(peft)!r}, 'me/tuned', revision='for-peft')\n"
+        "print(a, b, c)\n"
+        "for revision in (None, a, b, 'for-peft'):\n"
+        "    print(read(hub.from_pretrained('me/tuned', make_params(), revision=revision)))\n"
+    )
+    oids, main, at_first, at_second, from_peft = run(code, tmp_path, hub.endpoint)
+    assert_same(main, merged)
+    assert_same(at_first, tune(make_params(), 0.5)[1])
+    assert_same(at_second, merged)
+    assert_same(from_peft, tune(make_params(), 2.5)[1])
+    own = {file.relative_to(second).as_posix() for file in second.rglob("*") if file.is_file()}
+    assert hub.files("me/tuned").keys() == own | {".gitattributes"}
+    assert hub.files("me/tuned")["README.md"].endswith(b"My own words.\n")
+    assert hub.files("me/tuned", "for-peft").keys() == {
+        ".gitattributes",
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    card = hub.files("me/tuned", "for-peft")["README.md"].decode()
+    fields = yaml.safe_load(card.split("---\n")[1])
+    assert fields["library_name"] == "peft"
+    assert 'PeftModel.from_pretrained(model, "me/tuned")' in card
+    assert "| parameters trained | 258 |" in card
+    assert len(set(oids.split())) == 3
+
+
+def test_what_cannot_be_pushed_or_fetched(tmp_path, hub):
+    path, _ = save(tmp_path / "adapter", 0.5)
+    hub.commit("org/base", "main", {"config.json": b"{}", "README.md": b"the base"})
+    code = (
+        "print(attempt(hub.fetch_adapter, 'me/absent'))\n"
+        "print(attempt(hub.fetch_adapter, 'org/base'))\n"
+        "print(attempt(hub.fetch_adapter, 'org/base', revision='no-such'))\n"
+        "print(attempt(hub.from_pretrained, './nothing/here', {}))\n"
+        f"print(attempt(hub.push_adapter, {str(path)!r}, '../up'))\n"
+        f"print(attempt(hub.push_adapter, {str(path)!r}, 'me/tuned', token='hf_wrong'))\n"
+        "print(attempt(hub.push_adapter, '.', 'me/tuned'))\n"
+    )
+    lines = run(code, tmp_path, hub.endpoint)
+    expected = [
+        "the adapter 'me/absent' is neither on the hub nor in the cache (RepositoryNotFoundError",
+        "the repository 'org/base' holds no adapter: neither lntune.json",
+        "the adapter 'org/base' at 'no-such' is neither on the hub nor in the cache (RevisionNot",
+        "'./nothing/here' is neither a directory nor an id on the hub",
+        "'../up' is no id on the hub: expected 'owner/name'",
+        f"cannot push {path} to 'me/tuned' on the hub (",
+        "holds neither of lntune.json (save_adapter) and adapter_model.safetensors",
+    ]
+    for line, fragment in zip(lines, expected, strict=True):
+        assert line.startswith("AdapterError: ")
+        assert fragment in line
+    assert "me/tuned" not in hub.branches
+
+
+def test_a_directory_has_no_revision(tmp_path):
+    path, _ = save(tmp_path / "adapter", 0.5)
+    with pytest.raises(lnt.AdapterError, match="has no revision 'v2': leave revision out"):
+        lnt.hub.from_pretrained(path, {}, revision="v2")
+
+
+def test_a_damaged_adapter_is_not_pushed(tmp_path):
+    path, _ = save(tmp_path / "adapter", 0.5)
+    (path / "notes.txt").write_text("not the adapter's")
+    with pytest.raises(lnt.AdapterError, match=r"notes\.txt is unexpected"):
+        lnt.hub.push_adapter(path, "me/tuned")
+    (path / "notes.txt").unlink()
+    (path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(lnt.AdapterError, match="holds both of"):
+        lnt.hub.push_adapter(path, "me/tuned")
+
+
+def test_only_the_hub_s_own_files_may_lie_beside_an_adapter(tmp_path):
+    path, merged = save(tmp_path / "adapter", 0.5)
+    for name in ("README.md", ".gitattributes", ".cache/huggingface/download/x.metadata"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("anything")
+    restored = lnt.restore_adapter(path, make_params())
+    for found, expected in zip(read(restored), read(merged), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(
+        lnt.AdapterError, match=r"holds what save_adapter did not write.*README\.md"
+    ):
+        lnt.save_adapter(
+            path, tune(make_params(), 1)[0], CONFIG, base=make_params(), overwrite=True
+        )
+    for name in ("readme.md", "arrays/README.md", ".cache/other"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text("anything")
+        with pytest.raises(lnt.AdapterError, match=f"{name} is unexpected"):
+            lnt.load_adapter(path)
+        (path / name).unlink()
+
+
+def test_the_page_and_the_example(tmp_path, hub):
+    blocks = re.findall(r"```python\n(.*?)```", (PAGES / "hub.md").read_text(), re.DOTALL)
+    start = (
+        "params, config = make_params(), lnt.LNTuningConfig(modules_to_save=['classifier'])\n"
+        "halves = lnt.partition_params(params, config)\n"
+        "trainable = {path: leaf + 0.5 for path, leaf in halves.trainable.items()}\n"
+    )
+    (tuned,) = run(start + "".join(blocks) + "print(read(tuned))\n", tmp_path, hub.endpoint)
+    assert_same(tuned, tune(make_params(), 0.5)[1])
+    example = ROOT / "examples/hub_adapter.py"
+    pushed, restored = run_python(
+        [str(example), "me/example"], tmp_path, make_env(tmp_path, hub.endpoint)
+    )
+    assert pushed == f"pushed: me/example at {hub.branches['me/example']['main'][:8]}"
+    assert restored == "fetched and restored onto a fresh base: identical True"
