@@ -9,18 +9,16 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from .errors import TreeError
 
 Path = tuple[str, ...]
-
-# Collections of a Linen variables dict that never hold parameters. Every collection that stands
-# beside `params` is one too.
-STATE_COLLECTIONS = frozenset({"batch_stats", "cache", "intermediates"})
 
 
 class Leaf(NamedTuple):
@@ -34,11 +32,12 @@ class Leaf(NamedTuple):
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Leaf], Any]:
     """Lists the leaves of `tree` with their paths, in JAX's order, and the tree's structure.
 
-    `None` is an empty subtree, as everywhere in JAX, and gives no leaf.
+    `None` is an empty subtree, as everywhere in JAX, and gives no leaf. Of Linen's variables (see
+    `holds_collections`) `params` is no segment, and what stands beside it is state.
 
     Raises:
-        TreeError: two leaves have one path, as in `{"a.b": x, "a": {"b": y}}`, or the keys of a
-            dict cannot be sorted.
+        TreeError: two leaves have one path, as in `{"a.b": x, "a": {"b": y}}`; the keys of a dict
+            cannot be sorted; or a leaf is an array of a foreign kind, such as a PyTorch tensor.
     """
     is_box = _make_box_test()
     stop = (lambda x: is_box(x) or (is_leaf is not None and is_leaf(x))) if is_box else is_leaf
@@ -47,24 +46,46 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[li
         treedef = jax.tree_util.tree_structure(tree, is_leaf=is_leaf)
     except ValueError as error:  # dict keys that cannot be sorted
         raise TreeError(f"JAX cannot flatten the tree: {error}") from error
-    has_params_collection = any(_get_first_key(keys) == "params" for keys, _ in found)
+    has_collections = holds_collections(tree)
     leaves: list[Leaf] = []
     for keys, value in found:
-        path = _split_keys(keys)
-        collection = _get_first_key(keys)
-        is_parameter = collection not in STATE_COLLECTIONS
-        if has_params_collection:
-            is_parameter = collection == "params"
+        path, is_parameter = split_keys(keys), True
+        if has_collections:
+            is_parameter = path[0] == "params"
             path = path[1:] if is_parameter else path
         if is_box and is_box(value):
             # The box's own key (`.value`) is no segment; what it holds may have keys below it.
             inner, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=is_leaf)
             is_parameter = is_parameter and _holds_parameter(value)
-            leaves += [Leaf((*path, *_split_keys(k[1:])), v, is_parameter) for k, v in inner]
+            leaves += [Leaf((*path, *split_keys(k[1:])), v, is_parameter) for k, v in inner]
         else:
             leaves.append(Leaf(path, value, is_parameter))
     _check_unique(leaves)
+    _check_kinds(leaves)
     return leaves, treedef
+
+
+def holds_collections(tree: Any) -> bool:
+    """Whether a tree looks like Linen's variables: a dict of collections, one of them `params`.
+
+    `flatten_dict` of such a dict counts too, with tuples for keys or with names joined by slashes.
+    An attribute or a module that merely is called `params` does not, nor does the trainable half,
+    whose keys have dots.
+
+    Example:
+        >>> holds_collections({"params": {"ln": {"scale": 1.0}}, "batch_stats": {}})
+        True
+        >>> holds_collections({"params.scale": 1.0}), holds_collections({"params": 1.0})
+        (False, False)
+    """
+    if not isinstance(tree, dict) and not _is_frozen_dict(tree):
+        return False
+    if isinstance(tree.get("params"), Mapping):
+        return True
+    tuples = (key for key in tree if isinstance(key, tuple) and len(key) > 1)
+    if any(key[0] == "params" for key in tuples):
+        return all(isinstance(key, tuple) for key in tree)
+    return any(isinstance(key, str) and key.startswith("params/") for key in tree)
 
 
 def join(path: Path) -> str:
@@ -89,20 +110,20 @@ def _check_unique(leaves: list[Leaf]) -> None:
         seen.add(name)
 
 
-def _split_keys(keys: tuple[Any, ...]) -> Path:
-    return tuple(part for key in keys for part in _split_name(str(_get_name(key))))
+def split_keys(keys: tuple[Any, ...]) -> Path:
+    """The segments that JAX's keys of one leaf give."""
+    path: list[str] = []
+    for key in keys:
+        name = _get_name(key)
+        for part in name if isinstance(name, tuple) and name else (name,):
+            path += split_name(str(part))
+    return tuple(path)
 
 
 @functools.lru_cache(maxsize=1024)  # the keys of a large tree are few, and repeated
-def _split_name(name: str) -> Path:
+def split_name(name: str) -> Path:
+    """The segments of one key: it is split at dots and slashes."""
     return tuple(part for part in re.split(r"[./]", name) if part) or (name,)
-
-
-def _get_first_key(keys: tuple[Any, ...]) -> str | None:
-    """The first key, if it is the key of a dict or an attribute."""
-    if not keys or isinstance(keys[0], jax.tree_util.SequenceKey):
-        return None
-    return str(_get_name(keys[0]))
 
 
 def _get_name(key: Any) -> Any:
@@ -110,6 +131,32 @@ def _get_name(key: Any) -> Any:
         if hasattr(key, attribute):
             return getattr(key, attribute)
     return str(key)
+
+
+def _check_kinds(leaves: list[Leaf]) -> None:
+    """Refuses arrays whose dtype JAX does not know, such as PyTorch tensors."""
+    for leaf in leaves:
+        kind = type(leaf.value)
+        if _is_known(kind) or get_shape(leaf.value) is None:
+            continue
+        try:
+            jnp.issubdtype(leaf.value.dtype, np.generic)
+        except TypeError:
+            raise TreeError(
+                f"the leaf {join(leaf.path)!r} is a {kind.__module__}.{kind.__qualname__} of dtype "
+                f"{leaf.value.dtype}, which JAX does not know: pass numpy or jax arrays (of a "
+                "PyTorch tensor, tensor.detach().numpy())"
+            ) from None
+
+
+@functools.lru_cache(maxsize=256)
+def _is_known(kind: type) -> bool:
+    return issubclass(kind, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def _is_frozen_dict(tree: Any) -> bool:
+    flax_core = sys.modules.get("flax.core")
+    return hasattr(flax_core, "FrozenDict") and isinstance(tree, flax_core.FrozenDict)
 
 
 def _make_box_test() -> Callable[[Any], bool] | None:
