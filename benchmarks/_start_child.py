@@ -46,7 +46,7 @@ def loss_fn(params, ids):
     return lnt.models.causal_lm_loss(model, params, ids)
 
 
-tx = lnt.adamw(1e-3)
+tx = lnt.adamw(config, 1e-3)
 trainable, frozen = lnt.partition_params(model.params, config, name_map=model.name_map)
 state = lnt.TrainState.create(trainable, tx)
 step = lnt.make_train_step(loss_fn, tx)

@@ -84,7 +84,7 @@ def check_tuning(
     trainable = check_selection(params, config, modules, **given)
     check_trace(apply_fn or loss_fn, params, batch, modules)
     _, frozen = lnt.partition_params(params, config, **given)
-    tx = lnt.adamw(learning_rate, config=config)
+    tx = lnt.adamw(config, learning_rate)
     step = lnt.make_train_step(loss_fn, tx, config, donate=False)
     state = lnt.TrainState.create(trainable, tx)
     losses = []

@@ -87,7 +87,7 @@ def test_the_norms_are_those_of_the_module_type(name):
     stacked = [leaf for path, leaf in trainable.items() if "layers" in path and "_norm" in path]
     assert shape in {leaf.shape for leaf in stacked}
     # The mask finds the same leaves, by MaxText's own function.
-    mask = lnt.make_path_patterns(params, CONFIG)
+    mask = lnt.select(params, CONFIG).patterns()
     is_trained = optimizers._get_path_mask_fn(mask)
     for tree in (params, {"params": nnx.to_pure_dict(params)}):
         found = {path for path, trains in list_leaves(is_trained(tree)).items() if trains}
@@ -114,7 +114,7 @@ def test_maxtext_its_optimizer(record, tmp_path):
     shapes = nnx.state(make_model(read_settings()), nnx.Param)
     # Only what comes before attention: a part of the norms, by a pattern.
     config = lnt.LNTuningConfig(target_modules=[".*pre_self_attention.*", "decoder_norm"])
-    mask = lnt.make_path_patterns(shapes, config)
+    mask = lnt.select(shapes, config).patterns()
     assert len(mask) == 2
     settings = read_settings(trainable_parameters_mask=mask)
     assert settings.trainable_parameters_mask == mask
@@ -153,7 +153,7 @@ def test_maxtext_its_optimizer(record, tmp_path):
 
 def test_maxtext_its_trainer(record, tmp_path):
     """The whole of MaxText's `train`, on its synthetic data, with the mask on its command line."""
-    mask = lnt.make_path_patterns(nnx.state(make_model(read_settings()), nnx.Param), CONFIG)
+    mask = lnt.select(nnx.state(make_model(read_settings()), nnx.Param), CONFIG).patterns()
     done = subprocess.run(
         [
             sys.executable, "-m", "maxtext.trainers.pre_train.train",
@@ -201,7 +201,7 @@ def test_a_config_from_the_leaves_of_an_adapter():
     paths = ["decoder.layers.post_self_attention_layer_norm.scale"]
     config = select_paths(paths, {path: leaves[path] for path in paths})
     check_selection(params, config, {paths[0].removesuffix(".scale")})
-    assert lnt.make_path_patterns(params, config) == [
+    assert lnt.select(params, config).patterns() == [
         "^(params/)*decoder/layers/post_self_attention_layer_norm/scale(/value)?$"
     ]
 

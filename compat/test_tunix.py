@@ -89,7 +89,7 @@ def test_the_config_decides(tmp_path):
 
 
 def test_an_inference_config_is_refused():
-    with pytest.raises(lnt.ConfigError, match="inference_mode=True"):
+    with pytest.raises(lnt.errors.ConfigError, match="inference_mode=True"):
         lnt.tunix.mark_trainable(make_model("llama3"), CONFIG.replace(inference_mode=True))
 
 

@@ -58,7 +58,7 @@ def main():
         logits = nnx.merge(graphdef, params)(batch[0], nnx.Rngs(dropout=rng))
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
-    tx = lnt.adamw(1e-2, clip_norm=1.0, config=config)
+    tx = lnt.adamw(config, 1e-2, clip_norm=1.0)
     step = lnt.make_train_step(loss_fn, tx, config, accumulate=2)
     state = lnt.TrainState.create(trainable, tx, rng=jax.random.key(1))
     for index in range(100):

@@ -53,7 +53,7 @@ def main():
         logits = nnx.merge(graphdef, params)(batch[0])
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
 
-    tx = lnt.adamw(1e-2, config=config)
+    tx = lnt.adamw(config, 1e-2)
     step = lnt.make_train_step(loss_fn, tx, config)
     state = lnt.TrainState.create(trainable, tx)
     for index in range(150):

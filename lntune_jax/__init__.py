@@ -30,7 +30,8 @@ from .training import unstack_states as unstack_states
 from .training import value_and_grad as value_and_grad
 
 # What is kept of it.
-from ._adapter import load_adapter as load_adapter  # isort: skip
+from ._adapter import Adapter as Adapter  # isort: skip
+from ._adapter import load_adapter as load_adapter
 from ._adapter import restore_adapter as restore_adapter
 from ._adapter import save_adapter as save_adapter
 from ._peft_export import export_peft as export_peft

@@ -25,7 +25,7 @@ class ConfigError(LNTuningError, ValueError):
         >>> import lntune_jax as lnt
         >>> try:
         ...     lnt.LNTuningConfig(peft_type="LORA")
-        ... except lnt.ConfigError as error:
+        ... except lnt.errors.ConfigError as error:
         ...     print(error)
         peft_type must be 'LN_TUNING', not 'LORA': this is a config of another kind of adapter
     """
@@ -38,7 +38,7 @@ class PatternError(ConfigError):
         >>> import lntune_jax as lnt
         >>> try:
         ...     lnt.LNTuningConfig(target_modules="ln_(1")
-        ... except lnt.PatternError as error:
+        ... except lnt.errors.PatternError as error:
         ...     print("at position 3" in str(error))
         True
     """
@@ -52,7 +52,7 @@ class SelectionError(LNTuningError, ValueError):
         >>> import lntune_jax as lnt
         >>> try:
         ...     lnt.partition_params({"fc": {"kernel": jnp.ones((2, 2))}}, lnt.LNTuningConfig())
-        ... except lnt.SelectionError as error:
+        ... except lnt.errors.SelectionError as error:
         ...     print(str(error).split(",")[0])
         nothing trains: no LayerNorm or RMSNorm leaf was found in this tree
     """
@@ -68,7 +68,7 @@ class TreeError(LNTuningError, ValueError):
         >>> trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
         >>> try:
         ...     lnt.merge_params({}, frozen)
-        ... except lnt.TreeError as error:
+        ... except lnt.errors.TreeError as error:
         ...     print(str(error).split(":")[0])
         the leaves ['ln.scale'] are in neither half
     """
@@ -81,7 +81,7 @@ class AdapterError(LNTuningError, ValueError):
         >>> import lntune_jax as lnt
         >>> try:
         ...     lnt.load_adapter("no-such-adapter")
-        ... except lnt.AdapterError as error:
+        ... except lnt.errors.AdapterError as error:
         ...     print(str(error).startswith("there is no adapter directory"))
         True
     """
@@ -94,7 +94,7 @@ class ModelError(LNTuningError, ValueError):
         >>> import lntune_jax as lnt
         >>> try:
         ...     lnt.models.from_pretrained("./no-such-directory")
-        ... except lnt.ModelError as error:
+        ... except lnt.errors.ModelError as error:
         ...     print(error)
         './no-such-directory' is neither a directory nor an id on the hub
     """
@@ -107,7 +107,7 @@ class DataError(LNTuningError, ValueError):
 
     Example:
         >>> import lntune_jax as lnt
-        >>> issubclass(lnt.DataError, lnt.LNTuningError)
+        >>> issubclass(lnt.errors.DataError, lnt.LNTuningError)
         True
     """
 
@@ -121,7 +121,7 @@ class ShardingError(LNTuningError, ValueError):
         >>> mesh = jax.sharding.AbstractMesh((2,), ("fsdp",))
         >>> try:
         ...     lnt.make_specs({"bias": jnp.ones(4)}, mesh, lambda path, leaf: jax.P("fsdp", None))
-        ... except lnt.ShardingError as error:
+        ... except lnt.errors.ShardingError as error:
         ...     print(str(error).split(": ")[1])
         a spec has at most one entry for each axis
     """
@@ -166,7 +166,7 @@ class TraceWarning(UserWarning):
 
     Example:
         >>> import lntune_jax as lnt
-        >>> issubclass(lnt.TraceWarning, UserWarning)
+        >>> issubclass(lnt.errors.TraceWarning, UserWarning)
         True
     """
 
@@ -199,7 +199,7 @@ class FreshWeightsWarning(UserWarning):
 
     Example:
         >>> import lntune_jax as lnt
-        >>> issubclass(lnt.FreshWeightsWarning, UserWarning)
+        >>> issubclass(lnt.errors.FreshWeightsWarning, UserWarning)
         True
     """
 
@@ -211,7 +211,7 @@ class CopiedModuleWarning(UserWarning):
 
     Example:
         >>> import lntune_jax as lnt
-        >>> issubclass(lnt.CopiedModuleWarning, UserWarning)
+        >>> issubclass(lnt.errors.CopiedModuleWarning, UserWarning)
         True
     """
 

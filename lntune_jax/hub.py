@@ -64,7 +64,7 @@ def push_adapter(
         >>> import lntune_jax as lnt
         >>> try:
         ...     lnt.hub.push_adapter("no-such-directory", "me/adapter")
-        ... except lnt.AdapterError as error:
+        ... except lnt.errors.AdapterError as error:
         ...     print(str(error).partition(" holds neither")[1])
          holds neither
     """
@@ -129,7 +129,7 @@ def fetch_adapter(repo_id: str, *, revision: str | None = None, token: str | Non
         >>> import lntune_jax as lnt
         >>> try:
         ...     lnt.hub.fetch_adapter("../adapter")
-        ... except lnt.AdapterError as error:
+        ... except lnt.errors.AdapterError as error:
         ...     print(error)
         '../adapter' is no id on the hub: expected 'owner/name'
     """

@@ -42,7 +42,7 @@ def check_model(model: Any, *, length: int | None = None) -> None:
         >>> check_model(LlamaConfig())
         >>> try:
         ...     check_model(LlamaConfig(rope_theta=500000.0))
-        ... except lnt.ModelError as error:
+        ... except lnt.errors.ModelError as error:
         ...     print(str(error).split(":")[0])
         FlaxLlama ignores rope_theta=500000.0 and computes with 10000.0
     """

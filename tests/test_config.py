@@ -74,7 +74,6 @@ def test_unknown_fields_are_kept(extra):
         ({"target_modules": ["a", 3]}, "target_modules must be a string or a sequence"),
         ({"exclude_modules": ""}, "exclude_modules must not be an empty string"),
         ({"exclude_modules": [""]}, "exclude_modules must be"),
-        ({"target_modules": []}, "target_modules must not be empty"),
         ({"task_type": 1}, "task_type must be a string"),
         ({"inference_mode": "yes"}, "inference_mode must be True or False"),
         ({"peft_type": "LORA"}, "'LORA'.*another kind of adapter"),
@@ -83,7 +82,7 @@ def test_unknown_fields_are_kept(extra):
     ],
 )
 def test_a_wrong_field_is_named(fields, message):
-    with pytest.raises(lnt.ConfigError, match=message):
+    with pytest.raises(lnt.errors.ConfigError, match=message):
         lnt.LNTuningConfig(**fields)
 
 
@@ -91,12 +90,12 @@ def test_a_wrong_field_is_named(fields, message):
     ("values", "message"), [(None, "must be a dict"), ({"new": {1}}, "no JSON value")]
 )
 def test_from_dict_refuses_what_is_no_json(values, message):
-    with pytest.raises(lnt.ConfigError, match=message):
+    with pytest.raises(lnt.errors.ConfigError, match=message):
         lnt.LNTuningConfig.from_dict(values)
 
 
 def test_replace_names_an_unknown_field():
-    with pytest.raises(lnt.ConfigError, match="no field targets"):
+    with pytest.raises(lnt.errors.ConfigError, match="no field targets"):
         lnt.LNTuningConfig().replace(targets=["norm"])
 
 
@@ -113,5 +112,5 @@ def test_replace_names_an_unknown_field():
 def test_a_broken_file_is_an_error(tmp_path, text, message):
     if text is not None:
         (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(lnt.ConfigError, match=message):
+    with pytest.raises(lnt.errors.ConfigError, match=message):
         lnt.LNTuningConfig.from_pretrained(tmp_path)

@@ -39,8 +39,10 @@ def get_public_objects():
     objects = {}
     beside = (
         lnt.bank,
+        lnt.errors,
         lnt.models,
-        lnt.training.checkpoints,
+        lnt.selection,
+        lnt.training,
         lnt.hub,
         lnt.nnx,
         lnt.peft,
@@ -104,6 +106,6 @@ def test_submodules_are_attributes_loaded_lazily():
     code = """
 import sys, lntune_jax as lnt
 before = "lntune_jax.models" in sys.modules
-print(before, lnt.models.from_pretrained.__name__, lnt.training.checkpoints.save_state.__name__)
+print(before, lnt.models.from_pretrained.__name__, lnt.training.save_state.__name__)
 """
     assert run_python(code).split() == ["False", "from_pretrained", "save_state"]

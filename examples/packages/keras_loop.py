@@ -44,7 +44,7 @@ def main():
     statistics = [variable.value for variable in model.non_trainable_variables]
     x = np.random.default_rng(0).normal(size=(256, 16)).astype("float32")
     batch = statistics, x, x.sum(-1)
-    tx = lnt.adamw(1e-2)
+    tx = lnt.adamw(config, 1e-2)
     step = lnt.make_train_step(loss_fn, tx, config)
     state = lnt.TrainState.create(trainable, tx)
     for index in range(100):

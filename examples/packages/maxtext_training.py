@@ -53,7 +53,7 @@ def make_model(settings):
 
 def main():
     config = lnt.LNTuningConfig()
-    mask = lnt.make_path_patterns(nnx.state(make_model(read_settings()), nnx.Param), config)
+    mask = lnt.select(nnx.state(make_model(read_settings()), nnx.Param), config).patterns()
     print("trainable_parameters_mask:", *mask, sep="\n  ")
 
     settings = read_settings(trainable_parameters_mask=mask)  # also on the command line

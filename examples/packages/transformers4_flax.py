@@ -23,7 +23,7 @@ def main():
     lnt.transformers4.check_model(model)  # an error where the Flax class is silently wrong
     try:
         lnt.transformers4.check_model(LlamaConfig(rope_theta=500_000.0))
-    except lnt.ModelError as error:
+    except lnt.errors.ModelError as error:
         print(f"refused: {error}")
 
     config = lnt.LNTuningConfig(model_type="gpt2")  # ln_1, ln_2, ln_f
@@ -34,7 +34,7 @@ def main():
         logits = model(tokens, params=params, train=False).logits[:, :-1]
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
-    tx = lnt.adamw(1e-2)
+    tx = lnt.adamw(config, 1e-2)
     step = lnt.make_train_step(loss_fn, tx, config)
     state = lnt.TrainState.create(trainable, tx)
     tokens = np.random.default_rng(0).integers(0, 16, (4, 12))

@@ -56,7 +56,7 @@ def compare_by_trace(model: Any) -> str:
 
     tokens = jax.ShapeDtypeStruct((1, 4), np.dtype("int32"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", lnt.TraceWarning)  # said in the lines
+        warnings.simplefilter("ignore", lnt.errors.TraceWarning)  # said in the lines
         found = lnt.discover_norms(model.apply, model.params, tokens, tokens)
     traced, leaves = list(found), flatten(model.params)[0]
     modules = find_norms(model.params, leaves)

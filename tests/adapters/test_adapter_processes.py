@@ -41,7 +41,7 @@ for call in (
 ):
     try:
         call()
-    except lnt.AdapterError as error:
+    except lnt.errors.AdapterError as error:
         print("error:", str(error).replace(str(where), "")[:60], flush=True)
 """
 
@@ -82,7 +82,7 @@ def test_two_processes_save_and_restore(tmp_path: Path) -> None:
     assert first[1] == second[1]
     assert "the adapter /a was trained on another base" in first[1]
     restore_adapter(tmp_path / "a", make_params())
-    with pytest.raises(lnt.AdapterError, match="another base"):
+    with pytest.raises(lnt.errors.AdapterError, match="another base"):
         restore_adapter(tmp_path / "a", make_params(seed=1))
     for name, value in tune(make_params()).items():
         np.testing.assert_array_equal(load_adapter(tmp_path / "a").trainable[name], value)

@@ -141,5 +141,5 @@ def test_what_cannot_be_combined():
         (lambda: banks.greedy_soup(banks.make_bank(params), len), "the base alone"),
         (lambda: banks.greedy_soup(bank, lambda _: float("nan")), "evaluate gave NaN"),
     ):
-        with pytest.raises(lnt.AdapterError, match=message):
+        with pytest.raises(lnt.errors.AdapterError, match=message):
             call()

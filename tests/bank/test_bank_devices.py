@@ -42,7 +42,7 @@ check(banks.load_bank(path, params, sharding=rows))
 assert same(row_of(banks.load_bank(path, params), "d"), row_of(bank, "d"))
 try:
     make_small_bank("abc", capacity=12, sharding=rows)
-except lnt.AdapterError as error:
+except lnt.errors.AdapterError as error:
     assert "12 rows cannot be laid out by" in str(error), error
 else:
     raise AssertionError("12 rows over 8 devices")

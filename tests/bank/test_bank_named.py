@@ -88,5 +88,7 @@ def test_one_id_is_no_batch(apply_many, ids):
     params = {"ln": {"scale": jnp.ones(4)}}
     bank = banks.make_bank(params, {"a": {"ln.scale": jnp.arange(4.0)}})
     frozen = banks.freeze_base(params, bank)
-    with pytest.raises(lnt.AdapterError, match="without an axis: pass a sequence of ids or names"):
+    with pytest.raises(
+        lnt.errors.AdapterError, match="without an axis: pass a sequence of ids or names"
+    ):
         apply_many(lambda p, x: x * p["ln"]["scale"], bank, ids, frozen, jnp.ones((4, 4)))

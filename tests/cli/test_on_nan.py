@@ -112,7 +112,7 @@ def test_half_precision_of_the_narrow_kind_is_refused(run, words, model_director
     assert "--dtype" in complaint
     assert "float16" in complaint
     assert not (tmp_path / "run").exists()
-    with pytest.raises(lnt.ModelError, match="float16"):
+    with pytest.raises(lnt.errors.ModelError, match="float16"):
         lnt.models.from_pretrained(model_directory, dtype="float16")
 
 

@@ -109,7 +109,7 @@ def test_the_estimate_is_near_the_compiler_s(method, kind, remat):
 def test_the_estimate_takes_a_kind():
     few = estimate_memory(TINY, dtype="float32", length=16, quantize="int4")
     assert few.weights < estimate_memory(TINY, dtype="float32", length=16).weights
-    with pytest.raises(lnt.ConfigError, match="'full', which trains the kernels themselves"):
+    with pytest.raises(lnt.errors.ConfigError, match="'full', which trains the kernels themselves"):
         estimate_memory(TINY, "full", length=16, quantize="int4")
 
 

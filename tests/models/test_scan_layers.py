@@ -165,8 +165,8 @@ def test_leaves_lie_where_specs_says():
 )
 def test_what_cannot_be_scanned_is_refused(config, message):
     attention = "xla" if config["model_type"] == "bert" else "cudnn"
-    with pytest.raises(lnt.ModelError) as error:
+    with pytest.raises(lnt.errors.ModelError) as error:
         from_config(config, scan_layers=True, attention=attention)
     assert message in str(error.value)
-    with pytest.raises(lnt.ModelError, match="scan_layers is 'yes'; supported: False, True"):
+    with pytest.raises(lnt.errors.ModelError, match="scan_layers is 'yes'; supported: False, True"):
         from_config(config, scan_layers="yes")

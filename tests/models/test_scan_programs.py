@@ -125,7 +125,7 @@ def test_what_the_estimate_says_of_scanned_layers():
         for scan in (False, True)
     )
     assert apart.gathered == scanned.gathered
-    with pytest.raises(lnt.ConfigError, match="method is 'lora' and the layers are scanned"):
+    with pytest.raises(lnt.errors.ConfigError, match="method is 'lora' and the layers are scanned"):
         estimate_memory(TINY, "lora", length=64, scan_layers=True)
 
 

@@ -108,8 +108,8 @@ def test_metadata_is_kept():
 
 def test_refusals_change_nothing():
     model = Model()
-    with pytest.raises(lnt.ConfigError, match="inference_mode=True"):
+    with pytest.raises(lnt.errors.ConfigError, match="inference_mode=True"):
         mark_trainable(model, CONFIG.replace(inference_mode=True))
-    with pytest.raises(lnt.SelectionError, match="head"):
+    with pytest.raises(lnt.errors.SelectionError, match="head"):
         mark_trainable(model, CONFIG.replace(target_modules=["head"]))
     assert list_marked(model) == ["head.lora_a"]

@@ -31,7 +31,7 @@ def find(patterns, tree, separator="/"):
 @pytest.mark.parametrize("separator", ["/", "."])
 @pytest.mark.parametrize("prefix", ["", "params"])
 def test_each_pattern_finds_its_leaf_and_no_other(separator, prefix):
-    patterns = lnt.make_path_patterns(TREE, lnt.LNTuningConfig(), separator=separator)
+    patterns = lnt.select(TREE, lnt.LNTuningConfig()).patterns(separator=separator)
     trainable = list(lnt.partition_params(TREE, lnt.LNTuningConfig()).trainable)
     tree = {prefix: TREE} if prefix else TREE
     found = [find([pattern], tree, separator) for pattern in patterns]
@@ -41,12 +41,12 @@ def test_each_pattern_finds_its_leaf_and_no_other(separator, prefix):
 
 def test_the_config_decides():
     config = lnt.LNTuningConfig(target_modules=["pre_norm"], modules_to_save=["mlp"])
-    patterns = lnt.make_path_patterns(TREE, config)
+    patterns = lnt.select(TREE, config).patterns()
     assert find(patterns, TREE) == ["decoder/layers/pre_norm/scale", "decoder/mlp/kernel"]
 
 
 def test_values_of_boxes():
-    patterns = lnt.make_path_patterns(TREE, lnt.LNTuningConfig(target_modules=["norm_2"]))
+    patterns = lnt.select(TREE, lnt.LNTuningConfig(target_modules=["norm_2"])).patterns()
     boxed = {"decoder": {"norm_2": {"scale": {"value": SCALE}, "scale_2": {"value": SCALE}}}}
     assert find(patterns, boxed) == ["decoder/norm_2/scale/value"]
 
@@ -54,9 +54,9 @@ def test_values_of_boxes():
 def test_stacked_layers_by_their_names():
     tree = {"decoder": {"layers": {"pre_self_attention_layer_norm": {"scale": jnp.ones((4, 2))}}}}
     some = lnt.LNTuningConfig(target_modules=[r".*layers\.0\.input_layernorm"])
-    with pytest.raises(lnt.SelectionError, match="input_layernorm"):
-        lnt.make_path_patterns(tree, some, name_map="maxtext_llama")
+    with pytest.raises(lnt.errors.SelectionError, match="input_layernorm"):
+        lnt.select(tree, some, name_map="maxtext_llama").patterns()
     config = lnt.LNTuningConfig(target_modules=["input_layernorm"])
-    assert lnt.make_path_patterns(tree, config, name_map="maxtext_llama") == [
+    assert lnt.select(tree, config, name_map="maxtext_llama").patterns() == [
         "^(params/)*decoder/layers/pre_self_attention_layer_norm/scale(/value)?$"
     ]

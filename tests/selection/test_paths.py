@@ -68,12 +68,12 @@ def test_two_leaves_with_one_path_are_an_error(tree):
     if isinstance(tree, list):
         assert len(set(paths(tree))) == 3
         return
-    with pytest.raises(lnt.TreeError, match=r"two leaves.*'a\.b'.*rename"):
+    with pytest.raises(lnt.errors.TreeError, match=r"two leaves.*'a\.b'.*rename"):
         flatten(tree)
 
 
 def test_keys_that_cannot_be_sorted_are_an_error():
-    with pytest.raises(lnt.TreeError, match="JAX cannot flatten the tree"):
+    with pytest.raises(lnt.errors.TreeError, match="JAX cannot flatten the tree"):
         flatten({"a": 1.0, 1: 2.0})
 
 

@@ -179,9 +179,7 @@ def test_nnx_norms_that_are_shared_are_named_as_in_the_state():
 
     model = Model(nnx.Rngs(0))
     state = nnx.state(model)
-    trainable, _ = lnt.partition_params(
-        state, lnt.LNTuningConfig(), norms=lnt.norm_modules(model)
-    )
+    trainable, _ = lnt.partition_params(state, lnt.LNTuningConfig(), norms=lnt.norm_modules(model))
     assert len(trainable) == 2
 
 

@@ -173,7 +173,7 @@ def test_functions_in_a_compiled_step_are_refused_with_the_cure():
     trainable, frozen = lnt.partition_params(Model(), CONFIG)
     tx = optax.sgd(0.1)
     step = lnt.make_train_step(loss_of, tx, CONFIG)
-    with pytest.raises(lnt.TreeError, match=r"eqx\.partition\(frozen, eqx\.is_array\)"):
+    with pytest.raises(lnt.errors.TreeError, match=r"eqx\.partition\(frozen, eqx\.is_array\)"):
         step(lnt.TrainState.create(trainable, tx), frozen)
 
 

@@ -140,7 +140,7 @@ def test_single_leaves(tmp_path, kind):
     assert paths == ["ln.bias", "ln.scale"]
     assert lnt.report_params(params, CONFIG).total == 32 + 2 * 64  # scales are no parameters
     other = make_leaves("int4" if kind == "int8" else "int8")
-    with pytest.raises(lnt.AdapterError, match="a quantised base is another base"):
+    with pytest.raises(lnt.errors.AdapterError, match="a quantised base is another base"):
         lnt.restore_adapter(tmp_path / "adapter", other)
 
 

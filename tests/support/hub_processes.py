@@ -42,7 +42,7 @@ def read(tree):
 def attempt(function, *args, **kwargs):
     try:
         return function(*args, **kwargs)
-    except lnt.AdapterError as error:
+    except lnt.errors.AdapterError as error:
         return f"AdapterError: {error}"
 """
 

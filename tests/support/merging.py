@@ -16,7 +16,7 @@ TOKENS = np.arange(8).reshape(2, 4) + 5
 def tune(name, directory, task="SEQ_CLS", saved=("classifier",), scale=0.1, base=None, **options):
     """Save an adapter of moved leaves; the model with the adapter in place."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", lnt.FreshWeightsWarning)
+        warnings.simplefilter("ignore", lnt.errors.FreshWeightsWarning)
         model = from_pretrained(base or REFERENCE / name, task=task, **options)
     config = lnt.LNTuningConfig(task_type=task, modules_to_save=saved or None)
     trainable, _ = lnt.partition_params(model.params, config)

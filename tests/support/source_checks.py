@@ -51,7 +51,7 @@ def tune(params, loss_fn, config, steps=15, rate=3e-2, **selection):
     for _ in range(steps):
         state, metrics = step(state, frozen)
         losses.append(float(metrics["loss"]))
-    return lnt.Partition(state.trainable, frozen), losses
+    return lnt.partition.Partition(state.trainable, frozen), losses
 
 
 def check_source(tmp_path, params, fresh, loss_fn, apply, config=None, **selection):

@@ -59,7 +59,7 @@ for words in sys.argv[3:]:
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=jax.devices()[:count],
                          axis_types=(AXIS_TYPE,) * len(sizes))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", lnt.ShardingWarning)
+        warnings.simplefilter("ignore", lnt.errors.ShardingWarning)
         spread = lnt.shard_params(params, mesh, base_specs)
     rows = NamedSharding(mesh, P(tuple(name for name in ("data", "fsdp") if name in sizes)))
 

@@ -12,13 +12,14 @@ from tests.support.small import loss_fn, make_batch, make_params, relax
 from tests.support.trees import norm
 
 CONFIG = lnt.LNTuningConfig(modules_to_save=["classifier"])
+HEAD = lnt.LNTuningConfig(modules_to_save=["head"])
 OPTIMIZERS = {
     "sgd with a learning rate of 1": optax.sgd(1.0),
     "adamw with weight decay": optax.adamw(1e-2, weight_decay=0.1),
     "clipping": optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2)),
     "accumulation": optax.MultiSteps(optax.adam(1e-2), 2),
     "if finite": optax.apply_if_finite(optax.adam(1e-2), 3),
-    "ours": lnt.adamw(1e-2, head_learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
+    "ours": lnt.adamw(CONFIG, 1e-2, head_learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
     "schedule": optax.adamw(optax.warmup_cosine_decay_schedule(0, 1e-2, 2, 10)),
 }
 
@@ -161,20 +162,20 @@ def test_needs_params_only_where_a_leaf_is_narrow():
     tx = lnt.make_optimizer(optax.sgd(1e-3), config)
     wide, narrow = ({"ln": {"scale": jnp.ones(4, dtype)}} for dtype in ("float32", "bfloat16"))
     tx.update(wide, tx.init(wide))
-    with pytest.raises(lnt.TreeError, match=r"tx\.update\(grads, state, params\)"):
+    with pytest.raises(lnt.errors.TreeError, match=r"tx\.update\(grads, state, params\)"):
         tx.update(narrow, tx.init(narrow))
 
 
 def test_refuses_a_config_for_inference():
     config = lnt.LNTuningConfig(inference_mode=True)
-    with pytest.raises(lnt.ConfigError, match=r"config\.replace\(inference_mode=False\)"):
+    with pytest.raises(lnt.errors.ConfigError, match=r"config\.replace\(inference_mode=False\)"):
         lnt.make_optimizer(optax.sgd(1.0), config)
 
 
 def test_warns_once_of_an_unmatched_pattern():
     params = {"ln": {"scale": jnp.ones(4)}}
     tx = lnt.make_optimizer(optax.sgd(1.0), lnt.LNTuningConfig(exclude_modules=["missing"]))
-    with pytest.warns(lnt.UnmatchedPatternWarning, match="missing"):
+    with pytest.warns(lnt.errors.UnmatchedPatternWarning, match="missing"):
         state = tx.init(params)
     tx.update(params, state, params)  # warnings are errors here
 
@@ -187,8 +188,8 @@ class TestAdamW:
         "head.bias": jnp.ones(2),
     }
 
-    def one_step(self, **settings):
-        tx = relax(lnt.adamw(1e-3, **settings))
+    def one_step(self, config=HEAD, **settings):
+        tx = relax(lnt.adamw(config, 1e-3, **settings))
         zeros = jax.tree.map(jnp.zeros_like, self.trainable)
         updates, _ = tx.update(zeros, tx.init(self.trainable), self.trainable)
         return {path: float(jnp.ravel(leaf)[0]) for path, leaf in updates.items()}
@@ -208,7 +209,7 @@ class TestAdamW:
         assert updates["head.kernel"] == pytest.approx(-1e-4)
 
     def test_clips_over_all_trainable_leaves_together(self):
-        tx = relax(lnt.adamw(1.0, clip_norm=1.0, b1=0.0, b2=0.0, eps=1.0))
+        tx = relax(lnt.adamw(HEAD, 1.0, clip_norm=1.0, b1=0.0, b2=0.0, eps=1.0))
         grads = jax.tree.map(lambda leaf: 100 * jnp.ones_like(leaf), self.trainable)
         updates, _ = tx.update(grads, tx.init(self.trainable), self.trainable)
         clipped = 1 / np.sqrt(18)  # 18 equal entries of a vector of length 1

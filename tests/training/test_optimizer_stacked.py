@@ -17,7 +17,7 @@ def test_stacked_biases_and_norms_of_saved_modules_are_no_kernels():
         "layers.attn.q_proj.kernel": jnp.ones((3, 8, 8)),
     }
     config = lnt.LNTuningConfig(modules_to_save=["attn"])
-    tx = lnt.adamw(1.0, weight_decay=0.1, config=config)
+    tx = lnt.adamw(config, 1.0, weight_decay=0.1)
     with jax.numpy_dtype_promotion("standard"):
         zeros = jax.tree.map(jnp.zeros_like, trainable)
         updates, _ = tx.update(zeros, tx.init(trainable), trainable)
@@ -35,5 +35,5 @@ def test_patterns_of_layers_tell_the_head_of_a_scanned_model():
     head = [path for path, kind in kinds.items() if kind == "head"]
     assert head
     assert all("q_proj" in path for path in head)
-    tx = lnt.adamw(1.0, head_learning_rate=0.5, config=config, **names)
+    tx = lnt.adamw(config, 1.0, head_learning_rate=0.5, **names)
     jax.eval_shape(tx.init, trainable)
