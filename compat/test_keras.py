@@ -7,6 +7,7 @@ import pytest
 from checks import check_equal, check_moved, check_selection, check_tuning
 
 import lntune_jax as lnt
+from lntune_jax.errors import ConfigError
 
 NORMS = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)
 CONFIG = lnt.LNTuningConfig()
@@ -83,7 +84,7 @@ def test_keras_stateless_call(record, tmp_path):
 
 def test_an_inference_config_is_refused():
     model = make_model()
-    with pytest.raises(lnt.errors.ConfigError, match="inference_mode=True"):
+    with pytest.raises(ConfigError, match="inference_mode=True"):
         lnt.keras.train_only(model, CONFIG.replace(inference_mode=True))
     assert len(model.trainable_variables) == len(lnt.keras.get_params(model))
 

@@ -9,7 +9,7 @@ import pytest
 import transformers
 from test_transformers4 import GROUPED, TOKENS
 
-import lntune_jax as lnt
+from lntune_jax.errors import ModelError
 from lntune_jax.transformers4 import check_model
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
@@ -34,7 +34,7 @@ def make(kind, **entries):
     ],
 )
 def test_refusals(kind, entries, message):
-    with pytest.raises(lnt.errors.ModelError, match=message) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         check_model(make(kind, **entries))
     assert "lntune_jax.models.from_pretrained" in str(caught.value)
 
@@ -45,9 +45,7 @@ def test_what_is_right_passes():
     check_model(make("Mistral", sliding_window=32), length=32)
     check_model(make("Gemma", tie_word_embeddings=True))
     check_model(transformers.BertConfig(tie_word_embeddings=True))
-    with pytest.raises(
-        lnt.errors.ModelError, match="must be a Flax model of transformers, not dict"
-    ):
+    with pytest.raises(ModelError, match="must be a Flax model of transformers, not dict"):
         check_model({})
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from tunix_models import FAMILIES, copy_params, list_norms, make_model, measure_loss, run, train
 
 import lntune_jax as lnt
+from lntune_jax.errors import ConfigError
 
 CONFIG = lnt.LNTuningConfig()
 
@@ -89,7 +90,7 @@ def test_the_config_decides(tmp_path):
 
 
 def test_an_inference_config_is_refused():
-    with pytest.raises(lnt.errors.ConfigError, match="inference_mode=True"):
+    with pytest.raises(ConfigError, match="inference_mode=True"):
         lnt.tunix.mark_trainable(make_model("llama3"), CONFIG.replace(inference_mode=True))
 
 

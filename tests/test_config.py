@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lntune_jax as lnt
+from lntune_jax.errors import ConfigError
 
 PEFT_FILE = {
     "auto_mapping": None,
@@ -82,7 +83,7 @@ def test_unknown_fields_are_kept(extra):
     ],
 )
 def test_a_wrong_field_is_named(fields, message):
-    with pytest.raises(lnt.errors.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         lnt.LNTuningConfig(**fields)
 
 
@@ -90,12 +91,12 @@ def test_a_wrong_field_is_named(fields, message):
     ("values", "message"), [(None, "must be a dict"), ({"new": {1}}, "no JSON value")]
 )
 def test_from_dict_refuses_what_is_no_json(values, message):
-    with pytest.raises(lnt.errors.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         lnt.LNTuningConfig.from_dict(values)
 
 
 def test_replace_names_an_unknown_field():
-    with pytest.raises(lnt.errors.ConfigError, match="no field targets"):
+    with pytest.raises(ConfigError, match="no field targets"):
         lnt.LNTuningConfig().replace(targets=["norm"])
 
 
@@ -112,5 +113,5 @@ def test_replace_names_an_unknown_field():
 def test_a_broken_file_is_an_error(tmp_path, text, message):
     if text is not None:
         (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(lnt.errors.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         lnt.LNTuningConfig.from_pretrained(tmp_path)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lntune_jax as lnt
+from lntune_jax.errors import ConfigError, SelectionError, TreeError
 from lntune_jax.paths import flatten, join
 from tests.support.trees import norm, shape
 
@@ -84,9 +85,7 @@ def try_partition(tree, config):
     """Partitions, or gives None where the config has nothing to say about this tree."""
     try:
         return lnt.partition_params(tree, config)
-    except (
-        lnt.errors.SelectionError
-    ):  # modules_to_save names a module whose leaves are all integers
+    except SelectionError:  # modules_to_save names a module whose leaves are all integers
         return None
 
 
@@ -213,32 +212,28 @@ class TestErrors:
     def test_in_neither_half(self):
         trainable, frozen = lnt.partition_params(self.tree, self.config)
         del trainable["ln.scale"]
-        with pytest.raises(lnt.errors.TreeError, match=r"\['ln\.scale'\] are in neither half"):
+        with pytest.raises(TreeError, match=r"\['ln\.scale'\] are in neither half"):
             lnt.merge_params(trainable, frozen)
 
     def test_in_both_halves(self):
         trainable, _ = lnt.partition_params(self.tree, self.config)
-        with pytest.raises(
-            lnt.errors.TreeError, match=r"'ln\.bias', 'ln\.scale'\] are in both halves"
-        ):
+        with pytest.raises(TreeError, match=r"'ln\.bias', 'ln\.scale'\] are in both halves"):
             lnt.merge_params(trainable, self.tree)
 
     def test_no_place(self):
         trainable, frozen = lnt.partition_params(self.tree, self.config)
-        with pytest.raises(lnt.errors.TreeError, match=r"'other'\] of trainable have no place"):
+        with pytest.raises(TreeError, match=r"'other'\] of trainable have no place"):
             lnt.merge_params(trainable | {"other": trainable["ln.scale"]}, frozen)
 
     def test_wrong_shape(self):
         trainable, frozen = lnt.partition_params(self.tree, self.config)
-        with pytest.raises(lnt.errors.TreeError, match=r"'ln\.scale' has shape \(5,\).*\(8,\)"):
+        with pytest.raises(TreeError, match=r"'ln\.scale' has shape \(5,\).*\(8,\)"):
             lnt.merge_params(trainable | {"ln.scale": shape(5)}, frozen)
 
     @pytest.mark.parametrize("junk", [None, 1.0, [1.0], np.ones(8, np.int32)])
     def test_no_floating_point_array(self, junk):
         trainable, frozen = lnt.partition_params(self.tree, self.config)
-        with pytest.raises(
-            lnt.errors.TreeError, match=r"'ln\.scale' of trainable must be a floating"
-        ):
+        with pytest.raises(TreeError, match=r"'ln\.scale' of trainable must be a floating"):
             lnt.merge_params(trainable | {"ln.scale": junk}, frozen)
 
     def test_marks_may_stand_for_arrays(self):
@@ -248,11 +243,11 @@ class TestErrors:
 
     def test_halves_the_wrong_way_round(self):
         trainable, frozen = lnt.partition_params(self.tree, self.config)
-        with pytest.raises(lnt.errors.TreeError):
+        with pytest.raises(TreeError):
             lnt.merge_params(frozen, trainable)
-        with pytest.raises(lnt.errors.TreeError, match="must be a dict of leaf paths, not tuple"):
+        with pytest.raises(TreeError, match="must be a dict of leaf paths, not tuple"):
             lnt.merge_params((trainable, frozen), frozen)
 
     def test_float64_needs_x64(self):
-        with pytest.raises(lnt.errors.ConfigError, match="jax_enable_x64"):
+        with pytest.raises(ConfigError, match="jax_enable_x64"):
             lnt.partition_params(self.tree, lnt.LNTuningConfig(param_dtype="float64"))

@@ -9,6 +9,7 @@ import pytest
 from jax import P
 
 import lntune_jax as lnt
+from lntune_jax.errors import ShardingError, ShardingWarning, UnmatchedPatternWarning
 from lntune_jax.models import base_specs, from_config
 from tests.support.devices import run_on_devices
 from tests.support.paths import ROOT
@@ -92,7 +93,7 @@ def test_parts_of_quantised_kernels_lie_as_the_kernel():
     value, scale = jnp.ones((8, 16), jnp.int8), jnp.ones((1, 16))
     path = "model.layers.0.mlp.up_proj.kernel.array."
     tree = {path + "qvalue": value, path + "scale": scale}
-    with pytest.warns(lnt.errors.ShardingWarning, match="array.scale"):
+    with pytest.warns(ShardingWarning, match="array.scale"):
         specs = lnt.make_specs(tree, MESH, base_specs)
     assert list(specs.values()) == [P("fsdp", "tensor"), P(None, "tensor")]
 
@@ -108,9 +109,7 @@ def test_axes_that_the_mesh_lacks_are_left_out_in_silence():
 def test_an_axis_that_does_not_divide_is_whole_and_named():
     mesh = jax.sharding.AbstractMesh((5, 2), ("fsdp", "tensor"))
     tree = {"up_proj": {"kernel": jnp.ones((8, 6))}}
-    with pytest.warns(
-        lnt.errors.ShardingWarning, match=r"axis 0 of up_proj.kernel \(8 over fsdp = 5\)"
-    ):
+    with pytest.warns(ShardingWarning, match=r"axis 0 of up_proj.kernel \(8 over fsdp = 5\)"):
         specs = lnt.make_specs(tree, mesh, base_specs)
     assert specs["up_proj"]["kernel"] == P(None, "tensor")
 
@@ -125,17 +124,15 @@ def test_any_tree_by_patterns_and_by_its_largest_axes():
     plain = lnt.make_specs(tree, MESH)["blocks"][0]
     assert plain["wi"] == P(None, "fsdp")
     assert plain["wo"] == P("fsdp", None)
-    with pytest.warns(
-        lnt.errors.UnmatchedPatternWarning, match="'nowhere' of rules matches nothing"
-    ):
+    with pytest.warns(UnmatchedPatternWarning, match="'nowhere' of rules matches nothing"):
         lnt.make_specs(tree, MESH, [("nowhere", P("fsdp"))])
 
 
 def test_rules_that_make_no_spec_are_refused():
     tree = {"norm": {"scale": jnp.ones(4)}}
-    with pytest.raises(lnt.errors.ShardingError, match=r"for 'norm\.scale', which has the shape"):
+    with pytest.raises(ShardingError, match=r"for 'norm\.scale', which has the shape"):
         lnt.make_specs(tree, MESH, lambda path, leaf: P("fsdp", None))
-    with pytest.raises(lnt.errors.ShardingError, match=r"gives None for 'norm\.scale'"):
+    with pytest.raises(ShardingError, match=r"gives None for 'norm\.scale'"):
         lnt.make_specs(tree, MESH, lambda path, leaf: None)
 
 

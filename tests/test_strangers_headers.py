@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models._files import open_weights
 from lntune_jax.models._gguf_header import check_header
@@ -68,7 +69,7 @@ def test_headers_said_to_be_longer_than_the_file(tmp_path: Path, length: int) ->
     CONFIG.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     file.write_bytes(struct.pack("<Q", length) + b"{}")
-    with pytest.raises(lnt.errors.AdapterError, match="damaged or cut short"):
+    with pytest.raises(AdapterError, match="damaged or cut short"):
         lnt.load_peft(tmp_path, PARAMS)
 
 
@@ -78,7 +79,7 @@ def test_headers_said_to_be_longer_than_the_file(tmp_path: Path, length: int) ->
 def test_an_index_leads_nowhere_else(tmp_path: Path, name: str) -> None:
     index = {"weight_map": {"a": name}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(lnt.errors.ModelError, match="no plain file name"), open_weights(tmp_path):
+    with pytest.raises(ModelError, match="no plain file name"), open_weights(tmp_path):
         pass
 
 
@@ -95,7 +96,7 @@ CONFIGS = {
 def test_numbers_in_a_config_make_no_long_lists(tmp_path: Path, name: str) -> None:
     fields = {"model_type": "llama", **CONFIGS[name]}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(lnt.errors.ModelError, match="config field"):
+    with pytest.raises(ModelError, match="config field"):
         from_config(tmp_path)
 
 
@@ -133,7 +134,7 @@ def test_counts_in_a_gguf_file_fit_it(tmp_path: Path, name: str) -> None:
     file.write_bytes(GGUF[name])
     with pytest.raises(ValueError, match=r"."):
         check_header(file)
-    with pytest.raises(lnt.errors.ModelError, match=r"model\.gguf: damaged or cut short"):
+    with pytest.raises(ModelError, match=r"model\.gguf: damaged or cut short"):
         from_pretrained(file)
 
 
@@ -145,7 +146,7 @@ def test_names_of_gguf_tensors_lead_nowhere(tmp_path: Path, name: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(lnt.errors.ModelError, match="is none that this architecture's models have"):
+    with pytest.raises(ModelError, match="is none that this architecture's models have"):
         from_pretrained(tmp_path / "model.gguf")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax._adapter_fields import check_fields
+from lntune_jax.errors import AdapterError
 from lntune_jax.storage.json_files import parse_json
 from tests.adapters.test_adapter_errors import reseal
 from tests.support.directories import CONFIG, NOISE, PARAMS, leaves
@@ -67,7 +68,7 @@ def test_metadata_of_another_kind_with_a_right_checksum(tmp_path: Path, field: s
     good = (path / "lntune.json").read_text()
     for value in METADATA[field]:
         reseal(path, lambda fields, value=value: fields.update({field: value}))
-        with pytest.raises(lnt.errors.AdapterError, match=r"lntune\.json .*(does not hold|lacks)"):
+        with pytest.raises(AdapterError, match=r"lntune\.json .*(does not hold|lacks)"):
             lnt.restore_adapter(path, PARAMS)
         (path / "lntune.json").write_text(good)
 
@@ -83,7 +84,7 @@ def test_shapes_in_metadata_take_no_memory(tmp_path: Path, shape: list[int], mes
         fields["leaves"]["model.norm.scale"]["shape"] = shape
 
     reseal(path, enlarge)
-    with pytest.raises(lnt.errors.AdapterError, match=message):
+    with pytest.raises(AdapterError, match=message):
         lnt.load_adapter(path)
 
 
@@ -103,7 +104,7 @@ FINGERPRINTS = [
 def test_fingerprints_that_mean_nothing_are_refused(tmp_path: Path, change: Any) -> None:
     path = lnt.save_adapter(tmp_path / "a", leaves(1), CONFIG, base=PARAMS)
     reseal(path, lambda fields: change(fields["base"]))
-    with pytest.raises(lnt.errors.AdapterError, match=r"another base|lntune\.json"):
+    with pytest.raises(AdapterError, match=r"another base|lntune\.json"):
         lnt.restore_adapter(path, PARAMS)
 
 

@@ -8,7 +8,12 @@ from .roles import TRAINABLE_ROLES
 
 
 class LeafReport(NamedTuple):
-    """One array leaf: its path, shape, dtype name, and role: norm, saved, frozen or state."""
+    """One array leaf: its path, shape, dtype name, and role: norm, saved, frozen or state.
+
+    Example:
+        >>> LeafReport("ln.scale", (4,), "float32", "norm").role
+        'norm'
+    """
 
     path: str
     shape: tuple[int, ...]

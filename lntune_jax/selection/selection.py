@@ -33,6 +33,12 @@ class SelectedLeaf(NamedTuple):
         role: "norm", "saved", "frozen" or "state".
         is_norm: whether it belongs to a norm, trained or not.
         reason: why it has this role; empty where there is nothing to say.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> lnt.select({"ln": {"scale": jnp.ones(4)}}, lnt.LNTuningConfig()).leaves[0].role
+        'norm'
     """
 
     path: str

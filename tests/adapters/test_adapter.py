@@ -16,6 +16,7 @@ from flax import nnx
 
 import lntune_jax as lnt
 from lntune_jax._adapter import load_adapter, restore_adapter, save_adapter
+from lntune_jax.errors import AdapterError
 from tests.support.devices import run_on_devices
 
 CONFIG = lnt.LNTuningConfig()
@@ -212,9 +213,7 @@ def test_restore_into_an_abstract_tree(tmp_path: Path) -> None:
     assert restored["layers"][0]["norm"]["scale"].sharding == sharding
     assert restored["embed"]["table"] is abstract["embed"]["table"]
     abstract["embed"]["table"] = jax.ShapeDtypeStruct((33, 8), np.float32)
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"embed\.table' \[32, 8\]; found .*\[33, 8\]"
-    ):
+    with pytest.raises(AdapterError, match=r"embed\.table' \[32, 8\]; found .*\[33, 8\]"):
         restore_adapter(tmp_path / "a", abstract)
 
 
@@ -259,7 +258,7 @@ def test_unusual_leaf_paths_round_trip_inside_the_directory(tmp_path: Path) -> N
 @pytest.mark.parametrize("key", ["\ud800", "x" * 5000])
 def test_paths_that_cannot_be_stored_are_refused(tmp_path: Path, key: str) -> None:
     params = {key: {"norm": {"scale": np.ones(4, np.float32)}}}
-    with pytest.raises(lnt.errors.AdapterError, match="no path that can be stored"):
+    with pytest.raises(AdapterError, match="no path that can be stored"):
         save_adapter(tmp_path / "a", tune(params), CONFIG, base=params)
     assert list(tmp_path.iterdir()) == []
 

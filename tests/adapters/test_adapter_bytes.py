@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError
 from tests.support.paths import ROOT
 
 CONFIG = lnt.LNTuningConfig()
@@ -68,7 +69,7 @@ def test_adapters_saved_before_the_text_was_compact_still_load(tmp_path, make_ba
         np.testing.assert_array_equal(found[path], leaf)
     assert lnt.restore_adapter(tmp_path / "adapter", params).keys() == params.keys()
     file.write_text(older.replace('"norms": null', '"norms":  null'))
-    with pytest.raises(lnt.errors.AdapterError, match="wrong checksum"):
+    with pytest.raises(AdapterError, match="wrong checksum"):
         lnt.load_adapter(tmp_path / "adapter")
 
 

@@ -19,6 +19,7 @@ import lntune_jax as lnt
 from lntune_jax import _adapter_target
 from lntune_jax._adapter import load_adapter, save_adapter
 from lntune_jax._adapter_metadata import read_metadata
+from lntune_jax.errors import AdapterError
 from lntune_jax.storage import directories as _files
 from tests.adapters.test_adapter import CONFIG, assert_same_bits, make_params, tune
 from tests.support.paths import ROOT
@@ -50,7 +51,7 @@ def test_200_flipped_bits_are_all_seen(tmp_path: Path) -> None:
         damaged = bytearray(good)
         damaged[place] ^= 1 << rng.randrange(8)
         file.write_bytes(damaged)
-        with pytest.raises(lnt.errors.AdapterError):
+        with pytest.raises(AdapterError):
             load_adapter(path)
         file.write_bytes(good)
     for name, value in load_adapter(path).trainable.items():
@@ -63,10 +64,10 @@ def test_every_file_truncated_or_missing_is_seen(tmp_path: Path) -> None:
         good = file.read_bytes()
         for content in (good[: len(good) // 2], b"", good + b"\0"):
             file.write_bytes(content)
-            with pytest.raises(lnt.errors.AdapterError, match=file.name):
+            with pytest.raises(AdapterError, match=file.name):
                 load_adapter(path)
         file.unlink()
-        with pytest.raises(lnt.errors.AdapterError, match=file.name):
+        with pytest.raises(AdapterError, match=file.name):
             load_adapter(path)
         file.write_bytes(good)
     load_adapter(path)
@@ -100,7 +101,7 @@ def test_an_interruption_at_any_step_leaves_the_old_one_or_the_new_one(
             patch.setattr(Path, "rename", fail(Path.rename))
             try:
                 save(tmp_path / "a", 2, overwrite=True)
-            except (lnt.errors.AdapterError, KeyboardInterrupt):
+            except (AdapterError, KeyboardInterrupt):
                 done = False
             else:
                 done = True
@@ -158,7 +159,7 @@ def test_an_error_in_orbax_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         raise ValueError("no such thing\nsecond line")
 
     monkeypatch.setattr(ocp.Checkpointer, "save", fail)
-    with pytest.raises(lnt.errors.AdapterError, match=r"Orbax could not write .*: no such thing"):
+    with pytest.raises(AdapterError, match=r"Orbax could not write .*: no such thing"):
         save(tmp_path / "a", 1)
     assert list(tmp_path.iterdir()) == []
 
@@ -170,7 +171,7 @@ def test_saves_racing_in_threads(tmp_path: Path, overwrite: bool) -> None:
     def run(number: int) -> None:
         try:
             save(tmp_path / "a", number, overwrite)
-        except lnt.errors.AdapterError as error:
+        except AdapterError as error:
             errors.append(str(error))
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(1, 7)]

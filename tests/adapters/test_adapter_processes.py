@@ -11,6 +11,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax._adapter import load_adapter, restore_adapter
+from lntune_jax.errors import AdapterError
 from tests.adapters.test_adapter import make_params, tune
 from tests.support.paths import ROOT
 
@@ -82,7 +83,7 @@ def test_two_processes_save_and_restore(tmp_path: Path) -> None:
     assert first[1] == second[1]
     assert "the adapter /a was trained on another base" in first[1]
     restore_adapter(tmp_path / "a", make_params())
-    with pytest.raises(lnt.errors.AdapterError, match="another base"):
+    with pytest.raises(AdapterError, match="another base"):
         restore_adapter(tmp_path / "a", make_params(seed=1))
     for name, value in tune(make_params()).items():
         np.testing.assert_array_equal(load_adapter(tmp_path / "a").trainable[name], value)

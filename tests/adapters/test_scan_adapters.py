@@ -10,6 +10,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax._adapter_metadata import read_metadata
+from lntune_jax.errors import AdapterError, SelectionError
 from tests.models.test_scan_layers import (
     CLASSIFIERS,
     CONFIG,
@@ -109,14 +110,12 @@ def test_patterns_that_name_every_layer_mean_the_same(tmp_path):
 def test_a_part_of_a_stack_is_never_selected(fields, tmp_path):
     apart, scanned = both("qwen2")
     config = lnt.LNTuningConfig(**fields)
-    with pytest.raises(
-        lnt.errors.SelectionError, match="a stack of layers trains whole or not at all"
-    ):
+    with pytest.raises(SelectionError, match="a stack of layers trains whole or not at all"):
         select(config, name_map=scanned.name_map)
     # An adapter of such a part fits the other form, and says why it does not fit this one.
     trainable, frozen = lnt.partition_params(apart.params, config)
     lnt.save_adapter(tmp_path / "part", trainable, config, base=frozen)
-    with pytest.raises(lnt.errors.AdapterError, match="whole or not at all"):
+    with pytest.raises(AdapterError, match="whole or not at all"):
         lnt.restore_adapter(tmp_path / "part", scanned.params, name_map=scanned.name_map)
 
 
@@ -132,9 +131,7 @@ def test_a_part_of_a_stack_is_never_selected(fields, tmp_path):
 )
 def test_a_pattern_with_a_layer_needs_the_names(fields):
     """Without the map nothing in the tree's own paths has a number."""
-    with pytest.raises(
-        lnt.errors.SelectionError, match=r"one leaf holds all layers, such as 'model\.lay"
-    ):
+    with pytest.raises(SelectionError, match=r"one leaf holds all layers, such as 'model\.lay"):
         select(lnt.LNTuningConfig(**fields))
 
 
@@ -143,9 +140,7 @@ def test_a_pattern_for_the_tree_s_own_paths_is_not_saved(tmp_path):
     scanned = load("qwen2", True)
     config = lnt.LNTuningConfig(target_modules=["layers.input_layernorm"])
     leaves = select(config)
-    with pytest.raises(
-        lnt.errors.SelectionError, match=r"the norms of this tree are 'model\.layers\.0\."
-    ):
+    with pytest.raises(SelectionError, match=r"the norms of this tree are 'model\.layers\.0\."):
         lnt.save_adapter(
             tmp_path / "a", leaves, config, base=scanned.params, name_map=scanned.name_map
         )
@@ -157,25 +152,19 @@ def test_what_does_not_fit_is_named_by_layer(tmp_path):
     leaves = tuned(scanned)
     names = {"base": scanned.params, "name_map": scanned.name_map}
     lnt.save_adapter(tmp_path / "a", leaves, CONFIG, **names)
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"params lacks 'model.layers.0.input_layernorm"
-    ):
+    with pytest.raises(AdapterError, match=r"params lacks 'model.layers.0.input_layernorm"):
         lnt.restore_adapter(tmp_path / "a", scanned.params)
     other = load("llama", True)
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"lacks 'model.layers.2.input_layernorm.scale'"
-    ):
+    with pytest.raises(AdapterError, match=r"lacks 'model.layers.2.input_layernorm.scale'"):
         lnt.restore_adapter(tmp_path / "a", other.params, name_map=other.name_map)
-    with pytest.raises(lnt.errors.AdapterError, match="it is for a model of another size"):
+    with pytest.raises(AdapterError, match="it is for a model of another size"):
         lnt.restore_adapter(tmp_path / "a", other.params, name_map=scanned.name_map)
     changed = jax.tree.map(lambda leaf: leaf, scanned.params)
     kernel = changed["model"]["layers"]["mlp"]["down_proj"]["kernel"]
     changed["model"]["layers"]["mlp"]["down_proj"]["kernel"] = kernel + 1
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"values of 'model.layers.\d.mlp.down_proj.kernel'"
-    ):
+    with pytest.raises(AdapterError, match=r"values of 'model.layers.\d.mlp.down_proj.kernel'"):
         lnt.restore_adapter(tmp_path / "a", changed, name_map=scanned.name_map)
-    with pytest.raises(lnt.errors.AdapterError, match="missing from trainable"):
+    with pytest.raises(AdapterError, match="missing from trainable"):
         lnt.save_adapter(tmp_path / "b", {}, CONFIG, **names)
 
 

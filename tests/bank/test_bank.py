@@ -9,6 +9,7 @@ from hypothesis import given, settings
 
 import lntune_jax as lnt
 from lntune_jax import bank as banks
+from lntune_jax.errors import AdapterError, ConfigError
 from tests.support.banks import CONFIG, make_adapter, make_small_bank, row_of, same
 from tests.support.small import make_params
 from tests.support.trees import llama
@@ -100,7 +101,7 @@ def test_adapters_that_tune_different_leaves_share_a_bank():
     head = lnt.LNTuningConfig(target_modules=["ln_1"], modules_to_save=["classifier"])
     adapters = {name: make_adapter(params, 1, config) for name, config in only.items()}
     bank = banks.make_bank(params, adapters)
-    with pytest.raises(lnt.errors.AdapterError, match=r"'classifier.bias'.*no rows: pass params="):
+    with pytest.raises(AdapterError, match=r"'classifier.bias'.*no rows: pass params="):
         banks.add_adapter(bank, "head", make_adapter(params, 2, head))
     bank = banks.add_adapter(bank, "head", make_adapter(params, 2, head), params=params)
     assert np.array_equal(row_of(bank, "last")["classifier.kernel"], params["classifier"]["kernel"])
@@ -126,7 +127,7 @@ def test_the_dtype_of_rows():
     assert np.array_equal(banks.get_adapter(bank, "a").trainable["ln_f.bias"], rounded)
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     assert banks.make_bank(narrow).leaves["ln_f.scale"].dtype == jnp.float32
-    with pytest.raises(lnt.errors.ConfigError, match="expected a floating one"):
+    with pytest.raises(ConfigError, match="expected a floating one"):
         banks.make_bank(params, dtype="int8")
 
 
@@ -157,39 +158,33 @@ def test_adapters_that_do_not_fit(adapter, message):
     _, _, bank = make_small_bank()
     for change in (banks.add_adapter, banks.replace_adapter):
         name = "d" if change is banks.add_adapter else "a"
-        with pytest.raises(lnt.errors.AdapterError, match=message):
+        with pytest.raises(AdapterError, match=message):
             change(bank, name, adapter)
 
 
 def test_names_that_cannot_be():
     params, adapters, bank = make_small_bank()
     adapter = adapters["a"]
-    with pytest.raises(
-        lnt.errors.AdapterError, match="has an adapter 'a': use another name, or call rep"
-    ):
+    with pytest.raises(AdapterError, match="has an adapter 'a': use another name, or call rep"):
         banks.add_adapter(bank, "a", adapter)
-    with pytest.raises(
-        lnt.errors.AdapterError, match="no adapter 'z'; it has 'base', 'a', 'b', 'c'"
-    ):
+    with pytest.raises(AdapterError, match="no adapter 'z'; it has 'base', 'a', 'b', 'c'"):
         banks.remove_adapter(bank, "z")
     for change in (banks.add_adapter, banks.replace_adapter):
-        with pytest.raises(lnt.errors.AdapterError, match="that of row 0, the base itself"):
+        with pytest.raises(AdapterError, match="that of row 0, the base itself"):
             change(bank, "base", adapter)
-    with pytest.raises(lnt.errors.AdapterError, match="row 0"):
+    with pytest.raises(AdapterError, match="row 0"):
         banks.remove_adapter(bank, "base")
-    with pytest.raises(lnt.errors.AdapterError, match="has an adapter 'b' already"):
+    with pytest.raises(AdapterError, match="has an adapter 'b' already"):
         banks.rename_adapter(bank, "a", "b")
-    with pytest.raises(lnt.errors.AdapterError, match="must be a string with letters, not ''"):
+    with pytest.raises(AdapterError, match="must be a string with letters, not ''"):
         banks.make_bank(params, {"": adapter})
-    with pytest.raises(lnt.errors.AdapterError, match="capacity is 3, but there are 4 rows"):
+    with pytest.raises(AdapterError, match="capacity is 3, but there are 4 rows"):
         banks.make_bank(params, adapters, capacity=3)
-    with pytest.raises(lnt.errors.AdapterError, match="more than capacity=2"):
+    with pytest.raises(AdapterError, match="more than capacity=2"):
         banks.grow_bank(bank, 2)
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"no leaf 'x\.scale', which an adapter tunes"
-    ):
+    with pytest.raises(AdapterError, match=r"no leaf 'x\.scale', which an adapter tunes"):
         banks.make_bank(params, {"a": {"x.scale": np.ones(3)}})
-    with pytest.raises(lnt.errors.AdapterError, match="has no values"):
+    with pytest.raises(AdapterError, match="has no values"):
         banks.make_bank(jax.eval_shape(lambda: params))
 
 
@@ -208,8 +203,6 @@ def test_new_leaves_come_from_the_bank_s_own_base(edit):
     bank = banks.make_bank(base, {"a": {"ln.scale": np.zeros(2, "f")}})
     name = "a" if edit is banks.replace_adapter else "b"
     head = {"fc.kernel": np.zeros((2, 2), "f")}
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"params is another base than the bank's: 'ln\.sc"
-    ):
+    with pytest.raises(AdapterError, match=r"params is another base than the bank's: 'ln\.sc"):
         edit(bank, name, head, params=other)
     assert not row_of(edit(bank, name, head, params=base), name)["fc.kernel"].any()

@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 import lntune_jax as lnt
 from lntune_jax import bank as banks
+from lntune_jax.errors import AdapterError
 from tests.support.banks import make_adapter, make_small_bank, same
 from tests.support.small import apply, make_batch, make_params
 
@@ -141,5 +142,5 @@ def test_what_cannot_be_combined():
         (lambda: banks.greedy_soup(banks.make_bank(params), len), "the base alone"),
         (lambda: banks.greedy_soup(bank, lambda _: float("nan")), "evaluate gave NaN"),
     ):
-        with pytest.raises(lnt.errors.AdapterError, match=message):
+        with pytest.raises(AdapterError, match=message):
             call()

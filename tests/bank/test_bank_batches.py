@@ -7,6 +7,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax import bank as banks
+from lntune_jax.errors import AdapterError, TreeError
 from tests.support.banks import make_adapter, make_small_bank, row_of
 from tests.support.programs import list_dots
 from tests.support.small import apply, make_batch, make_params
@@ -138,9 +139,9 @@ def test_keywords_and_inputs_without_a_batch_axis():
     expected = 4 * one_by_one(params, bank, MIX) + np.arange(6)[:, None]
     noise = [jax.random.normal(key, ()) for key in keys]
     np.testing.assert_allclose(found["y"], expected + np.array(noise)[:, None], atol=1e-5)
-    with pytest.raises(lnt.errors.AdapterError, match=r"has shape \(5, 1\), but there are 6 ids"):
+    with pytest.raises(AdapterError, match=r"has shape \(5, 1\), but there are 6 ids"):
         banks.apply_per_example(tilted, bank, MIX, frozen, X, shift[:5])
-    with pytest.raises(lnt.errors.AdapterError, match="a value without a batch axis"):
+    with pytest.raises(AdapterError, match="a value without a batch axis"):
         banks.apply_per_example(lambda p, x: apply(p, x).mean(), bank, MIX, frozen, X)
 
 
@@ -201,15 +202,13 @@ def test_ids_that_have_no_adapter():
         ([0.0, 1.0], "expected integers"),
         ([[0]], r"ids has shape \(1, 1\)"),
     ):
-        with pytest.raises(lnt.errors.AdapterError, match=message):
+        with pytest.raises(AdapterError, match=message):
             banks.apply_per_example(apply, bank, ids, frozen, X[:2])
-    with pytest.raises(lnt.errors.AdapterError, match=r"names need a bank: pass bank.get_ids"):
+    with pytest.raises(AdapterError, match=r"names need a bank: pass bank.get_ids"):
         banks.take_rows(bank.leaves, ["a"])
-    with pytest.raises(lnt.errors.AdapterError, match="expected a bank or its leaves, not int"):
+    with pytest.raises(AdapterError, match="expected a bank or its leaves, not int"):
         banks.take_rows(3, [0])
-    with pytest.raises(
-        lnt.errors.AdapterError, match="rows must hold arrays with one batch axis first"
-    ):
+    with pytest.raises(AdapterError, match="rows must hold arrays with one batch axis first"):
         banks.apply_rows(apply, {"ln_f.scale": jnp.float32(1)}, frozen, X)
 
     # Traced ids cannot be looked at: NaN, never the values of another adapter.
@@ -222,9 +221,7 @@ def test_ids_that_have_no_adapter():
 def test_a_bank_on_the_host_moves_only_the_rows_of_the_batch():
     params, _, bank = make_small_bank(on_host=True)
     frozen = banks.freeze_base(params, bank)
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"in the host.s memory .*call take_rows outside"
-    ):
+    with pytest.raises(AdapterError, match=r"in the host.s memory .*call take_rows outside"):
         jax.jit(lambda ids: banks.apply_per_example(apply, bank, ids, frozen, X))(jnp.zeros(6, int))
     run = jax.jit(lambda rows, frozen, x: banks.apply_rows(apply, rows, frozen, x))
     for names in (MIX, MIX[::-1]):
@@ -238,19 +235,13 @@ def test_a_bank_on_the_host_moves_only_the_rows_of_the_batch():
 
 def test_halves_that_do_not_fit():
     params, _, bank = make_small_bank()
-    with pytest.raises(
-        lnt.errors.TreeError, match=r"no leaf 'layers\.0\.ln_1\.bias', which the bank has row"
-    ):
+    with pytest.raises(TreeError, match=r"no leaf 'layers\.0\.ln_1\.bias', which the bank has row"):
         banks.freeze_base({"ln_f": params["ln_f"]}, bank)
     other = {**params, "ln_f": {"scale": jnp.ones(3), "bias": jnp.ones(3)}}
-    with pytest.raises(
-        lnt.errors.TreeError, match=r"'ln_f.bias' has shape \(3,\), the bank's rows"
-    ):
+    with pytest.raises(TreeError, match=r"'ln_f.bias' has shape \(3,\), the bank's rows"):
         banks.freeze_base(other, bank)
-    with pytest.raises(lnt.errors.TreeError, match="in both halves"):
+    with pytest.raises(TreeError, match="in both halves"):
         banks.apply_per_example(apply, bank, MIX, params, X)
     rows = {**banks.take_rows(bank, MIX), "ln_f.scale": np.ones((6, 3), "f")}
-    with pytest.raises(
-        lnt.errors.TreeError, match=r"has shape \(6, 3\) in trainable, but \(6, 32\)"
-    ):
+    with pytest.raises(TreeError, match=r"has shape \(6, 3\) in trainable, but \(6, 32\)"):
         banks.merge_rows(rows, banks.freeze_base(params, bank))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 import lntune_jax as lnt
 from lntune_jax import bank as banks
+from lntune_jax.errors import AdapterError
 from tests.support.banks import CONFIG, make_adapter, make_small_bank, row_of, same
 from tests.support.small import make_params
 
@@ -59,17 +60,17 @@ def test_another_base_is_refused(tmp_path):
     _, _, bank = make_small_bank()
     path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
     other = make_params(seed=5)
-    with pytest.raises(lnt.errors.AdapterError, match="was made over another base than params"):
+    with pytest.raises(AdapterError, match="was made over another base than params"):
         banks.load_bank(path, other)
     tuned = lnt.merge_params(
         make_adapter(PARAMS, 1).trainable, lnt.partition_params(PARAMS, CONFIG).frozen
     )
     message = r"params is another base than the bank's: .*other values than row 0.*without an adapt"
-    with pytest.raises(lnt.errors.AdapterError, match=message):
+    with pytest.raises(AdapterError, match=message):
         banks.load_bank(path, tuned)
-    with pytest.raises(lnt.errors.AdapterError, match="base is another base than the bank's"):
+    with pytest.raises(AdapterError, match="base is another base than the bank's"):
         banks.save_bank(tmp_path / "no", bank, base=tuned)
-    with pytest.raises(lnt.errors.AdapterError, match=r"the base lacks .*'ln_f\.bias'"):
+    with pytest.raises(AdapterError, match=r"the base lacks .*'ln_f\.bias'"):
         banks.load_bank(path, {"layers": PARAMS["layers"]})
     assert not (tmp_path / "no").exists()
 
@@ -86,7 +87,7 @@ def test_every_flipped_bit_is_found(tmp_path):
             broken = bytearray(whole)
             broken[place] ^= 1 << int(draw.integers(8))
             file.write_bytes(broken)
-            with pytest.raises(lnt.errors.AdapterError):
+            with pytest.raises(AdapterError):
                 banks.load_bank(path, PARAMS)
         file.write_bytes(whole)
     assert banks.load_bank(path, PARAMS).names == bank.names
@@ -95,30 +96,24 @@ def test_every_flipped_bit_is_found(tmp_path):
 def test_what_may_be_replaced(tmp_path):
     _, adapters, bank = make_small_bank()
     path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
-    with pytest.raises(lnt.errors.AdapterError, match="overwrite=True to replace the bank there"):
+    with pytest.raises(AdapterError, match="overwrite=True to replace the bank there"):
         banks.save_bank(path, bank, base=PARAMS)
     smaller = banks.remove_adapter(bank, "a")
     banks.save_bank(path, smaller, base=PARAMS, overwrite=True)
     assert banks.load_bank(path, PARAMS).names == smaller.names
     lnt.save_adapter(tmp_path / "adapter", *adapters["a"], base=PARAMS)
-    with pytest.raises(lnt.errors.AdapterError, match="holds what save_bank did not write"):
+    with pytest.raises(AdapterError, match="holds what save_bank did not write"):
         banks.save_bank(tmp_path / "adapter", bank, base=PARAMS, overwrite=True)
-    with pytest.raises(
-        lnt.errors.AdapterError, match="has format 'lntune_jax adapter', expected 'lntune"
-    ):
+    with pytest.raises(AdapterError, match="has format 'lntune_jax adapter', expected 'lntune"):
         banks.load_bank(tmp_path / "adapter", PARAMS)
-    with pytest.raises(lnt.errors.AdapterError, match="holds what save_adapter did not write"):
+    with pytest.raises(AdapterError, match="holds what save_adapter did not write"):
         lnt.save_adapter(path, *adapters["a"], base=PARAMS, overwrite=True)
-    with pytest.raises(
-        lnt.errors.AdapterError, match="has format 'lntune_jax bank', expected 'lntune_ja"
-    ):
+    with pytest.raises(AdapterError, match="has format 'lntune_jax bank', expected 'lntune_ja"):
         lnt.load_adapter(path)
-    with pytest.raises(lnt.errors.AdapterError, match="there is no bank directory"):
+    with pytest.raises(AdapterError, match="there is no bank directory"):
         banks.load_bank(tmp_path / "none", PARAMS)
     (path / "lntune.json").unlink()
-    with pytest.raises(
-        lnt.errors.AdapterError, match="it is no bank of lntune_jax, or saving it was inte"
-    ):
+    with pytest.raises(AdapterError, match="it is no bank of lntune_jax, or saving it was inte"):
         banks.load_bank(path, PARAMS)
 
 
@@ -131,7 +126,7 @@ def test_a_disk_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_bank_files, "write_arrays", fail)
-    with pytest.raises(lnt.errors.AdapterError, match="No space left on device"):
+    with pytest.raises(AdapterError, match="No space left on device"):
         banks.save_bank(path, banks.remove_adapter(bank, "a"), base=PARAMS, overwrite=True)
     assert banks.load_bank(path, PARAMS).names == bank.names
     assert [entry.name for entry in tmp_path.iterdir()] == ["bank"]
@@ -150,12 +145,12 @@ def test_from_directories_of_both_kinds(tmp_path):
     bank = banks.add_adapter(banks.make_bank(PARAMS), "p", paths["peft"], params=PARAMS)
     assert same(banks.get_adapter(bank, "p").trainable, peft.trainable)
     # Strict: another base, a mixture of two, nothing at all.
-    with pytest.raises(lnt.errors.AdapterError, match="on another base than params"):
+    with pytest.raises(AdapterError, match="on another base than params"):
         banks.make_bank(make_params(seed=3), {"ours": paths["ours"]})
     shutil.copy(tmp_path / "peft/adapter_model.safetensors", tmp_path / "ours")
-    with pytest.raises(lnt.errors.AdapterError, match="two adapters: move one of them"):
+    with pytest.raises(AdapterError, match="two adapters: move one of them"):
         banks.make_bank(PARAMS, paths)
-    with pytest.raises(lnt.errors.AdapterError, match="there is no adapter directory"):
+    with pytest.raises(AdapterError, match="there is no adapter directory"):
         banks.make_bank(PARAMS, {"none": tmp_path / "none"})
-    with pytest.raises(lnt.errors.AdapterError, match="params must be the base's tree"):
+    with pytest.raises(AdapterError, match="params must be the base's tree"):
         banks.make_bank(tmp_path)

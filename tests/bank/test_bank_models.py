@@ -7,6 +7,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax import bank as banks
+from lntune_jax.errors import ModelError
 from lntune_jax.models import empty_cache, from_pretrained, generate, stream
 from tests.support.banks import make_adapter
 from tests.support.checkpoints import REFERENCE
@@ -147,7 +148,7 @@ def test_what_the_native_path_refuses():
     frozen, names = banks.freeze_base(model.params, bank), ["a", "base", "a"]
     rows = banks.merge_rows(banks.take_rows(bank, names), frozen)
     message = r"params leaf classifier.\w+ has a batch axis: .*apply_per_example"
-    with pytest.raises(lnt.errors.ModelError, match=message):
+    with pytest.raises(ModelError, match=message):
         model.apply(rows, TOKENS[:3])
     # Through vmap it works: the head is one more batched product.
     run = jax.jit(model.apply)
@@ -160,10 +161,8 @@ def test_what_the_native_path_refuses():
     params = banks.merge_rows(
         banks.take_rows(norms, [0, 0, 0]), banks.freeze_base(model.params, norms)
     )
-    with pytest.raises(
-        lnt.errors.ModelError, match="norm parameters for 3 rows, and the batch has 4"
-    ):
+    with pytest.raises(ModelError, match="norm parameters for 3 rows, and the batch has 4"):
         model.apply(params, TOKENS)
     params["classifier"]["kernel"] = jnp.ones((2, 3))
-    with pytest.raises(lnt.errors.ModelError, match=r"has the shape \(2, 3\); expected"):
+    with pytest.raises(ModelError, match=r"has the shape \(2, 3\); expected"):
         model.apply(params, TOKENS)

@@ -7,6 +7,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax import bank as banks
+from lntune_jax.errors import AdapterError
 from tests.support.banks import CONFIG, make_adapter, make_small_bank, row_of, same
 from tests.support.small import apply, make_batch, make_params
 
@@ -88,7 +89,5 @@ def test_one_id_is_no_batch(apply_many, ids):
     params = {"ln": {"scale": jnp.ones(4)}}
     bank = banks.make_bank(params, {"a": {"ln.scale": jnp.arange(4.0)}})
     frozen = banks.freeze_base(params, bank)
-    with pytest.raises(
-        lnt.errors.AdapterError, match="without an axis: pass a sequence of ids or names"
-    ):
+    with pytest.raises(AdapterError, match="without an axis: pass a sequence of ids or names"):
         apply_many(lambda p, x: x * p["ln"]["scale"], bank, ids, frozen, jnp.ones((4, 4)))

@@ -9,6 +9,7 @@ import lntune_jax as lnt
 from lntune_jax.cli import _classification
 from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.cli._nonfinite import MOST_SKIPPED, Fault
+from lntune_jax.errors import ModelError
 
 BAD_ROW = 8  # of the data file, from 1
 
@@ -112,7 +113,7 @@ def test_half_precision_of_the_narrow_kind_is_refused(run, words, model_director
     assert "--dtype" in complaint
     assert "float16" in complaint
     assert not (tmp_path / "run").exists()
-    with pytest.raises(lnt.errors.ModelError, match="float16"):
+    with pytest.raises(ModelError, match="float16"):
         lnt.models.from_pretrained(model_directory, dtype="float16")
 
 

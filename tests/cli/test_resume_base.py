@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import lntune_jax as lnt
 from lntune_jax.cli._resume import check_extra
+from lntune_jax.errors import ConfigError
 
 
 def test_another_base_under_the_same_path_is_refused(model_directory, table, run, tmp_path):
@@ -31,5 +31,5 @@ def test_another_base_under_the_same_path_is_refused(model_directory, table, run
 
 def test_checkpoints_of_another_version_are_refused(tmp_path):
     for extra in (None, {}, {"data": {}, "base": {}}):
-        with pytest.raises(lnt.errors.ConfigError, match="another version of lntune-jax"):
+        with pytest.raises(ConfigError, match="another version of lntune-jax"):
             check_extra(extra, ("history",), {"w": np.ones(2)}, tmp_path)

@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import lntune_jax as lnt
+from lntune_jax.errors import TraceWarning
 from tests.support.traced import between, make_params, mean, plain, shape, standardized
 
 X = shape(4, 8)
@@ -170,9 +171,7 @@ def test_a_scale_that_is_another_thing_elsewhere_is_ambiguous():
     def tied(p, x):
         return jnp.tanh(standardized(p, x)) * p["a"]
 
-    with pytest.warns(
-        lnt.errors.TraceWarning, match="'a' is used as the scale of a layer norm, mul"
-    ):
+    with pytest.warns(TraceWarning, match="'a' is used as the scale of a layer norm, mul"):
         found = lnt.discover_norms(tied, make_params("a", "b"), X)
     assert list(found) == ["b"]
     assert found.ambiguous == {"a": ("the scale of a layer norm", "mul")}
@@ -182,11 +181,9 @@ def test_a_scale_that_is_another_thing_elsewhere_is_ambiguous():
     def halves(p, x):
         return standardized({"a": p["a"][0], "b": p["a"][1]}, x)
 
-    with pytest.warns(
-        lnt.errors.TraceWarning, match="used as the scale of a layer norm, the bias of a"
-    ):
+    with pytest.warns(TraceWarning, match="used as the scale of a layer norm, the bias of a"):
         assert not list(lnt.discover_norms(halves, {"a": shape(2, 8)}, X))
-    with pytest.warns(lnt.errors.TraceWarning, match="not a loss with a penalty"):
+    with pytest.warns(TraceWarning, match="not a loss with a penalty"):
         lnt.discover_norms(
             lambda p, x: standardized(p, x).sum() + (p["a"] ** 2).sum(), make_params(*"ab"), X
         )
@@ -221,9 +218,7 @@ def test_kernels_that_cannot_be_traced_are_named(norm, name):
     def apply(p, x):
         return plain({"a": p["b"]}, between(jax.jit(norm))(p, x))
 
-    with pytest.warns(
-        lnt.errors.TraceWarning, match=f"'a' goes into {name}.*which cannot be traced"
-    ):
+    with pytest.warns(TraceWarning, match=f"'a' goes into {name}.*which cannot be traced"):
         found = lnt.discover_norms(apply, make_params("a", "b"), X)
     assert list(found) == ["b"]
     assert list(found.opaque) == ["a"]
@@ -233,7 +228,7 @@ def test_kernels_that_cannot_be_traced_are_named(norm, name):
 def test_a_primitive_of_another_library_is_opaque():
     primitive = jax.extend.core.Primitive("some_norm")
     primitive.def_abstract_eval(lambda x, a: x)
-    with pytest.warns(lnt.errors.TraceWarning, match="some_norm"):
+    with pytest.warns(TraceWarning, match="some_norm"):
         found = lnt.discover_norms(lambda p, x: primitive.bind(x, p["a"]), make_params("a"), X)
     assert found.opaque == {"a": "some_norm"}
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import SelectionError, TreeError
 from lntune_jax.models import from_config, from_pretrained
 from tests.support.checkpoints import REFERENCE
 from tests.support.paths import ROOT
@@ -79,9 +80,7 @@ def test_patterns_choose_among_the_leaves():
     assert select(target_modules=r".*\.a") == NORMS[::2]
     assert select(exclude_modules=r"layers\.0\.b") == [NORMS[0], *NORMS[2:]]
     assert select(modules_to_save=["head"]) == ["head.w", *NORMS]
-    with pytest.raises(
-        lnt.errors.SelectionError, match=r"no LayerNorm or RMSNorm leaf.*layers\.0\.a"
-    ):
+    with pytest.raises(SelectionError, match=r"no LayerNorm or RMSNorm leaf.*layers\.0\.a"):
         select(target_modules=["head"])
 
 
@@ -137,18 +136,18 @@ def test_adapters_of_peft(tmp_path):
 
 
 def test_what_is_refused():
-    with pytest.raises(lnt.errors.TreeError, match=r"apply_fn must be a function.*dict"):
+    with pytest.raises(TreeError, match=r"apply_fn must be a function.*dict"):
         lnt.discover_norms({}, make_params("a"), X)
-    with pytest.raises(lnt.errors.TreeError, match="params holds no array"):
+    with pytest.raises(TreeError, match="params holds no array"):
         lnt.discover_norms(apply, {"name": "x"}, X)
-    with pytest.raises(lnt.errors.TreeError, match="two leaves"):
+    with pytest.raises(TreeError, match="two leaves"):
         lnt.discover_norms(apply, {"a.b": X, "a": {"b": X}}, X)
 
 
 def test_without_a_norm_it_says_so():
     found = lnt.discover_norms(lambda p, x: x @ p["k"], make_params(), X)
     assert str(found) == "no norm was found\n0 leaves of LayerNorms and RMSNorms"
-    with pytest.raises(lnt.errors.SelectionError, match="nothing trains"):
+    with pytest.raises(SelectionError, match="nothing trains"):
         lnt.partition_params(make_params(), CONFIG, norms=found)
 
 

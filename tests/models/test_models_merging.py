@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError
 from lntune_jax.models import _merge_files, from_pretrained, merge_checkpoint
 from lntune_jax.models._shards import Entry, order_entries, read_checkpoint, write_file
 from tests.support.checkpoints import REFERENCE, rewritten
@@ -151,7 +152,7 @@ def test_a_head_without_norms(tmp_path, name):
     np.testing.assert_array_equal(again.apply(again.params, TOKENS).logits, expected)
     target = tmp_path / "x"
     refuse(
-        lnt.errors.AdapterError,
+        AdapterError,
         "holds no norms",
         REFERENCE / name,
         tmp_path / "adapter",
@@ -258,7 +259,7 @@ def test_a_crash_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(_merge_files, "write_file", fail)
-        with pytest.raises(lnt.errors.AdapterError, match="No space left on device"):
+        with pytest.raises(AdapterError, match="No space left on device"):
             merge_checkpoint(base, tmp_path / "adapter", target)
     assert not list((tmp_path / "out").iterdir())
     merge_checkpoint(base, tmp_path / "adapter", target)
@@ -266,7 +267,7 @@ def test_a_crash_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch):
     written.clear()
     with monkeypatch.context() as patch:
         patch.setattr(_merge_files, "write_file", fail)
-        with pytest.raises(lnt.errors.AdapterError, match="No space left on device"):
+        with pytest.raises(AdapterError, match="No space left on device"):
             merge_checkpoint(base, tmp_path / "adapter", target, overwrite=True)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged"]
@@ -276,21 +277,19 @@ def test_what_may_be_replaced(tmp_path):
     tune("bert_seq_cls", tmp_path / "adapter")
     base, target = REFERENCE / "bert_seq_cls", tmp_path / "merged"
     merge_checkpoint(base, tmp_path / "adapter", target)
-    with pytest.raises(
-        lnt.errors.AdapterError, match="merged exists: pass another path, or overwrite"
-    ):
+    with pytest.raises(AdapterError, match="merged exists: pass another path, or overwrite"):
         merge_checkpoint(base, tmp_path / "adapter", target)
     merge_checkpoint(base, tmp_path / "adapter", target, overwrite=True)
     (target / "notes.txt").write_text("mine")
-    with pytest.raises(lnt.errors.AdapterError, match=r"not written by merging \('notes.txt'\)"):
+    with pytest.raises(AdapterError, match=r"not written by merging \('notes.txt'\)"):
         merge_checkpoint(base, tmp_path / "adapter", target, overwrite=True)
     other = shutil.copytree(base, tmp_path / "other")
-    with pytest.raises(lnt.errors.AdapterError, match="not written by merging"):
+    with pytest.raises(AdapterError, match="not written by merging"):
         merge_checkpoint(base, tmp_path / "adapter", other, overwrite=True)
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(lnt.errors.AdapterError, match="is a file"):
+    with pytest.raises(AdapterError, match="is a file"):
         merge_checkpoint(base, tmp_path / "adapter", file, overwrite=True)
     for inside in (other, other / "x", tmp_path, tmp_path / "adapter" / "x"):
-        with pytest.raises(lnt.errors.AdapterError, match="must not lie in one another"):
+        with pytest.raises(AdapterError, match="must not lie in one another"):
             merge_checkpoint(other, tmp_path / "adapter", inside, overwrite=True)

@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError, DataError, FreshWeightsWarning, ModelError
 from lntune_jax.models import from_pretrained, merge_checkpoint
 from tests.support import peft_files
 from tests.support.checkpoints import REFERENCE, rewritten
@@ -22,10 +23,10 @@ def test_bases_that_are_refused(tmp_path):
         return rewritten(tmp_path / name, "bert_seq_cls", function)
 
     other = change("values", lambda t: {k: v if is_norm(k) else v + 1 for k, v in t.items()})
-    refuse(lnt.errors.AdapterError, "was trained on another base", other, adapter, target)
+    refuse(AdapterError, "was trained on another base", other, adapter, target)
     wide = change("wide", lambda t: {k: np.ones(9, "f") if is_norm(k) else v for k, v in t.items()})
     refuse(
-        lnt.errors.AdapterError,
+        AdapterError,
         r"has shape \(24,\), in the checkpoint \(9,\)",
         wide,
         adapter,
@@ -33,32 +34,32 @@ def test_bases_that_are_refused(tmp_path):
     )
     key = "bert.embeddings.LayerNorm.bias"
     without = change("without", lambda t: {k: v for k, v in t.items() if k != key})
-    refuse(lnt.errors.AdapterError, f"it has '{key}'", without, adapter, target)
+    refuse(AdapterError, f"it has '{key}'", without, adapter, target)
     twice = change("twice", lambda t: t | {key.replace("bias", "beta"): t[key]})
-    refuse(lnt.errors.ModelError, "holds .* twice", twice, adapter, target)
+    refuse(ModelError, "holds .* twice", twice, adapter, target)
     integer = change("integer", lambda t: t | {key: np.ones(24, np.int8)})
-    refuse(lnt.errors.ModelError, "is stored as I8; supported", integer, adapter, target)
+    refuse(ModelError, "is stored as I8; supported", integer, adapter, target)
     cut = change("cut", lambda t: t)
     weights = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(weights[:-8])
-    refuse(lnt.errors.ModelError, "damaged or cut short", cut, adapter, target)
+    refuse(ModelError, "damaged or cut short", cut, adapter, target)
     (cut / "model.safetensors").rename(cut / "pytorch_model.bin")
-    refuse(lnt.errors.ModelError, "a pickle, which can run any code", cut, adapter, target)
+    refuse(ModelError, "a pickle, which can run any code", cut, adapter, target)
     quantised = change("quantised", lambda t: t)
     fields = json.loads((quantised / "config.json").read_text())
     text = json.dumps(fields | {"quantization_config": {"bits": 4}})
     (quantised / "config.json").write_text(text)
     refuse(
-        lnt.errors.ModelError,
+        ModelError,
         "config field 'quantization_config' is set",
         quantised,
         adapter,
         target,
     )
     (quantised / "config.json").write_text("{")
-    refuse(lnt.errors.ModelError, "not a JSON file", quantised, adapter, target)
+    refuse(ModelError, "not a JSON file", quantised, adapter, target)
     refuse(
-        lnt.errors.ModelError,
+        ModelError,
         "neither a directory",
         tmp_path / "no" / "base" / "x",
         adapter,
@@ -69,21 +70,21 @@ def test_bases_that_are_refused(tmp_path):
 def test_adapters_that_are_refused(tmp_path):
     target, adapter = tmp_path / "merged", tmp_path / "adapter"
     base = REFERENCE / "bert"
-    refuse(lnt.errors.AdapterError, "there is no adapter directory", base, adapter, target)
+    refuse(AdapterError, "there is no adapter directory", base, adapter, target)
     adapter.mkdir()
-    refuse(lnt.errors.AdapterError, "expected lntune.json", base, adapter, target)
+    refuse(AdapterError, "expected lntune.json", base, adapter, target)
     (adapter / "adapter_model.bin").touch()
-    refuse(lnt.errors.AdapterError, "a pickle, which can run any code", base, adapter, target)
+    refuse(AdapterError, "a pickle, which can run any code", base, adapter, target)
     tune("bert", tmp_path / "plain", task="SEQ_CLS", scale=1e6)
     refuse(
-        lnt.errors.AdapterError,
+        AdapterError,
         "values too large for float16, the type it has in the base",
         REFERENCE / "bert_float16",
         tmp_path / "plain",
         target,
     )
     refuse(
-        lnt.errors.AdapterError,
+        AdapterError,
         "has 3 outputs, but the labels are 'a'|has 2 outputs, but the labels are 'a'",
         base,
         tmp_path / "plain",
@@ -91,7 +92,7 @@ def test_adapters_that_are_refused(tmp_path):
         labels=["a"],
     )
     refuse(
-        lnt.errors.ModelError,
+        ModelError,
         "no class for the task",
         base,
         tmp_path / "plain",
@@ -100,20 +101,20 @@ def test_adapters_that_are_refused(tmp_path):
     )
     both = shutil.copytree(tmp_path / "plain", tmp_path / "both")
     (both / "adapter_model.safetensors").touch()
-    refuse(lnt.errors.AdapterError, "two adapters", base, both, target)
+    refuse(AdapterError, "two adapters", base, both, target)
 
 
 def test_a_head_for_an_unknown_task_or_without_its_pooler(tmp_path):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", lnt.errors.FreshWeightsWarning)
+        warnings.simplefilter("ignore", FreshWeightsWarning)
         model = from_pretrained(REFERENCE / "bert_masked_lm", task="SEQ_CLS")
     config = lnt.LNTuningConfig(modules_to_save=["classifier"])
     trainable, _ = lnt.partition_params(model.params, config)
     lnt.save_adapter(tmp_path / "adapter", trainable, config, base=model.params)
     base, target = REFERENCE / "bert_masked_lm", tmp_path / "merged"
-    refuse(lnt.errors.ModelError, "pass task as one of SEQ_CLS", base, tmp_path / "adapter", target)
+    refuse(ModelError, "pass task as one of SEQ_CLS", base, tmp_path / "adapter", target)
     refuse(
-        lnt.errors.ModelError,
+        ModelError,
         r"holds 'bert\.pooler\.dense\.bias', .*which the task SEQ_CLS reads",
         base,
         tmp_path / "adapter",
@@ -128,10 +129,10 @@ def test_a_run_that_pools_by_the_mean(tmp_path):
     task = {"labels": ["no", "maybe", "yes"], "pooling": "mean"}
     (run / "labels.json").write_text(json.dumps(task))
     base, target = REFERENCE / "bert", tmp_path / "merged"
-    refuse(lnt.errors.AdapterError, "mean over tokens.*norms_only=True", base, run, target)
+    refuse(AdapterError, "mean over tokens.*norms_only=True", base, run, target)
     assert merge_checkpoint(base, run, target, norms_only=True).unused
     (run / "labels.json").write_text("{")
-    refuse(lnt.errors.DataError, r"labels\.json is damaged", base, run, tmp_path / "other")
+    refuse(DataError, r"labels\.json is damaged", base, run, tmp_path / "other")
     (run / "labels.json").write_text("[]")  # another program's
     merge_checkpoint(base, run / "adapter", tmp_path / "other")
 
@@ -170,9 +171,9 @@ def test_tied_embeddings(tmp_path):
         modules_to_save=["embed_tokens"],
     )
     match = "no output weight of its own"
-    refuse(lnt.errors.AdapterError, match, base, tmp_path / "peft", tmp_path / "x")
+    refuse(AdapterError, match, base, tmp_path / "peft", tmp_path / "x")
     nested = make_llama(tmp_path / "nested", {"text_config": {}}, tensors)
-    refuse(lnt.errors.ModelError, "text_config", nested, tmp_path / "head", tmp_path / "x")
+    refuse(ModelError, "text_config", nested, tmp_path / "head", tmp_path / "x")
 
 
 def test_a_prefix_that_is_not_clear(tmp_path):
@@ -183,7 +184,7 @@ def test_a_prefix_that_is_not_clear(tmp_path):
     trainable, _ = lnt.partition_params(params, config)
     lnt.save_adapter(tmp_path / "adapter", trainable, config, base=params)
     match = r"in 2 ways, with the prefixes 'a\.', 'b\.'"
-    refuse(lnt.errors.AdapterError, match, base, tmp_path / "adapter", tmp_path / "merged")
+    refuse(AdapterError, match, base, tmp_path / "adapter", tmp_path / "merged")
 
 
 def test_a_stack_of_layers_needs_a_name_map(tmp_path):
@@ -193,7 +194,7 @@ def test_a_stack_of_layers_needs_a_name_map(tmp_path):
     config = lnt.LNTuningConfig()
     trainable, _ = lnt.partition_params(params, config)
     lnt.save_adapter(tmp_path / "adapter", trainable, config, base=params)
-    refuse(lnt.errors.AdapterError, "stacks of layers", base, tmp_path / "adapter", tmp_path / "x")
+    refuse(AdapterError, "stacks of layers", base, tmp_path / "adapter", tmp_path / "x")
     rule = lnt.peft.NameRule(
         leaf="layers.norm.scale",
         parameter="model.layers.{layer}.input_layernorm.weight",

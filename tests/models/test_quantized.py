@@ -13,6 +13,7 @@ import pytest
 import qwix
 
 import lntune_jax as lnt
+from lntune_jax.errors import ModelError, SelectionError
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models._memory import _by_path
 from lntune_jax.models._quantize import KINDS, is_quantized, quantize_kernel
@@ -219,7 +220,7 @@ class Rule:
 )
 def test_what_is_refused(quantize, message):
     for load in (from_config, from_pretrained):
-        with pytest.raises(lnt.errors.ModelError, match=message):
+        with pytest.raises(ModelError, match=message):
             load(MODELS["llama"][0], "CAUSAL_LM", quantize=quantize)
 
 
@@ -233,9 +234,7 @@ def test_without_qwix_the_extra_is_named(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", absent)
     monkeypatch.delitem(sys.modules, "qwix")
-    with pytest.raises(
-        lnt.errors.ModelError, match=r"needs the package qwix: pip install .*\[quant\]"
-    ):
+    with pytest.raises(ModelError, match=r"needs the package qwix: pip install .*\[quant\]"):
         from_config(WIDE, "CAUSAL_LM", quantize="int8")
     from_config(WIDE, "CAUSAL_LM")
 
@@ -245,9 +244,7 @@ def test_a_quantised_module_cannot_be_saved(kind):
     directory, task = MODELS["llama"]
     model = from_pretrained(directory, task, quantize=kind)
     config = lnt.LNTuningConfig(modules_to_save=["q_proj"])
-    with pytest.raises(
-        lnt.errors.SelectionError, match=r"modules_to_save 'q_proj' holds .* is quantised"
-    ):
+    with pytest.raises(SelectionError, match=r"modules_to_save 'q_proj' holds .* is quantised"):
         lnt.partition_params(model.params, config)
     # A head is kept in full, and may.
     saved = lnt.LNTuningConfig(modules_to_save=["lm_head"])

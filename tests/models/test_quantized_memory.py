@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import ConfigError
 from lntune_jax.models import causal_lm_loss, estimate_memory, from_config
 from lntune_jax.models._memory import _by_path, _bytes
 from lntune_jax.models._quantize import count_both
@@ -109,7 +110,7 @@ def test_the_estimate_is_near_the_compiler_s(method, kind, remat):
 def test_the_estimate_takes_a_kind():
     few = estimate_memory(TINY, dtype="float32", length=16, quantize="int4")
     assert few.weights < estimate_memory(TINY, dtype="float32", length=16).weights
-    with pytest.raises(lnt.errors.ConfigError, match="'full', which trains the kernels themselves"):
+    with pytest.raises(ConfigError, match="'full', which trains the kernels themselves"):
         estimate_memory(TINY, "full", length=16, quantize="int4")
 
 

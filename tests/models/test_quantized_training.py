@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax import nnx
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError, ModelError, ZeroGradientWarning
 from lntune_jax.models import from_pretrained, merge_checkpoint
 from lntune_jax.selection.quantized import _find_providers
 from tests.support.checkpoints import assert_same
@@ -80,7 +81,7 @@ def tuned_over_int8(tmp_path_factory):
 )
 def test_a_quantised_base_is_another_base(tuned_over_int8, quantize, found):
     other = from_pretrained(*MODELS["llama"], quantize=quantize)
-    with pytest.raises(lnt.errors.AdapterError, match="quantised kernels: int8 expected, " + found):
+    with pytest.raises(AdapterError, match="quantised kernels: int8 expected, " + found):
         lnt.restore_adapter(tuned_over_int8, other.params)
     # The way to do it all the same, which the message names.
     trainable, config = lnt.load_adapter(tuned_over_int8)
@@ -93,9 +94,7 @@ def test_a_float_base_s_adapter_is_refused_by_a_quantised_one(tmp_path):
     whole, few = (from_pretrained(*MODELS["gpt2"], quantize=kind) for kind in (None, "int4"))
     trainable, _ = lnt.partition_params(whole.params, CONFIG)
     path = lnt.save_adapter(tmp_path / "adapter", trainable, CONFIG, base=whole.params)
-    with pytest.raises(
-        lnt.errors.AdapterError, match="quantised kernels: none expected, int4 found"
-    ):
+    with pytest.raises(AdapterError, match="quantised kernels: none expected, int4 found"):
         lnt.restore_adapter(path, few.params)
 
 
@@ -196,12 +195,12 @@ def test_activations_quantised_by_qwix(kind, act, reported):
     with warnings.catch_warnings(record=True) as caught, jax.numpy_dtype_promotion("standard"):
         warnings.simplefilter("always")
         _, metrics = step(lnt.TrainState.create(trainable, tx), frozen)
-    assert any(warning.category is lnt.errors.ZeroGradientWarning for warning in caught) == reported
+    assert any(warning.category is ZeroGradientWarning for warning in caught) == reported
     assert (float(metrics["grad_norm"]) == 0) == reported
     if not act:
         assert lnt.norm_modules(*module) == {name}
         return
-    with pytest.raises(lnt.errors.ModelError, match=r"act_qtype int8.*wrong gradients"):
+    with pytest.raises(ModelError, match=r"act_qtype int8.*wrong gradients"):
         lnt.norm_modules(*module)
     weights_alone = qwix.PtqProvider([qwix.QuantizationRule(weight_qtype="int8")])
     params, exact, _ = own_model(weights_alone, kind)  # the same kernels

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 import lntune_jax as lnt
 from lntune_jax import models
+from lntune_jax.errors import ModelError
 from lntune_jax.models import causal_lm_loss, empty_cache, from_config, from_pretrained, generate
 from lntune_jax.names.layers import list_parts
 from lntune_jax.paths import flatten
@@ -165,8 +166,8 @@ def test_leaves_lie_where_specs_says():
 )
 def test_what_cannot_be_scanned_is_refused(config, message):
     attention = "xla" if config["model_type"] == "bert" else "cudnn"
-    with pytest.raises(lnt.errors.ModelError) as error:
+    with pytest.raises(ModelError) as error:
         from_config(config, scan_layers=True, attention=attention)
     assert message in str(error.value)
-    with pytest.raises(lnt.errors.ModelError, match="scan_layers is 'yes'; supported: False, True"):
+    with pytest.raises(ModelError, match="scan_layers is 'yes'; supported: False, True"):
         from_config(config, scan_layers="yes")

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import ConfigError
 from lntune_jax.models import causal_lm_loss, estimate_memory, from_config
 from tests.models.test_models_memory import TINY, compile_step
 
@@ -125,7 +126,7 @@ def test_what_the_estimate_says_of_scanned_layers():
         for scan in (False, True)
     )
     assert apart.gathered == scanned.gathered
-    with pytest.raises(lnt.errors.ConfigError, match="method is 'lora' and the layers are scanned"):
+    with pytest.raises(ConfigError, match="method is 'lora' and the layers are scanned"):
         estimate_memory(TINY, "lora", length=64, scan_layers=True)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError, CopiedModuleWarning
 from lntune_jax.torchax import from_torch
 from tests.support.parity.architectures import MODELS
 from tests.support.parity.exchange import (
@@ -44,7 +45,7 @@ def test_copies_are_imported_with_a_warning(case, tmp_path):
     wrapped = move(wrap(make_module(name), target_modules=targets))
     directory = save(wrapped, tmp_path, *EMBEDDINGS)
     batch = make_batch(name, seed=99)
-    with pytest.warns(lnt.errors.CopiedModuleWarning, match="imported whole, as modules_to_save"):
+    with pytest.warns(CopiedModuleWarning, match="imported whole, as modules_to_save"):
         check_import(wrapped, directory, make_ours(name).model, batch)
 
 
@@ -54,7 +55,7 @@ def test_copies_go_back_as_saved_modules(case, tmp_path):
     wrapped = move(wrap(make_module(name), target_modules=targets))
     save(wrapped, tmp_path / "theirs", *EMBEDDINGS)
     params, batch = make_ours(name).model.params, make_batch(name, seed=99)
-    with pytest.warns(lnt.errors.CopiedModuleWarning):
+    with pytest.warns(CopiedModuleWarning):
         adapter = lnt.load_peft(tmp_path / "theirs", params)
     ours = lnt.export_peft(tmp_path / "ours", adapter.trainable, adapter.config, base=params)
     loaded = load_with_peft(make_module(name), ours)
@@ -86,7 +87,7 @@ def test_the_default_adapter_of_llava_gives_its_logits_here(tmp_path):
     module, batch = make_llava(), make_pictures()
     wrapped = move(wrap(module, task_type="CAUSAL_LM"))
     directory = save(wrapped, tmp_path, *EMBEDDINGS)
-    with pytest.warns(lnt.errors.CopiedModuleWarning, match="multi_modal_projector"):
+    with pytest.warns(CopiedModuleWarning, match="multi_modal_projector"):
         params = lnt.import_peft(directory, from_torch(module).params)
     found, base = run_filled(module, params, batch), run_torch(module, batch)
     check_logits(found, run_torch(wrapped, batch), base)
@@ -120,12 +121,12 @@ def test_an_adapter_that_unties_a_head_is_refused(tmp_path):
     usual = ("Model has `tie_word_embeddings=True`",)
     wrapped = wrap(module, *usual, target_modules=["norm"], modules_to_save=["lm_head"])
     directory = save(move(wrapped), tmp_path, *usual)
-    with pytest.raises(lnt.errors.AdapterError, match=r"lm_head\.weight"):
+    with pytest.raises(AdapterError, match=r"lm_head\.weight"):
         lnt.import_peft(directory, from_torch(module).params)
 
 
 def test_an_adapter_of_peft_for_another_model_is_refused(tmp_path):
     directory = save(wrap(make_module("llama")), tmp_path)
     model = make_ours("gpt2").model
-    with pytest.raises(lnt.errors.AdapterError, match="belong to nothing"):
+    with pytest.raises(AdapterError, match="belong to nothing"):
         lnt.import_peft(directory, model.params)

@@ -5,6 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError
 from lntune_jax.torchax import from_torch
 from tests.support.parity.exchange import (
     WEIGHTS,
@@ -117,7 +118,7 @@ def test_a_head_that_did_not_train_is_asked_for(name, tmp_path):
     model = from_torch(build(name, settings))
     config = lnt.LNTuningConfig(task_type=task)
     trainable = lnt.partition_params(model.params, config, norms=model.norms).trainable
-    with pytest.raises(lnt.errors.AdapterError, match="pass base=params"):
+    with pytest.raises(AdapterError, match="pass base=params"):
         lnt.export_peft(tmp_path / "adapter", trainable, config)
 
 

@@ -4,6 +4,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError
 from lntune_jax.torchax import from_torch
 from tests.parity.test_exchange_heads import BERT, make_tokens
 from tests.support.parity.exchange import (
@@ -68,9 +69,9 @@ def test_an_embedding_crosses_where_the_output_is_its_own(tmp_path):
 def test_an_embedding_that_the_output_shares_is_refused_both_ways(tmp_path):
     module, wrapped = make_llama(tied=True)
     model, path = from_torch(module), save(wrapped, tmp_path / "peft", TIED)
-    with pytest.raises(lnt.errors.AdapterError, match="no output weight of its own"):
+    with pytest.raises(AdapterError, match="no output weight of its own"):
         lnt.import_peft(path, model.params)
     config = lnt.LNTuningConfig(target_modules=["norm"], modules_to_save=["embed_tokens"])
     trainable, frozen = lnt.partition_params(model.params, config)
-    with pytest.raises(lnt.errors.AdapterError, match="no output weight of its own"):
+    with pytest.raises(AdapterError, match="no output weight of its own"):
         lnt.export_peft(tmp_path / "ours", trainable, config, base=frozen)

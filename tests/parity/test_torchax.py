@@ -14,6 +14,7 @@ import torchax
 import transformers
 
 import lntune_jax as lnt
+from lntune_jax.errors import FreshWeightsWarning, ModelError, TreeError
 from lntune_jax.torchax import TorchOutput, from_pretrained, from_torch
 from tests.support.parity.small_models import (
     BATCH,
@@ -103,7 +104,7 @@ def test_an_operator_that_torchax_lacks_is_named():
         def forward(self, x):
             return torch.geqrf(x)[0]
 
-    with pytest.raises(lnt.errors.ModelError, match=r"torchax cannot run this module: .*geqrf"):
+    with pytest.raises(ModelError, match=r"torchax cannot run this module: .*geqrf"):
         from_torch(Odd()).apply({}, jnp.eye(3))
 
 
@@ -334,26 +335,22 @@ def test_running_statistics_stay_and_may_be_given():
     assert norm.num_batches_tracked == 0
     other = model.buffers | {"running_mean": jnp.full(4, 2.0)}
     np.testing.assert_allclose(model.apply(model.params, jnp.full((1, 4), 2.0), buffers=other), 0)
-    with pytest.raises(
-        lnt.errors.TreeError, match=r"buffers does not fit.*missing \['running_mean'"
-    ):
+    with pytest.raises(TreeError, match=r"buffers does not fit.*missing \['running_mean'"):
         model.apply(model.params, x, buffers={})
 
 
 def test_params_that_do_not_fit_are_named():
     model = from_torch(torch.nn.LayerNorm(4))
     x = jnp.ones((2, 4))
-    with pytest.raises(lnt.errors.TreeError, match=r"missing \['bias'\], unexpected \['beta'\]"):
+    with pytest.raises(TreeError, match=r"missing \['bias'\], unexpected \['beta'\]"):
         model.apply({"weight": jnp.ones(4), "beta": jnp.ones(4)}, x)
-    with pytest.raises(
-        lnt.errors.TreeError, match=r"'bias'\] has shape \(3,\), but the module's is"
-    ):
+    with pytest.raises(TreeError, match=r"'bias'\] has shape \(3,\), but the module's is"):
         model.apply({"weight": jnp.ones(4), "bias": jnp.ones(3)}, x)
-    with pytest.raises(lnt.errors.TreeError, match="must be a dict of dotted names, not list"):
+    with pytest.raises(TreeError, match="must be a dict of dotted names, not list"):
         model.apply([], x)
     model = from_torch(torch.nn.Sequential(torch.nn.LayerNorm(4)))
     _, frozen = lnt.partition_params(model.params, CONFIG, norms=model.norms)
-    with pytest.raises(lnt.errors.TreeError, match=r"is no array but a Taken: pass merge_params"):
+    with pytest.raises(TreeError, match=r"is no array but a Taken: pass merge_params"):
         model.apply(frozen, x)
 
 
@@ -366,13 +363,13 @@ def test_arguments_and_results_of_other_kinds():
     result = model.apply({}, jnp.ones(3), "dict")
     assert result["fine"][1] == 2
     assert result["constant"].shape == (2,)
-    with pytest.raises(lnt.errors.ModelError, match="x of the forward pass is a str"):
+    with pytest.raises(ModelError, match="x of the forward pass is a str"):
         model.apply({}, jnp.ones(3), "text")
     with pytest.raises(lnt.LNTuningError, match="not torch tensors"):
         model.apply({}, torch.ones(3), "dict")
-    with pytest.raises(lnt.errors.ModelError, match=r"takes a torch\.nn\.Module, not a dict"):
+    with pytest.raises(ModelError, match=r"takes a torch\.nn\.Module, not a dict"):
         from_torch({})
-    with pytest.raises(lnt.errors.ModelError, match="'weight' is on the meta device"):
+    with pytest.raises(ModelError, match="'weight' is on the meta device"):
         from_torch(torch.nn.LayerNorm(4, device="meta"))
 
 
@@ -445,38 +442,34 @@ def test_checkpoints_are_loaded_from_a_directory(tmp_path):
 def test_fresh_weights_outside_the_head_are_named(tmp_path):
     encoder = make("bert").bert
     transformers.BertModel(encoder.config, add_pooling_layer=False).save_pretrained(tmp_path)
-    with pytest.warns(lnt.errors.FreshWeightsWarning, match=r"bert\.pooler\.dense\.bias"):
+    with pytest.warns(FreshWeightsWarning, match=r"bert\.pooler\.dense\.bias"):
         model = from_pretrained(tmp_path, task="SEQ_CLS", num_labels=5)
     assert model.params["classifier.weight"].shape == (5, WIDTH)
-    with pytest.warns(lnt.errors.FreshWeightsWarning):
+    with pytest.warns(FreshWeightsWarning):
         again = from_pretrained(tmp_path, task="SEQ_CLS", num_labels=5)
     jax.tree.map(np.testing.assert_array_equal, model.params, again.params)
 
 
 def test_checkpoints_that_are_refused(tmp_path):
-    with pytest.raises(lnt.errors.ModelError, match=r"cannot load '\./nowhere'"):
+    with pytest.raises(ModelError, match=r"cannot load '\./nowhere'"):
         from_pretrained("./nowhere", task="SEQ_CLS")
-    with pytest.raises(
-        lnt.errors.ModelError, match="task is 'SUMMARY'; supported: None, 'SEQ_CLS'"
-    ):
+    with pytest.raises(ModelError, match="task is 'SUMMARY'; supported: None, 'SEQ_CLS'"):
         from_pretrained(tmp_path, task="SUMMARY")
-    with pytest.raises(lnt.errors.ModelError, match="no model class of transformers"):
+    with pytest.raises(ModelError, match="no model class of transformers"):
         from_pretrained(tmp_path, auto_class="AutoModelForNothing")
     with pytest.raises(lnt.LNTuningError, match="trust_remote_code cannot be changed"):
         from_pretrained(tmp_path, trust_remote_code=True)
     module = make("bert")
     module.config.save_pretrained(tmp_path)
     torch.save(module.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(lnt.errors.ModelError, match="cannot load"):
+    with pytest.raises(ModelError, match="cannot load"):
         from_pretrained(tmp_path, task="SEQ_CLS")
 
 
 @pytest.mark.parametrize("package", ["torch", "torchax"])
 def test_a_missing_package_is_named_with_versions(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        lnt.errors.ModelError, match=f"needs {package}, which is not installed"
-    ) as e:
+    with pytest.raises(ModelError, match=f"needs {package}, which is not installed") as e:
         from_torch(None)
     assert "pip install torch==2.13.0 torchax==0.0.14.dev20261026" in str(e.value)
 

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 import lntune_jax as lnt
 from lntune_jax._peft_config import make_peft_config
+from lntune_jax.errors import AdapterError, ConfigError, SelectionError, TreeError
 from tests.support import peft_files as files
 
 NORMS = lnt.LNTuningConfig()
@@ -142,12 +143,12 @@ def test_peft_copies_the_norms_that_trained_and_nothing_else(
         patch.setattr("warnings.warn", lambda *_, **__: None)  # patterns that match nothing
         try:
             trainable = tune(config, params)
-        except lnt.errors.SelectionError:
+        except SelectionError:
             return
     path = tmp_path_factory.mktemp("adapter") / "peft"
     own = "classifier" if saved in (["classifier"], ["clas.*"]) else "bert.embeddings"
     if saved and all(name.startswith(own) for name in trainable):
-        with pytest.raises(lnt.errors.AdapterError, match="saved modules alone"):
+        with pytest.raises(AdapterError, match="saved modules alone"):
             lnt.export_peft(path, trainable, config, base=params)
         return
     written = read_config(lnt.export_peft(path, trainable, config, base=params))
@@ -177,7 +178,7 @@ def test_scales_alone_need_the_base_for_the_biases_beside_them(tmp_path):
     config = lnt.LNTuningConfig(target_modules=r".*\.scale")
     params = files.make_params()
     trainable = tune(config, params)
-    with pytest.raises(lnt.errors.AdapterError, match="whole modules: pass base=params"):
+    with pytest.raises(AdapterError, match="whole modules: pass base=params"):
         export(tmp_path, config, trainable)
     for base in (params, lnt.partition_params(params, config).frozen):
         tensors, _ = export(tmp_path, config, trainable, base=base, overwrite=True)
@@ -192,9 +193,7 @@ def test_scales_alone_need_the_base_for_the_biases_beside_them(tmp_path):
 
 def test_a_task_s_head_that_did_not_train_is_taken_from_the_base(tmp_path):
     config = lnt.LNTuningConfig(task_type="SEQ_CLS")
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"classifier or score.*base=params.*task_type=None"
-    ):
+    with pytest.raises(AdapterError, match=r"classifier or score.*base=params.*task_type=None"):
         export(tmp_path, config)
     params = files.make_params()
     tensors, written = export(tmp_path, config, base=params)
@@ -206,7 +205,7 @@ def test_a_task_s_head_that_did_not_train_is_taken_from_the_base(tmp_path):
 def test_distilbert_s_second_head_layer_is_asked_for(tmp_path):
     config = lnt.LNTuningConfig(task_type="SEQ_CLS", modules_to_save=["classifier"])
     leaves = {"distilbert.ln.scale": np.ones(4), "classifier.bias": np.ones(2)}
-    with pytest.raises(lnt.errors.AdapterError, match=r"also saves 'pre_classifier'.*base=params"):
+    with pytest.raises(AdapterError, match=r"also saves 'pre_classifier'.*base=params"):
         export(tmp_path, config, leaves)
     both = config.replace(modules_to_save=["classifier", "pre_classifier"])
     tensors, _ = export(tmp_path, both, leaves | {"pre_classifier.bias": np.ones(4)})
@@ -215,7 +214,7 @@ def test_distilbert_s_second_head_layer_is_asked_for(tmp_path):
 
 def test_a_leaf_that_is_saved_alone_needs_the_rest_of_its_module(tmp_path):
     config = lnt.LNTuningConfig(modules_to_save=["classifier.bias"])
-    with pytest.raises(lnt.errors.AdapterError, match=r"'classifier.bias'.*base=params"):
+    with pytest.raises(AdapterError, match=r"'classifier.bias'.*base=params"):
         export(tmp_path, config)
     tensors, written = export(tmp_path, config, base=files.make_params())
     assert "base_model.model.classifier.weight" in tensors
@@ -231,7 +230,7 @@ def test_stacked_layers_are_split_and_joined_by_a_name_map(tmp_path):
     )
     name_map = lnt.peft.NameMap(source="a test", model_types=("llama",), rules=(rule,))
     trainable, _ = lnt.partition_params(params, NORMS)
-    with pytest.raises(lnt.errors.AdapterError, match=r"a stack of layers.*pass a name_map"):
+    with pytest.raises(AdapterError, match=r"a stack of layers.*pass a name_map"):
         export(tmp_path, NORMS, trainable)
     tensors, config = export(tmp_path, NORMS, trainable, name_map=name_map)
     keys = [f"base_model.model.model.layers.{i}.input_layernorm" for i in range(3)]
@@ -253,12 +252,12 @@ def test_a_stack_of_which_the_file_holds_some_layers_only_is_refused(tmp_path):
     name_map = lnt.peft.NameMap(source="a test", model_types=("gpt2",), rules=(rule,))
     params = {"layers": {"ln": {"scale": np.ones((3, 4), "f4")}}}
     lnt.export_peft(tmp_path / "peft", {"h.1.ln.scale": np.ones(4)}, NORMS)
-    with pytest.raises(lnt.errors.AdapterError, match=r"stacked in one leaf.*'h\.0\.ln\.weight'"):
+    with pytest.raises(AdapterError, match=r"stacked in one leaf.*'h\.0\.ln\.weight'"):
         lnt.import_peft(tmp_path / "peft", params, name_map=name_map)
 
 
 def test_a_leaf_without_a_rule_has_no_name(tmp_path):
-    with pytest.raises(lnt.errors.AdapterError, match=r"have no name in transformers: 'ln\.scale'"):
+    with pytest.raises(AdapterError, match=r"have no name in transformers: 'ln\.scale'"):
         export(tmp_path, NORMS, {"ln.scale": np.ones(4)}, name_map="tunix_llama3")
 
 
@@ -266,9 +265,7 @@ def test_a_leaf_without_a_rule_has_no_name(tmp_path):
 def test_a_kernel_of_unknown_layout_is_refused(tmp_path, module):
     config = lnt.LNTuningConfig(target_modules=["ln"], modules_to_save=[module])
     trainable = {"ln.scale": np.ones(4), f"{module}.kernel": np.ones((4, 4))}
-    with pytest.raises(
-        lnt.errors.AdapterError, match=rf"layout of '{module}.kernel'.*cannot be known"
-    ):
+    with pytest.raises(AdapterError, match=rf"layout of '{module}.kernel'.*cannot be known"):
         export(tmp_path, config, trainable)
 
 
@@ -284,30 +281,28 @@ def test_kernels_of_dense_layers_and_of_convolutions(tmp_path, shape, axes):
 
 def test_a_kernel_of_three_axes_may_be_of_several_kinds(tmp_path):
     config = lnt.LNTuningConfig(target_modules=["ln"], modules_to_save=["proj"])
-    with pytest.raises(lnt.errors.AdapterError, match=r"layout of 'proj\.kernel'"):
+    with pytest.raises(AdapterError, match=r"layout of 'proj\.kernel'"):
         export(tmp_path, config, {"ln.scale": np.ones(4), "proj.kernel": np.ones((2, 3, 4))})
 
 
 def test_leaves_of_another_config_are_refused(tmp_path):
-    with pytest.raises(lnt.errors.AdapterError, match=r"'classifier\.bias'.*does not select"):
+    with pytest.raises(AdapterError, match=r"'classifier\.bias'.*does not select"):
         export(tmp_path, NORMS.replace(target_modules=["LayerNorm"]), tune(BERT))
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"missing from trainable: 'classifier\.bias'"
-    ):
+    with pytest.raises(AdapterError, match=r"missing from trainable: 'classifier\.bias'"):
         export(tmp_path, BERT, tune(NORMS), base=files.make_params())
 
 
 def test_two_leaves_of_one_parameter_are_refused(tmp_path):
-    with pytest.raises(lnt.errors.TreeError, match=r"are both 'ln\.weight'"):
+    with pytest.raises(TreeError, match=r"are both 'ln\.weight'"):
         export(tmp_path, NORMS, {"ln.scale": np.ones(2), "ln.weight": np.ones(2)})
 
 
 def test_values_that_are_not_finite_or_not_there_are_refused(tmp_path):
-    with pytest.raises(lnt.errors.AdapterError, match="not finite"):
+    with pytest.raises(AdapterError, match="not finite"):
         export(tmp_path, NORMS, {"ln.scale": np.array([1.0, np.inf])})
-    with pytest.raises(lnt.errors.AdapterError, match="has no values"):
+    with pytest.raises(AdapterError, match="has no values"):
         export(tmp_path, NORMS, {"ln.scale": jax.ShapeDtypeStruct((2,), jnp.float32)})
-    with pytest.raises(lnt.errors.AdapterError, match="must be a dict of leaf paths"):
+    with pytest.raises(AdapterError, match="must be a dict of leaf paths"):
         export(tmp_path, NORMS, [np.ones(2)])
     assert list(tmp_path.iterdir()) == []
 
@@ -316,25 +311,23 @@ def test_an_existing_directory_is_replaced_by_the_flag_only_and_only_an_adapter(
     path = tmp_path / "peft"
     export(tmp_path, NORMS)
     before = (path / "adapter_model.safetensors").read_bytes()
-    with pytest.raises(
-        lnt.errors.AdapterError, match="exists: pass another path, or overwrite=True"
-    ):
+    with pytest.raises(AdapterError, match="exists: pass another path, or overwrite=True"):
         export(tmp_path, NORMS)
     assert (path / "adapter_model.safetensors").read_bytes() == before
     (path / "README.md").write_text("PEFT writes one")
     export(tmp_path, NORMS, tune(NORMS, seed=9), overwrite=True)
     assert (path / "adapter_model.safetensors").read_bytes() != before
     (path / "thesis.tex").touch()
-    with pytest.raises(lnt.errors.AdapterError, match=r"thesis\.tex.*replaces adapters only"):
+    with pytest.raises(AdapterError, match=r"thesis\.tex.*replaces adapters only"):
         export(tmp_path, NORMS, overwrite=True)
-    with pytest.raises(lnt.errors.AdapterError, match="is a file"):
+    with pytest.raises(AdapterError, match="is a file"):
         lnt.export_peft(path / "thesis.tex", tune(NORMS), NORMS, overwrite=True)
 
 
 def test_a_name_map_that_is_not_known_is_named(tmp_path):
-    with pytest.raises(lnt.errors.ConfigError, match=r"name_map='lama' is not known.*tunix_llama3"):
+    with pytest.raises(ConfigError, match=r"name_map='lama' is not known.*tunix_llama3"):
         export(tmp_path, NORMS, name_map="lama")
-    with pytest.raises(lnt.errors.ConfigError, match="config must be an LNTuningConfig"):
+    with pytest.raises(ConfigError, match="config must be an LNTuningConfig"):
         lnt.export_peft(tmp_path / "x", tune(NORMS), {"target_modules": ["norm"]})
 
 
@@ -347,7 +340,7 @@ def test_heads_of_several_layers_are_written_as_one_module(tmp_path, task_type):
         modules_to_save=["class.*"], task_type=task_type, exclude_modules=["output.LayerNorm"]
     )
     trainable, _ = lnt.partition_params(params, config)
-    with pytest.raises(lnt.errors.AdapterError, match="base=params"):
+    with pytest.raises(AdapterError, match="base=params"):
         export(tmp_path, config, trainable)
     tensors, written = export(tmp_path, config, trainable, base=params)
     assert written["modules_to_save"] == ["classifier"]

@@ -12,6 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError, CopiedModuleWarning, UnmatchedPatternWarning
 from tests.support import peft_files as files
 from tests.support.devices import run_on_devices
 
@@ -58,10 +59,10 @@ def test_the_file_s_config_comes_along_with_what_it_does_not_know(tmp_path):
 
 def test_an_unmatched_module_that_peft_did_not_add_still_gives_a_warning():
     config = lnt.LNTuningConfig(modules_to_save=["classifier", "scores"], task_type="SEQ_CLS")
-    with pytest.warns(lnt.errors.UnmatchedPatternWarning, match="'scores' matches no module"):
+    with pytest.warns(UnmatchedPatternWarning, match="'scores' matches no module"):
         lnt.partition_params(files.make_params(), config)
     config = config.replace(modules_to_save=["bert", "score"])
-    with pytest.warns(lnt.errors.UnmatchedPatternWarning, match="'score' matches no module"):
+    with pytest.warns(UnmatchedPatternWarning, match="'score' matches no module"):
         lnt.partition_params(files.make_params(), config)
 
 
@@ -143,7 +144,7 @@ def test_copies_of_modules_that_are_no_norms_become_saved_modules(tmp_path):
     path = files.write_adapter(
         tmp_path, tensors, target_modules=["LayerNorm", "classifier", "word_embeddings"]
     )
-    with pytest.warns(lnt.errors.CopiedModuleWarning, match="'classifier'.*imported whole"):
+    with pytest.warns(CopiedModuleWarning, match="'classifier'.*imported whole"):
         adapter = lnt.load_peft(path, params)
     assert_same_bits(adapter.trainable["classifier.kernel"], tensors[classifier + "weight"].T)
     assert_same_bits(adapter.trainable["bert.embeddings.word_embeddings.embedding"], own + 1)
@@ -160,7 +161,7 @@ def test_a_copied_container_holds_the_adapter_s_name_in_its_keys(tmp_path):
     tensors[key + "LayerNorm.weight"] = own["LayerNorm"]["scale"] * 2
     tensors[key + "LayerNorm.bias"] = own["LayerNorm"]["bias"] * 2
     path = files.write_adapter(tmp_path, tensors, target_modules=[module])
-    with pytest.warns(lnt.errors.CopiedModuleWarning, match="layer.0.attention"):
+    with pytest.warns(CopiedModuleWarning, match="layer.0.attention"):
         adapter = lnt.load_peft(path, params)
     assert set(adapter.trainable) == {
         f"{module}.output.dense.kernel",
@@ -175,14 +176,14 @@ def test_an_adapter_of_copies_alone_trains_no_norm(tmp_path):
     tensors = {key + "weight": np.ones((3, 8), "f4"), key + "bias": np.ones(3, "f4")}
     path = files.write_adapter(tmp_path, tensors, target_modules=["classifier"])
     params = files.make_params()
-    with pytest.warns(lnt.errors.CopiedModuleWarning):
+    with pytest.warns(CopiedModuleWarning):
         adapter = lnt.load_peft(path, params)
     assert list(adapter.trainable) == ["classifier.bias", "classifier.kernel"]
     assert list(lnt.partition_params(params, adapter.config).trainable) == list(adapter.trainable)
 
 
 def refuse(path, *fragments, params=None, **arguments):
-    with pytest.raises(lnt.errors.AdapterError) as caught:
+    with pytest.raises(AdapterError) as caught:
         lnt.import_peft(path, files.make_params() if params is None else params, **arguments)
     for fragment in fragments:
         assert fragment in str(caught.value)
@@ -317,7 +318,7 @@ def test_any_file_with_random_bytes_is_an_error_not_a_crash(tmp_path):
         file.write_bytes(bytes(bad))
         try:
             lnt.import_peft(path, files.make_params())
-        except lnt.errors.AdapterError:
+        except AdapterError:
             continue
         assert load_file(file).keys() == files.make_tensors().keys()
 

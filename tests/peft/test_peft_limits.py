@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError, ConfigError, CopiedModuleWarning
 from tests.support import peft_files as files
 
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -29,12 +30,12 @@ def test_an_embedding_that_the_output_shares_does_not_cross(tmp_path):
     """PEFT trains a copy and leaves the output; here one leaf is both."""
     config = lnt.LNTuningConfig(target_modules=["norm"], modules_to_save=["embed_tokens"])
     trainable, _ = lnt.partition_params(TIED, config)
-    with pytest.raises(lnt.errors.AdapterError, match=r"may share.*pass base=params"):
+    with pytest.raises(AdapterError, match=r"may share.*pass base=params"):
         lnt.export_peft(tmp_path / "a", trainable, config)
-    with pytest.raises(lnt.errors.AdapterError, match="no output weight of its own"):
+    with pytest.raises(AdapterError, match="no output weight of its own"):
         lnt.export_peft(tmp_path / "a", trainable, config, base=TIED)
     path = write(tmp_path / "peft", [EMBED, NORM], modules_to_save=["embed_tokens"])
-    with pytest.raises(lnt.errors.AdapterError, match="no output weight of its own"):
+    with pytest.raises(AdapterError, match="no output weight of its own"):
         lnt.import_peft(path, TIED)
     found = lnt.import_peft(path, UNTIED)
     assert found[EMBED].max() == 2
@@ -49,7 +50,7 @@ def test_an_embedding_that_the_output_shares_does_not_cross(tmp_path):
 def test_embeddings_that_peft_saves_by_itself_are_imported(tmp_path):
     """`save_embedding_layers` writes them though no field of the config names them."""
     path = write(tmp_path / "peft", [EMBED, NORM])
-    with pytest.warns(lnt.errors.CopiedModuleWarning, match="embed_tokens"):
+    with pytest.warns(CopiedModuleWarning, match="embed_tokens"):
         adapter = lnt.load_peft(path, UNTIED)
     assert set(adapter.trainable) == {EMBED, NORM}
     assert adapter.config.modules_to_save == ("model.embed_tokens",)
@@ -87,7 +88,7 @@ def files_of(path):
 def test_a_part_of_a_task_s_head_needs_the_base(tmp_path):
     config = lnt.LNTuningConfig(modules_to_save=["classifier.out_proj"], task_type="SEQ_CLS")
     leaves = {"ln.scale": np.ones(4, "f4"), "classifier.out_proj.bias": np.ones(2, "f4")}
-    with pytest.raises(lnt.errors.AdapterError, match="saves the head"):
+    with pytest.raises(AdapterError, match="saves the head"):
         lnt.export_peft(tmp_path / "peft", leaves, config)
 
 
@@ -107,7 +108,7 @@ def test_a_path_that_ends_another_one_is_told_apart(tmp_path):
 def test_a_transposed_convolution_is_not_taken_for_a_convolution(tmp_path, module, shape):
     config = lnt.LNTuningConfig(target_modules=["ln"], modules_to_save=[module])
     leaves = {"ln.scale": np.ones(4, "f4"), f"{module}.kernel": np.ones(shape, "f4")}
-    with pytest.raises(lnt.errors.AdapterError, match=r"layout of .* cannot be known.*name_map"):
+    with pytest.raises(AdapterError, match=r"layout of .* cannot be known.*name_map"):
         lnt.export_peft(tmp_path / "peft", leaves, config)
     rules = (
         lnt.peft.NameRule(leaf="ln.scale", parameter="ln.weight"),
@@ -157,32 +158,28 @@ def test_one_norm_may_be_named_by_a_string(tmp_path):
     ],
 )
 def test_what_no_adapter_can_hold_is_named(tmp_path, leaves, message):
-    with pytest.raises(lnt.errors.AdapterError, match=message):
+    with pytest.raises(AdapterError, match=message):
         lnt.export_peft(tmp_path / "peft", leaves, lnt.LNTuningConfig())
 
 
 @pytest.mark.parametrize("path", [None, "a\0b", 3])
 def test_what_is_no_path_is_refused(path):
-    with pytest.raises(lnt.errors.AdapterError, match="is no path of a directory"):
+    with pytest.raises(AdapterError, match="is no path of a directory"):
         lnt.export_peft(path, {"ln.scale": np.ones(4, "f4")}, lnt.LNTuningConfig())
-    with pytest.raises(lnt.errors.AdapterError, match="is no path of a directory"):
+    with pytest.raises(AdapterError, match="is no path of a directory"):
         lnt.import_peft(path, TIED)
 
 
 def test_a_directory_with_a_readme_alone_is_no_adapter(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     leaves = {"ln.scale": np.ones(4, "f4")}
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"holds what is no PEFT adapter \('README.md'\)"
-    ):
+    with pytest.raises(AdapterError, match=r"holds what is no PEFT adapter \('README.md'\)"):
         lnt.export_peft(tmp_path, leaves, lnt.LNTuningConfig(), overwrite=True)
 
 
 def test_traced_and_integer_leaves_are_named(tmp_path):
     path = write(tmp_path / "peft", [NORM])
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"traced in params: call this outside jax\.jit"
-    ):
+    with pytest.raises(AdapterError, match=r"traced in params: call this outside jax\.jit"):
         jax.jit(lambda params: lnt.import_peft(path, params))(TIED)
 
 
@@ -196,9 +193,7 @@ def test_shapes_are_compared_before_a_byte_is_read(tmp_path):
     with (path / "adapter_model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + 2**34)
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"has shape \(4294967296,\), expected \(4,\)"
-    ):
+    with pytest.raises(AdapterError, match=r"has shape \(4294967296,\), expected \(4,\)"):
         lnt.import_peft(path, TIED)
 
 
@@ -211,13 +206,13 @@ def test_a_shape_that_numpy_cannot_have_is_an_error_of_the_file(tmp_path):
     ).encode()
     body = struct.pack("<Q", len(header)) + header + b"\0\0\0\0"
     (path / "adapter_model.safetensors").write_bytes(body)
-    with pytest.raises(lnt.errors.AdapterError, match="norm"):
+    with pytest.raises(AdapterError, match="norm"):
         lnt.import_peft(path, TIED)
 
 
 def test_long_names_of_a_file_do_not_fill_the_message(tmp_path):
     tensors = {"x" * 100_000: np.ones(1, "f4")}
-    with pytest.raises(lnt.errors.AdapterError) as caught:
+    with pytest.raises(AdapterError) as caught:
         lnt.import_peft(files.write_adapter(tmp_path / "peft", tensors), TIED)
     assert len(str(caught.value)) < 2_000
 
@@ -234,5 +229,5 @@ def test_thousands_of_entries_are_matched_in_one_pass(tmp_path):
     assert len(lnt.load_peft(path, params).trainable) == 1000
     expressions = [f"(other|{i})" for i in range(3000)]
     path = files.write_adapter(tmp_path / "more", tensors, target_modules=expressions)
-    with pytest.raises(lnt.errors.ConfigError, match=r"3,000 that are no ends.*at most 64"):
+    with pytest.raises(ConfigError, match=r"3,000 that are no ends.*at most 64"):
         lnt.load_peft(path, params)

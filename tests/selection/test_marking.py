@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 import lntune_jax as lnt
+from lntune_jax.errors import ConfigError, SelectionError
 from lntune_jax.tunix import mark_trainable
 
 CONFIG = lnt.LNTuningConfig()
@@ -108,8 +109,8 @@ def test_metadata_is_kept():
 
 def test_refusals_change_nothing():
     model = Model()
-    with pytest.raises(lnt.errors.ConfigError, match="inference_mode=True"):
+    with pytest.raises(ConfigError, match="inference_mode=True"):
         mark_trainable(model, CONFIG.replace(inference_mode=True))
-    with pytest.raises(lnt.errors.SelectionError, match="head"):
+    with pytest.raises(SelectionError, match="head"):
         mark_trainable(model, CONFIG.replace(target_modules=["head"]))
     assert list_marked(model) == ["head.lora_a"]

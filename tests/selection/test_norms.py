@@ -7,6 +7,7 @@ import pytest
 from flax import linen, nnx
 
 import lntune_jax as lnt
+from lntune_jax.errors import SelectionError, TreeError
 from lntune_jax.selection.norms import judge_name
 from tests.support.trees import NAMINGS, norm, shape
 
@@ -50,7 +51,7 @@ def test_group_norm_trains_only_where_it_is_named():
     tree = {"unet": {"gn1": norm(), "ln": norm()}, "sign": {"GroupNorm_0": norm()}}
     assert select(target_modules=["unet"]) == {"unet.ln.scale", "unet.ln.bias"}
     assert select(target_modules=["gn1"]) == {"unet.gn1.scale", "unet.gn1.bias"}
-    with pytest.raises(lnt.errors.SelectionError, match="nothing trains"):
+    with pytest.raises(SelectionError, match="nothing trains"):
         select(target_modules="sign.*")
 
 
@@ -159,7 +160,7 @@ def test_linen_partitioned_boxes_are_no_segment():
 
 
 def test_norm_modules_refuses_a_parameter_tree():
-    with pytest.raises(lnt.errors.TreeError, match="not its parameters"):
+    with pytest.raises(TreeError, match="not its parameters"):
         lnt.norm_modules({"ln_1": norm()})
 
 
@@ -168,12 +169,12 @@ def test_norms_may_be_one_path_and_must_be_paths():
     for norms in ("alpha", "params.alpha", [("alpha",)]):
         trainable, _ = lnt.partition_params(tree, lnt.LNTuningConfig(), norms=norms)
         assert set(trainable) == {"alpha.scale", "alpha.bias"}
-    with pytest.raises(lnt.errors.TreeError, match="norms must be module paths"):
+    with pytest.raises(TreeError, match="norms must be module paths"):
         lnt.partition_params(tree, lnt.LNTuningConfig(), norms=5)
 
 
 def test_a_leaf_in_the_root_is_no_norm():
-    with pytest.raises(lnt.errors.SelectionError, match="no LayerNorm or RMSNorm leaf"):
+    with pytest.raises(SelectionError, match="no LayerNorm or RMSNorm leaf"):
         lnt.partition_params({"scale": shape(4)}, lnt.LNTuningConfig())
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import SelectionError
 
 SCALE = jnp.ones(4)
 TREE = {
@@ -54,7 +55,7 @@ def test_values_of_boxes():
 def test_stacked_layers_by_their_names():
     tree = {"decoder": {"layers": {"pre_self_attention_layer_norm": {"scale": jnp.ones((4, 2))}}}}
     some = lnt.LNTuningConfig(target_modules=[r".*layers\.0\.input_layernorm"])
-    with pytest.raises(lnt.errors.SelectionError, match="input_layernorm"):
+    with pytest.raises(SelectionError, match="input_layernorm"):
         lnt.select(tree, some, name_map="maxtext_llama").patterns()
     config = lnt.LNTuningConfig(target_modules=["input_layernorm"])
     assert lnt.select(tree, config, name_map="maxtext_llama").patterns() == [

@@ -10,7 +10,7 @@ from flax import nnx, struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lntune_jax as lnt
+from lntune_jax.errors import TreeError
 from lntune_jax.paths import flatten, join
 
 
@@ -68,12 +68,12 @@ def test_two_leaves_with_one_path_are_an_error(tree):
     if isinstance(tree, list):
         assert len(set(paths(tree))) == 3
         return
-    with pytest.raises(lnt.errors.TreeError, match=r"two leaves.*'a\.b'.*rename"):
+    with pytest.raises(TreeError, match=r"two leaves.*'a\.b'.*rename"):
         flatten(tree)
 
 
 def test_keys_that_cannot_be_sorted_are_an_error():
-    with pytest.raises(lnt.errors.TreeError, match="JAX cannot flatten the tree"):
+    with pytest.raises(TreeError, match="JAX cannot flatten the tree"):
         flatten({"a": 1.0, 1: 2.0})
 
 

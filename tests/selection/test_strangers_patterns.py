@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError, ConfigError, ModelError, PatternError
 from lntune_jax.models import from_config
 from lntune_jax.models._files import open_weights
 from lntune_jax.selection.patterns import match_patterns, match_saved
@@ -59,7 +60,7 @@ def test_a_catastrophic_expression_ends(
     for patterns in (ATTACKS[name], [ATTACKS[name]]):
         try:
             match(patterns, MODULES, [])
-        except lnt.errors.PatternError as error:
+        except PatternError as error:
             refusals.append(str(error))
     assert all("too long" in text or "too deeply" in text for text in refusals)
     assert all(len(text) < 500 for text in refusals)
@@ -70,15 +71,15 @@ def test_a_catastrophic_expression_ends(
 def test_a_list_of_expressions_has_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     made = count_steps(monkeypatch)
     many = ["(" * 150 + "." + ")*" * 150 + str(n) for n in range(64)]
-    with pytest.raises(lnt.errors.PatternError, match="takes too long"):
+    with pytest.raises(PatternError, match="takes too long"):
         match_patterns(many, MODULES, [])
     assert sum(work.steps for work in made) < MOST_STEPS + 5_000
-    with pytest.raises(lnt.errors.PatternError, match=r"holds 65 that are no ends .* at most 64"):
+    with pytest.raises(PatternError, match=r"holds 65 that are no ends .* at most 64"):
         match_patterns([f"a.*{n}" for n in range(65)], MODULES, [])
 
 
 def test_an_expression_that_python_finds_unclear_is_refused_where_warnings_are_errors() -> None:
-    with pytest.raises(lnt.errors.PatternError, match="is unclear: Possible nested set"):
+    with pytest.raises(PatternError, match="is unclear: Possible nested set"):
         Pattern("[[a]")
 
 
@@ -128,17 +129,17 @@ def test_json_of_no_meaning_or_of_two_is_refused_wherever_it_is_read(
     data = text.encode("latin-1")
     with pytest.raises(ValueError, match=MEANINGS[text]):
         parse_json(data)
-    with pytest.raises(lnt.errors.ConfigError, match=r"adapter_config\.json"):
+    with pytest.raises(ConfigError, match=r"adapter_config\.json"):
         lnt.LNTuningConfig.from_pretrained(write_config(tmp_path / "a", data))
     (tmp_path / "config.json").write_bytes(data)
-    with pytest.raises(lnt.errors.ModelError, match=r"config\.json"):
+    with pytest.raises(ModelError, match=r"config\.json"):
         from_config(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_bytes(data)
-    with pytest.raises(lnt.errors.ModelError, match=r"index\.json"), open_weights(tmp_path):
+    with pytest.raises(ModelError, match=r"index\.json"), open_weights(tmp_path):
         pass
     adapter = lnt.save_adapter(tmp_path / "adapter", leaves(1), CONFIG, base=PARAMS)
     (adapter / "lntune.json").write_bytes(data)
-    with pytest.raises(lnt.errors.AdapterError, match=r"lntune\.json"):
+    with pytest.raises(AdapterError, match=r"lntune\.json"):
         lnt.load_adapter(adapter)
 
 
@@ -149,7 +150,7 @@ def test_a_file_that_is_none_or_too_large_is_not_read(tmp_path: Path) -> None:
     def read() -> None:
         try:
             lnt.LNTuningConfig.from_pretrained(tmp_path)
-        except lnt.errors.ConfigError as error:
+        except ConfigError as error:
             ended.append(error)
 
     thread = threading.Thread(target=read, daemon=True)  # a pipe would be waited for

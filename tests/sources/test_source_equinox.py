@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import TreeError
 from tests.support.small import relax
 from tests.support.source_checks import (
     assert_moved_only,
@@ -173,7 +174,7 @@ def test_functions_in_a_compiled_step_are_refused_with_the_cure():
     trainable, frozen = lnt.partition_params(Model(), CONFIG)
     tx = optax.sgd(0.1)
     step = lnt.make_train_step(loss_of, tx, CONFIG)
-    with pytest.raises(lnt.errors.TreeError, match=r"eqx\.partition\(frozen, eqx\.is_array\)"):
+    with pytest.raises(TreeError, match=r"eqx\.partition\(frozen, eqx\.is_array\)"):
         step(lnt.TrainState.create(trainable, tx), frozen)
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError
 from tests.support.hub_processes import make_env, run, run_python
 from tests.support.hub_server import serve
 from tests.support.paths import ROOT
@@ -183,18 +184,18 @@ def test_what_cannot_be_pushed_or_fetched(tmp_path, hub):
 
 def test_a_directory_has_no_revision(tmp_path):
     path, _ = save(tmp_path / "adapter", 0.5)
-    with pytest.raises(lnt.errors.AdapterError, match="has no revision 'v2': leave revision out"):
+    with pytest.raises(AdapterError, match="has no revision 'v2': leave revision out"):
         lnt.hub.from_pretrained(path, {}, revision="v2")
 
 
 def test_a_damaged_adapter_is_not_pushed(tmp_path):
     path, _ = save(tmp_path / "adapter", 0.5)
     (path / "notes.txt").write_text("not the adapter's")
-    with pytest.raises(lnt.errors.AdapterError, match=r"notes\.txt is unexpected"):
+    with pytest.raises(AdapterError, match=r"notes\.txt is unexpected"):
         lnt.hub.push_adapter(path, "me/tuned")
     (path / "notes.txt").unlink()
     (path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(lnt.errors.AdapterError, match="holds both of"):
+    with pytest.raises(AdapterError, match="holds both of"):
         lnt.hub.push_adapter(path, "me/tuned")
 
 
@@ -206,16 +207,14 @@ def test_only_the_hub_s_own_files_may_lie_beside_an_adapter(tmp_path):
     restored = lnt.restore_adapter(path, make_params())
     for found, expected in zip(read(restored), read(merged), strict=True):
         np.testing.assert_array_equal(found, expected)
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"holds what save_adapter did not write.*README\.md"
-    ):
+    with pytest.raises(AdapterError, match=r"holds what save_adapter did not write.*README\.md"):
         lnt.save_adapter(
             path, tune(make_params(), 1)[0], CONFIG, base=make_params(), overwrite=True
         )
     for name in ("readme.md", "arrays/README.md", ".cache/other"):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text("anything")
-        with pytest.raises(lnt.errors.AdapterError, match=f"{name} is unexpected"):
+        with pytest.raises(AdapterError, match=f"{name} is unexpected"):
             lnt.load_adapter(path)
         (path / name).unlink()
 

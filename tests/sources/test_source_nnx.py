@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import lntune_jax as lnt
+from lntune_jax.errors import ConfigError, SelectionError, TreeError
 from tests.support.nnx_paths import list_norms, list_paths
 from tests.support.small import relax
 from tests.support.source_checks import assert_moved_only, check_source, read_arrays, run_page
@@ -184,17 +185,13 @@ def test_a_state_is_updated_in_place(tmp_path):
 
 def test_what_is_no_model_is_refused():
     for wrong in ({"ln": {"scale": jnp.ones(2)}}, None, nnx.LayerNorm):
-        with pytest.raises(
-            lnt.errors.TreeError, match=r"needs an nnx\.Module or its nnx\.State, not"
-        ):
+        with pytest.raises(TreeError, match=r"needs an nnx\.Module or its nnx\.State, not"):
             lnt.nnx.make_filter(CONFIG, wrong)
-    with pytest.raises(
-        lnt.errors.TreeError, match=r"make_optimizer needs an nnx\.Module, not State"
-    ):
+    with pytest.raises(TreeError, match=r"make_optimizer needs an nnx\.Module, not State"):
         lnt.nnx.make_optimizer(nnx.state(Model()), optax.sgd(1.0), CONFIG)
-    with pytest.raises(lnt.errors.ConfigError, match="inference_mode"):
+    with pytest.raises(ConfigError, match="inference_mode"):
         lnt.nnx.make_optimizer(Model(), optax.sgd(1.0), CONFIG.replace(inference_mode=True))
-    with pytest.raises(lnt.errors.SelectionError, match="nothing trains"):
+    with pytest.raises(SelectionError, match="nothing trains"):
         lnt.nnx.make_filter(CONFIG, nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
 
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import lntune_jax as lnt
+from lntune_jax.errors import AdapterError
 from tests.support.source_checks import check_source, read_arrays, run_page
 
 X = jax.random.normal(jax.random.key(1), (8, 16))
@@ -140,7 +141,7 @@ def test_single_leaves(tmp_path, kind):
     assert paths == ["ln.bias", "ln.scale"]
     assert lnt.report_params(params, CONFIG).total == 32 + 2 * 64  # scales are no parameters
     other = make_leaves("int4" if kind == "int8" else "int8")
-    with pytest.raises(lnt.errors.AdapterError, match="a quantised base is another base"):
+    with pytest.raises(AdapterError, match="a quantised base is another base"):
         lnt.restore_adapter(tmp_path / "adapter", other)
 
 

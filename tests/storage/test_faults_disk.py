@@ -16,6 +16,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax._adapter_metadata import _render
+from lntune_jax.errors import AdapterError
 from tests.support.directories import CONFIG, KINDS, PARAMS, SIZE, leaves
 
 
@@ -108,9 +109,7 @@ def test_a_read_only_disk_is_read_and_says_so_when_written(small_disk: Path, kin
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert read(target) == 2
     for path in (target, target.parent / "new"):
-        with pytest.raises(
-            lnt.errors.AdapterError, match=r"Read-only file system .*make this one writ"
-        ):
+        with pytest.raises(AdapterError, match=r"Read-only file system .*make this one writ"):
             write(path, 1, overwrite=True)
     assert read(target) == 2
     assert [path.name for path in target.parent.iterdir()] == ["a"]
@@ -135,9 +134,7 @@ def test_a_directory_that_may_not_be_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", refuse)
-        with pytest.raises(
-            lnt.errors.AdapterError, match=r"Permission denied .*make this one writable"
-        ):
+        with pytest.raises(AdapterError, match=r"Permission denied .*make this one writable"):
             write(target, 2, overwrite=True)
     assert read(target) == 1
 
@@ -181,17 +178,17 @@ def test_files_cut_short_missing_or_too_many(tmp_path: Path, kind: str) -> None:
             file.write_bytes(content)
             if kind == "PEFT" and file.suffix == ".json" and content == good[:-1]:
                 continue  # the newline at the end
-            with pytest.raises(lnt.errors.AdapterError, match=file.name):
+            with pytest.raises(AdapterError, match=file.name):
                 read(tmp_path / "a")
         file.unlink()
-        with pytest.raises(lnt.errors.AdapterError, match=file.name):
+        with pytest.raises(AdapterError, match=file.name):
             read(tmp_path / "a")
         file.write_bytes(good)
     (tmp_path / "a" / "extra").write_text("mine")
     if kind == "bank":
-        with pytest.raises(lnt.errors.AdapterError, match="extra is unexpected"):
+        with pytest.raises(AdapterError, match="extra is unexpected"):
             read(tmp_path / "a")
-    with pytest.raises(lnt.errors.AdapterError, match="'extra'"):
+    with pytest.raises(AdapterError, match="'extra'"):
         write(tmp_path / "a", 2, overwrite=True)
     (tmp_path / "a" / "extra").unlink()
     assert read(tmp_path / "a") == 1
@@ -204,9 +201,7 @@ def test_a_bank_of_a_later_version_says_which(tmp_path: Path) -> None:
     fields = json.loads(file.read_text())
     del fields["sha256"]
     file.write_text(_render({**fields, "format_version": 2, "library_version": "9.9"}))
-    with pytest.raises(
-        lnt.errors.AdapterError, match=r"version 2, expected 1.*'9\.9'. Install that"
-    ):
+    with pytest.raises(AdapterError, match=r"version 2, expected 1.*'9\.9'. Install that"):
         read(tmp_path / "a")
 
 
@@ -240,10 +235,10 @@ def test_another_base_is_refused_by_adapters_and_banks(
     tmp_path: Path, change: str, message: str
 ) -> None:
     adapter = lnt.save_adapter(tmp_path / "adapter", leaves(1), CONFIG, base=PARAMS)
-    with pytest.raises(lnt.errors.AdapterError, match=message):
+    with pytest.raises(AdapterError, match=message):
         lnt.restore_adapter(adapter, other(change))
     bank = lnt.bank.make_bank(PARAMS, {"a": leaves(1)}, on_host=True)
     path = lnt.bank.save_bank(tmp_path / "bank", bank, base=PARAMS)
     expected = "shape" if change == "width" else message
-    with pytest.raises(lnt.errors.AdapterError, match=expected):
+    with pytest.raises(AdapterError, match=expected):
         lnt.bank.load_bank(path, other(change))

@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import lntune_jax as lnt
+from lntune_jax.errors import FreshWeightsWarning
 from lntune_jax.models import from_pretrained, merge_checkpoint
 from tests.support.checkpoints import REFERENCE
 
@@ -16,7 +17,7 @@ TOKENS = np.arange(8).reshape(2, 4) + 5
 def tune(name, directory, task="SEQ_CLS", saved=("classifier",), scale=0.1, base=None, **options):
     """Save an adapter of moved leaves; the model with the adapter in place."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", lnt.errors.FreshWeightsWarning)
+        warnings.simplefilter("ignore", FreshWeightsWarning)
         model = from_pretrained(base or REFERENCE / name, task=task, **options)
     config = lnt.LNTuningConfig(task_type=task, modules_to_save=saved or None)
     trainable, _ = lnt.partition_params(model.params, config)

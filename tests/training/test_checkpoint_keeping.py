@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-import lntune_jax as lnt
+from lntune_jax.errors import AdapterError
 from lntune_jax.training import checkpoint_record as _checkpoint_record
 from lntune_jax.training.checkpoints import (
     finish_saves,
@@ -37,9 +37,7 @@ def test_the_best_stay_besides_the_latest(tmp_path: Path) -> None:
         restored = restore_state(manager, make_state(), step=manager.best_step())
         assert restored is not None
         assert_same_state(restored[0], state)
-        with pytest.raises(
-            lnt.errors.AdapterError, match=r"no checkpoint of step 5; it has \[2, 3, 6\]"
-        ):
+        with pytest.raises(AdapterError, match=r"no checkpoint of step 5; it has \[2, 3, 6\]"):
             restore_state(manager, make_state(), step=5)
 
 
@@ -49,13 +47,11 @@ def test_one_stays_each_time_that_so_much_time_has_passed(tmp_path: Path) -> Non
 
 def test_refusals(tmp_path: Path) -> None:
     for wrong in ({"keep_best": -1}, {"keep_every_seconds": 0}):
-        with pytest.raises(
-            lnt.errors.AdapterError, match="expected 0 or more, and None or 1 or more"
-        ):
+        with pytest.raises(AdapterError, match="expected 0 or more, and None or 1 or more"):
             open_checkpoints(tmp_path, **wrong)
     with (
         open_checkpoints(tmp_path) as manager,
-        pytest.raises(lnt.errors.AdapterError, match="metrics must be names and numbers"),
+        pytest.raises(AdapterError, match="metrics must be names and numbers"),
     ):
         save_state(manager, make_state(), metrics={"loss": "low"})  # type: ignore[dict-item]
 
@@ -91,7 +87,7 @@ def test_an_error_in_the_background_reaches_the_next_call(
 
         with monkeypatch.context() as patch:
             patch.setattr(manager, "wait_until_finished", fail)
-            with pytest.raises(lnt.errors.AdapterError, match=r"cannot save in .*No space left"):
+            with pytest.raises(AdapterError, match=r"cannot save in .*No space left"):
                 save_state(manager, advance(state))
 
 

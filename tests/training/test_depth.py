@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import SelectionError
 from lntune_jax.models import estimate_memory, from_config, from_pretrained, generate
 from tests.models.test_decoders import REFERENCE
 from tests.models.test_models_memory import TINY
@@ -41,7 +42,7 @@ def test_each_layer_that_trains_costs_the_same():
 def test_a_single_stack_trains_whole():
     """What `frozen_layers` is for."""
     one = from_config(CONFIG, "CAUSAL_LM", scan_layers=True)
-    with pytest.raises(lnt.errors.SelectionError, match="trains whole or not at all"):
+    with pytest.raises(SelectionError, match="trains whole or not at all"):
         lnt.partition_params(one.params, depth.top_norms(1, LAYERS), name_map=one.name_map)
     two = depth.make_model(CONFIG, 1, True)
     halves = lnt.partition_params(two.params, depth.top_norms(1, LAYERS), name_map=two.name_map)

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import TreeError, ZeroGradientWarning
 from tests.support.small import loss_fn, make_batch, make_params, relax
 
 CONFIG = lnt.LNTuningConfig(modules_to_save=["classifier"])
@@ -155,31 +156,29 @@ def test_a_zero_gradient_names_the_adapters():
 
     states, frozen = start()
     step = lnt.make_train_step(loss, optimizer(0.0), adapters=5, own_batches=True)
-    with pytest.warns(
-        lnt.errors.ZeroGradientWarning, match="of adapter 1, 3 was exactly zero in step 1"
-    ):
+    with pytest.warns(ZeroGradientWarning, match="of adapter 1, 3 was exactly zero in step 1"):
         step(lnt.stack_states(states), frozen, jnp.array([1.0, 0.0, 1.0, 0.0, 1.0]))
 
 
 def test_refusals():
     states, frozen = start()
-    with pytest.raises(lnt.errors.TreeError, match="was given no state"):
+    with pytest.raises(TreeError, match="was given no state"):
         lnt.stack_states([])
     wide = make_params(classes=3)
     with pytest.raises(
-        lnt.errors.TreeError,
+        TreeError,
         match=r"0 and 1 differ .*classifier\.bias' is \(2,\) of float32 and \(3,\)",
     ):
         lnt.stack_states([states[0], start(wide)[0][0]])
-    with pytest.raises(lnt.errors.TreeError, match="not several adapters along its first axis"):
+    with pytest.raises(TreeError, match="not several adapters along its first axis"):
         lnt.unstack_states(states[0])
     step = lnt.make_train_step(loss_fn, optimizer(0.0), adapters=4)
-    with pytest.raises(lnt.errors.TreeError, match="not 4 adapters along its first axis"):
+    with pytest.raises(TreeError, match="not 4 adapters along its first axis"):
         step(lnt.stack_states(states), frozen, make_batch())
     step = lnt.make_train_step(loss_fn, optimizer(0.0), adapters=5, own_batches=True)
-    with pytest.raises(lnt.errors.TreeError, match=r"batch's leaf '0\.x' has the shape \(16, 32\)"):
+    with pytest.raises(TreeError, match=r"batch's leaf '0\.x' has the shape \(16, 32\)"):
         step(lnt.stack_states(states), frozen, make_batch())
-    with pytest.raises(lnt.errors.TreeError, match=r"active has the shape \(2,\); expected \(5,\)"):
+    with pytest.raises(TreeError, match=r"active has the shape \(2,\); expected \(5,\)"):
         step(lnt.stack_states(states), frozen, make_batch(), active=[True, False])
     alone = lnt.make_train_step(loss_fn, optimizer(0.0))
     with pytest.raises(lnt.LNTuningError, match="active= goes with adapters="):

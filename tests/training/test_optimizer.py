@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.errors import ConfigError, TreeError, UnmatchedPatternWarning
 from lntune_jax.precision import MastersState
 from tests.support.small import loss_fn, make_batch, make_params, relax
 from tests.support.trees import norm
@@ -162,20 +163,20 @@ def test_needs_params_only_where_a_leaf_is_narrow():
     tx = lnt.make_optimizer(optax.sgd(1e-3), config)
     wide, narrow = ({"ln": {"scale": jnp.ones(4, dtype)}} for dtype in ("float32", "bfloat16"))
     tx.update(wide, tx.init(wide))
-    with pytest.raises(lnt.errors.TreeError, match=r"tx\.update\(grads, state, params\)"):
+    with pytest.raises(TreeError, match=r"tx\.update\(grads, state, params\)"):
         tx.update(narrow, tx.init(narrow))
 
 
 def test_refuses_a_config_for_inference():
     config = lnt.LNTuningConfig(inference_mode=True)
-    with pytest.raises(lnt.errors.ConfigError, match=r"config\.replace\(inference_mode=False\)"):
+    with pytest.raises(ConfigError, match=r"config\.replace\(inference_mode=False\)"):
         lnt.make_optimizer(optax.sgd(1.0), config)
 
 
 def test_warns_once_of_an_unmatched_pattern():
     params = {"ln": {"scale": jnp.ones(4)}}
     tx = lnt.make_optimizer(optax.sgd(1.0), lnt.LNTuningConfig(exclude_modules=["missing"]))
-    with pytest.warns(lnt.errors.UnmatchedPatternWarning, match="missing"):
+    with pytest.warns(UnmatchedPatternWarning, match="missing"):
         state = tx.init(params)
     tx.update(params, state, params)  # warnings are errors here
 
