@@ -76,7 +76,9 @@ def check_selection(
         _warn_unmatched("exclude_modules", matches.excluded, matches.modules)
         _warn_shallow_exclusions(matches.excluded, trained, norm_paths)
         _warn_strange_norms(given, selection, matches.modules)
-    if NORM_ROLE not in selection.roles and (config.target_modules != () or not trained):
+    # A norm in a saved module trains too, as where a whole encoder is saved.
+    trains_norm = NORM_ROLE in selection.roles or not set(certain).isdisjoint(trained)
+    if not trains_norm and (config.target_modules != () or not trained):
         raise SelectionError(
             _explain_nothing(selection, config, certain, uncertain, near_norms, trained)
         )
