@@ -21,11 +21,11 @@ import lntune_jax as lnt
 from lntune_jax import _bank_files
 from lntune_jax._adapter_metadata import _render, read_metadata
 from lntune_jax._fingerprint import explain_difference
+from lntune_jax.expressions import match_expressions
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models._directory import read_config
 from lntune_jax.models._files import open_weights
 from lntune_jax.models._shards import read_checkpoint
-from lntune_jax.selection.regex import Pattern
 from lntune_jax.storage.checksums import METADATA_FILE
 from lntune_jax.storage.json_files import parse_json
 
@@ -177,9 +177,9 @@ def feed_gguf(content: bytes) -> None:
 
 def feed_pattern(content: bytes) -> None:
     """A pattern against a few paths."""
-    pattern = Pattern(content.decode("utf-8", errors="replace"))
-    for text in ("model.layers.0.norm", "model.layers.10.self_attn.q_norm.weight", "", "a" * 80):
-        pattern.fullmatch(text)
+    pattern = content.decode("utf-8", errors="replace")
+    long = "model.layers.10.self_attn.q_norm.weight"
+    match_expressions([pattern], ["model.layers.0.norm", long, "", "a" * 80])
 
 
 def make_config() -> list[bytes]:

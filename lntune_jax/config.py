@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
+from .expressions import check_expression
 from .messages import shorten
 from .storage.json_files import read_json
 
@@ -183,9 +184,7 @@ def _check_patterns(field: str, value: Any) -> str | tuple[str, ...] | None:
     if isinstance(value, str) and value:
         if field == "modules_to_save":  # PEFT reads a lone string as one module
             return (value,)
-        from .selection.regex import Pattern
-
-        Pattern(value)  # raises early on an invalid expression
+        check_expression(value)
         return value
     if isinstance(value, set | frozenset) and all(isinstance(entry, str) for entry in value):
         value = sorted(value)

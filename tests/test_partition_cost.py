@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.selection.regex import Pattern
 from tests.support.paths import ROOT
 from tests.support.small import apply, make_batch, make_params
 
@@ -61,23 +60,19 @@ def test_the_work_for_each_leaf_does_not_grow_with_the_tree(make_tree, config):
     assert calls[400]["partition"] < 1000  # 160 to 500 when this was written, more with NNX there
 
 
-def test_a_pattern_is_evaluated_once_for_each_path_and_derived_once_for_all(make_tree, monkeypatch):
-    matched, derived = [], []
-    fullmatch, derive = Pattern.fullmatch, Pattern._make_derivative
-    monkeypatch.setattr(
-        Pattern, "fullmatch", lambda self, text: matched.append(text) or fullmatch(self, text)
-    )
-    monkeypatch.setattr(
-        Pattern, "_make_derivative", lambda self, *given: derived.append(1) or derive(self, *given)
-    )
+def test_a_pattern_is_evaluated_once_for_each_path(make_tree):
     counts = {}
     for layers in (20, 200):
-        matched.clear()
-        derived.clear()
-        lnt.partition_params(make_tree(layers), CONFIGS["expression"])
-        assert len(matched) == len(set(matched))
-        counts[layers] = len(derived)
-    assert counts[20] == counts[200] < 500
+        tree, profile = make_tree(layers), cProfile.Profile()
+        profile.runcall(lnt.partition_params, tree, CONFIGS["expression"])
+        calls = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+        keys = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+        paths = {key[:end] for key in keys for end in range(1, len(key) + 1)}
+        (counts[layers],) = (
+            call[0] for name, call in calls.items() if "'fullmatch' of '_regex" in name[2]
+        )
+        assert counts[layers] == len(paths)
+    assert counts[20] < counts[200]
 
 
 def nest(params):

@@ -1,6 +1,7 @@
 """Patterns against paths: PEFT's rules first, regular expressions in lists after.
 
-Nothing here knows what a norm is. Source of the rules: PEFT's `check_target_module_exists` and
+A pattern may come from a stranger's file: what is matched here ends (`expressions`). Nothing here
+knows what a norm is. Source of the rules: PEFT's `check_target_module_exists` and
 `match_target_against_key` (src/peft/tuners/tuners_utils.py, 0.21).
 """
 
@@ -8,12 +9,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..errors import PatternError
-from .regex import Pattern
-from .regex_nodes import Work
+from ..expressions import match_expressions
 
 # An expression is matched against every path, so that their number bounds the time.
 MOST_EXPRESSIONS = 64
@@ -49,8 +49,9 @@ def match_patterns(
     if patterns is None:
         return []
     if isinstance(patterns, str):
-        return [_match_expression(patterns, _with_dots(patterns), modules, leaves)]
-    return _match_entries(patterns, modules, leaves, _with_dots)
+        names = match_expressions([patterns], [*modules, *leaves])[patterns]
+        return [Match(patterns, frozenset(names), False)]
+    return _match_entries(patterns, modules, leaves)
 
 
 def match_saved(
@@ -68,13 +69,7 @@ def match_saved(
     if entries is None:
         return []
     patterns = [entries] if isinstance(entries, str) else entries
-    return _match_entries(
-        patterns,
-        modules,
-        leaves,
-        lambda entry: rf"(.*\.)?(?:{_with_dots(entry)})(\..*)?",
-        is_inside=True,
-    )
+    return _match_entries(patterns, modules, leaves, is_inside=True)
 
 
 def suggest(pattern: str, modules: Iterable[str]) -> list[str]:
@@ -91,7 +86,6 @@ def _match_entries(
     entries: Sequence[str],
     modules: Sequence[str],
     leaves: Sequence[str],
-    write_expression: Callable[[str], str],
     *,
     is_inside: bool = False,
 ) -> list[Match]:
@@ -103,22 +97,27 @@ def _match_entries(
     ends, whole = _find_ends(set(names.values()), modules, is_inside), set(leaves)
     # PEFT reads `modules_to_save` with `re.match`, so that dots there are an expression's.
     plain = {n for n in ends if PLAIN.fullmatch(n) and not (is_inside and "." in n)}
-    expressions = [e for e, name in names.items() if not ends[name] and name not in plain]
+    literal = {
+        entry: frozenset(ends[name] or ([name] if name in whole else []))
+        for entry, name in names.items()
+        if ends[name] or name in plain or name in whole
+    }
+    expressions = [entry for entry in names if entry not in literal]
     if len(expressions) > MOST_EXPRESSIONS:
         raise PatternError(
             f"a list of patterns holds {len(expressions):,} that are no ends of module paths, such "
             f"as {expressions[0][:80]!r}; at most {MOST_EXPRESSIONS} are read as regular "
             "expressions: join them, or list the modules"
         )
-    matches, work = {}, Work()  # one bound for the whole list
-    for entry, name in names.items():
-        if ends[name] or name in plain or name in whole:
-            found = ends[name] or ([name] if name in whole else [])
-            matches[entry] = Match(entry, frozenset(found), True)
-        else:
-            expression = write_expression(entry)
-            matches[entry] = _match_expression(entry, expression, modules, leaves, work)
-    return [matches[entry] for entry in entries]
+    # What PEFT puts around an entry, without groups: an entry may count its own.
+    around = {"before": r"(?:.*\.)?", "after": r"(?:\..*)?"} if is_inside else {}
+    found = match_expressions(expressions, [*modules, *leaves], **around)
+    return [
+        Match(entry, literal[entry], True)
+        if entry in literal
+        else Match(entry, frozenset(found[entry]), False)
+        for entry in entries
+    ]
 
 
 def _find_ends(names: set[str], modules: Iterable[str], is_inside: bool) -> dict[str, list[str]]:
@@ -134,20 +133,3 @@ def _find_ends(names: set[str], modules: Iterable[str], is_inside: bool) -> dict
                 end = end.partition(".")[2]
             prefix = prefix.rpartition(".")[0] if is_inside else ""
     return found
-
-
-def _match_expression(
-    pattern: str,
-    expression: str,
-    modules: Sequence[str],
-    leaves: Sequence[str],
-    work: Work | None = None,
-) -> Match:
-    matches: Callable[[str], bool] = Pattern(expression, work).fullmatch
-    names = [*filter(matches, modules), *filter(matches, leaves)]
-    return Match(pattern, frozenset(names), False)
-
-
-def _with_dots(pattern: str) -> str:
-    """Slashes stand for dots in a pattern, as they do in a key."""
-    return pattern.replace("\\/", "/").replace("/", r"\.")
