@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import optax
 from _gpu_child import describe, emit, find_largest, run_part, time_steps
 from _gpu_shapes import SHAPES, Shape, find_peak
-from _memory_step import flat
 
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss, from_config
 from lntune_jax.models._build import nest
 from lntune_jax.models._lora import add_lora, lora_shapes
+from tests.support.mesh_steps import flat
 
 TX = optax.adamw(1e-4, weight_decay=0.0)
 

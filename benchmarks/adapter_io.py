@@ -23,6 +23,7 @@ from _timing import time_in_turns
 from safetensors.numpy import load_file, save_file
 
 import lntune_jax as lnt
+from tests.support.adapters import make_base
 
 CONFIG = lnt.LNTuningConfig()
 # Leaves and the width of each.
@@ -42,20 +43,6 @@ OPTIONS = {
     "ocdbt, zarr2, not compressed": {"use_compression": False},
     "zarr2, a directory for each leaf": {"use_ocdbt": False},
 }
-
-
-def make_base(leaves: int, width: int, seed: int = 0, *, is_random: bool = False) -> dict:
-    """A tree of `leaves` norms, and one matrix that stays frozen."""
-    draw = np.random.default_rng(seed)
-
-    def scale() -> np.ndarray:
-        if not is_random:
-            return draw.normal(1, 0.02, width).astype(np.float32)
-        bits = draw.integers(0, 2**32, width, dtype=np.uint32)
-        return (bits & 0xBFFFFFFF).view(np.float32)  # a bit of the exponent unset: finite
-
-    layers = {str(index): {"input_layernorm": {"weight": scale()}} for index in range(leaves)}
-    return {"model": {"layers": layers}, "lm_head": {"kernel": np.ones((8, 8), np.float32)}}
 
 
 def count_bytes(path: Path) -> int:

@@ -8,45 +8,20 @@ a reduce-scatter as an all-reduce and a slice; other backends merge and overlap 
 import argparse
 import os
 
+from tests.support.collectives import LLAMA, measure
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-import jax
-from _collectives import KINDS, list_collectives, total
-from _memory_step import compile_step
 from _results import write_results
 
 import lntune_jax as lnt
 from lntune_jax.models import from_config
+from tests.support.collectives import KINDS, total
 
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 2048,
-    "hidden_size": 256,
-    "intermediate_size": 704,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "tie_word_embeddings": False,
-}
 MESHES = ({"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2})
-ROWS, LENGTH = 16, 64
-
-
-def make_mesh(sizes):
-    """A mesh of simulated devices, its axes left to the compiler."""
-    kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
-
-
-def measure(sizes, method, **options):
-    """The collectives of a step; `options` are those of `from_config`."""
-    model = from_config(LLAMA, "CAUSAL_LM", dtype="float32", **options)
-    tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), "int32")
-    text = compile_step(model, method, tokens, make_mesh(sizes)).as_text()
-    return list_collectives(text, jax.device_count())
 
 
 def main() -> None:

@@ -12,37 +12,15 @@ import argparse
 
 import jax
 import numpy as np
-from _programs import count_bytes, count_flops
 from _results import write_results
-from _shapes import SMOLLM2, split_loss
 from _timing import median_ratio, time_in_turns
 from decoder_memory import make_params
 
-import lntune_jax as lnt
-from lntune_jax.models import from_config
+from tests.support.depth import compile_top, make_model
+from tests.support.flops import count_bytes, count_flops
+from tests.support.shapes import SMOLLM2
 
 SHAPE = SMOLLM2 | {"vocab_size": 8192}
-
-
-def top_norms(k, layers):
-    """The config of the last norm and those of the top k layers."""
-    numbers = "|".join(str(number) for number in range(layers - k, layers))
-    below = rf"|model\.layers\.({numbers})\..*" if k else ""
-    return lnt.LNTuningConfig(target_modules=rf"model\.norm{below}")
-
-
-def make_model(config, k, scanned):
-    """The model with the layers below the top k in a loop of their own, where that is of use."""
-    layers = config["num_hidden_layers"]
-    frozen = 0 if not scanned or k == layers else min(layers - k, layers - 1)
-    return from_config(config, "CAUSAL_LM", scan_layers=scanned, frozen_layers=frozen)
-
-
-def compile_top(model, k, tokens):
-    """Loss and gradient by the norms of the top k layers, and what they are called with."""
-    config = top_norms(k, model.settings.num_hidden_layers)
-    loss, given = split_loss(model, "ln", tokens, config)
-    return jax.jit(jax.value_and_grad(loss)).lower(*given, tokens).compile(), given
 
 
 def main() -> None:

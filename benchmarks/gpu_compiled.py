@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from _gpu_jax import compile_step, make_model, make_state, make_step
 from _gpu_shapes import SHAPES
-from _programs import count_flops
 from _results import write_results
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
+
+from tests.support.flops import count_flops
 
 TARGET = """
 gpu_device_info {

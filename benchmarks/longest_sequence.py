@@ -12,11 +12,11 @@ import argparse
 
 import jax
 import numpy as np
-from _memory_step import compiled_bytes
 from _results import write_results
-from _shapes import LLAMA_1B, SMOLLM2
 
 from lntune_jax.models import from_config
+from tests.support.mesh_steps import compiled_bytes
+from tests.support.shapes import LLAMA_1B, SMOLLM2
 
 SHAPES = {"smollm2-135m": SMOLLM2, "llama-3.2-1b": LLAMA_1B}
 MEMORIES = {"smollm2-135m": (2, 8), "llama-3.2-1b": (8, 16)}

@@ -14,11 +14,11 @@ import time
 import jax
 import jax.numpy as jnp
 import optax
-from _programs import count_flops
 from _results import write_results
 from _small_encoder import CONFIG, WIDTH, loss_fn, make_params
 
 import lntune_jax as lnt
+from tests.support.flops import count_flops
 
 
 def make_batch(rows: int, length: int, adapters: int | None = None) -> tuple:

@@ -25,10 +25,10 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
-from _memory_step import compiled_bytes
 from _results import write_results
 
 from lntune_jax.models import estimate_memory, from_config
+from tests.support.mesh_steps import compiled_bytes
 
 LLAMA = {
     "model_type": "llama",

@@ -22,8 +22,6 @@ import collectives
 import jax
 import jax.numpy as jnp
 import optax
-from _collectives import total
-from _memory_step import compiled_bytes
 from _plan import (
     Llama,
     Mesh,
@@ -40,6 +38,8 @@ from _results import write_results
 import lntune_jax as lnt
 from lntune_jax.models import estimate_memory, from_config
 from lntune_jax.training.checkpoints import open_checkpoints, save_state
+from tests.support.collectives import total
+from tests.support.mesh_steps import compiled_bytes
 
 MODELS = {
     "70B": Llama(8192, 80, 64, 8, 128, 28672, 128256),

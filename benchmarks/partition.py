@@ -20,10 +20,10 @@ import tracemalloc
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from _results import write_results
 
 import lntune_jax as lnt
+from tests.support.trees import make_tree
 
 LEAVES = (100, 1_000, 10_000, 100_000)
 PER_LAYER, OUTSIDE, LAYERS_405B = 9, 3, 126
@@ -37,23 +37,6 @@ PATTERNS = {
 }
 FLOOR, GROWTH = "jax.tree.map", "over JAX's"
 LIMIT_RATIO, LIMIT_405B_MS = 2.0, 50.0
-
-
-def make_tree(layers: int, *, is_real: bool = False) -> dict:
-    def make(*shape: int):
-        if is_real:
-            return np.ones(shape, np.float32)
-        return jax.ShapeDtypeStruct(shape, np.float32)
-
-    def layer() -> dict:
-        attention = {f"{name}_proj": {"weight": make(4, 4)} for name in "qkvo"}
-        mlp = {f"{name}_proj": {"weight": make(4, 4)} for name in ("gate", "up", "down")}
-        norms = {f"{name}_layernorm": {"weight": make(4)} for name in ("input", "post_attention")}
-        return {"self_attn": attention, "mlp": mlp, **norms}
-
-    layers = {str(index): layer() for index in range(layers)}
-    model = {"embed_tokens": {"weight": make(8, 4)}, "layers": layers}
-    return {"model": model | {"norm": {"weight": make(4)}}, "lm_head": {"weight": make(8, 4)}}
 
 
 def make_functions(params: dict) -> dict[str, Callable[[], object]]:

@@ -16,14 +16,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _memory_step import compile_step, make_step
-from _programs import count_bytes, count_flops
 from _results import write_results
-from _shapes import SMOLLM2
 from _timing import median_ratio, time_in_turns
 from decoder_memory import make_params
 
 from lntune_jax.models import from_config
+from tests.support.flops import count_bytes, count_flops
+from tests.support.mesh_steps import compile_step, make_step
+from tests.support.shapes import SMOLLM2
 
 FIGURE = Path(__file__).parents[1] / "docs" / "benchmarks" / "remat.png"
 REMATS = ("none", "norms", "dots", "full")

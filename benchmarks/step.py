@@ -2,10 +2,10 @@
 
 Four published shapes with random float32 weights and AdamW, by the library's own models. FLOPs are
 of matmuls in the compiled program, as a ratio to those of the forward pass alone; the bar is 2.03,
-which is 4N/2N and attention's share (derived in `_step_limit.py`, with the lengths for which it
-holds). Bytes are the compiler's, times are medians of interleaved steps as ratios. LoRA (r = 8 on
-queries and values) is qwix's on the same modules. Saved bytes are an adapter's directory, or, where
-a variant keeps the whole tree, the bytes of its leaves.
+which is 4N/2N and attention's share (derived in tests/support/step_limit.py, with the lengths for
+which it holds). Bytes are the compiler's, times are medians of interleaved steps as ratios. LoRA (r
+= 8 on queries and values) is qwix's on the same modules. Saved bytes are an adapter's directory,
+or, where a variant keeps the whole tree, the bytes of its leaves.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
-from _programs import count_bytes, count_flops
 from _results import write_results
-from _step_limit import find_limit
-from _step_shapes import BATCHES, SHAPES, make_problem
-from _step_variants import BY_HAND, FULL, MAIN, OURS, VARIANTS
 from _timing import median_ratio, time_in_turns
 
 import lntune_jax as lnt
+from tests.support.flops import count_bytes, count_flops
+from tests.support.step_limit import find_limit
+from tests.support.step_problems import BATCHES, SHAPES, make_problem
+from tests.support.step_variants import BY_HAND, FULL, MAIN, OURS, VARIANTS, make_run
 
 SLACK = 64 * 1024  # bytes of outputs beside trainable leaves and their state
 
@@ -67,16 +67,6 @@ def measure(name: str, variants: list[str], options) -> tuple[dict, dict]:
         "derived_flops": limit.step,
         "derived_ratio": limit.ratio,
     }
-
-
-def make_run(variant, batch):
-    held = list(variant.arguments)
-
-    def run():
-        held[0], held[1], seen = variant.step(*held, batch)
-        jax.block_until_ready((held[0], held[1], seen))
-
-    return run
 
 
 def count_leaves(tree) -> int:

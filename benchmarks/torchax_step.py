@@ -21,11 +21,11 @@ import optax
 import torch
 import transformers
 from _llama import make_llama
-from _programs import count_flops
 from _results import write_results
 
 import lntune_jax as lnt
 import lntune_jax.torchax as bridge
+from tests.support.flops import count_flops
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 
 import lntune_jax as lnt
-from tests.support.paths import ROOT
 from tests.support.small import apply, make_batch, make_params
+from tests.support.trees import make_tree
 
 EXPRESSION = r".*\.layers\.\d+\.(input|post_attention)_layernorm"
 CONFIGS = {
@@ -21,14 +21,6 @@ CONFIGS = {
     "names": lnt.LNTuningConfig(target_modules=["input_layernorm"], modules_to_save=["lm_head"]),
     "expression": lnt.LNTuningConfig(target_modules=EXPRESSION),
 }
-
-
-@pytest.fixture
-def make_tree(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import partition
-
-    return partition.make_tree
 
 
 def count_calls(run):
@@ -43,7 +35,7 @@ def count_calls(run):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_work_for_each_leaf_does_not_grow_with_the_tree(make_tree, config):
+def test_the_work_for_each_leaf_does_not_grow_with_the_tree(config):
     calls = {}
     for layers in (40, 400):
         tree = make_tree(layers)
@@ -60,7 +52,7 @@ def test_the_work_for_each_leaf_does_not_grow_with_the_tree(make_tree, config):
     assert calls[400]["partition"] < 1000  # 160 to 500 when this was written, more with NNX there
 
 
-def test_a_pattern_is_evaluated_once_for_each_path(make_tree):
+def test_a_pattern_is_evaluated_once_for_each_path():
     counts = {}
     for layers in (20, 200):
         tree, profile = make_tree(layers), cProfile.Profile()

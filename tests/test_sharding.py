@@ -1,7 +1,5 @@
 """Rules by path, made to fit the leaves and the mesh; what a compiled step sends."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,6 @@ import lntune_jax as lnt
 from lntune_jax.errors import ShardingError, ShardingWarning, UnmatchedPatternWarning
 from lntune_jax.models import base_specs, from_config
 from tests.support.devices import run_on_devices
-from tests.support.paths import ROOT
 
 MESH = jax.sharding.AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"))
 LLAMA = {
@@ -148,11 +145,8 @@ def test_shapes_get_their_sharding_and_arrays_their_place():
 
 
 _COLLECTIVES = """
-import sys
-sys.path.insert(0, sys.argv[1])
 import lntune_jax as lnt
-from _collectives import total
-from collectives import LLAMA, measure
+from tests.support.collectives import LLAMA, measure, total
 from lntune_jax.models import from_config
 
 LLAMA |= {"num_hidden_layers": 1, "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96}
@@ -191,12 +185,11 @@ print("done")
 
 
 def test_no_gradient_of_a_weight_is_sent():
-    run_on_devices(_COLLECTIVES, 8, ROOT / "benchmarks")
+    run_on_devices(_COLLECTIVES, 8)
 
 
-def test_collectives_are_read_from_a_program_s_text(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from _collectives import list_collectives
+def test_collectives_are_read_from_a_program_s_text():
+    from tests.support.collectives import list_collectives
 
     text = """
 %body (p: f32[8]) -> f32[8] {
@@ -218,4 +211,3 @@ ENTRY %main (p: f32[8]) -> f32[8] {
         line = f"  %x = f32[4]{{0}} all-reduce(%y), replica_groups={spelling}, to_apply=%add"
         (found,) = list_collectives(f"ENTRY %main () -> f32[4] {{\n{line}\n}}", 8)
         assert found.group == size, spelling
-    assert "_collectives" in sys.modules

@@ -10,7 +10,7 @@ import lntune_jax as lnt
 from lntune_jax._adapter_fields import check_fields
 from lntune_jax.errors import AdapterError
 from lntune_jax.storage.json_files import parse_json
-from tests.adapters.test_adapter_errors import reseal
+from tests.support.adapters import reseal
 from tests.support.directories import CONFIG, NOISE, PARAMS, leaves
 
 NAMES = [

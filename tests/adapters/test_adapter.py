@@ -17,38 +17,8 @@ from flax import nnx
 import lntune_jax as lnt
 from lntune_jax._adapter import load_adapter, restore_adapter, save_adapter
 from lntune_jax.errors import AdapterError
+from tests.support.adapters import CONFIG, assert_same_bits, make_params, tune
 from tests.support.devices import run_on_devices
-
-CONFIG = lnt.LNTuningConfig()
-
-
-def make_params(seed: int = 0, layers: int = 2, width: int = 8, dtype: Any = np.float32) -> Any:
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(dtype)
-
-    return {
-        "layers": [
-            {
-                "norm": {"scale": draw(width), "bias": draw(width)},
-                "mlp": {"kernel": draw(width, 4 * width), "bias": np.zeros(4 * width, dtype)},
-            }
-            for _ in range(layers)
-        ],
-        "embed": {"table": draw(32, width)},
-    }
-
-
-def tune(params: Any, config: lnt.LNTuningConfig = CONFIG) -> dict[str, np.ndarray]:
-    trainable, _ = lnt.partition_params(params, config)
-    return {name: np.asarray(leaf) * 3 + 1 for name, leaf in trainable.items()}
-
-
-def assert_same_bits(found: Any, expected: Any) -> None:
-    assert found.dtype == expected.dtype
-    assert found.shape == expected.shape
-    assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
 
 
 def count_bytes(directory: Path) -> int:
@@ -275,7 +245,7 @@ def test_saving_inside_a_running_event_loop(tmp_path: Path) -> None:
 _SHARDED = """
 import sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P, Mesh
-from tests.adapters.test_adapter import CONFIG, make_params, tune
+from tests.support.adapters import CONFIG, make_params, tune
 from lntune_jax._adapter import save_adapter, restore_adapter
 params, trainable, where = make_params(), tune(make_params()), sys.argv[1]
 def shard(rows, columns):

@@ -10,17 +10,8 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax.errors import AdapterError
-from tests.support.paths import ROOT
-
-CONFIG = lnt.LNTuningConfig()
-
-
-@pytest.fixture
-def make_base(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import adapter_io
-
-    return adapter_io.make_base
+from tests.support import live_adapters
+from tests.support.adapters import CONFIG, make_base
 
 
 def save(path, params):
@@ -41,9 +32,7 @@ def save(path, params):
         (1000, 1024, False),
     ],
 )
-def test_at_most_a_twentieth_and_16_kb_above_the_raw_bytes(
-    tmp_path, make_base, leaves, width, is_random
-):
+def test_at_most_a_twentieth_and_16_kb_above_the_raw_bytes(tmp_path, leaves, width, is_random):
     """Random bits, which nothing compresses, too, where a leaf is of 9 KB or more."""
     trainable = save(tmp_path / "adapter", make_base(leaves, width, is_random=is_random))
     raw = sum(leaf.nbytes for leaf in trainable.values())
@@ -54,7 +43,7 @@ def test_at_most_a_twentieth_and_16_kb_above_the_raw_bytes(
     assert (tmp_path / "adapter" / "lntune.json").stat().st_size <= 230 * leaves + 6 * 1024
 
 
-def test_adapters_saved_before_the_text_was_compact_still_load(tmp_path, make_base):
+def test_adapters_saved_before_the_text_was_compact_still_load(tmp_path):
     params = make_base(3, 16)
     trainable = save(tmp_path / "adapter", params)
     file = tmp_path / "adapter" / "lntune.json"
@@ -73,17 +62,14 @@ def test_adapters_saved_before_the_text_was_compact_still_load(tmp_path, make_ba
         lnt.load_adapter(tmp_path / "adapter")
 
 
-def test_swapping_the_adapter_of_a_live_model_compiles_nothing(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import adapter_live
-
+def test_swapping_the_adapter_of_a_live_model_compiles_nothing(tmp_path):
     compiled = []
 
     def listen(event, *_, **__):
         compiled.extend([event] if event.endswith("backend_compile_duration") else [])
 
-    swaps, programs = adapter_live.make_swaps(tmp_path)
-    x = jnp.ones((adapter_live.ROWS, 2, adapter_live.WIDTH))
+    swaps, programs = live_adapters.make_swaps(tmp_path)
+    x = jnp.ones((live_adapters.ROWS, 2, live_adapters.WIDTH))
     results = {}
     for name, swap in swaps.items():
         results[name] = [np.asarray(programs[name](*swap(), x)) for _ in range(2)]

@@ -21,16 +21,14 @@ from lntune_jax._adapter import load_adapter, save_adapter
 from lntune_jax._adapter_metadata import read_metadata
 from lntune_jax.errors import AdapterError
 from lntune_jax.storage import directories as _files
-from tests.adapters.test_adapter import CONFIG, assert_same_bits, make_params, tune
+from tests.support.adapters import (
+    CONFIG,
+    PARAMS,
+    TRAINABLE,
+    assert_same_bits,
+    save,
+)
 from tests.support.paths import ROOT
-
-PARAMS = make_params()
-TRAINABLE = tune(PARAMS)
-
-
-def save(path: Path, number: float, overwrite: bool = False) -> None:
-    trainable = {name: np.full_like(value, number) for name, value in TRAINABLE.items()}
-    save_adapter(path, trainable, CONFIG, base=PARAMS, overwrite=overwrite)
 
 
 def load_number(path: Path) -> float:
@@ -207,8 +205,7 @@ def test_a_target_replaced_while_it_is_looked_at(
 _WRITER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from tests.adapters.test_adapter_crashes import save
+from tests.support.adapters import save
 where, writer = Path(sys.argv[1]), int(sys.argv[3])
 for number in range(1, 10000):
     save(where / f"new-{writer}-{number}", number)

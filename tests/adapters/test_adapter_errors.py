@@ -1,8 +1,6 @@
 """Every way in which an adapter can be refused, one by one, and what the message says."""
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,8 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax._adapter import load_adapter, restore_adapter, save_adapter
-from lntune_jax._adapter_metadata import _render
 from lntune_jax.errors import AdapterError, SelectionError
-from tests.adapters.test_adapter import CONFIG, make_params, tune
+from tests.support.adapters import CONFIG, make_params, reseal, tune
 
 SCALE = "layers.0.norm.scale"
 
@@ -31,14 +28,6 @@ def refuse_save(tmp_path: Path, match: str, trainable: Any, base: Any, **options
     with pytest.raises(AdapterError, match=match):
         save_adapter(tmp_path / "new", trainable, CONFIG, base=base, **options)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def reseal(directory: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Changes the metadata and makes its own checksum right again."""
-    fields = json.loads((directory / "lntune.json").read_text())
-    fields.pop("sha256")
-    edit(fields)
-    (directory / "lntune.json").write_text(_render(fields))
 
 
 def test_save_refuses_other_leaves_than_the_config_selects(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax._adapter import load_adapter, restore_adapter
 from lntune_jax.errors import AdapterError
-from tests.adapters.test_adapter import make_params, tune
+from tests.support.adapters import make_params, tune
 from tests.support.paths import ROOT
 
 _PROCESS = """
@@ -23,7 +23,7 @@ where, tests, port, rank = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.
 jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 sys.path.insert(0, tests)
-from tests.adapters.test_adapter import CONFIG, make_params, tune
+from tests.support.adapters import CONFIG, make_params, tune
 import lntune_jax as lnt
 from lntune_jax._adapter import load_adapter, restore_adapter, save_adapter
 mesh = Mesh(np.array(jax.devices()), ("x",))

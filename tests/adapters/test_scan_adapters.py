@@ -11,7 +11,8 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax._adapter_metadata import read_metadata
 from lntune_jax.errors import AdapterError, SelectionError
-from tests.models.test_scan_layers import (
+from tests.support.checkpoints import assert_same
+from tests.support.scanned import (
     CLASSIFIERS,
     CONFIG,
     DECODERS,
@@ -20,7 +21,6 @@ from tests.models.test_scan_layers import (
     distance,
     load,
 )
-from tests.support.checkpoints import assert_same
 
 
 def both(name: str):

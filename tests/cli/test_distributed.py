@@ -14,7 +14,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax.cli._metrics import read_metrics
-from tests.cli.test_train_language import WORDS, make_decoder
+from tests.support.runs import WORDS, make_decoder
 
 pytestmark = pytest.mark.long
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lntune_jax.cli import main
-from tests.cli.test_sweep import leaves
+from tests.support.runs import leaves
 
 pytestmark = pytest.mark.long
 

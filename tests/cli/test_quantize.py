@@ -9,8 +9,8 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax.models import from_pretrained
-from tests.cli.test_train_language import FLAGS, make_decoder
 from tests.support.outcomes import refused
+from tests.support.runs import FLAGS, make_decoder
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 
-import lntune_jax as lnt
 from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.cli._settings import Recipe, Sweep
 from lntune_jax.cli._trials import list_trials
-from tests.cli.test_train_language import WORDS, make_decoder
+from tests.support.runs import WORDS, leaves, make_decoder
 
 pytestmark = pytest.mark.long
 
@@ -35,10 +34,6 @@ def finished(tmp_path_factory, words):
     output = tmp_path_factory.mktemp("sweep") / "whole"
     assert main([str(word) for word in (*words, *SWEEP, "--output", output)]) == 0
     return output
-
-
-def leaves(directory):
-    return {path: np.asarray(leaf) for path, leaf in lnt.load_adapter(directory)[0].items()}
 
 
 def test_a_sweep_leaves_every_adapter_and_the_best(finished):

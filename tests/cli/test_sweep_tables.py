@@ -9,8 +9,7 @@ import pytest
 from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.cli._settings import Recipe, Sweep
 from lntune_jax.cli._trials import list_trials, name_tables
-from tests.cli.test_sweep import leaves
-from tests.cli.test_train_language import WORDS, make_decoder
+from tests.support.runs import WORDS, leaves, make_decoder
 
 pytestmark = pytest.mark.long
 

@@ -2,7 +2,6 @@
 
 import json
 import random
-import shutil
 
 import jax
 import numpy as np
@@ -17,18 +16,18 @@ from lntune_jax.cli._language_work import MeanLoss
 from lntune_jax.cli._metrics import read_metrics
 from lntune_jax.errors import DataError
 from lntune_jax.models import from_pretrained
-from tests.support.checkpoints import REFERENCE
-
-LENGTH = 16
-SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"]
-WORDS = [f"w{number}" for number in range(40)]
-TEMPLATE = (
-    "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] }} </s> "
-    "{% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+from tests.support.runs import (
+    FLAGS,
+    LENGTH,
+    SPECIAL,
+    WORDS,
+    check,
+    make_decoder,
+    same_adapter,
+    without_times,
 )
+
 END, ASSISTANT = SPECIAL.index("</s>"), SPECIAL.index("<assistant>")
-FLAGS = ("--task", "causal_lm", "--batch-size", "4", "--max-length", str(LENGTH))
-FLAGS = (*FLAGS, "--learning-rate", "0.05")
 
 
 @pytest.fixture(scope="module")
@@ -63,26 +62,6 @@ def finished(tmp_path_factory, words):
     return output
 
 
-def make_decoder(directory, template=TEMPLATE):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    shutil.copytree(REFERENCE / "decoders" / "llama", directory)
-    vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<user>", "<assistant>"],
-        chat_template=template,
-    ).save_pretrained(directory)
-    return directory
-
-
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -90,29 +69,6 @@ def write_rows(path, rows):
 
 def encoded_from(decoder, path, form="auto"):
     return encode_documents(load_tokenizer(str(decoder)), read_documents(path, form, "text"), 60)
-
-
-def check(outcome, *fragments):
-    code, _, complaint = outcome
-    assert code == 2
-    assert complaint.count("\n") == 1
-    for fragment in fragments:
-        assert fragment in complaint
-
-
-def same_adapter(left, right):
-    one, config = lnt.load_adapter(left / "adapter")
-    other, same_config = lnt.load_adapter(right / "adapter")
-    assert config == same_config
-    assert one.keys() == other.keys()
-    return all(np.array_equal(np.asarray(one[path]), np.asarray(other[path])) for path in one)
-
-
-def without_times(output):
-    lines = read_metrics(output / "metrics.jsonl")
-    for line in lines:
-        line.pop("tokens_per_second", None)
-    return lines
 
 
 def test_perplexity_falls_and_the_run_leaves_its_files(finished):

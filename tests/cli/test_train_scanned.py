@@ -7,7 +7,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax.models import from_pretrained
-from tests.cli.test_train_language import FLAGS, check, make_decoder, same_adapter, without_times
+from tests.support.runs import FLAGS, check, make_decoder, same_adapter, without_times
 
 pytestmark = pytest.mark.long
 

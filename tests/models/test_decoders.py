@@ -10,18 +10,13 @@ import numpy as np
 import pytest
 
 from lntune_jax.models import from_config, from_pretrained
-from tests.support.checkpoints import REFERENCE as ROOT
+from tests.support.decoders import REFERENCE, task_of
 
-REFERENCE = ROOT / "decoders"
 CHECKPOINTS = sorted(path.parent.name for path in REFERENCE.glob("*/model.safetensors"))
 # A config alone: its weights are those of the checkpoint it is called after.
 VARIANTS = sorted({path.parent.name for path in REFERENCE.glob("*/config.json")} - {*CHECKPOINTS})
 CASES = ("plain", "long", "right", "left", "left_positions", "positions", "packed")
 TOLERANCE = 1e-4
-
-
-def task_of(name: str) -> str:
-    return "SEQ_CLS" if name.endswith("seq_cls") else "CAUSAL_LM"
 
 
 def base_of(name: str) -> str:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lntune_jax.models import from_config
-from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZES = {
@@ -72,9 +71,8 @@ def test_logits_are_those_of_the_hidden_states_and_so_are_gradients(kind, droppi
         assert not np.allclose(found[0][1], model.apply(params, IDS, MASK).logits, atol=1e-3)
 
 
-def test_the_last_layer_s_products_are_of_one_token_and_only_where_one_is_read(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from _programs import count_flops
+def test_the_last_layer_s_products_are_of_one_token_and_only_where_one_is_read():
+    from tests.support.flops import count_flops
 
     def count(read, **choices):
         model, params = make("bert", **choices)

@@ -17,8 +17,8 @@ from lntune_jax.models._memory import _by_path, _bytes
 from lntune_jax.models._quantize import count_both
 from lntune_jax.models._quantized import count_bytes
 from lntune_jax.models._slices import largest_leaf
-from tests.models.test_models_memory import TINY, compile_step
 from tests.support.small import relax
+from tests.support.step_memory import TINY, compile_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

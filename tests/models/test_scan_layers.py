@@ -16,31 +16,16 @@ from lntune_jax.errors import ModelError
 from lntune_jax.models import causal_lm_loss, empty_cache, from_config, from_pretrained, generate
 from lntune_jax.names.layers import list_parts
 from lntune_jax.paths import flatten
-from tests.models.test_decoders import REFERENCE, task_of
 from tests.support.checkpoints import assert_same
+from tests.support.decoders import REFERENCE
+from tests.support.scanned import CLASSIFIERS, CONFIG, DECODERS, TOKENS, TOLERANCE, distance, load
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")
-CLASSIFIERS = ("llama_seq_cls", "gpt2_seq_cls")
-CONFIG = lnt.LNTuningConfig()
-# Of two programs that round in different places; operations one by one agree exactly.
-TOLERANCE = 3e-6
-
-
-@functools.cache
-def load(name: str, scan_layers: bool) -> models.PretrainedModel:
-    return from_pretrained(REFERENCE / name, task_of(name), scan_layers=scan_layers)
 
 
 def both(name: str) -> tuple[models.PretrainedModel, models.PretrainedModel]:
     """The model with layers scanned, and apart."""
     return load(name, True), load(name, False)
-
-
-def distance(found, expected) -> float:
-    """The largest difference, by the largest number that is expected."""
-    found, expected = np.asarray(found), np.asarray(expected)
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 def by_layer(model, leaves):
@@ -55,7 +40,6 @@ def by_layer(model, leaves):
     }
 
 
-TOKENS = np.random.default_rng(3).integers(4, 60, (2, 12)).astype(np.int32)
 MASK = (np.arange(12) < np.array([[12], [9]])).astype(np.int32)
 SEGMENTS = np.array([[1] * 5 + [2] * 7, [1] * 9 + [2] * 3], np.int32)
 

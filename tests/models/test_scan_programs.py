@@ -8,7 +8,7 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.errors import ConfigError
 from lntune_jax.models import causal_lm_loss, estimate_memory, from_config
-from tests.models.test_models_memory import TINY, compile_step
+from tests.support.step_memory import TINY, compile_step
 
 # No other product has the shape of a kernel.
 TOKENS = jax.ShapeDtypeStruct((3, 24), "int32")

@@ -19,17 +19,16 @@ from tests.support.parity.exchange import (
     wrap,
 )
 from tests.support.parity.small_models import (
+    BERT,
     CLASSES,
     DECODER,
-    ENCODER,
     GPT2,
     LAYERS,
     VOCABULARY,
     WIDTH,
-    make_batch,
+    make_bert_tokens,
 )
 
-BERT = ENCODER | {"vocab_size": VOCABULARY, "num_labels": CLASSES}
 DISTILBERT = {
     "vocab_size": VOCABULARY,
     "dim": WIDTH,
@@ -80,17 +79,12 @@ HEADS = {
 }
 
 
-def make_tokens():
-    batch = make_batch("bert", seed=99)
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-
-
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_of_peft_gives_its_logits_here(name, tmp_path):
     settings, task, targets, _ = HEADS[name]
     module = build(name, settings)
     wrapped = move(wrap(module, task_type=task, target_modules=targets))
-    check_import(wrapped, save(wrapped, tmp_path), from_torch(module), make_tokens())
+    check_import(wrapped, save(wrapped, tmp_path), from_torch(module), make_bert_tokens())
 
 
 @pytest.mark.parametrize("trained", [True, False], ids=["trained", "not trained"])
@@ -109,7 +103,7 @@ def test_peft_gives_our_logits_with_a_head(name, trained, tmp_path):
     moved = move_leaves(halves.trainable)
     directory = lnt.export_peft(tmp_path / "adapter", moved, config, base=model.params)
     params = lnt.merge_params(moved, halves.frozen)
-    check_export(module, directory, model, params, make_tokens())
+    check_export(module, directory, model, params, make_bert_tokens())
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -143,4 +137,4 @@ def test_without_a_task_no_head_is_needed(tmp_path):
     moved = move_leaves(halves.trainable)
     directory = lnt.export_peft(tmp_path / "adapter", moved, config)
     params = lnt.merge_params(moved, halves.frozen)
-    check_export(module, directory, model, params, make_tokens())
+    check_export(module, directory, model, params, make_bert_tokens())

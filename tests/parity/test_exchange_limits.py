@@ -6,7 +6,6 @@ from safetensors.numpy import load_file
 import lntune_jax as lnt
 from lntune_jax.errors import AdapterError
 from lntune_jax.torchax import from_torch
-from tests.parity.test_exchange_heads import BERT, make_tokens
 from tests.support.parity.exchange import (
     build,
     check_export,
@@ -16,7 +15,7 @@ from tests.support.parity.exchange import (
     save,
     wrap,
 )
-from tests.support.parity.small_models import DECODER
+from tests.support.parity.small_models import BERT, DECODER, make_bert_tokens
 
 TIED = "Model has `tie_word_embeddings=True`"  # PEFT's warning of the same
 ROBERTA = BERT | {"max_position_embeddings": 64}
@@ -45,7 +44,7 @@ def test_peft_loads_entries_that_it_would_nest_by_itself(name, settings, modules
     moved = move_leaves(halves.trainable)
     directory = lnt.export_peft(tmp_path / "adapter", moved, config, base=model.params)
     params = lnt.merge_params(moved, halves.frozen)
-    check_export(module, directory, model, params, make_tokens())
+    check_export(module, directory, model, params, make_bert_tokens())
 
 
 def make_llama(tied):
@@ -56,7 +55,7 @@ def make_llama(tied):
 
 def test_an_embedding_crosses_where_the_output_is_its_own(tmp_path):
     module, wrapped = make_llama(tied=False)
-    model, tokens = from_torch(module), {"input_ids": make_tokens()["input_ids"]}
+    model, tokens = from_torch(module), {"input_ids": make_bert_tokens()["input_ids"]}
     check_import(wrapped, save(wrapped, tmp_path / "peft"), model, tokens)
     adapter = lnt.load_peft(tmp_path / "peft", model.params)
     ours = lnt.export_peft(tmp_path / "ours", adapter.trainable, adapter.config, base=model.params)

@@ -151,7 +151,6 @@ def test_saves_racing_in_threads(place: Path, kind: str) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
 from tests.support.directories import KINDS
 write, place = KINDS[sys.argv[3]].write, Path(sys.argv[1])
 for number in range(1, 10000):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def shape(*axes, dtype="float32"):
@@ -277,3 +278,20 @@ def encoder_decoder():
         "decoder": {"layer": {"0": layer, "1": layer}},
         "classifier": dense(8, 2),
     }
+
+
+def make_tree(layers: int, *, is_real: bool = False) -> dict:
+    def make(*shape: int):
+        if is_real:
+            return np.ones(shape, np.float32)
+        return jax.ShapeDtypeStruct(shape, np.float32)
+
+    def layer() -> dict:
+        attention = {f"{name}_proj": {"weight": make(4, 4)} for name in "qkvo"}
+        mlp = {f"{name}_proj": {"weight": make(4, 4)} for name in ("gate", "up", "down")}
+        norms = {f"{name}_layernorm": {"weight": make(4)} for name in ("input", "post_attention")}
+        return {"self_attn": attention, "mlp": mlp, **norms}
+
+    layers = {str(index): layer() for index in range(layers)}
+    model = {"embed_tokens": {"weight": make(8, 4)}, "layers": layers}
+    return {"model": model | {"norm": {"weight": make(4)}}, "lm_head": {"weight": make(8, 4)}}

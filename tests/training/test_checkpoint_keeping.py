@@ -13,7 +13,7 @@ from lntune_jax.training.checkpoints import (
     restore_state,
     save_state,
 )
-from tests.training.test_checkpoint import advance, assert_same_state, make_state
+from tests.support.states import advance, assert_same_state, make_state
 
 
 def save_all(directory: Path, losses: list[float], **options: object) -> list[int]:

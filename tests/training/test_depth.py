@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -11,13 +9,10 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.errors import SelectionError
 from lntune_jax.models import estimate_memory, from_config, from_pretrained, generate
-from tests.models.test_decoders import REFERENCE
-from tests.models.test_models_memory import TINY
-from tests.support.paths import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-import depth
-from _programs import count_flops
+from tests.support import depth
+from tests.support.decoders import REFERENCE
+from tests.support.flops import count_flops
+from tests.support.step_memory import TINY
 
 TOKENS = jax.ShapeDtypeStruct((2, 64), "int32")
 LAYERS = 3

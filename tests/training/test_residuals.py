@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from lntune_jax.models import estimate_memory, from_config
 from lntune_jax.models._stack import POLICIES
-from tests.models.test_models_memory import OPTIONS, TINY, compile_step
-from tests.support.paths import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-import residuals
-from _programs import count_bytes, count_flops
-from _shapes import split_loss
+from tests.support import residuals
+from tests.support.flops import count_bytes, count_flops
+from tests.support.shapes import split_loss
+from tests.support.step_memory import OPTIONS, TINY, compile_step
 
 TOKENS = jax.ShapeDtypeStruct((2, 64), "int32")
 

@@ -1,7 +1,7 @@
 """What a compiled training step computes, gives out and copies; how often it is compiled.
 
 FLOPs are those of the matmuls, loops counted as often as they turn, and must be the limit that
-`benchmarks/_step_limit.py` derives, to the last one: a weight gradient, or a chunk of the
+`tests/support/step_limit.py` derives, to the last one: a weight gradient, or a chunk of the
 vocabulary computed twice, would be seen. The same counts of steps with mistakes show it.
 """
 
@@ -11,7 +11,18 @@ import jax
 import optax
 import pytest
 
-from tests.support.paths import ROOT
+from tests.support.flops import count_flops
+from tests.support.step_limit import Limit, find_limit
+from tests.support.step_problems import make_problem
+from tests.support.step_variants import (
+    by_hand,
+    jit_step,
+    make_run,
+    masked,
+    ready,
+    split,
+    whole_tree,
+)
 
 # No product of activations has the shape of a kernel.
 COMMON = {"vocab_size": 600, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 1}
@@ -29,15 +40,12 @@ QUICK = {"xla_backend_optimization_level": "0", "xla_cpu_multi_thread_eigen": Tr
 
 
 @pytest.fixture(autouse=True)
-def _benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def _usual_promotion():
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes weak floats and integers
         yield
 
 
 def make(name, **options):
-    from _step_shapes import make_problem
-
     config = dict(CONFIGS[name])
     if options.get("scan_layers"):
         config |= {"n_layer" if name == "gpt2" else "num_hidden_layers": 2}
@@ -50,14 +58,10 @@ def compile_step(variant, problem):
 
 
 def count(compiled):
-    from _programs import count_flops
-
     return count_flops(compiled.as_text())
 
 
 def limit_of(problem):
-    from _step_limit import find_limit
-
     return find_limit(problem.model, ROWS, LENGTH, problem.config.modules_to_save or ())
 
 
@@ -87,8 +91,6 @@ def copied_kernels(compiled, problem):
     [*((name, False) for name in CONFIGS), ("llama", True), ("gpt2", True)],
 )
 def test_a_step_computes_the_limit_and_copies_nothing(name, scan_layers):
-    from _step_variants import by_hand, split
-
     problem = make(name, **({"scan_layers": True} if scan_layers else {}))
     limit, ours = limit_of(problem), split(problem)
     compiled = compile_step(ours, problem)
@@ -106,9 +108,6 @@ def test_a_step_computes_the_limit_and_copies_nothing(name, scan_layers):
 @pytest.mark.long
 @pytest.mark.parametrize("scan_layers", [False, True], ids=["apart", "scanned"])
 def test_remat_computes_the_layers_again_and_nothing_else(scan_layers):
-    from _step_limit import Limit
-    from _step_variants import split
-
     counts = {}
     for remat in ("none", "full") if scan_layers else ("none", "dots", "full"):
         problem = make("llama", scan_layers=scan_layers, remat=remat)
@@ -134,8 +133,6 @@ def test_remat_computes_the_layers_again_and_nothing_else(scan_layers):
 )
 def test_the_ready_step_computes_no_more(dtype, options):
     """With masters over a bfloat16 base, metrics and flags, and with accumulation."""
-    from _step_variants import ready
-
     problem = make("llama", dtype=dtype)
     variant = ready(problem, **options)
     compiled = compile_step(variant, problem)
@@ -145,8 +142,6 @@ def test_the_ready_step_computes_no_more(dtype, options):
 
 
 def test_a_weight_gradient_is_seen():
-    from _step_variants import masked, whole_tree
-
     problem = make("llama")
     limit = limit_of(problem)
     logging = whole_tree(problem, masked(problem), optax.tree.norm)
@@ -156,8 +151,6 @@ def test_a_weight_gradient_is_seen():
 
 
 def test_a_copied_frozen_leaf_is_seen():
-    from _step_variants import jit_step, split
-
     problem = make("llama")
     ours = split(problem)
 
@@ -191,29 +184,19 @@ def count_compilations(run, steps=2):
     return first, len(compiled) - first
 
 
-def make_run(variant, problem):
-    from step import make_run
-
-    return make_run(variant, problem.batch)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_compilation_over_several_steps(dtype):
-    from _step_variants import ready, split
-
     problem = make("llama", dtype=dtype)
     if dtype == "float32":
         variant = split(problem)
     else:
         variant = ready(problem, accumulate=2, skip_nonfinite=True)
-    first, later = count_compilations(make_run(variant, problem))
+    first, later = count_compilations(make_run(variant, problem.batch))
     assert first >= 1
     assert later == 0
 
 
 def test_a_second_compilation_is_seen():
-    from _step_variants import split
-
     problem = make("llama")
     ours = split(problem)
     held = list(ours.arguments)

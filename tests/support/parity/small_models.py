@@ -237,3 +237,11 @@ def make_batch(name: str, seed: int = 0) -> dict[str, np.ndarray]:
 def as_tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """The same batch for PyTorch."""
     return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+BERT = ENCODER | {"vocab_size": VOCABULARY, "num_labels": CLASSES}
+
+
+def make_bert_tokens():
+    batch = make_batch("bert", seed=99)
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}

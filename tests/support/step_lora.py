@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 import qwix
-from _step_shapes import Problem, make_loss, make_params
 from flax import nnx
 
 from lntune_jax.models import _build, _decoder_build
 from lntune_jax.models._decoder_inputs import prepare_decoder_inputs
 from lntune_jax.models._inputs import prepare_inputs
 from lntune_jax.models._stack import Options
+from tests.support.step_problems import Problem, make_loss, make_params
 
 # What PEFT adapts by default: queries and values, or GPT-2's one product for all three.
 TARGETS = r".*/(query|value|q_proj|v_proj|c_attn)"

@@ -4,7 +4,11 @@ import math
 import re
 from typing import NamedTuple
 
-from _programs import CALLED, LOOP, TRIPS, read_numbers, split_program
+import jax
+
+from lntune_jax.models import from_config
+from tests.support.flops import CALLED, LOOP, TRIPS, read_numbers, split_program
+from tests.support.mesh_steps import compile_step
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8}
@@ -103,3 +107,30 @@ def _group(line: str) -> int | None:
 
 def _bits(kind: str) -> int:
     return _BITS.get(kind) or int(kind[1:])
+
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 2048,
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+ROWS, LENGTH = 16, 64
+
+
+def make_mesh(sizes):
+    """A mesh of simulated devices, its axes left to the compiler."""
+    kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+
+
+def measure(sizes, method, **options):
+    """The collectives of a step; `options` are those of `from_config`."""
+    model = from_config(LLAMA, "CAUSAL_LM", dtype="float32", **options)
+    tokens = jax.ShapeDtypeStruct((ROWS, LENGTH), "int32")
+    text = compile_step(model, method, tokens, make_mesh(sizes)).as_text()
+    return list_collectives(text, jax.device_count())

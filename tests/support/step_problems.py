@@ -38,7 +38,7 @@ SHAPES = {
     },
     "GPT-2-124M": {"model_type": "gpt2", "vocab_size": 50257},
 }
-# Rows and tokens in a row: 2.03 is within reach up to a length that `_step_limit.py` derives.
+# Rows and tokens in a row: 2.03 is within reach up to a length that step_limit.py derives.
 BATCHES = {
     "MiniLM-L6": (8, 64),
     "BERT-base": (4, 128),

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from _step_shapes import Problem
 
 import lntune_jax as lnt
+from tests.support.step_problems import Problem
 
 RATE = 1e-3
 NORM_NAMES = ("LayerNorm", "layernorm", "norm", "ln_1", "ln_2", "ln_f", "classifier")
@@ -144,7 +144,7 @@ def masked(problem: Problem) -> optax.GradientTransformation:
 
 
 def lora(problem: Problem) -> Variant:
-    from _step_lora import make_lora  # qwix is an extra
+    from tests.support.step_lora import make_lora  # qwix is an extra
 
     loss, factors, rest = make_lora(problem, rank=8)
     tx = adamw()
@@ -185,3 +185,13 @@ VARIANTS: dict[str, Callable[[Problem], Variant]] = {
     "mistake: gradient in its own jit": two_programs,
 }
 MAIN = (OURS, BY_HAND, "multi_transform", "LoRA r=8 (qwix)", FULL)
+
+
+def make_run(variant, batch):
+    held = list(variant.arguments)
+
+    def run():
+        held[0], held[1], seen = variant.step(*held, batch)
+        jax.block_until_ready((held[0], held[1], seen))
+
+    return run
