@@ -115,7 +115,8 @@ def test_leaves_take_the_sharding_of_those_they_replace(tmp_path):
     path = files.write_adapter(tmp_path, files.make_tensors())
     run_on_devices(
         f"""
-import jax, lntune_jax as lnt, peft_files as files
+import jax, lntune_jax as lnt
+from tests.support import peft_files as files
 mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
 params = files.make_params()
