@@ -11,7 +11,7 @@ import functools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -20,6 +20,26 @@ from ..paths import Leaf, Path, flatten, get_shape
 from . import norm_names as names
 
 NORM, GROUP_NORM, UNCERTAIN, OTHER = "norm", "group norm", "uncertain", "other"
+
+
+class Judgement(NamedTuple):
+    """What a module is taken for, and in a few words what speaks against it; "" if nothing does."""
+
+    kind: str
+    doubt: str = ""
+
+
+_OTHER = Judgement(OTHER)
+
+
+class Surroundings(NamedTuple):
+    """What lies in each module, at any depth."""
+
+    convolutions: dict[Path, int]  # how many kernels of convolutions
+    matrices: dict[Path, int]  # how many other kernels
+    sizes: dict[Path, set[int]]  # the sizes of the convolutions' axes
+    with_other_norms: set[Path]  # modules beside whose norm one is called a BatchNorm or GroupNorm
+    with_statistics: set[str]  # the names of modules that hold running statistics
 
 _TYPES = {
     "flax.nnx": {
@@ -54,24 +74,46 @@ def find_norms(
         >>> find_norms({"ln_1": {"scale": jnp.ones(4)}, "fc": {"kernel": jnp.ones((4, 4))}})
         {('ln_1',): 'norm'}
     """
+    found = judge_modules(tree, leaves)
+    return {path: judged.kind for path, judged in found.items() if judged.kind != UNCERTAIN}
+
+
+def judge_modules(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path, Judgement]:
+    """Judges the modules of a tree that are norms, or look like one: module path to judgement.
+
+    `NORM` and `GROUP_NORM` are taken for norms of that kind. `UNCERTAIN` ones look like a norm, but
+    may be none, or of another kind: they are not to be trained unless the caller names them. A
+    judgement with a doubt is to be told to the caller.
+
+    Args:
+        tree: any pytree of parameters.
+        leaves: what `flatten(tree)` gave, if it is at hand.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> norm = {"scale": jnp.ones(4), "bias": jnp.ones(4)}
+        >>> for path, judged in judge_modules({"ln_1": norm, "final": norm}).items():
+        ...     print(path, judged)
+        ('final',) Judgement(kind='uncertain', doubt="'final' does not say that it is a norm")
+        ('ln_1',) Judgement(kind='norm', doubt='')
+    """
     leaves = flatten(tree)[0] if leaves is None else leaves
-    typed = find_by_type(tree) if typed is None else typed
-    with_statistics = {
-        leaf.path[1:-1] for leaf in leaves if leaf.path[:1] == ("batch_stats",)
-    }  # a Linen variables dict keeps them in a collection of their own
+    typed = find_by_type(tree)
+    with_statistics = _find_with_statistics(leaves)
     modules = _group_by_module(leaves)
     parents = {module[:end] for module in modules for end in range(len(module))}
-    norms: dict[Path, str] = {}
+    surroundings = _look_around(modules)
+    judged: dict[Path, Judgement] = {}
     for module, members in modules.items():
         if module in typed:
-            kind = typed[module]
+            judgement = Judgement(typed[module])
         elif module in with_statistics:
-            kind = OTHER
+            judgement = _OTHER
         else:
-            kind = _judge(module, members, has_children=module in parents)
-        if kind != OTHER:
-            norms[module] = kind
-    return norms
+            judgement = _judge(module, members, module in parents, surroundings)
+        if judgement.kind != OTHER:
+            judged[module] = judgement
+    return judged
 
 
 def get_kind(kinds: Mapping[Path, str], path: Path) -> str | None:
@@ -158,31 +200,160 @@ def judge_name(name: str) -> str:
     return NORM
 
 
-def _judge(module: Path, members: Mapping[str, Leaf], *, has_children: bool) -> str:
+def _judge(
+    module: Path,
+    members: Mapping[str, Leaf],
+    has_children: bool,
+    surroundings: Surroundings,
+) -> Judgement:
     """What the names and shapes of a module's own leaves say about it."""
-    if not members.keys() <= names.SCALE_NAMES | names.BIAS_NAMES:
-        return OTHER
-    if not all(is_trainable_array(leaf) for leaf in members.values()):
-        return OTHER
-    shapes = {get_shape(leaf.value) for leaf in members.values()}
-    if len(shapes) != 1 or not members.keys() & names.SCALE_NAMES:
-        return OTHER
-    axes = len(shapes.pop() or ())
-    if axes > 1 and members.keys() & names.ONE_AXIS_NAMES:
-        return OTHER
-    name = module[-1] if module else ""
-    if name.isdigit() and len(module) > 1 and judge_name(module[-2]) != OTHER:
-        name = module[-2]  # an entry of a list that is called `norms`
+    if members.keys().isdisjoint(names.SCALE_NAMES):
+        return _OTHER
+    name = _get_telling_name(module)
+    said = judge_name(name)
+    if said == OTHER and (_says_other(name) or has_children):
+        return _OTHER
+    own = {n: leaf for n, leaf in members.items() if n in names.SCALE_NAMES | names.BIAS_NAMES}
+    shapes = {tuple(get_shape(leaf.value) or ()) for leaf in own.values()}
+    if len(shapes) != 1 or not all(is_trainable_array(leaf) for leaf in own.values()):
+        return _OTHER
+    shape = shapes.pop()
+    if len(shape) > 1 and members.keys() & names.ONE_AXIS_NAMES:
+        return _OTHER
+    if others := members.keys() - own.keys():
+        return _judge_with_others(said, shape, others)
+    if len(shape) > 1 and len(own) == 1 and not _may_be_stacked(name, own):
+        return _OTHER
+    if said == GROUP_NORM:
+        return Judgement(GROUP_NORM)
+    if said == NORM:
+        return _judge_beside_convolutions(module, name, own, surroundings)
+    if shape[-1] == 1 or len(shape) > 2 or members.keys() & names.ONE_AXIS_NAMES:
+        return _OTHER
+    if name in surroundings.with_statistics and not _says_nothing(name):
+        return Judgement(NORM, f"others called {name!r} are BatchNorms, by their statistics")
+    if len(own) == 2 and _comes_first(module, surroundings):
+        return Judgement(NORM, f"{name!r}, the first of a sequence, does not say that it is a norm")
+    return Judgement(UNCERTAIN, f"{name!r} does not say that it is a norm")
+
+
+def _judge_with_others(said: str, shape: tuple[int, ...], others: Iterable[str]) -> Judgement:
+    """Of a module that holds more than a scale and a bias."""
+    statistics = names.STATISTICS | names.AMBIGUOUS_STATISTICS
+    if said != NORM or len(shape) != 1 or not statistics.isdisjoint(others):
+        return _OTHER
+    return Judgement(UNCERTAIN, f"it holds {', '.join(sorted(others)[:3])} too")
+
+
+def _may_be_stacked(name: str, own: Mapping[str, Leaf]) -> bool:
+    """Whether a lone scale with several axes may be that of several layers, not a matrix."""
     words = _split_words(name)
-    says_nothing = all(word.isdigit() or word in names.EMPTY_WORDS for word in words)
-    if says_nothing and name[-1:].isdigit():
-        return NORM if axes == 1 and len(members) == 2 and not has_children else OTHER
     place = _find_norm_word(words)
-    if axes > 1 and len(members) == 1 and place is not None:
-        after = words[place + 1 :]
-        if not all(word.isdigit() or word in names.AFTER_STACKED for word in after):
-            return OTHER
-    return judge_name(name)
+    if place is None:
+        return "scale" in own or "gamma" in own
+    return all(word.isdigit() or word in names.AFTER_STACKED for word in words[place + 1 :])
+
+
+def _judge_beside_convolutions(
+    module: Path, name: str, own: Mapping[str, Leaf], surroundings: Surroundings
+) -> Judgement:
+    """Of a module that is called a norm: among convolutions it may be a BatchNorm as well."""
+    scope = module[:-1]
+    if len(module) > 1 and _says_nothing(module[-1]):
+        scope = module[:-2]  # an entry of a list
+    sizes = surroundings.sizes.get(scope)
+    if not sizes or not names.TOKEN_WORDS.isdisjoint(_split_words(name)):
+        return Judgement(NORM)
+    if scope and any(word in scope[-1].lower() for word in names.EMBEDDING_WORDS):
+        return Judgement(NORM)
+    (leaf, *_) = own.values()
+    convolutions, matrices = surroundings.convolutions[scope], surroundings.matrices.get(scope, 0)
+    if sizes.isdisjoint(leaf.value.shape) or scope in surroundings.with_other_norms:
+        return Judgement(NORM)
+    if matrices > 4 * convolutions and "conv" not in scope[-1:]:
+        return Judgement(NORM)
+    # Explicit names are seldom wrong, and a lone scale is seldom a BatchNorm's.
+    is_sure = _is_explicit(name) or len(own) == 1
+    if is_sure and matrices:
+        return Judgement(NORM)
+    doubt = "among convolutions it may be a GroupNorm or a BatchNorm"
+    return Judgement(NORM if is_sure or matrices else UNCERTAIN, doubt)
+
+
+def _get_telling_name(module: Path) -> str:
+    """The name of a module, or of the list that it is an entry of, called `norms`."""
+    name = module[-1] if module else ""
+    if len(module) > 1 and _says_nothing(name) and judge_name(module[-2]) != OTHER:
+        return module[-2]
+    return name
+
+
+def _comes_first(module: Path, surroundings: Surroundings) -> bool:
+    """Whether a module is the first of a sequence, and what has a kernel comes after it."""
+    start, zero, end = (module or ("",))[-1].rpartition("0")
+    second = (*module[:-1], start + "1")
+    has_kernel = second in surroundings.convolutions or second in surroundings.matrices
+    return bool(zero) and not end and not start[-1:].isdigit() and has_kernel
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_explicit(name: str) -> bool:
+    """Whether a name says LayerNorm or RMSNorm, not only norm."""
+    words = _split_words(name)
+    place = _find_norm_word(words) or 0
+    return bool(names.EXPLICIT.search(" ".join(words[max(place - 1, 0) : place + 1])))
+
+
+@functools.lru_cache(maxsize=1024)
+def _says_nothing(name: str) -> bool:
+    return all(word.isdigit() or word in names.EMPTY_WORDS for word in _split_words(name))
+
+
+@functools.lru_cache(maxsize=1024)
+def _says_other(name: str) -> bool:
+    """Whether a name says that a module is something else than a LayerNorm or RMSNorm."""
+    words = _split_words(name)
+    return _says_batch_norm(name) or not names.SCALE_WORDS.isdisjoint(words)
+
+
+@functools.lru_cache(maxsize=1024)
+def _says_batch_norm(name: str) -> bool:
+    """Whether a name says BatchNorm, GroupNorm, or another kind of norm."""
+    words = _split_words(name)
+    is_other = _find_norm_word(words) is not None and judge_name(name) != NORM
+    return is_other or not names.BATCH_NORM_WORDS.isdisjoint(words)
+
+
+def _find_with_statistics(leaves: Iterable[Leaf]) -> set[Path]:
+    """The modules whose statistics Linen keeps in a collection of their own."""
+    found: set[Path] = set()
+    for leaf in leaves:
+        if leaf.path[:1] == ("batch_stats",) and leaf.path[-1] in names.AMBIGUOUS_STATISTICS:
+            found |= {leaf.path[1:-1], ("params", *leaf.path[1:-1])}
+    return found
+
+
+def _look_around(modules: Mapping[Path, Mapping[str, Leaf]]) -> Surroundings:
+    around = Surroundings({}, {}, {}, set(), set())
+    for module, members in modules.items():
+        if module and _says_batch_norm(module[-1]):
+            around.with_other_norms.add(module[:-1])
+        if module and not names.STATISTICS.isdisjoint(members):
+            around.with_statistics.add(module[-1])
+        for leaf in members.values():
+            shape = get_shape(leaf.value) or ()
+            if len(shape) < 2:
+                continue
+            is_convolution = len(shape) > 3 or (
+                len(shape) == 3 and any("conv" in part.lower() for part in module[-2:])
+            )
+            counts = around.convolutions if is_convolution else around.matrices
+            for end in range(len(module) + 1):
+                above = module[:end]
+                counts[above] = counts.get(above, 0) + 1
+                if is_convolution:
+                    around.sizes.setdefault(above, set()).update(shape)
+    return around
 
 
 def _group_by_module(leaves: Iterable[Leaf]) -> dict[Path, dict[str, Leaf]]:
