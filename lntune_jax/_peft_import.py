@@ -141,7 +141,7 @@ def _read(
             "merge the halves first"
         )
     leaves, treedef = flatten(params)
-    index = index_tree(params, leaves, known, norms=split_modules(norms))
+    index = index_tree(params, leaves, known, norms=split_modules(norms, leaves))
     values = {join(leaf.path): leaf.value for leaf in leaves}
     contents = check_contents(directory, shapes, config, index, values)
     tensors = read_tensors(directory, contents.keys.values())

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from ..errors import TreeError
-from ..paths import Leaf, Path, flatten, get_shape
+from ..paths import Leaf, Path, flatten, get_shape, join
 from . import norm_names as names
 
 NORM, GROUP_NORM, UNCERTAIN, OTHER = "norm", "group norm", "uncertain", "other"
@@ -159,26 +159,75 @@ def is_trainable_array(leaf: Leaf) -> bool:
     return leaf.is_parameter and bool(shape) and jnp.issubdtype(leaf.value.dtype, jnp.floating)
 
 
-def split_modules(norms: Iterable[str] | None) -> frozenset[Path] | None:
+class GivenNorms(NamedTuple):
+    """Norms that the caller named: their paths in the tree, and the entries that name none."""
+
+    paths: frozenset[Path]
+    unmatched: list[str]
+
+
+def split_modules(
+    norms: Iterable[str] | None, leaves: Sequence[Leaf] | None = None
+) -> frozenset[Path] | None:
     """Paths of norm modules or of their leaves, given by the caller as strings or as segments.
+
+    Args:
+        norms: the entries; None gives None.
+        leaves: of the tree that they are for: see `match_norms`. Without them a leading `params`
+            is dropped.
 
     Raises:
         TreeError: an entry is neither.
     """
     if norms is None:
         return None
+    if leaves is not None:
+        return match_norms(norms, leaves).paths
+    return frozenset(path[1:] if path[:1] == ("params",) else path for path in _split(norms))
+
+
+def match_norms(norms: Iterable[str], leaves: Sequence[Leaf]) -> GivenNorms:
+    """Finds the modules and leaves of a tree that the caller names as norms.
+
+    Of Linen's variables `params` is no segment of a path; an entry may begin with it all the same.
+
+    Args:
+        norms: paths of modules or leaves, as strings or as segments.
+        leaves: what `flatten(tree)` gave.
+
+    Raises:
+        TreeError: an entry is neither.
+
+    Example:
+        >>> leaves = flatten({"params": {"ln": {"scale": 1.0}}})[0]
+        >>> match_norms(["ln", "params.ln", "zz"], leaves)
+        GivenNorms(paths=frozenset({('ln',)}), unmatched=['zz'])
+    """
+    known = {leaf.path[:end] for leaf in leaves for end in (len(leaf.path), len(leaf.path) - 1)}
     paths: set[Path] = set()
+    unmatched: dict[str, None] = {}
+    for path in _split(norms):
+        if path in known:
+            paths.add(path)
+        elif path[:1] == ("params",) and path[1:] in known:
+            paths.add(path[1:])
+        else:
+            unmatched[join(path)] = None
+    return GivenNorms(frozenset(paths), list(unmatched))
+
+
+def _split(norms: Iterable[str]) -> list[Path]:
     try:
-        for entry in [norms] if isinstance(norms, str) else norms:
-            parts = re.split(r"[./]", entry) if isinstance(entry, str) else entry
-            path = tuple(part for part in parts if part)  # "" is the root itself
-            paths.add(path[1:] if path[:1] == ("params",) else path)
+        entries = [
+            re.split(r"[./]", entry) if isinstance(entry, str) else [str(part) for part in entry]
+            for entry in ([norms] if isinstance(norms, str) else norms)
+        ]
     except TypeError:
         raise TreeError(
             f"norms must be module paths such as 'encoder.ln_1', not {norms!r}: pass what "
             "norm_modules(model) or discover_norms(apply_fn, params, ...) returns"
         ) from None
-    return frozenset(paths)
+    return [tuple(part for part in entry if part) for entry in entries]  # "" is the root itself
 
 
 def judge_name(name: str) -> str:

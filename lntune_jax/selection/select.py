@@ -212,17 +212,15 @@ def _look(
     config = get_config(config)
     known_map = get_name_map(name_map)
     leaves, treedef = flatten(params)
-    given = split_modules(norms)
-    typed = find_by_type(params) if given is None else {}
-    kinds = find_norms(params, leaves, typed) if given is None else dict.fromkeys(given, NORM)
-    sources = dict.fromkeys(kinds, _say_source(norms)) | dict.fromkeys(typed, "by its type")
+    known = split_modules(norms, leaves)
+    kinds = find_norms(params, leaves) if known is None else dict.fromkeys(known, NORM)
     parts = None if known_map is None else list_parts(leaves, known_map)
     named = leaves
     if parts is not None:
         named = [part for leaf in leaves for part in view(leaf, parts[join(leaf.path)])]
         kinds, sources = _rename(kinds, parts), _rename(sources, parts)
     if named_norms is not None:
-        kinds = dict.fromkeys(split_modules(named_norms) or (), NORM)
+        kinds = dict.fromkeys(split_modules(named_norms, named) or (), NORM)
     matches = match_config(config, [leaf.path for leaf in named])
     roles = assign_roles(named, kinds, matches)
     own = RoledTree(named, treedef, roles)

@@ -216,8 +216,8 @@ NAMINGS = {
         | {"ln_attn.scale", "local_attn_norm.scale"},
     ),
     "a scale and a shift on a block itself": Naming(
-        {"layers_0": norm() | {"attention": dense()}, "layers_1": norm()},
-        both("layers_1"),
+        {"layers_0": norm() | {"attention": dense()}, "ln": norm()},
+        both("ln"),
     ),
     "sequential, by shape": Naming(
         {
@@ -227,7 +227,7 @@ NAMINGS = {
             "norms": [{"scale": shape(8)}],
             "offsets": norm(),
         },
-        both("layers_1", "blocks.0") | {"norms.0.scale"},
+        {"norms.0.scale"},  # layers_1 and blocks.0 may be BatchNorms
     ),
     "none and non-array leaves": Naming(
         {"block": Block(norm(), dense(), None), "name": "text", "f": len, "steps": 3, "n": None},
