@@ -107,13 +107,19 @@ def is_norm(module: torch.nn.Module, parameters: Any) -> bool:
 
 def _list_classes(model_type: str, config_class: Any) -> list[Any]:
     names = MODEL_MAPPING_NAMES.get(model_type, ())
-    classes = [getattr(transformers, n, None) for n in ([names] if isinstance(names, str) else names)]
+    classes = [
+        getattr(transformers, n, None) for n in ([names] if isinstance(names, str) else names)
+    ]
     where = config_class.__module__.replace(".configuration_", ".modeling_")
     for value in vars(importlib.import_module(where)).values():
         is_model = isinstance(value, type) and issubclass(value, PreTrainedModel)
         if is_model and value.__dict__.get("config_class", value.config_class) is config_class:
             classes.append(value)
-    return [c for c in dict.fromkeys(classes) if c is not None and not c.__name__.endswith("PreTrainedModel")]
+    return [
+        c
+        for c in dict.fromkeys(classes)
+        if c is not None and not c.__name__.endswith("PreTrainedModel")
+    ]
 
 
 def _stop(*_: Any) -> None:

@@ -125,7 +125,9 @@ def read_base(
         name: values[name] for name, role in roles.items() if role in (NORM_ROLE, SAVED_ROLE)
     }
     check_trainable(trainable, expected, holes)
-    index = index_tree(params, selection.leaves, name_map, norms=split_modules(norms, selection.leaves))
+    index = index_tree(
+        params, selection.leaves, name_map, norms=split_modules(norms, selection.leaves)
+    )
     return Tree(index, roles, values, frozenset())
 
 

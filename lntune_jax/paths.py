@@ -155,8 +155,8 @@ def _is_known(kind: type) -> bool:
 
 
 def _is_frozen_dict(tree: Any) -> bool:
-    flax_core = sys.modules.get("flax.core")
-    return hasattr(flax_core, "FrozenDict") and isinstance(tree, flax_core.FrozenDict)
+    kind = getattr(sys.modules.get("flax.core"), "FrozenDict", None)
+    return kind is not None and isinstance(tree, kind)
 
 
 def _make_box_test() -> Callable[[Any], bool] | None:

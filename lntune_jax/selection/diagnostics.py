@@ -7,13 +7,14 @@ error.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import LNTuningConfig
 from ..errors import SelectionError, UncertainNormWarning, UnmatchedPatternWarning
 from ..messages import list_names, shorten, warn
 from ..paths import Path, join
 from .architectures import DEFAULT_TARGETS
+from .norms import UNCERTAIN
 from .patterns import Match, suggest
 from .quantized import find_quantized
 from .roles import NORM_ROLE, Matches, RoledTree, is_below, is_named, unite
@@ -31,8 +32,9 @@ def check_selection(
     matches: Matches,
     config: LNTuningConfig,
     norm_paths: Sequence[Path],
-    uncertain: Sequence[Path],
-    given: frozenset[Path] | None,
+    kinds: Mapping[Path, str],
+    doubts: Mapping[Path, str],
+    strange: Sequence[str],
     warns: bool,
 ) -> None:
     """Raises or warns where the patterns of `config` do not do what they say.
@@ -42,8 +44,9 @@ def check_selection(
         matches: what each pattern matched.
         config: whose patterns they are.
         norm_paths: the leaves of all norms, trained or not, the uncertain ones among them.
-        uncertain: the modules that may be norms.
-        given: the norms that the caller named; None where they were found.
+        kinds: which modules or leaves are norms, of which kind.
+        doubts: what speaks against it, by module.
+        strange: the entries of `norms=` that name nothing in the tree.
         warns: whether to warn; errors are raised in any case.
 
     Raises:
@@ -52,6 +55,7 @@ def check_selection(
     # Defaults are written for many models of a kind, and may well not match in one of them.
     targets = matches.targets if config.target_modules is not None else None
     saved = matches.saved if config.modules_to_save is not None else ()
+    uncertain = [path for path, kind in kinds.items() if kind == UNCERTAIN]
     certain = [path for path in norm_paths if path[:-1] not in set(uncertain)]
     _check_targets(targets or (), matches, certain, uncertain)
     trained = [x.path for i, x in enumerate(selection.leaves) if selection.is_trainable(i)]
@@ -75,7 +79,7 @@ def check_selection(
         _warn_unmatched("modules_to_save", saved, matches.modules)
         _warn_unmatched("exclude_modules", matches.excluded, matches.modules)
         _warn_shallow_exclusions(matches.excluded, trained, norm_paths)
-        _warn_strange_norms(given, selection, matches.modules)
+        _warn_strange_norms(strange, matches.modules)
     # A norm in a saved module trains too, as where a whole encoder is saved.
     trains_norm = NORM_ROLE in selection.roles or not set(certain).isdisjoint(trained)
     if not trains_norm and (config.target_modules != () or not trained):
@@ -83,7 +87,7 @@ def check_selection(
             _explain_nothing(selection, config, certain, uncertain, near_norms, trained)
         )
     if warns:
-        _warn_uncertain(uncertain, selection, matches)
+        _warn_uncertain(kinds, doubts, selection, matches)
 
 
 def _check_targets(
@@ -196,41 +200,42 @@ def _list_above(paths: Iterable[Path]) -> set[str]:
     return {join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
 
 
-def _warn_strange_norms(
-    given: frozenset[Path] | None, selection: RoledTree, modules: Sequence[str]
-) -> None:
+def _warn_strange_norms(strange: Sequence[str], modules: Sequence[str]) -> None:
     """Warns of entries of `norms=` that name nothing in this tree."""
-    if given is None:
-        return
-    known = {leaf.path for leaf in selection.leaves} | {leaf.path[:-1] for leaf in selection.leaves}
-    for path in sorted(given - known)[:_MOST_WARNINGS]:
-        near = suggest(join(path), modules)
+    for name in strange[:_MOST_WARNINGS]:
+        near = suggest(name, modules)
         nearest = f"; the nearest module paths are {write_list(near)}" if near else ""
         warn(
-            f"norms names {join(path)!r}, which is no module or leaf of this tree, so it has no "
-            f"effect{nearest}",
+            f"norms names {shorten(repr(name))}, which is no module or leaf of this tree, so it "
+            f"has no effect{nearest}",
             UnmatchedPatternWarning,
         )
 
 
-def _warn_uncertain(uncertain: Sequence[Path], selection: RoledTree, matches: Matches) -> None:
-    """Warns of modules that may be norms, and of whether they are taken."""
+def _warn_uncertain(
+    kinds: Mapping[Path, str],
+    doubts: Mapping[Path, str],
+    selection: RoledTree,
+    matches: Matches,
+) -> None:
+    """Warns of modules that may be norms, or may be none, and of whether they train."""
     decided = unite(matches.excluded) | unite(matches.saved)
-    open_ones = {path for path in uncertain if not is_below(path, decided)}
     pairs = zip(selection.leaves, selection.roles, strict=True)
-    taken = {leaf.path[:-1] for leaf, role in pairs if role == NORM_ROLE} & open_ones
-    left = [join(path) for path in uncertain if path in open_ones - taken]
+    trained = {leaf.path[:-1] for leaf, role in pairs if role == NORM_ROLE}
+    said = {p: f"{join(p)!r} ({doubts[p]})" for p in doubts if not is_below(p, decided)}
+    taken = [said[path] for path in said if path in trained]
+    left = [said[p] for p in said if p not in trained and kinds[p] == UNCERTAIN]
     if left:
         warn(
-            f"these modules look like norms by their shapes and stay frozen, since their names do "
-            f"not say which kind they are: {list_names(left)}. {_CURE}; exclude_modules that names "
-            "them silences this",
+            f"these modules look like norms by their shapes, and stay frozen: "
+            f"{list_names(left, str)}. {_CURE}. exclude_modules that names them silences this",
             UncertainNormWarning,
         )
     if taken:
         warn(
-            f"target_modules names {list_names(sorted(map(join, taken)))}, which train, and may be "
-            f"a BatchNorm or GroupNorm by their shapes. {_CURE}",
+            f"these modules train as norms, and may be none: {list_names(taken, str)}. To say "
+            "which are norms pass norms=lnt.norm_modules(model, x), or their paths in norms=; "
+            "exclude_modules takes them out",
             UncertainNormWarning,
         )
 

@@ -41,6 +41,7 @@ class Surroundings(NamedTuple):
     with_other_norms: set[Path]  # modules beside whose norm one is called a BatchNorm or GroupNorm
     with_statistics: set[str]  # the names of modules that hold running statistics
 
+
 _TYPES = {
     "flax.nnx": {
         NORM: ("LayerNorm", "RMSNorm"),
@@ -55,11 +56,7 @@ _TYPES = {
 }
 
 
-def find_norms(
-    tree: Any,
-    leaves: Sequence[Leaf] | None = None,
-    typed: Mapping[Path, str] | None = None,
-) -> dict[Path, str]:
+def find_norms(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path, str]:
     """Finds the norm modules of a tree: module path to `NORM` or `GROUP_NORM`.
 
     Works on arrays, numpy arrays and `jax.ShapeDtypeStruct`; looks at no values.
@@ -67,7 +64,6 @@ def find_norms(
     Args:
         tree: any pytree of parameters.
         leaves: what `flatten(tree)` gave, if it is at hand.
-        typed: what `find_by_type(tree)` gave, if it is at hand.
 
     Example:
         >>> import jax.numpy as jnp
@@ -78,7 +74,11 @@ def find_norms(
     return {path: judged.kind for path, judged in found.items() if judged.kind != UNCERTAIN}
 
 
-def judge_modules(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path, Judgement]:
+def judge_modules(
+    tree: Any,
+    leaves: Sequence[Leaf] | None = None,
+    typed: Mapping[Path, str] | None = None,
+) -> dict[Path, Judgement]:
     """Judges the modules of a tree that are norms, or look like one: module path to judgement.
 
     `NORM` and `GROUP_NORM` are taken for norms of that kind. `UNCERTAIN` ones look like a norm, but
@@ -88,6 +88,7 @@ def judge_modules(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path,
     Args:
         tree: any pytree of parameters.
         leaves: what `flatten(tree)` gave, if it is at hand.
+        typed: what `find_by_type(tree)` gave, if it is at hand.
 
     Example:
         >>> import jax.numpy as jnp
@@ -98,7 +99,7 @@ def judge_modules(tree: Any, leaves: Sequence[Leaf] | None = None) -> dict[Path,
         ('ln_1',) Judgement(kind='norm', doubt='')
     """
     leaves = flatten(tree)[0] if leaves is None else leaves
-    typed = find_by_type(tree)
+    typed = find_by_type(tree) if typed is None else typed
     with_statistics = _find_with_statistics(leaves)
     modules = _group_by_module(leaves)
     parents = {module[:end] for module in modules for end in range(len(module))}
@@ -216,7 +217,7 @@ def match_norms(norms: Iterable[str], leaves: Sequence[Leaf]) -> GivenNorms:
     return GivenNorms(frozenset(paths), list(unmatched))
 
 
-def _split(norms: Iterable[str]) -> list[Path]:
+def _split(norms: Iterable[Any]) -> list[Path]:
     try:
         entries = [
             re.split(r"[./]", entry) if isinstance(entry, str) else [str(part) for part in entry]
@@ -263,7 +264,7 @@ def _judge(
     if said == OTHER and (_says_other(name) or has_children):
         return _OTHER
     own = {n: leaf for n, leaf in members.items() if n in names.SCALE_NAMES | names.BIAS_NAMES}
-    shapes = {tuple(get_shape(leaf.value) or ()) for leaf in own.values()}
+    shapes: set[tuple[int, ...]] = {tuple(get_shape(leaf.value) or ()) for leaf in own.values()}
     if len(shapes) != 1 or not all(is_trainable_array(leaf) for leaf in own.values()):
         return _OTHER
     shape = shapes.pop()

@@ -16,7 +16,7 @@ from ..config import LNTuningConfig
 from ..errors import SelectionError
 from ..paths import Leaf, Path, get_shape, join
 from .architectures import DEFAULT_TARGETS, MODULES_TO_SAVE
-from .norms import GROUP_NORM, NORM, UNCERTAIN, find_statistics, get_kind, is_trainable_array
+from .norms import GROUP_NORM, NORM, find_statistics, get_kind, is_trainable_array
 from .patterns import Match, match_patterns, match_saved
 from .quantized import find_quantized
 
@@ -101,12 +101,6 @@ def assign_roles(leaves: Sequence[Leaf], kinds: Mapping[Path, str], matches: Mat
         return NORM_ROLE if trains else FROZEN_ROLE
 
     return [get_role(leaf) for leaf in leaves]
-
-
-def list_uncertain(leaves: Sequence[Leaf], kinds: Mapping[Path, str]) -> list[Path]:
-    """The modules that look like a norm by their shapes, and whose names do not say which."""
-    modules = (x.path[:-1] for x in leaves if get_kind(kinds, x.path) == UNCERTAIN)
-    return list(dict.fromkeys(modules))
 
 
 def get_modules_to_save(config: LNTuningConfig) -> str | Sequence[str] | None:

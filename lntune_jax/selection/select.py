@@ -15,7 +15,15 @@ from ..names.maps import NameMap, get_name_map
 from ..partition import Partition
 from ..paths import Path, flatten, get_shape, join
 from .diagnostics import check_selection
-from .norms import NORM, find_by_type, find_norms, get_kind, is_trainable_array, split_modules
+from .norms import (
+    NORM,
+    Judgement,
+    find_by_type,
+    get_kind,
+    is_trainable_array,
+    judge_modules,
+    match_norms,
+)
 from .report import ParamReport
 from .roles import (
     NORM_ROLE,
@@ -24,7 +32,6 @@ from .roles import (
     RoledTree,
     assign_roles,
     is_below,
-    list_uncertain,
     match_config,
 )
 from .selection import SelectedLeaf, Selection, assign_selection, get_config
@@ -212,23 +219,30 @@ def _look(
     config = get_config(config)
     known_map = get_name_map(name_map)
     leaves, treedef = flatten(params)
-    known = split_modules(norms, leaves)
-    kinds = find_norms(params, leaves) if known is None else dict.fromkeys(known, NORM)
+    given = None if norms is None else match_norms(norms, leaves)
+    typed = find_by_type(params) if given is None else {}
+    if given is None:
+        judged = judge_modules(params, leaves, typed)
+    else:
+        judged = dict.fromkeys(given.paths, Judgement(NORM))
+    kinds = {path: each.kind for path, each in judged.items()}
+    doubts = {path: each.doubt for path, each in judged.items() if each.doubt}
+    sources = dict.fromkeys(kinds, _say_source(norms)) | dict.fromkeys(typed, "by its type")
     parts = None if known_map is None else list_parts(leaves, known_map)
     named = leaves
     if parts is not None:
         named = [part for leaf in leaves for part in view(leaf, parts[join(leaf.path)])]
-        kinds, sources = _rename(kinds, parts), _rename(sources, parts)
+        kinds, doubts, sources = (_rename(each, parts) for each in (kinds, doubts, sources))
     if named_norms is not None:
-        kinds = dict.fromkeys(split_modules(named_norms, named) or (), NORM)
+        kinds, doubts = dict.fromkeys(match_norms(named_norms, named).paths, NORM), {}
     matches = match_config(config, [leaf.path for leaf in named])
     roles = assign_roles(named, kinds, matches)
     own = RoledTree(named, treedef, roles)
     norm_paths = [
         leaf.path for leaf in named if get_kind(kinds, leaf.path) and is_trainable_array(leaf)
     ]
-    uncertain = list_uncertain(named, kinds)
-    check_selection(own, matches, config, norm_paths, uncertain, given, warn)
+    unmatched = [] if given is None else given.unmatched
+    check_selection(own, matches, config, norm_paths, kinds, doubts, unmatched, warn)
     modules = [join(module) for module in kinds]
     views = Views(own, own, None, modules)
     if parts is not None:

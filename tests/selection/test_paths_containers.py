@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from flax import linen as nn
+from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import lntune_jax as lnt

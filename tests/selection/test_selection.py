@@ -129,7 +129,9 @@ def test_collections_other_than_params_never_train():
     assert select(tree, modules_to_save=["norm"]) == {"norm.scale", "norm.bias"}
     # Without `params` beside it, a module may be called `cache`.
     both = {"norm.scale", "norm.bias"}
-    assert select({"norm": norm(), "cache": {"norm": norm()}}) == both | {f"cache.{p}" for p in both}
+    assert select({"norm": norm(), "cache": {"norm": norm()}}) == both | {
+        f"cache.{p}" for p in both
+    }
 
 
 def test_norms_given_by_the_caller_are_the_norms():
