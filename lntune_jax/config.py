@@ -143,14 +143,21 @@ class LNTuningConfig:
         """Writes `adapter_config.json`, which PEFT reads too, into `directory`.
 
         `model_type` and `param_dtype`, which PEFT does not know, are left out at their defaults.
+
+        Raises:
+            ConfigError: the file cannot be written there.
         """
         values, default = self.to_dict(), LNTuningConfig()
         for field in _OWN_FIELDS:
             if values[field] == getattr(default, field):
                 del values[field]
-        Path(directory).mkdir(parents=True, exist_ok=True)
         text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-        (Path(directory) / CONFIG_FILE).write_text(text, encoding="utf-8")
+        file = Path(directory) / CONFIG_FILE
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        except OSError as error:  # a name of more than 255 characters among others
+            raise ConfigError(f"cannot write {shorten(str(file))}: {error.strerror}") from None
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> LNTuningConfig:

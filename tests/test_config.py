@@ -115,3 +115,12 @@ def test_a_broken_file_is_an_error(tmp_path, text, message):
         (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
         lnt.LNTuningConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a file/below"])
+def test_a_directory_that_cannot_be_is_an_error(tmp_path, name):
+    (tmp_path / "a file").touch()
+    with pytest.raises(ConfigError, match=r"cannot write .*adapter_config\.json: "):
+        lnt.LNTuningConfig(target_modules=["norm"]).save_pretrained(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"cannot read .*adapter_config\.json: "):
+        lnt.LNTuningConfig.from_pretrained(tmp_path / name)
