@@ -24,6 +24,7 @@ from .errors import AdapterError
 from .names.layers import join_arrays, split_arrays
 from .names.rules import NameMap
 from .selection.select import Views, select_views
+from .selection.selection import Selection, get_config
 from .storage.arrays import to_numpy, write_arrays
 from .storage.checksums import describe_files
 from .storage.directories import resolve_path, write_directory
@@ -32,7 +33,7 @@ from .storage.directories import resolve_path, write_directory
 def save_adapter(
     path: str | os.PathLike[str],
     trainable: Mapping[str, Any],
-    config: LNTuningConfig,
+    config: LNTuningConfig | Selection,
     *,
     base: Any,
     overwrite: bool = False,
@@ -46,7 +47,7 @@ def save_adapter(
     Args:
         path: the directory to make. Its parents are made too.
         trainable: `{leaf path: array}`, as `partition_params` gave it or after training.
-        config: the config that `partition_params` was given.
+        config: the config that `partition_params` was given, or the `Selection`.
         base: the parameters that were tuned, or the frozen half of `partition_params`. Only a
             fingerprint of it is saved.
         overwrite: whether an adapter that is there is replaced. It is never lost on the way, and
@@ -81,6 +82,9 @@ def save_adapter(
     norms = None if norms is None else [_join_module(module) for module in norms]
     params, holes = fill_holes(base)
     views = select_views(params, config, norms, name_map, warn=False)
+    if isinstance(config, Selection) and config.norms is not None:
+        norms = list(config.norms)
+    config = get_config(config)
     expected = views.tree.list_trainable()
     check_trainable(trainable, expected, holes)
     arrays = {name: to_numpy(name, trainable[name]) for name in expected}

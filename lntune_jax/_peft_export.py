@@ -17,15 +17,16 @@ from ._adapter_processes import write_on_first_process
 from ._peft_files import check_target, write_key, write_peft_directory
 from ._peft_parameters import Parameters, collect_parameters
 from .config import LNTuningConfig
-from .errors import AdapterError, ConfigError
+from .errors import AdapterError
 from .names.maps import NameMap, get_name_map
+from .selection.selection import Selection
 from .storage.directories import resolve_path
 
 
 def export_peft(
     path: str | os.PathLike[str],
     trainable: Mapping[str, Any],
-    config: LNTuningConfig,
+    config: LNTuningConfig | Selection,
     *,
     base: Any = None,
     norms: Iterable[str] | None = None,
@@ -41,7 +42,7 @@ def export_peft(
     Args:
         path: the directory to make. Its parents are made too.
         trainable: `{leaf path: array}`, as `partition_params` gave it or after training.
-        config: the config that `partition_params` was given.
+        config: the config that `partition_params` was given, or the `Selection`.
         base: the parameters that were tuned, or the frozen half of `partition_params`. Needed only
             where PEFT's file holds more than what trained: a module of which some leaves trained,
             or the head of a classification task that did not train.
@@ -74,8 +75,6 @@ def export_peft(
         >>> sorted(entry.name for entry in path.iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    if not isinstance(config, LNTuningConfig):
-        raise ConfigError(f"config must be an LNTuningConfig, not {type(config).__name__}")
     target = resolve_path(path)
     parameters = collect_parameters(
         trainable, config, base=base, norms=norms, name_map=get_name_map(name_map)

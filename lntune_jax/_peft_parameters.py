@@ -22,6 +22,7 @@ from .errors import AdapterError
 from .messages import list_names
 from .names.maps import NameMap, Place, take
 from .selection.roles import NORM_ROLE
+from .selection.selection import Selection, get_config
 from .storage.arrays import to_numpy
 
 
@@ -41,7 +42,7 @@ class Parameters(NamedTuple):
 
 def collect_parameters(
     trainable: Mapping[str, Any],
-    config: LNTuningConfig,
+    config: LNTuningConfig | Selection,
     *,
     base: Any = None,
     norms: Iterable[str] | None = None,
@@ -51,7 +52,7 @@ def collect_parameters(
 
     Args:
         trainable: `{leaf path: array}`.
-        config: the config that `partition_params` was given.
+        config: the config that `partition_params` was given, or the `Selection`.
         base: the parameters that were tuned, or the frozen half; None where nothing is needed.
         norms: as given to `partition_params`, if it was.
         name_map: for trees whose module paths are not those of transformers.
@@ -62,10 +63,11 @@ def collect_parameters(
         TreeError: two leaves are one parameter.
     """
     check_arrays(trainable)
+    selected, config = config, get_config(config)
     if base is None:
-        tree = read_trainable(trainable, config, name_map)
+        tree = read_trainable(trainable, selected, name_map)
     else:
-        tree = read_base(trainable, config, base, norms, name_map)
+        tree = read_base(trainable, selected, base, norms, name_map)
     arrays = {name: to_numpy(name, value) for name, value in trainable.items()}
     _check_names(tree.names, arrays)
     wanted = _list_parameters(tree, arrays)

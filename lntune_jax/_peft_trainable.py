@@ -17,8 +17,17 @@ from .names.maps import NameMap
 from .paths import Leaf, get_shape, join
 from .selection.norm_names import BIAS_NAMES, SCALE_NAMES
 from .selection.norms import NORM, find_norms, split_modules
-from .selection.roles import NORM_ROLE, SAVED_ROLE, RoledTree, assign_roles, match_config, unite
+from .selection.roles import (
+    FROZEN_ROLE,
+    NORM_ROLE,
+    SAVED_ROLE,
+    RoledTree,
+    assign_roles,
+    match_config,
+    unite,
+)
 from .selection.select import select_leaves
+from .selection.selection import Selection, get_config
 
 _STORABLE = ("float64", "float32", "float16", "bfloat16")
 
@@ -59,13 +68,15 @@ def _describe(value: Any) -> str:
     return type(value).__name__ if get_shape(value) is None else str(value.dtype)
 
 
-def read_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | None) -> Tree:
+def read_trainable(
+    trainable: Any, selected: LNTuningConfig | Selection, name_map: NameMap | None
+) -> Tree:
     """What the trainable half alone says, for an adapter that needs nothing of the base.
 
     Raises:
         AdapterError: a leaf is not selected by the config, or PEFT keeps more than what trained.
     """
-    tree = name_trainable(trainable, config, name_map)
+    tree, config = name_trainable(trainable, selected, name_map), get_config(selected)
     frozen = [name for name, role in tree.roles.items() if role not in (NORM_ROLE, SAVED_ROLE)]
     if frozen:
         raise AdapterError(
@@ -74,7 +85,12 @@ def read_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | N
         )
     saved = [name for name, role in tree.roles.items() if role == SAVED_ROLE]
     norms = [name for name, role in tree.roles.items() if role == NORM_ROLE]
-    partial = _find_partial(norms, config)
+    if isinstance(selected, Selection):
+        trained = {name.rpartition(".")[0] for name in norms}
+        left_out = (leaf.path for leaf in selected.leaves if leaf.path not in tree.roles)
+        partial = [name for name in left_out if name.rpartition(".")[0] in trained]
+    else:
+        partial = _find_partial(norms, config)
     partial += [name for name in saved if name in tree.saved]
     partial += saved if config.exclude_modules else []
     if partial:
@@ -85,13 +101,19 @@ def read_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | N
     return tree
 
 
-def name_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | None) -> Tree:
+def name_trainable(
+    trainable: Any, selected: LNTuningConfig | Selection, name_map: NameMap | None
+) -> Tree:
     """The roles of trainable leaves, and their names in transformers, without their tree."""
     leaves = [Leaf(tuple(str(n).split(".")), value, True) for n, value in trainable.items()]
+    config = get_config(selected)
     matches = match_config(config, [leaf.path for leaf in leaves])
     kinds = dict.fromkeys((leaf.path[:-1] for leaf in leaves), NORM)
     roles = dict(zip(map(_name, leaves), assign_roles(leaves, kinds, matches), strict=True))
-    if name_map is not None and not set(roles.values()) <= {NORM_ROLE, SAVED_ROLE}:
+    if isinstance(selected, Selection):
+        known = selected.by_path
+        roles = {name: known[name].role if name in known else FROZEN_ROLE for name in roles}
+    elif name_map is not None and not set(roles.values()) <= {NORM_ROLE, SAVED_ROLE}:
         parts = list_parts(leaves, name_map)
         named = [part for leaf in leaves for part in view(leaf, parts[_name(leaf)])]
         matches = match_config(config, [part.path for part in named])
@@ -106,7 +128,7 @@ def name_trainable(trainable: Any, config: LNTuningConfig, name_map: NameMap | N
 
 def read_base(
     trainable: Mapping[str, Any],
-    config: LNTuningConfig,
+    config: LNTuningConfig | Selection,
     base: Any,
     norms: Iterable[str] | None,
     name_map: NameMap | None,
@@ -125,6 +147,8 @@ def read_base(
         name: values[name] for name, role in roles.items() if role in (NORM_ROLE, SAVED_ROLE)
     }
     check_trainable(trainable, expected, holes)
+    if isinstance(config, Selection):
+        norms = config.norms
     index = index_tree(
         params, selection.leaves, name_map, norms=split_modules(norms, selection.leaves)
     )
@@ -133,12 +157,14 @@ def read_base(
 
 def _select(
     params: Any,
-    config: LNTuningConfig,
+    config: LNTuningConfig | Selection,
     norms: Iterable[str] | None,
     name_map: str | NameMap | None,
     trainable: Mapping[str, Any],
 ) -> RoledTree:
     """By the tree's own names, or, where these say otherwise, layer by layer."""
+    if isinstance(config, Selection):
+        return select_leaves(params, config, norms)
     try:
         own = select_leaves(params, config, norms, warn=False)
     except SelectionError:

@@ -278,7 +278,7 @@ def _judge(
         return Judgement(GROUP_NORM)
     if said == NORM:
         return _judge_beside_convolutions(module, name, own, surroundings)
-    if shape[-1] == 1 or len(shape) > 2 or members.keys() & names.ONE_AXIS_NAMES:
+    if shape[-1:] == (1,) or len(shape) > 2 or members.keys() & names.ONE_AXIS_NAMES:
         return _OTHER
     if name in surroundings.with_statistics and not _says_nothing(name):
         return Judgement(NORM, f"others called {name!r} are BatchNorms, by their statistics")

@@ -205,6 +205,7 @@ class _Look(NamedTuple):
     sources: Mapping[Path, str]  # how each norm was found
     matches: Matches
     name_map: NameMap | None
+    has_given_norms: bool
 
 
 def _look(
@@ -249,7 +250,7 @@ def _look(
         by_name = {join(leaf.path): role for leaf, role in zip(named, roles, strict=True)}
         tree = RoledTree(leaves, treedef, fold_roles(leaves, parts, by_name))
         views = Views(tree, own, parts, modules)
-    return _Look(config, views, kinds, sources, matches, known_map)
+    return _Look(config, views, kinds, sources, matches, known_map, given is not None)
 
 
 def _make_selection(look: _Look) -> Selection:
@@ -273,9 +274,8 @@ def _make_selection(look: _Look) -> Selection:
                 reason,
             )
         )
-    return Selection(
-        look.config, tuple(leaves), tree.treedef, tuple(look.views.norms), look.name_map
-    )
+    norms = tuple(look.views.norms) if look.has_given_norms else None
+    return Selection(look.config, tuple(leaves), tree.treedef, norms, look.name_map)
 
 
 def _make_explanation(look: _Look) -> Any:
@@ -317,14 +317,14 @@ def _say_source(norms: Any) -> str:
 def _name(tree: RoledTree, selection: Selection) -> Views:
     """The views of a tree whose roles a selection has decided."""
     if selection.name_map is None:
-        return Views(tree, tree, None, list(selection.norms))
+        return Views(tree, tree, None, list(selection.norms or ()))
     parts = list_parts(tree.leaves, selection.name_map)
     named, roles = [], []
     for leaf, role in zip(tree.leaves, tree.roles, strict=True):
         own = view(leaf, parts[join(leaf.path)])
         named += own
         roles += [role] * len(own)
-    return Views(tree, RoledTree(named, tree.treedef, roles), parts, list(selection.norms))
+    return Views(tree, RoledTree(named, tree.treedef, roles), parts, list(selection.norms or ()))
 
 
 def _rename(values: Mapping[Path, str], parts: Mapping[str, Sequence[Part]]) -> dict[Path, str]:

@@ -59,7 +59,8 @@ class Selection:
         config: the config that was matched.
         leaves: a `SelectedLeaf` for each leaf, in the tree's order.
         treedef: the structure of the tree.
-        norms: the paths of the norms that were found or given, by the names of `name_map`.
+        norms: the paths of the norms that the caller named, by the names of `name_map`; None where
+            they were found.
         name_map: the map whose names the patterns are for; None for the tree's own.
 
     Example:
@@ -78,7 +79,7 @@ class Selection:
     config: LNTuningConfig
     leaves: tuple[SelectedLeaf, ...]
     treedef: Any  # a jax.tree_util.PyTreeDef
-    norms: tuple[str, ...]
+    norms: tuple[str, ...] | None = None
     name_map: NameMap | None = None
 
     def __hash__(self) -> int:
