@@ -29,8 +29,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 SECONDS = 120  # for one architecture
-# Types that are a LayerNorm or RMSNorm and are called otherwise, or the reverse.
-NORM_TYPES = re.compile(r"RMS_?Norm|Rms_?Norm|Layer_?Norm|LayerNorm|RMSnorm", re.IGNORECASE)
+# Types that are neither PyTorch's LayerNorm nor its RMSNorm are known by their names.
+NORM_TYPES = re.compile(r"RMS_?Norm|Layer_?Norm", re.IGNORECASE)
 OTHER_TYPES = re.compile(r"GroupNorm|BatchNorm|InstanceNorm", re.IGNORECASE)
 # MobileBERT's NoNorm scales and shifts where other models normalise, and PEFT tunes it as a norm.
 ALSO_NORMS = {"NoNorm"}
@@ -106,20 +106,17 @@ def is_norm(module: torch.nn.Module, parameters: Any) -> bool:
 
 
 def _list_classes(model_type: str, config_class: Any) -> list[Any]:
+    """The model classes to try: the one for `AutoModel`, then what the module holds for it."""
     names = MODEL_MAPPING_NAMES.get(model_type, ())
-    classes = [
-        getattr(transformers, n, None) for n in ([names] if isinstance(names, str) else names)
-    ]
+    names = [names] if isinstance(names, str) else names
+    classes = [getattr(transformers, name, None) for name in names]
     where = config_class.__module__.replace(".configuration_", ".modeling_")
     for value in vars(importlib.import_module(where)).values():
         is_model = isinstance(value, type) and issubclass(value, PreTrainedModel)
-        if is_model and value.__dict__.get("config_class", value.config_class) is config_class:
+        if is_model and value.config_class is config_class:
             classes.append(value)
-    return [
-        c
-        for c in dict.fromkeys(classes)
-        if c is not None and not c.__name__.endswith("PreTrainedModel")
-    ]
+    found = [c for c in dict.fromkeys(classes) if c is not None]
+    return [c for c in found if not c.__name__.endswith("PreTrainedModel")]
 
 
 def _stop(*_: Any) -> None:

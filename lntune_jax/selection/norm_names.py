@@ -54,8 +54,8 @@ AFTER_STACKED = frozenset(
 
 # Words that say nothing about a module: an index in a Sequential, Linen's `layers_3`.
 EMPTY_WORDS = frozenset(
-    {"layer", "layers", "module", "modules", "block", "blocks", "sequential"}
-) | {"stage", "stages"}
+    {"layer", "layers", "module", "modules", "block", "blocks", "sequential", "stage", "stages"}
+)
 
 # Running statistics: they make their module a BatchNorm and are never trained.
 STATISTICS = frozenset(

@@ -320,7 +320,7 @@ def _judge_beside_convolutions(
     convolutions, matrices = surroundings.convolutions[scope], surroundings.matrices.get(scope, 0)
     if sizes.isdisjoint(leaf.value.shape) or scope in surroundings.with_other_norms:
         return Judgement(NORM)
-    if matrices > 4 * convolutions and "conv" not in scope[-1:]:
+    if matrices > 4 * convolutions and not any("conv" in part.lower() for part in scope[-1:]):
         return Judgement(NORM)
     # Explicit names are seldom wrong, and a lone scale is seldom a BatchNorm's.
     is_sure = _is_explicit(name) or len(own) == 1

@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax import nnx
 
 import lntune_jax as lnt
+from lntune_jax.errors import TreeError
 from lntune_jax.paths import flatten, join
 from lntune_jax.selection.norms import (
     GROUP_NORM,
@@ -251,7 +252,7 @@ def test_entries_of_norms_that_name_nothing():
     assert match_norms([("layers", 0, "ln")], flatten({"layers": [{"ln": norm()}]})[0]).paths == {
         ("layers", "0", "ln")
     }
-    with pytest.raises(lnt.TreeError, match="module paths"):
+    with pytest.raises(TreeError, match="module paths"):
         match_norms([5], leaves)
 
 
