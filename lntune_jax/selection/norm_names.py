@@ -21,14 +21,19 @@ NORM_WORDS = frozenset({"norm", "norms", "ln", "lns", "lnf", "gn", "rms"})
 # BatchNorm or a GroupNorm.
 EXPLICIT = re.compile(r"layr? ?norm|layer ?norm|\brms|rmsnorm|\bln")
 
+# The names of the types themselves, as Linen gives them: never a BatchNorm's.
+TYPE_NAMES = ("LayerNorm", "RMSNorm")
+
 # With one of these words it is no BatchNorm: queries, keys and tokens have norms of their own.
 TOKEN_WORDS = frozenset({"q", "k", "qk", "query", "key", "qnorm", "knorm", "token", "tokens"})
 
 # What the first convolution of a transformer is called, after which comes no BatchNorm.
 EMBEDDING_WORDS = ("embed", "patch")
 
-# Names of a scale that no norm belongs to: LayerScale, a gain, a learned temperature.
-SCALE_WORDS = frozenset({"scale", "scales", "scaling", "scaler", "layerscale", "ls", "gain"})
+# Names of a scale that no norm belongs to: LayerScale, a gain, and qwix's quantised `array`.
+SCALE_WORDS = frozenset(
+    {"scale", "scales", "scaling", "scaler", "layerscale", "ls", "gain", "array"}
+)
 
 # `normalization` alone is often a BatchNorm (RegNet, ResNet); it counts after these words.
 NORMALIZATION_WORDS = frozenset({"normalization", "normalisation"})

@@ -284,7 +284,8 @@ def _judge(
         return Judgement(NORM, f"others called {name!r} are BatchNorms, by their statistics")
     if len(own) == 2 and _comes_first(module, surroundings):
         return Judgement(NORM, f"{name!r}, the first of a sequence, does not say that it is a norm")
-    return Judgement(UNCERTAIN, f"{name!r} does not say that it is a norm")
+    called = repr(name) if name else "the root of the tree"
+    return Judgement(UNCERTAIN, f"{called} does not say that it is a norm")
 
 
 def _judge_with_others(said: str, shape: tuple[int, ...], others: Iterable[str]) -> Judgement:
@@ -315,6 +316,8 @@ def _judge_beside_convolutions(
     if not sizes or not names.TOKEN_WORDS.isdisjoint(_split_words(name)):
         return Judgement(NORM)
     if scope and any(word in scope[-1].lower() for word in names.EMBEDDING_WORDS):
+        return Judgement(NORM)
+    if any(kind in name for kind in names.TYPE_NAMES):
         return Judgement(NORM)
     (leaf, *_) = own.values()
     convolutions, matrices = surroundings.convolutions[scope], surroundings.matrices.get(scope, 0)

@@ -125,7 +125,10 @@ class Colour(enum.Enum):
      "é/ß", "\U0001f600", "a\nb", "x" * 300, "a." * 200, b"bytes", frozenset({1})],
 )  # fmt: skip
 def test_any_key_is_a_path(key):
-    tree = {key: {"ln_1": norm()}, **({} if not isinstance(key, str) else {"other": norm()})}
+    tree = {
+        key: {"ln_1": norm()},
+        **({} if not isinstance(key, str) else {"other": {"kernel": jnp.ones((4, 4))}}),
+    }
     trainable, frozen = lnt.partition_params(tree, lnt.LNTuningConfig())
     assert len(trainable) == 2
     assert all(path.endswith(("ln_1.scale", "ln_1.bias")) for path in trainable)

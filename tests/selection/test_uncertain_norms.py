@@ -163,6 +163,7 @@ def test_what_is_taken_in_doubt_is_told(tree, taken):
         ({"a": {"conv": conv(), "q_norm": norm(), "k_norm": norm()}}, {"a.q_norm", "a.k_norm"}),
         ({"c": {"conv": conv(), "norm": norm(), "batch_norm": norm()}}, {"c.norm"}),
         ({"b": {"conv": conv(16, 16), "norm": norm()}}, {"b.norm"}),
+        ({"b": {"Conv_0": conv(), "LayerNorm_0": norm()}}, {"b.LayerNorm_0"}),
         ({"norms": {"stage2": norm(), "stage3": norm()}}, {"norms.stage2", "norms.stage3"}),
         ({"before_rms": norm(bias=None), "qk_norm": norm(bias=None)}, {"before_rms", "qk_norm"}),
         ({"h": [{"ln_1": norm(), "mlp": dense()}], "ln_f": norm()}, {"h.0.ln_1", "ln_f"}),
