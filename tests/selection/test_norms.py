@@ -178,7 +178,7 @@ def test_norms_may_be_one_path_and_must_be_paths():
 
 
 def test_a_leaf_in_the_root_is_no_norm():
-    with pytest.raises(SelectionError, match="nothing trains.*norms="):
+    with pytest.raises(SelectionError, match=r"nothing trains.*norms="):
         lnt.partition_params({"scale": shape(4)}, lnt.LNTuningConfig())
 
 
