@@ -22,11 +22,19 @@ Path = tuple[str, ...]
 
 
 class Leaf(NamedTuple):
-    """One leaf of a tree: its path, its value, and whether it is a parameter or other state."""
+    """One leaf of a tree.
+
+    Attributes:
+        path: its path.
+        value: its value.
+        is_parameter: whether it is a parameter, or other state.
+        is_repeat: whether it is an NNX variable that came before, under another path.
+    """
 
     path: Path
     value: Any
     is_parameter: bool
+    is_repeat: bool = False
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Leaf], Any]:
@@ -48,6 +56,7 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[li
         raise TreeError(f"JAX cannot flatten the tree: {error}") from error
     has_collections = holds_collections(tree)
     leaves: list[Leaf] = []
+    boxes: set[int] = set()
     for keys, value in found:
         path, is_parameter = split_keys(keys), True
         if has_collections:
@@ -57,7 +66,11 @@ def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[li
             # The box's own key (`.value`) is no segment; what it holds may have keys below it.
             inner, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=is_leaf)
             is_parameter = is_parameter and _holds_parameter(value)
-            leaves += [Leaf((*path, *split_keys(k[1:])), v, is_parameter) for k, v in inner]
+            is_repeat = id(value) in boxes
+            boxes.add(id(value))
+            leaves += [
+                Leaf((*path, *split_keys(k[1:])), v, is_parameter, is_repeat) for k, v in inner
+            ]
         else:
             leaves.append(Leaf(path, value, is_parameter))
     _check_unique(leaves)

@@ -264,16 +264,9 @@ def _make_selection(look: _Look) -> Selection:
         dtype = type(leaf.value).__name__ if shape is None else str(leaf.value.dtype)
         is_norm = get_kind(look.kinds, path) is not None
         reason = explain(path, role) if is_norm or role == SAVED_ROLE else ""
-        leaves.append(
-            SelectedLeaf(
-                join(leaf.path),
-                None if shape is None else tuple(shape),
-                dtype,
-                role,
-                is_norm,
-                reason,
-            )
-        )
+        axes = None if shape is None else tuple(shape)
+        own = SelectedLeaf(join(leaf.path), axes, dtype, role, is_norm, reason, leaf.is_repeat)
+        leaves.append(own)
     norms = tuple(look.views.norms) if look.has_given_norms else None
     return Selection(look.config, tuple(leaves), tree.treedef, norms, look.name_map)
 

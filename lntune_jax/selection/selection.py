@@ -33,6 +33,7 @@ class SelectedLeaf(NamedTuple):
         role: "norm", "saved", "frozen" or "state".
         is_norm: whether it belongs to a norm, trained or not.
         reason: why it has this role; empty where there is nothing to say.
+        is_repeat: whether it is an NNX variable that came before, under another path.
 
     Example:
         >>> import jax.numpy as jnp
@@ -47,6 +48,7 @@ class SelectedLeaf(NamedTuple):
     role: str
     is_norm: bool
     reason: str
+    is_repeat: bool = False
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,9 +130,10 @@ class Selection:
     def report(self) -> ParamReport:
         """Counts what trains, as `report_params` does."""
         arrays = [leaf for leaf in self.leaves if leaf.shape is not None]
+        # What several modules share counts once.
+        sizes = {x.path: 0 if x.is_repeat else math.prod(x.shape or ()) for x in arrays}
         paths = [tuple(leaf.path.split(".")) for leaf in self.leaves]
         scales = {join(path) for path in find_scales(paths)}
-        sizes = {leaf.path: math.prod(leaf.shape or ()) for leaf in arrays}
         trainable = sum(sizes[path] for path in self.trainable)
         # The scales of quantised kernels are no parameters of the model.
         total = sum(
