@@ -1,4 +1,5 @@
 # Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment.
+# `make quick` is for while you work: the linters, the core's tests, and one file of each other part.
 # `make parity` compares with PEFT in PyTorch, in an environment of its own.
 # `make bench` measures what a step costs, and writes docs/benchmarks.md (benchmarks/).
 # `make compat` runs the libraries that people have models in, in an environment each (compat/).
@@ -18,6 +19,13 @@ BIN := $(VENV)/bin
 # One thread of XLA and BLAS for each test worker: they would only get in each other's way.
 TEST_ENV := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
+# What `make quick` runs, without the tests marked long: the core, and a smoke test of the rest.
+QUICK_CORE := $(addprefix tests/,test_config.py test_imports.py test_partition.py test_public.py test_sharding.py \
+	names selection storage training)
+QUICK_REST := $(addprefix tests/,adapters/test_adapter.py bank/test_bank.py cli/test_help.py \
+	discovery/test_discover_forms.py models/test_models_loading.py peft/test_peft_reference.py \
+	sources/test_source_nnx.py)
+
 # Modules whose doctests need PyTorch: `make parity` runs them.
 NEED_TORCH := lntune_jax/torchax.py $(wildcard lntune_jax/_torchax*.py)
 # Modules whose doctests need a package of `make compat`.
@@ -31,7 +39,7 @@ BENCH_TORCH := peft_step bfloat16_parity products
 BENCH_LONG := longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases
 BENCH_LONG_TORCH := torchax_step
 
-.PHONY: demo test parity compat lint types bench bench-long page clean
+.PHONY: demo test quick parity compat lint types bench bench-long page clean
 .PHONY: $(addprefix measure-,$(BENCH) $(BENCH_TORCH) $(BENCH_LONG) $(BENCH_LONG_TORCH))
 # What measures time has the machine to itself, whatever -j says.
 .NOTPARALLEL:
@@ -42,6 +50,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test lint types
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules lntune_jax $(patsubst %,--ignore=%,$(NEED_TORCH) $(NEED_COMPAT))
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS) tests benchmarks/tests
+
+quick: $(VENV)/.test lint
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(QUICK_CORE) $(QUICK_REST)
 
 parity: $(VENV)-parity/.parity
 	$(TEST_ENV) $(VENV)-parity/bin/python -m pytest -n $(WORKERS) --doctest-modules $(NEED_TORCH)
@@ -54,6 +65,7 @@ compat:
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/.test
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
