@@ -23,6 +23,7 @@ from .sharding import shard_params as shard_params
 # How it trains.
 from .training import TrainState as TrainState  # isort: skip
 from .training import adamw as adamw
+from .training import make_multi_step as make_multi_step
 from .training import make_optimizer as make_optimizer
 from .training import make_train_step as make_train_step
 from .training import stack_states as stack_states

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ._adapter_checks import check_trainable, check_values, fill_holes
+from ._adapter_checks import check_trainable, check_values, fill_placeholders
 from ._adapter_metadata import Metadata, describe_leaf, write_metadata
 from ._adapter_place import check_place, place_leaves
 from ._adapter_processes import write_on_first_process
@@ -80,13 +80,13 @@ def save_adapter(
     target = resolve_path(path)
     norms = [norms] if isinstance(norms, str) else norms
     norms = None if norms is None else [_join_module(module) for module in norms]
-    params, holes = fill_holes(base)
+    params, placeholders = fill_placeholders(base)
     views = select_views(params, config, norms, name_map, warn=False)
     if isinstance(config, Selection) and config.norms is not None:
         norms = list(config.norms)
     config = get_config(config)
     expected = views.tree.list_trainable()
-    check_trainable(trainable, expected, holes)
+    check_trainable(trainable, expected, placeholders)
     arrays = {name: to_numpy(name, trainable[name]) for name in expected}
     check_values(arrays)
     dtypes = {name: leaf.dtype for name, leaf in views.named.list_trainable().items()}

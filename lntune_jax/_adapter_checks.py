@@ -11,31 +11,31 @@ import numpy as np
 
 from .errors import AdapterError
 from .messages import list_names
-from .partition import Taken, is_taken
+from .partition import Placeholder, is_placeholder
 from .paths import get_shape
 
 _LONGEST_PATH = 4096  # bytes; Orbax's store has a limit too
 
 
-def fill_holes(base: Any) -> tuple[Any, dict[str, Taken]]:
-    """The whole tree of a base that may be a frozen half, and its holes by leaf path.
+def fill_placeholders(base: Any) -> tuple[Any, dict[str, Placeholder]]:
+    """The whole tree of a base that may be a frozen half, and its placeholders by leaf path.
 
-    A hole becomes a `jax.ShapeDtypeStruct`, from which the config selects as from the leaf.
+    A placeholder becomes a `jax.ShapeDtypeStruct`, from which the config selects as from the leaf.
 
     Example:
-        >>> fill_holes({"scale": Taken("scale", (4,), "float32")})[0]
+        >>> fill_placeholders({"scale": Placeholder("scale", (4,), "float32")})[0]
         {'scale': ShapeDtypeStruct(shape=(4,), dtype=float32)}
     """
-    leaves, treedef = jax.tree_util.tree_flatten(base, is_leaf=is_taken)
-    holes = {leaf.path: leaf for leaf in leaves if is_taken(leaf)}
-    if not holes:
+    leaves, treedef = jax.tree_util.tree_flatten(base, is_leaf=is_placeholder)
+    placeholders = {leaf.path: leaf for leaf in leaves if is_placeholder(leaf)}
+    if not placeholders:
         return base, {}
-    filled = [jax.ShapeDtypeStruct(x.shape, x.dtype) if is_taken(x) else x for x in leaves]
-    return treedef.unflatten(filled), holes
+    filled = [jax.ShapeDtypeStruct(x.shape, x.dtype) if is_placeholder(x) else x for x in leaves]
+    return treedef.unflatten(filled), placeholders
 
 
 def check_trainable(
-    trainable: Any, expected: Mapping[str, Any], holes: Mapping[str, Taken]
+    trainable: Any, expected: Mapping[str, Any], placeholders: Mapping[str, Placeholder]
 ) -> None:
     """Compares the paths, shapes and kinds of the leaves with those selected in the base.
 
@@ -47,10 +47,10 @@ def check_trainable(
             f"trainable must be a dict of leaf paths, not {type(trainable).__name__}: pass the "
             "first half that partition_params returned"
         )
-    if holes and holes.keys() != expected.keys():
-        others = sorted(holes.keys() ^ expected.keys())
+    if placeholders and placeholders.keys() != expected.keys():
+        others = sorted(placeholders.keys() ^ expected.keys())
         raise AdapterError(
-            f"base is the frozen half of another config: its holes and what the config selects "
+            f"base is the frozen half of another config: its placeholders and what config selects "
             f"differ at {list_names(others)}. Pass the config (and norms) given to partition_params"
         )
     missing = [name for name in expected if name not in trainable]

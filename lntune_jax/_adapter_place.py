@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._adapter_checks import fill_holes
+from ._adapter_checks import fill_placeholders
 from .config import LNTuningConfig
 from .errors import AdapterError, SelectionError, TreeError
 from .messages import list_names
@@ -38,9 +38,9 @@ def check_place(
         AdapterError: lists what is missing, unexpected, or of another shape or kind.
     """
     trainable, config = adapter
-    if fill_holes(params)[1]:
+    if fill_placeholders(params)[1]:
         raise AdapterError(
-            "params is the frozen half of partition_params, with holes: pass the whole tree, or "
+            "params is the frozen half of partition_params: pass the whole tree, or "
             "call merge_params(load_adapter(path).trainable, frozen)"
         )
     present = _list_named(directory, params, name_map)

@@ -109,7 +109,7 @@ def apply_per_example(
 
     Raises:
         AdapterError: as for `take_rows`; or an array has another first axis than the ids.
-        TreeError: the bank's leaves are not the holes of `frozen`.
+        TreeError: the bank's leaves are not the placeholders of `frozen`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -150,7 +150,7 @@ def apply_ensemble(
 
     Raises:
         AdapterError: as for `take_rows`.
-        TreeError: the bank's leaves are not the holes of `frozen`.
+        TreeError: the bank's leaves are not the placeholders of `frozen`.
 
     Example:
         >>> import jax.numpy as jnp

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._adapter_checks import fill_holes
+from ._adapter_checks import fill_placeholders
 from ._adapter_metadata import Kind, Metadata, describe_leaf, read_metadata, write_metadata
 from ._adapter_processes import write_on_first_process
 from ._adapter_reading import ARRAYS_DIRECTORY, read_leaves, read_settled
@@ -73,10 +73,10 @@ def save_bank(
     """
     target = resolve_path(path)
     used = np.array([number for number, row in enumerate(bank.rows) if row is not None])
-    params, holes = fill_holes(base)
+    params, placeholders = fill_placeholders(base)
     others, own = list_base(params, bank.leaves)
     arrays = {name: to_numpy(name, leaf)[used] for name, leaf in bank.leaves.items()}
-    check_base("base", arrays, own, has_values=not holes)
+    check_base("base", arrays, own, has_values=not placeholders)
     leaves = {name: describe_leaf(array, own[name].dtype) for name, array in arrays.items()}
     fingerprint = make_fingerprint(others)
 

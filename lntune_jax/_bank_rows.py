@@ -1,4 +1,4 @@
-"""Rows of a bank, and a base with holes for them: put together, norms with a batch axis."""
+"""Rows of a bank, and a base with placeholders for them: put together, norms with a batch axis."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from jax.core import Tracer
 
 from ._bank import AdapterBank
 from .errors import AdapterError, TreeError
-from .partition import Taken, is_taken, merge_params
+from .partition import Placeholder, is_placeholder, merge_params
 from .paths import flatten, get_shape, join
 
 Ids = Any  # integers (batch,), or the names of adapters
 
 
 def freeze_base(params: Any, bank: AdapterBank | Mapping[str, Any]) -> Any:
-    """The frozen half of a base for a bank: a hole where the bank has rows, no copy of the rest.
+    """The frozen half of a base for a bank, placeholders where the bank has rows; no copies.
 
     `partition_params(params, config).frozen` is the same where `config` selects the bank's leaves.
 
@@ -35,7 +35,7 @@ def freeze_base(params: Any, bank: AdapterBank | Mapping[str, Any]) -> Any:
         >>> import lntune_jax as lnt
         >>> params = {"ln": {"scale": jnp.ones(2)}, "fc": {"kernel": jnp.ones((2, 2))}}
         >>> lnt.bank.freeze_base(params, lnt.bank.make_bank(params))["ln"]
-        {'scale': Taken('ln.scale', float32[2])}
+        {'scale': Placeholder('ln.scale', float32[2])}
     """
     rows = get_leaves(bank)
     leaves, treedef = flatten(params)
@@ -56,7 +56,7 @@ def freeze_base(params: Any, bank: AdapterBank | Mapping[str, Any]) -> Any:
                 f"params leaf {name!r} has shape {shape}, the bank's rows {expected}: pass the "
                 "base that the bank was made over"
             )
-        values.append(Taken(name, expected, leaf.value.dtype))
+        values.append(Placeholder(name, expected, leaf.value.dtype))
     return treedef.unflatten(values)
 
 
@@ -112,7 +112,7 @@ def merge_rows(rows: Mapping[str, Any], frozen: Any, *, cast: bool = True) -> An
         cast: as in `merge_params`.
 
     Raises:
-        TreeError: rows and holes are not the same leaves, or shapes differ.
+        TreeError: rows and placeholders are not the same leaves, or shapes differ.
 
     Example:
         >>> import jax.numpy as jnp
@@ -127,9 +127,13 @@ def merge_rows(rows: Mapping[str, Any], frozen: Any, *, cast: bool = True) -> An
     batch = count_rows(rows)
 
     def widen(leaf: Any) -> Any:
-        return Taken(leaf.path, (batch, *leaf.shape), leaf.dtype) if is_taken(leaf) else leaf
+        return (
+            Placeholder(leaf.path, (batch, *leaf.shape), leaf.dtype)
+            if is_placeholder(leaf)
+            else leaf
+        )
 
-    return merge_params(rows, jax.tree.map(widen, frozen, is_leaf=is_taken), cast=cast)
+    return merge_params(rows, jax.tree.map(widen, frozen, is_leaf=is_placeholder), cast=cast)
 
 
 def get_leaves(bank: AdapterBank | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._adapter_checks import fill_holes
+from ._adapter_checks import fill_placeholders
 from ._bank import AdapterBank, Row, read_leaves
 from ._bank_base import check_base, list_base
 from ._bank_values import get_trainable
@@ -66,7 +66,7 @@ def add_leaves(bank: AdapterBank, adapter: Any, params: Any) -> AdapterBank:
     absent = [path for path in get_trainable(adapter) if path not in bank.leaves]
     if not absent:
         return bank
-    own = list_base(fill_holes(params)[0], bank.leaves)[1]
+    own = list_base(fill_placeholders(params)[0], bank.leaves)[1]
     first = {path: to_numpy(path, leaf[:1]) for path, leaf in bank.leaves.items()}
     check_base("params", first, own, has_values=True)
     like = next(iter(bank.leaves.values()))

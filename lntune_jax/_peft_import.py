@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._adapter_checks import fill_holes
+from ._adapter_checks import fill_placeholders
 from ._adapter_place import compare_leaf, place_leaves
 from ._adapter_reading import Adapter
 from ._peft_contents import check_contents, check_finite
@@ -135,9 +135,9 @@ def _read(
     known = get_name_map(name_map)
     norms = norms if norms is None or isinstance(norms, str) else list(norms)
     shapes, config = read_header(directory)
-    if fill_holes(params)[1]:
+    if fill_placeholders(params)[1]:
         raise AdapterError(
-            "params is the frozen half of partition_params, with holes: pass the whole tree, or "
+            "params is the frozen half of partition_params: pass the whole tree, or "
             "merge the halves first"
         )
     leaves, treedef = flatten(params)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._adapter_checks import check_trainable, fill_holes
+from ._adapter_checks import check_trainable, fill_placeholders
 from ._peft_tree import Index, index_tree
 from .config import LNTuningConfig
 from .errors import AdapterError, SelectionError
@@ -138,7 +138,7 @@ def read_base(
     Raises:
         AdapterError: trainable is not what the config selects in the base.
     """
-    params, holes = fill_holes(base)
+    params, placeholders = fill_placeholders(base)
     norms = norms if norms is None or isinstance(norms, str) else list(norms)
     selection = _select(params, config, norms, name_map, trainable)
     roles = dict(zip(map(_name, selection.leaves), selection.roles, strict=True))
@@ -146,7 +146,7 @@ def read_base(
     expected = {
         name: values[name] for name, role in roles.items() if role in (NORM_ROLE, SAVED_ROLE)
     }
-    check_trainable(trainable, expected, holes)
+    check_trainable(trainable, expected, placeholders)
     if isinstance(config, Selection):
         norms = config.norms
     index = index_tree(

@@ -70,7 +70,36 @@ class TreeError(LNTuningError, ValueError):
         ...     lnt.merge_params({}, frozen)
         ... except lnt.errors.TreeError as error:
         ...     print(str(error).split(":")[0])
-        the leaves ['ln.scale'] are in neither half
+        the leaves 'ln.scale' are in neither half
+    """
+
+
+class PlaceholderError(TreeError, AttributeError):
+    """A placeholder of the frozen half was used as if it were the array that it stands for.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> _, frozen = lnt.partition_params({"ln": {"scale": jnp.ones(2)}}, lnt.LNTuningConfig())
+        >>> try:
+        ...     frozen["ln"]["scale"].reshape(1, 2)
+        ... except lnt.errors.TreeError as error:
+        ...     print(str(error).split(": ")[0])
+        the leaf 'ln.scale' of the frozen half is a placeholder, not an array
+    """
+
+
+class CheckpointError(LNTuningError, ValueError):
+    """A training checkpoint cannot be written or read, or does not fit the state.
+
+    Example:
+        >>> import tempfile
+        >>> import lntune_jax as lnt
+        >>> try:
+        ...     lnt.training.open_checkpoints(tempfile.mkdtemp(), keep=0)
+        ... except lnt.errors.CheckpointError as error:
+        ...     print(error)
+        keep must be at least 1, not 0: a run needs one to go on from
     """
 
 

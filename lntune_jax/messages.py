@@ -7,6 +7,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_OWN = str(Path(__file__).parent)
+# These stand between a caller and us where they call our functions back.
+_BETWEEN = ("jax", "optax", "flax", "equinox")
 
 _OWN = os.path.dirname(__file__)  # noqa: PTH120
 # These stand between a caller and us where they call our functions back.
@@ -66,4 +71,4 @@ def warn(message: str, category: type[Warning]) -> None:
 def _list_folders() -> list[str]:
     """The package's own folder, and those of the libraries between that are loaded."""
     files = (getattr(sys.modules.get(name), "__file__", None) for name in _BETWEEN)
-    return [_OWN, *(os.path.dirname(file) for file in files if file)]  # noqa: PTH120
+    return [_OWN, *(str(Path(file).parent) for file in files if file)]

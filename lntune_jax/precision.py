@@ -1,4 +1,6 @@
-"""Float32 precision for leaves that are kept in bfloat16, by carrying what rounding took away.
+"""Float32 for leaves of lower precision: widened, or kept exact beside the rounded leaf.
+
+`keep_masters` serves a whole-tree loop, where the leaves themselves stay in bfloat16.
 
 A step of 1e-4 on a bfloat16 weight near 1 rounds to nothing, however often it is taken. The state
 here holds the difference between the exact value and the rounded leaf (compensated summation,
@@ -15,8 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .errors import TreeError
-from .partition import widen
+from .errors import ConfigError, TreeError
+
+
+def widen(value: Any, dtype: str | None) -> Any:
+    """Casts a leaf of lower precision to `dtype`; any other leaf is returned as it is.
+
+    Raises:
+        ConfigError: `dtype` is "float64" and JAX has it turned off.
+
+    Example:
+        >>> widen(jnp.ones(2, "bfloat16"), "float32").dtype.name
+        'float32'
+    """
+    if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise ConfigError(
+            "param_dtype='float64' needs jax.config.update('jax_enable_x64', True); or set "
+            "param_dtype='float32'"
+        )
+    if dtype is None or not _is_narrow(value, dtype):
+        return value
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return value.update(dtype=np.dtype(dtype))
+    return value.astype(dtype)
 
 
 class MastersState(NamedTuple):

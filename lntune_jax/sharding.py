@@ -89,7 +89,8 @@ def shard_params(params: Any, mesh: Any, rules: Rules | None = None) -> Any:
     hands over its own devices' parts, or with arrays that lie on all devices already.
 
     Args:
-        params: as in `make_specs`; a `jax.ShapeDtypeStruct` gets the sharding written into it.
+        params: as in `make_specs`; a `jax.ShapeDtypeStruct` gets the sharding written into it, and
+            a leaf that is no array (a function in an Equinox module) stays as it is.
         mesh: a `jax.sharding.Mesh`.
         rules: as in `make_specs`.
 
@@ -200,5 +201,7 @@ def _place(value: Any, sharding: NamedSharding) -> Any:
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
     if isinstance(value, jax.Array):
         return jax.device_put(value, sharding)
+    if not hasattr(value, "dtype") and not isinstance(value, bool | int | float | complex):
+        return value  # a function in an Equinox module
     array = np.asarray(value)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

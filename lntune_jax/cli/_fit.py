@@ -83,7 +83,7 @@ def fit(
 
     import lntune_jax as lnt
 
-    from ..training.checkpoints import finish_saves, open_checkpoints, restore_state, save_state
+    from ..training import finish_saves, open_checkpoints, restore_state, save_state
     from ._snapshot import Snapshot
 
     total, metric = total_steps(work, recipe), metric_of(work, recipe)

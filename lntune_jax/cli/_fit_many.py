@@ -79,7 +79,7 @@ def fit_many(
 
     import lntune_jax as lnt
 
-    from ..training.checkpoints import finish_saves, open_checkpoints, restore_state, save_state
+    from ..training import finish_saves, open_checkpoints, restore_state, save_state
 
     work, owners = works[0], [works[trial.table] for trial in trials]
     total, metric = total_steps(work, recipe), metric_of(work, recipe)
@@ -97,7 +97,7 @@ def fit_many(
     begin = [jax.tree.map(np.array, start) for start in starts]
     snapshot = Snapshot(np.int32(0), lnt.stack_states(states), _stack(begin))
     own_batches = len({(trial.recipe.seed, trial.table) for trial in trials}) > 1
-    step_fn = lnt.make_train_step(
+    step_fn = lnt.make_multi_step(
         work.loss_fn(),
         make_optimizer(trials[0]),
         work.config,

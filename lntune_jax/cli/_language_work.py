@@ -45,7 +45,7 @@ class LanguageWork:
 
     def loss_fn(self) -> Callable[..., Any]:
         """The mean loss of a batch, over its targets."""
-        return language_loss(self.model)
+        return language_loss(self.model, weighted=True)
 
     def evaluator(self) -> LanguageEvaluator:
         """An evaluator of the evaluation rows."""
@@ -95,6 +95,8 @@ class MeanLoss:
 
         import lntune_jax as lnt
 
+        from ..training.xla_cpu import compiler_options
+
         self.compilations = 0
         loss_fn = language_loss(model)
 
@@ -106,8 +108,8 @@ class MeanLoss:
         whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
         self._mesh = mesh
         self._loss_of = jax.jit(
-            lnt.accumulate_in_float32(loss_of),
-            compiler_options=lnt.compiler_options(),
+            loss_of,
+            compiler_options=compiler_options(),
             out_shardings=whole,
         )
 
@@ -146,11 +148,12 @@ class MeanLoss:
         return float(means @ np.asarray(counts, np.float64) / sum(counts))
 
 
-def language_loss(model: Any) -> Callable[..., Any]:
+def language_loss(model: Any, *, weighted: bool = False) -> Callable[..., Any]:
     """The mean loss of a batch, over its targets.
 
     Args:
         model: A language model of `lntune_jax.models`.
+        weighted: Whether it is given as a `WeightedLoss`, for training in microbatches.
 
     Returns:
         `loss_fn(params, batch, rng=None)`; with an `rng`, dropout is on.
@@ -165,6 +168,7 @@ def language_loss(model: Any) -> Callable[..., Any]:
             batch["labels"],
             segment_ids=batch.get("segment_ids"),
             dropout_rng=rng,
+            weighted=weighted,
         )
 
     return loss_fn

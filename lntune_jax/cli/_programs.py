@@ -23,6 +23,8 @@ def classification_loss(apply: Callable[..., Any]) -> Callable[..., Any]:
     import jax.numpy as jnp
     import optax
 
+    from ..training import WeightedLoss
+
     def loss_fn(params: Any, batch: Mapping[str, Any], rng: Any = None) -> Any:
         output = apply(
             params, batch["input_ids"], attention_mask=batch["attention_mask"], dropout_rng=rng
@@ -30,7 +32,7 @@ def classification_loss(apply: Callable[..., Any]) -> Callable[..., Any]:
         losses = optax.softmax_cross_entropy_with_integer_labels(
             output.logits.astype(jnp.float32), batch["classes"]
         )
-        return (losses * batch["weights"]).sum() / batch["weights"].sum()
+        return WeightedLoss((losses * batch["weights"]).sum(), batch["weights"].sum())
 
     return loss_fn
 
@@ -45,6 +47,8 @@ class Classifier:
 
         import lntune_jax as lnt
 
+        from ..training.xla_cpu import compiler_options
+
         self.compilations = 0
 
         def logits_of(trainable: Any, frozen: Any, input_ids: Any, attention_mask: Any) -> Any:
@@ -58,8 +62,8 @@ class Classifier:
         whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
         self._mesh = mesh
         self._logits_of = jax.jit(
-            lnt.accumulate_in_float32(logits_of),
-            compiler_options=lnt.compiler_options(),
+            logits_of,
+            compiler_options=compiler_options(),
             out_shardings=whole,
         )
 

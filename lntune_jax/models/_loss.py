@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from lntune_jax.errors import ModelError
+from lntune_jax.training import WeightedLoss
 
 from ._explicit import run_on_auto_axes
 from ._inputs import check_shape, integers, mask_of, tokens_of
@@ -20,7 +21,7 @@ from ._rows import keep_rows_apart
 from ._vocabulary import token_losses
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Int
 
     from ._pretrained import PretrainedModel
 
@@ -38,7 +39,8 @@ def causal_lm_loss(
     segment_ids: Any = None,
     dropout_rng: Any = None,
     chunk: int = 8192,
-) -> Float[Array, ""]:
+    weighted: bool = False,
+) -> Any:
     """Give the mean loss of predicting each token from the ones before it, in float32.
 
     Args:
@@ -54,9 +56,12 @@ def causal_lm_loss(
         segment_ids: as in `model.apply`; the first token of a segment is not predicted.
         dropout_rng: as in `model.apply`.
         chunk: entries of the vocabulary at a time, at most.
+        weighted: gives the sum and the number of predicted tokens, as a `WeightedLoss`: for
+            `make_train_step(accumulate=)`, whose microbatches may predict unlike numbers of tokens.
 
     Returns:
-        The mean over the predicted tokens; NaN where there is none.
+        The mean over the predicted tokens; NaN where there is none. With `weighted` a
+        `WeightedLoss`.
 
     Its derivative is one of reverse mode (`jax.grad`, `jax.vjp`, a `jvp` of these), not for
     `jax.jvp` of the loss itself.
@@ -83,7 +88,7 @@ def causal_lm_loss(
     targets = _targets(tokens, labels, attention_mask, segment_ids)
     inputs = tokens, attention_mask, position_ids, segment_ids, dropout_rng
 
-    def run(params: Any, targets: Any, *inputs: Any) -> Float[Array, ""]:
+    def run(params: Any, targets: Any, *inputs: Any) -> WeightedLoss:
         tokens, mask, positions, segments, key = inputs
         hidden = model.apply(
             params,
@@ -101,9 +106,11 @@ def causal_lm_loss(
         weights, axis = _output(model, params)
         cap = model.settings.final_cap
         losses = token_losses(states, weights, wanted, axis=axis, cap=cap, chunk=chunk)
-        return jnp.where(counted, losses, 0).sum() / counted.sum().astype(jnp.float32)
+        total = jnp.where(counted, losses, 0).sum()
+        return WeightedLoss(total, counted.sum().astype(jnp.float32))
 
-    return run_on_auto_axes(run, params, targets, *inputs)
+    loss = run_on_auto_axes(run, params, targets, *inputs)
+    return loss if weighted else loss.total / loss.weight
 
 
 def _targets(

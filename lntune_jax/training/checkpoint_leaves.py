@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import AdapterError
+from ..errors import CheckpointError, LNTuningError
 from ..messages import list_names
 from ..storage.arrays import hash_array, to_numpy
 
@@ -32,20 +32,47 @@ def list_leaves(state: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in found}
 
 
+def list_classes(state: Any) -> dict[str, str]:
+    """The classes of a state's NamedTuples by their key paths: an optimizer's are its own.
+
+    The leaves alone do not tell Adam's state from AdaBelief's.
+
+    Example:
+        >>> import optax
+        >>> list_classes((optax.sgd(0.1).init({}), {}))
+        {'[0][0]': 'EmptyState', '[0][1]': 'EmptyState'}
+    """
+    found: dict[str, str] = {}
+
+    def visit(node: Any, keys: tuple[Any, ...]) -> None:
+        if isinstance(node, tuple) and hasattr(node, "_fields"):
+            found[jax.tree_util.keystr(keys)] = type(node).__name__
+        children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+        for own, child in children:
+            if own:  # a leaf is its own child
+                visit(child, (*keys, *own))
+
+    visit(state, ())
+    return found
+
+
 def read_leaf(path: str, leaf: Any) -> np.ndarray:
     """The values of a leaf; of a typed random key, its data.
 
     Raises:
-        AdapterError: the leaf is no array or number, or has no values.
+        CheckpointError: the leaf is no array or number, or has no values.
     """
     if not isinstance(leaf, _SCALARS) and not hasattr(leaf, "dtype"):
-        raise AdapterError(
+        raise CheckpointError(
             f"the leaf {path!r} of the state is a {type(leaf).__name__}, not an array or a number: "
             "make it a static field, or pass it in extra"
         )
     if _is_key(leaf) and isinstance(leaf, jax.Array) and not leaf.is_deleted():
         return np.asarray(jax.random.key_data(leaf))
-    return to_numpy(path, leaf)
+    try:
+        return to_numpy(path, leaf)
+    except LNTuningError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def describe(leaf: Any, array: np.ndarray) -> dict[str, Any]:
@@ -63,7 +90,7 @@ def check_structure(directory: Path, manifest: Mapping[str, Any], likes: Mapping
     """Compares what was saved with the leaves of the state to restore into.
 
     Raises:
-        AdapterError: lists the paths that are missing, unexpected or of another shape or dtype.
+        CheckpointError: lists the paths that are missing, unexpected or of another shape or dtype.
     """
     wrong = []
     if len(manifest) != len(likes):
@@ -78,10 +105,29 @@ def check_structure(directory: Path, manifest: Mapping[str, Any], likes: Mapping
             saved = {field: manifest[path][field] for field in found}
             wrong.append(f"{path!r} is {_show(found)} in like_state, {_show(saved)} saved")
     if wrong:
-        raise AdapterError(
+        raise CheckpointError(
             f"the checkpoint {directory} does not fit like_state: {list_names(wrong, str)}. Make "
             "like_state with the config and optimizer of the run that saved it, or start in "
             "another directory"
+        )
+
+
+def check_classes(directory: Path, saved: Mapping[str, str], likes: Mapping[str, str]) -> None:
+    """Compares the NamedTuples of what was saved with those of the state to restore into.
+
+    Raises:
+        CheckpointError: another optimizer has made one of the two.
+    """
+    paths = [path for path in saved | likes if saved.get(path) != likes.get(path)]
+    if paths:
+        wrong = [
+            f"{path!r} is a {likes.get(path, 'plain node')} in like_state, a "
+            f"{saved.get(path, 'plain node')} saved"
+            for path in paths
+        ]
+        raise CheckpointError(
+            f"the checkpoint {directory} is of another optimizer: {list_names(wrong, str)}. Make "
+            "like_state with the optimizer of the run that saved it, or start in another directory"
         )
 
 
@@ -94,7 +140,7 @@ def check_values(directory: Path, manifest: Mapping[str, Any], arrays: Mapping[s
     """Compares the arrays that were read with their checksums.
 
     Raises:
-        AdapterError: lists the leaves that are damaged.
+        CheckpointError: lists the leaves that are damaged.
     """
     damaged = [
         path
@@ -102,7 +148,7 @@ def check_values(directory: Path, manifest: Mapping[str, Any], arrays: Mapping[s
         if path not in arrays or hash_array(np.asarray(arrays[path])) != record["sha256"]
     ]
     if damaged:
-        raise AdapterError(
+        raise CheckpointError(
             f"the leaves {list_names(damaged)} of the checkpoint {directory} have a wrong "
             "checksum. It is damaged: delete this step's directory to go on from the one before it"
         )

@@ -1,38 +1,118 @@
 """Training checkpoints through Orbax, from which a run goes on bit for bit.
 
 A state is stored as a flat tree of its leaves with a manifest of their shapes, dtypes and
-checksums, so that what Orbax would pad, cast or pass over in silence is an error here.
+checksums, so that what Orbax would pad, cast or pass over in silence is an error here. Beside it
+lies a record of all files' checksums, written last.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import numbers
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from ..errors import AdapterError
+from ..errors import CheckpointError, LNTuningError
+from ..storage.checksums import METADATA_FILE, check_files, describe_files
+from ..storage.directories import sync, sync_tree
 from .checkpoint_leaves import (
+    check_classes,
     check_structure,
     check_values,
     describe,
+    list_classes,
     list_leaves,
     make_target,
     place_leaf,
     read_leaf,
 )
-from .checkpoint_manager import open_checkpoints as open_checkpoints
-from .checkpoint_record import (
-    ADVICE,
-    FORMAT_VERSION,
-    check_record,
-    has_record,
-    parse_about,
-    seal,
-    write_record,
-)
+
+_FORMAT_VERSION = 2
+_ADVICE = "delete this step's directory to go on from the checkpoint before it"
+
+
+def open_checkpoints(
+    directory: str | os.PathLike[str],
+    *,
+    keep: int = 2,
+    keep_best: int = 0,
+    best_metric: str = "loss",
+    highest_is_best: bool = False,
+    keep_every_seconds: int | None = None,
+) -> Any:
+    """Opens a directory of training checkpoints, and makes it if there is none.
+
+    Args:
+        directory: where the checkpoints are, one subdirectory a step.
+        keep: how many of the latest are kept.
+        keep_best: how many of the best are kept besides, by the `metrics` of `save_state`.
+        best_metric: which of the metrics decides.
+        highest_is_best: for an accuracy rather than a loss.
+        keep_every_seconds: also keep one each time that so much time has passed.
+
+    Returns:
+        An `orbax.checkpoint.CheckpointManager`, which is a context manager too; close it after use.
+        Its `best_step()` is the best step that is kept.
+
+    Raises:
+        CheckpointError: the directory cannot be made, `keep` is less than 1, or another number is
+            out of range.
+
+    Example:
+        >>> import tempfile
+        >>> with open_checkpoints(tempfile.mkdtemp()) as manager:
+        ...     print(manager.latest_step())
+        None
+    """
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
+
+    if not _is_whole(keep) or keep < 1:
+        raise CheckpointError(
+            f"keep must be at least 1, not {keep!r}: a run needs one to go on from"
+        )
+    seconds = 1 if keep_every_seconds is None else keep_every_seconds
+    if not _is_whole(keep_best) or keep_best < 0 or not _is_whole(seconds) or seconds < 1:
+        raise CheckpointError(
+            f"keep_best is {keep_best!r} and keep_every_seconds {keep_every_seconds!r}: expected 0 "
+            "or more, and None or 1 or more"
+        )
+
+    def read_metric(metrics: Any) -> float:
+        return metrics[best_metric]
+
+    kept: list[policies.PreservationPolicy] = [policies.LatestN(keep)]
+    if keep_best:
+        best = policies.BestN(
+            get_metric_fn=read_metric,
+            reverse=not highest_is_best,
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
+        kept.append(best)
+    if keep_every_seconds is not None:
+        kept.append(policies.EveryNSeconds(keep_every_seconds))
+    path = Path(directory).expanduser().resolve()
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        best_fn=read_metric if keep_best else None,
+        best_mode="max" if highest_is_best else "min",
+        create=True,
+    )
+    try:
+        return ocp.CheckpointManager(path, options=options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot open the checkpoint directory {path}: {error}") from error
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def save_state(
@@ -58,7 +138,7 @@ def save_state(
             one call `finish_saves`.
 
     Raises:
-        AdapterError: the step is not above the latest one saved, `extra` is not JSON, `metrics`
+        CheckpointError: the step is not above the latest one saved, `extra` is not JSON, `metrics`
             are no numbers, or the file system refuses.
 
     Example:
@@ -75,9 +155,14 @@ def save_state(
     import orbax.checkpoint as ocp
 
     finish_saves(manager)
+    if not hasattr(state, "step"):
+        raise CheckpointError(
+            f"the state is a {type(state).__name__} without an attribute step: pass a TrainState, "
+            "or a pytree that has one"
+        )
     step, latest = int(state.step), manager.latest_step()
     if latest is not None and step <= latest:
-        raise AdapterError(
+        raise CheckpointError(
             f"cannot save step {step} in {manager.directory}, which holds step {latest}: a "
             "checkpoint must be of a later step. Resume with restore_state, or pass another "
             "directory to open_checkpoints"
@@ -85,7 +170,7 @@ def save_state(
     try:
         extra = json.loads(json.dumps(extra))
     except (TypeError, ValueError) as error:
-        raise AdapterError(f"extra must be a JSON value: {error}") from None
+        raise CheckpointError(f"extra must be a JSON value: {error}") from None
     if metrics is not None:
         metrics = _check_metrics(metrics)
     leaves = list_leaves(state)
@@ -95,7 +180,8 @@ def save_state(
         for path, leaf in leaves.items()
     }
     manifest = {path: describe(leaf, arrays[path]) for path, leaf in leaves.items()}
-    about = seal({"format_version": FORMAT_VERSION, "leaves": manifest, "extra": extra})
+    fields = {"leaves": manifest, "classes": list_classes(state), "extra": extra}
+    about = seal({"format_version": _FORMAT_VERSION, **fields})
     # Orbax refuses arrays without elements; there is nothing to store in them either.
     stored = {path: array for path, array in arrays.items() if array.size}
     items = ocp.args.Composite(
@@ -105,9 +191,9 @@ def save_state(
     try:
         done = manager.save(step, args=items, metrics=metrics)
     except Exception as error:
-        raise AdapterError(f"cannot save step {step} in {manager.directory}: {error}") from error
+        raise CheckpointError(f"cannot save step {step} in {manager.directory}: {error}") from error
     if not done:
-        raise AdapterError(
+        raise CheckpointError(
             f"Orbax did not save step {step} in {manager.directory}: open it with open_checkpoints"
         )
     if wait:
@@ -121,7 +207,7 @@ def finish_saves(manager: Any) -> None:
         manager: what `open_checkpoints` returned.
 
     Raises:
-        AdapterError: a save that was not waited for has failed.
+        CheckpointError: a save that was not waited for has failed.
 
     Example:
         >>> import tempfile
@@ -138,10 +224,10 @@ def finish_saves(manager: Any) -> None:
         manager.wait_until_finished()
         latest = manager.latest_step()
         directory = Path(manager.directory) / str(latest)
-        if latest is not None and jax.process_index() == 0 and not has_record(directory):
-            write_record(directory)
+        if latest is not None and jax.process_index() == 0 and not _has_record(directory):
+            _write_record(directory)
     except Exception as error:
-        raise AdapterError(f"cannot save in {manager.directory}: {error}") from error
+        raise CheckpointError(f"cannot save in {manager.directory}: {error}") from error
 
 
 def restore_state(
@@ -152,14 +238,15 @@ def restore_state(
     Args:
         manager: what `open_checkpoints` returned.
         like_state: a state of the same structure, shapes and dtypes, such as the one that a new
-            run would start with. The result takes its containers and shardings.
+            run would start with, or an abstract one (`TrainState.create` of
+            `jax.ShapeDtypeStruct`s). The result takes its containers and shardings.
         step: which one, such as `manager.best_step()`; `None` for the latest.
 
     Returns:
         `(state, extra)`, or None where no checkpoint has been saved.
 
     Raises:
-        AdapterError: there is no such step, the checkpoint is damaged, or `like_state` is
+        CheckpointError: there is no such step, the checkpoint is damaged, or `like_state` is
             otherwise than what was saved; the message names the path.
 
     Example:
@@ -174,18 +261,19 @@ def restore_state(
     manager.reload()  # another process may have saved since
     steps = manager.all_steps()
     if step is not None and step not in steps:
-        raise AdapterError(
+        raise CheckpointError(
             f"{manager.directory} has no checkpoint of step {step}; it has {sorted(steps)}"
         )
     step = manager.latest_step() if step is None else step
     if step is None:
         return None
     directory = Path(manager.directory) / str(step)
-    check_record(directory)
+    _check_record(directory)
     about = _read_item(manager, step, "about", ocp.args.JsonRestore())
-    manifest, extra = parse_about(directory, about)
+    manifest, classes, extra = _parse_about(directory, about)
     likes = list_leaves(like_state)
     check_structure(directory, manifest, likes)
+    check_classes(directory, classes, list_classes(like_state))
     targets = {path: make_target(manifest[path]) for path in likes}
     arrays = {path: target for path, target in targets.items() if not target.size}
     wanted = {path: target for path, target in targets.items() if target.size}
@@ -202,9 +290,9 @@ def _read_item(manager: Any, step: int, name: str, args: Any) -> Any:
         return manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
     except Exception as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise AdapterError(
+        raise CheckpointError(
             f"Orbax could not read {name!r} of the checkpoint {manager.directory}/{step}: "
-            f"{first}. It is damaged: {ADVICE}"
+            f"{first}. It is damaged: {_ADVICE}"
         ) from error
 
 
@@ -212,4 +300,72 @@ def _check_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     try:
         return {name: float(value) for name, value in metrics.items()}
     except (TypeError, ValueError, AttributeError) as error:
-        raise AdapterError(f"metrics must be names and numbers: {error}") from None
+        raise CheckpointError(f"metrics must be names and numbers: {error}") from None
+
+
+def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields and a checksum over them: Orbax keeps none."""
+    fields = {name: value for name, value in fields.items() if name != "sha256"}
+    text = json.dumps(fields, sort_keys=True)
+    return {**fields, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _write_record(directory: Path) -> None:
+    """Records the checksums of all files, beside those of the leaves, and flushes all to the disk.
+
+    Orbax does not flush its metadata. After a crash before this the leaves' checksums do.
+    """
+    # Beside the checkpoint and moved in: one that is killed here must not leave half a record.
+    beside = directory.parent / f".{directory.name}-{METADATA_FILE}"
+    beside.write_text(json.dumps(seal({"files": describe_files(directory)})), encoding="utf-8")
+    sync_tree(directory)
+    sync(beside)
+    beside.replace(directory / METADATA_FILE)
+    sync(directory)
+    sync(directory.parent)
+
+
+def _has_record(directory: Path) -> bool:
+    """Whether `write_record` came to its end here."""
+    return (directory / METADATA_FILE).exists()
+
+
+def _check_record(directory: Path) -> None:
+    """Refuses damaged files before another library parses them.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    file = directory / METADATA_FILE
+    if not file.exists():
+        return
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if seal(record) != record:
+            raise ValueError("wrong checksum")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}): {_ADVICE}") from None
+    try:
+        check_files(directory, record["files"], _ADVICE)
+    except LNTuningError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _parse_about(directory: Path, about: Any) -> tuple[dict[str, Any], dict[str, str], Any]:
+    """The manifest of the leaves, the classes of the nodes, and the user's own value.
+
+    Raises:
+        CheckpointError: of another format version, or damaged.
+    """
+    if not isinstance(about, dict) or about.get("format_version") != _FORMAT_VERSION:
+        found = about.get("format_version") if isinstance(about, dict) else about
+        raise CheckpointError(
+            f"the checkpoint {directory} has format version {found!r}, expected {_FORMAT_VERSION}: "
+            "resume with the version of lntune_jax that saved it"
+        )
+    if seal(about) != about:
+        raise CheckpointError(
+            f"the checkpoint {directory} has a wrong checksum in its JSON file. It is damaged: "
+            f"{_ADVICE}"
+        )
+    return about["leaves"], about["classes"], about["extra"]

@@ -6,16 +6,91 @@ their matrix products: the work is that of one adapter on all their rows togethe
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
-from ..errors import LNTuningError, TreeError
+from ..config import LNTuningConfig
+from ..errors import TreeError
 from ..paths import flatten, join
+from ..selection.selection import Selection
 from .state import TrainState
+from .step import TrainStep, build_step, check_count, check_flag, choose_state
+
+
+def make_multi_step(
+    loss_fn: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    config: LNTuningConfig | Selection | None = None,
+    *,
+    adapters: int,
+    own_batches: bool = False,
+    adapters_at_once: int | None = None,
+    has_aux: bool = False,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    ema_decay: float | None = None,
+    skip_nonfinite: bool = False,
+    donate: bool = True,
+) -> TrainStep:
+    """Makes a jitted step of many adapters over one frozen half.
+
+    Called with `(state, frozen, *batch)`, the state from `stack_states`. Every metric has the shape
+    (adapters,), and `step(..., active=booleans)` leaves the states of the others as they are. The
+    matrix products are those of one adapter on all the rows together.
+
+    Args:
+        loss_fn: as of `make_train_step`, for one adapter.
+        tx: the optimizer of each; what differs is in its state (`optax.inject_hyperparams`).
+        config: as of `make_train_step`.
+        adapters: how many there are.
+        own_batches: whether each adapter has a batch of its own, along a first axis of every
+            batch leaf; else all see the same.
+        adapters_at_once: how many share a pass, to bound the memory; `None` for all.
+        has_aux: as of `make_train_step`.
+        accumulate: as of `make_train_step`.
+        clip_norm: as of `make_train_step`, each adapter's for itself.
+        ema_decay: as of `make_train_step`.
+        skip_nonfinite: as of `make_train_step`, each adapter's step for itself.
+        donate: as of `make_train_step`.
+
+    Raises:
+        ConfigError: the config says `inference_mode=True`.
+        ArgumentError: an argument is out of range or of a wrong type.
+        TreeError: when called, the state, `active` or a batch has not so many adapters along its
+            first axis.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> import lntune_jax as lnt
+        >>> trainable, frozen = lnt.partition_params({"ln": {"scale": jnp.ones(2)}},
+        ...                                          lnt.LNTuningConfig())
+        >>> tx = optax.sgd(0.1)
+        >>> many = lnt.stack_states([lnt.TrainState.create(trainable, tx)] * 3)
+        >>> step = lnt.make_multi_step(lambda p, x: (p["ln"]["scale"] * x).sum(), tx, adapters=3)
+        >>> many, metrics = step(many, frozen, 1.0)
+        >>> metrics["loss"].tolist()
+        [2.0, 2.0, 2.0]
+    """
+    check_count("adapters", adapters)
+    check_flag("own_batches", own_batches)
+    if adapters_at_once is not None:
+        check_count("adapters_at_once", adapters_at_once)
+    function = build_step(
+        loss_fn,
+        tx,
+        config,
+        has_aux=has_aux,
+        accumulate=accumulate,
+        clip_norm=clip_norm,
+        ema_decay=ema_decay,
+        skip_nonfinite=skip_nonfinite,
+    )
+    return TrainStep(_train_many(function, adapters, own_batches, adapters_at_once), donate=donate)
 
 
 def stack_states(states: Sequence[TrainState]) -> TrainState:
@@ -27,7 +102,7 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
             `optax.inject_hyperparams` keeps in the optimizer's state.
 
     Returns:
-        What `make_train_step(..., adapters=len(states))` trains.
+        What `make_multi_step(..., adapters=len(states))` trains.
 
     Raises:
         TreeError: there is none, or two differ in structure, shapes or dtypes; names the leaf.
@@ -44,8 +119,11 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
         >>> many.trainable["ln.scale"].shape, many.opt_state.hyperparams["learning_rate"].shape
         ((3, 4), (3,))
     """
-    if not states:
-        raise TreeError("stack_states was given no state: pass one of each adapter")
+    if isinstance(states, TrainState) or not states:
+        raise TreeError("stack_states needs a list of states, one of each adapter")
+    for state in states:
+        if not isinstance(state, TrainState):
+            raise TreeError(f"stack_states needs TrainStates, not {type(state).__name__}")
     first = _shapes(states[0])
     for number, state in enumerate(states[1:], start=1):
         own = _shapes(state)
@@ -56,7 +134,7 @@ def stack_states(states: Sequence[TrainState]) -> TrainState:
                 f"the states of adapters 0 and {number} differ in structure{where}; create all of "
                 "them with the same leaves and the same optimizer"
             )
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *states)
 
 
 def unstack_states(state: TrainState) -> list[TrainState]:
@@ -76,12 +154,14 @@ def unstack_states(state: TrainState) -> list[TrainState]:
         ...     lnt.stack_states([one, one]))]
         [(4,), (4,)]
     """
+    if not isinstance(state, TrainState):
+        raise TreeError(f"unstack_states needs a TrainState, not {type(state).__name__}")
     count = jnp.shape(state.step)[0] if jnp.ndim(state.step) else 0
-    check_stacked(state, count)
+    _check_stacked(state, count)
     return [jax.tree.map(lambda leaf, place=place: leaf[place], state) for place in range(count)]
 
 
-def check_stacked(state: TrainState, count: int) -> None:
+def _check_stacked(state: TrainState, count: int) -> None:
     """Checks that every leaf of a state has an axis of `count` adapters first.
 
     Raises:
@@ -96,7 +176,7 @@ def check_stacked(state: TrainState, count: int) -> None:
             )
 
 
-def train_many(
+def _train_many(
     train_step: Callable[..., Any], count: int, own_batches: bool, at_once: int | None
 ) -> Callable[..., Any]:
     """Makes a step of one adapter one of `count`, `at_once` of them in one go.
@@ -113,7 +193,7 @@ def train_many(
     """
 
     def step(state: TrainState, frozen: Any, *batch: Any, active: Any = None) -> Any:
-        check_stacked(state, count)
+        _check_stacked(state, count)
         active = None if active is None else jnp.asarray(active)
         if active is not None and active.shape != (count,):
             raise TreeError(
@@ -135,33 +215,6 @@ def train_many(
     return step
 
 
-def choose_state(takes_new: Any, after: TrainState, before: TrainState) -> TrainState:
-    """The new state, or the old one; its key never changes, and may be no number."""
-    chosen = jax.tree.map(
-        lambda new, old: jnp.where(takes_new, new, old),
-        dataclasses.replace(after, rng=None),
-        dataclasses.replace(before, rng=None),
-    )
-    return dataclasses.replace(chosen, rng=after.rng)
-
-
-def check_many(adapters: int | None, own_batches: bool, at_once: int | None) -> None:
-    """Checks the arguments of `make_train_step` that are about several adapters.
-
-    Raises:
-        LNTuningError: one is out of range, or goes with `adapters` and that is not given.
-    """
-    for name, value in (("adapters", adapters), ("adapters_at_once", at_once)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise LNTuningError(f"{name} must be a whole number of 1 or more, not {value!r}")
-    if adapters is None and (own_batches or at_once is not None):
-        raise LNTuningError(
-            "own_batches and adapters_at_once go with adapters=: say how many there are"
-        )
-
-
 def _check_batches(batch: Any, count: int) -> None:
     for leaf in flatten(batch)[0]:
         if jnp.shape(leaf.value)[:1] != (count,):
@@ -174,7 +227,10 @@ def _check_batches(batch: Any, count: int) -> None:
 def _shapes(state: TrainState) -> dict[str, tuple[tuple[int, ...], Any]]:
     pairs, _ = jax.tree_util.tree_flatten_with_path(state)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (jnp.shape(leaf), leaf.dtype)
+        jax.tree_util.keystr(path, simple=True, separator="."): (
+            np.shape(leaf),
+            jnp.result_type(leaf),
+        )
         for path, leaf in pairs
     }
 

@@ -8,39 +8,40 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import inspect
+import numbers
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
 
 from ..config import LNTuningConfig
-from ..errors import LNTuningError, TreeError, ZeroGradientWarning
+from ..errors import ArgumentError, TreeError, ZeroGradientWarning
 from ..messages import warn
 from ..paths import flatten, join
-from .compiling import find_platform, options_for, widens_bfloat16
-from .gradients import accumulate_gradients, differentiate, value_and_grad
-from .many import check_many, choose_state, train_many
+from ..selection.selection import Selection
+from .gradients import Objective, make_loss, make_objective
 from .optimizer import refuse_inference
-from .products import replace_products
-from .state import TrainState
-from .step_numbers import are_finite, average, clip, is_all_zero
+from .state import TrainState, check_optimizer
+from .xla_cpu import find_platform, keep_freed_memory, options_for
+
+_get_sharding = operator.attrgetter("sharding")
 
 
 def make_train_step(
     loss_fn: Callable[..., Any],
     tx: optax.GradientTransformation,
-    config: LNTuningConfig | None = None,
+    config: LNTuningConfig | Selection | None = None,
     *,
     has_aux: bool = False,
     accumulate: int = 1,
     clip_norm: float | None = None,
     ema_decay: float | None = None,
-    adapters: int | None = None,
-    own_batches: bool = False,
-    adapters_at_once: int | None = None,
     skip_nonfinite: bool = False,
     donate: bool = True,
 ) -> TrainStep:
@@ -52,35 +53,33 @@ def make_train_step(
     loop may look at it a step late, or let `skip_nonfinite` act on the device. A gradient that is
     exactly zero for every trainable leaf also gives a `ZeroGradientWarning`, without making the
     host wait for the device: the first step's at once, a later one's on the first call after the
-    device has finished it. On a CPU the step is compiled with `compiler_options()`, so that remat
-    holds there, and goes through `accumulate_in_float32`; inside another `jax.jit` it is the outer
-    one's to do both.
+    device has finished it. The step without `jax.jit` is `step.function`. On a CPU the compiled
+    step asks XLA to keep barriers, so that remat holds, and the process keeps the memory that a
+    step frees; inside another `jax.jit` both are left to the outer one.
 
     Args:
-        loss_fn: `loss_fn(params, *batch)`, a scalar loss on the merged tree; with a state that has
-            an `rng` it also takes `rng=`, a key of its own for each step and microbatch.
-        tx: the optimizer of the trainable leaves.
+        loss_fn: `loss_fn(params, *batch)`, a scalar loss on the merged tree, or a `WeightedLoss`;
+            with a state that has an `rng` it also takes `rng=`, a key of its own for each step and
+            microbatch.
+        tx: the optimizer of the trainable leaves. One that takes them is given `value=`, `grad=`,
+            `value_fn=` and `grad_fn=` of the same batch, as line searches and SAM do.
         config: refused when it is meant for inference; None is not checked.
         has_aux: whether `loss_fn` returns `(loss, aux)`.
-        accumulate: microbatches per step; the batch's first axis is cut into so many equal parts,
-            whose losses and gradients are averaged. `aux` is stacked along a new first axis.
+        accumulate: microbatches per step. Row r of the batch is in microbatch r modulo
+            `accumulate`, so that each has its share of every device's rows. The losses and
+            gradients of a `WeightedLoss` are weighted, which gives those of the whole batch; of a
+            plain loss they are averaged, so that a mean over masked tokens counts every microbatch
+            alike. `aux` is stacked along a new first axis.
         clip_norm: largest global norm of the trainable gradient.
         ema_decay: decay of the moving average `state.ema`.
-        adapters: train so many at once over one frozen half: the state is from `stack_states`,
-            every metric has the shape (adapters,), and `step(..., active=booleans)` leaves the
-            states of the others as they are. The matrix products are those of one adapter on all
-            the rows together.
-        own_batches: whether each adapter has a batch of its own, along a first axis of every
-            batch leaf; else all see the same.
-        adapters_at_once: how many share a pass, to bound the memory; `None` for all.
         skip_nonfinite: whether a step that is not `finite` leaves trainable leaves, optimizer
-            state and moving average as they were; only `state.step` goes on. With `adapters`,
-            each for itself.
+            state and moving average as they were; only `state.step` goes on.
         donate: whether the state passed in may be overwritten in place. The frozen half never is.
 
     Raises:
         ConfigError: the config says `inference_mode=True`.
-        LNTuningError: an argument is out of range, or, when called, the loss is no scalar.
+        ArgumentError: an argument is out of range or of a wrong type; when called, the loss is no
+            scalar, or `tx` wants what a step cannot give.
         TreeError: when called, a leaf of `frozen` is no array (an Equinox module holds functions:
             split them off with `eqx.partition(frozen, eqx.is_array)`); a batch cannot be cut into
             `accumulate` parts; or `ema_decay` is given and the state has no `ema`.
@@ -96,53 +95,64 @@ def make_train_step(
         >>> metrics["loss"].item(), [round(x, 4) for x in state.trainable["ln.scale"].tolist()]
         (6.0, [0.7, 0.7])
     """
-    refuse_inference(config)
-    if not isinstance(accumulate, int) or accumulate < 1:
-        raise LNTuningError(f"accumulate must be a whole number of 1 or more, not {accumulate!r}")
-    if clip_norm is not None and not clip_norm > 0:
-        raise LNTuningError(f"clip_norm must be more than 0, not {clip_norm}")
-    check_many(adapters, own_batches, adapters_at_once)
-    if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise LNTuningError(f"ema_decay must be at least 0 and less than 1, not {ema_decay}")
-    gradient = value_and_grad(loss_fn, has_aux)
-    optimizer = optax.with_extra_args_support(tx)
+    function = build_step(
+        loss_fn,
+        tx,
+        config,
+        has_aux=has_aux,
+        accumulate=accumulate,
+        clip_norm=clip_norm,
+        ema_decay=ema_decay,
+        skip_nonfinite=skip_nonfinite,
+    )
+    return TrainStep(function, donate=donate)
 
-    def train_step(
-        state: TrainState, frozen: Any, *batch: Any, active: Any = None
-    ) -> tuple[TrainState, dict[str, Any]]:
-        if active is not None:
-            raise LNTuningError("active= goes with adapters=: this step trains one adapter")
+
+def build_step(
+    loss_fn: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    config: LNTuningConfig | Selection | None,
+    *,
+    has_aux: bool,
+    accumulate: int,
+    clip_norm: float | None,
+    ema_decay: float | None,
+    skip_nonfinite: bool,
+) -> Callable[..., Any]:
+    """The step of one adapter as a pure function; arguments as of `make_train_step`."""
+    refuse_inference(config)
+    check_optimizer(tx)
+    check_count("accumulate", accumulate)
+    check_flag("skip_nonfinite", skip_nonfinite)
+    if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
+        raise ArgumentError(f"clip_norm must be more than 0, not {clip_norm!r}")
+    if ema_decay is not None and not (_is_number(ema_decay) and 0 <= ema_decay < 1):
+        raise ArgumentError(f"ema_decay must be at least 0 and less than 1, not {ema_decay!r}")
+    loss = make_loss(loss_fn, has_aux, is_part=accumulate > 1)
+
+    def train_step(state: TrainState, frozen: Any, *batch: Any) -> tuple[TrainState, Any]:
         key = None if state.rng is None else jax.random.fold_in(state.rng, state.step)
-        if accumulate == 1:
-            (loss, aux), grads = differentiate(gradient, has_aux, state, frozen, batch, key)
-        else:
-            (loss, aux), grads = accumulate_gradients(
-                gradient, has_aux, state, frozen, batch, key, accumulate
-            )
+        objective = make_objective(loss, frozen, batch, key, accumulate)
+        (value, aux), grads = objective.value_and_grad(state.trainable)
         norm = optax.tree.norm(grads)
-        metrics = {"loss": loss, "grad_norm": norm, "zero_gradient": is_all_zero(grads)}
+        metrics = {"loss": value, "grad_norm": norm, "zero_gradient": _is_all_zero(grads)}
         if has_aux:
             metrics["aux"] = aux
         if clip_norm is not None:
-            grads = clip(grads, norm, clip_norm)
-        updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.trainable, value=loss, grad=grads
-        )
+            grads = _clip(grads, norm, clip_norm)
+        updates, opt_state = _update(tx, state, grads, value, objective)
         trainable = optax.apply_updates(state.trainable, updates)
         ema = state.ema
         if ema_decay is not None:
-            ema = average(ema, trainable, ema_decay)
+            ema = _average(ema, trainable, ema_decay)
         new = TrainState(state.step + 1, trainable, opt_state, state.rng, ema)  # type: ignore[arg-type]
-        metrics["finite"] = are_finite((loss, norm, trainable))
+        metrics["finite"] = _are_finite((value, norm, trainable))
         if skip_nonfinite:
             kept = choose_state(metrics["finite"], new, state)
             new = dataclasses.replace(kept, step=new.step)
         return new, metrics
 
-    if adapters is None:
-        return TrainStep(train_step, donate=donate)
-    many = train_many(train_step, adapters, own_batches, adapters_at_once)
-    return TrainStep(many, donate=donate)
+    return train_step
 
 
 class TrainStep:
@@ -150,6 +160,9 @@ class TrainStep:
 
     A class, because it watches for zero gradients: the flags of past steps are looked at when the
     device has them, never before. On a mesh every part of the state keeps its sharding.
+
+    Attributes:
+        function: the pure step, for a `jax.jit` or `jax.lax.scan` of your own.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -164,22 +177,39 @@ class TrainStep:
         1
     """
 
-    def __init__(self, function: Callable[..., Any], *, donate: bool) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Any], *, donate: bool = True) -> None:
+        check_flag("donate", donate)
+        self.function = function
         self._donated = (0,) if donate else ()
-        self._jitted: dict[tuple[Any, ...], Any] = {}  # by the state's structure and shardings
+        self._programs: dict[tuple[Any, ...], Any] = {}  # by the state's structure and shardings
+        self._last: tuple[Any, ...] = (None, None, None)
         self._flags: collections.deque[tuple[int, Any]] = collections.deque()
         self._calls = 0
         self._warned = False
 
     def __call__(
-        self, state: TrainState, frozen: Any, *batch: Any, **options: Any
+        self, state: TrainState, frozen: Any, *batch: Any, active: Any = None
     ) -> tuple[TrainState, Any]:
         """Takes one step; the state passed in is used up (donated).
 
-        With several adapters, `active=` says which of them go on.
+        `active=` is for the step of `make_multi_step`, and says which adapters go on.
         """
-        state, metrics = self._jit(state, frozen)(state, frozen, *batch, **options)
+        options = {} if active is None else self._as_option(active)
+        # The state is flattened here, for its shardings, and not again by `jax.jit`.
+        leaves, treedef = jax.tree.flatten(state)
+        try:
+            shardings = list(map(_get_sharding, leaves))
+        except AttributeError:  # a numpy array, or a number
+            shardings = None
+        last_treedef, last_shardings, program = self._last
+        # From one step to the next they are the same objects, which compare fast; a tracer has none
+        # that equals an array's.
+        if shardings is None or shardings != last_shardings or treedef != last_treedef:
+            program = self._find_program(state, leaves, treedef, frozen)
+            if any(isinstance(leaf, Tracer) for leaf in leaves):
+                shardings = None
+        self._last = treedef, shardings, program
+        state, metrics = program(leaves, frozen, *batch, **options)
         self._calls += 1
         if not self._warned and not isinstance(metrics["zero_gradient"], Tracer):
             self._flags.append((self._calls, metrics["zero_gradient"]))
@@ -188,35 +218,45 @@ class TrainStep:
                 self._check(*self._flags.popleft())
         return state, metrics
 
-    def lower(self, state: TrainState, frozen: Any, *batch: Any, **options: Any) -> Any:
+    def lower(self, state: TrainState, frozen: Any, *batch: Any, active: Any = None) -> Any:
         """The step lowered for these arguments, as `jax.jit(...).lower` does."""
-        return self._jit(state, frozen).lower(state, frozen, *batch, **options)
+        options = {} if active is None else self._as_option(active)
+        leaves, treedef = jax.tree.flatten(state)
+        program = self._find_program(state, leaves, treedef, frozen)
+        return program.lower(leaves, frozen, *batch, **options)
 
     def compilations(self) -> int:
         """How many programs have been compiled: one for each set of batch shapes."""
-        return sum(jitted._cache_size() for jitted in self._jitted.values())
+        return sum(program._cache_size() for program in self._programs.values())
 
-    def _jit(self, state: TrainState, frozen: Any) -> Any:
+    def _as_option(self, active: Any) -> dict[str, Any]:
+        if "active" not in inspect.signature(self.function).parameters:
+            raise ArgumentError("active= goes with make_multi_step: this step trains one adapter")
+        return {"active": active}
+
+    def _find_program(self, state: Any, leaves: list[Any], treedef: Any, frozen: Any) -> Any:
         """The step for a state of these shardings, which it gives back: else it compiles twice."""
-        leaves, treedef = jax.tree.flatten(state)
         shardings = tuple(_get_mesh_sharding(leaf) for leaf in leaves)
         # Inside another `jax.jit` the compiler may not be asked for anything, and a gradient may
         # still be taken of the step: both are left to the outer one.
         traced = any(isinstance(leaf, Tracer) for leaf in leaves)
         platform = None if traced else find_platform(leaves)
         kind = (treedef, shardings, platform)
-        if kind not in self._jitted:
-            _check_frozen(frozen)
-            function = self._function
+        if kind not in self._programs:
+            _check_arguments(state, frozen)
             options: dict[str, Any] = {"donate_argnums": self._donated}
             if platform is not None:
                 options["compiler_options"] = options_for(platform)
-                if widens_bfloat16(platform):
-                    function = replace_products(function)
+                if platform == "cpu":
+                    keep_freed_memory()
             if any(shardings):
                 options["out_shardings"] = (treedef.unflatten(shardings), None)
-            self._jitted[kind] = jax.jit(function, **options)
-        return self._jitted[kind]
+
+            def run(state: Any, frozen: Any, *batch: Any, **options: Any) -> Any:
+                return self.function(treedef.unflatten(state), frozen, *batch, **options)
+
+            self._programs[kind] = jax.jit(run, **options)
+        return self._programs[kind]
 
     def _check(self, call: int, flag: Any) -> None:
         zero = np.flatnonzero(np.asarray(flag)).tolist()
@@ -231,13 +271,91 @@ class TrainStep:
             )
 
 
+def choose_state(takes_new: Any, after: TrainState, before: TrainState) -> TrainState:
+    """The new state, or the old one; its key never changes, and may be no number."""
+    chosen = jax.tree.map(
+        lambda new, old: jnp.where(takes_new, new, old),
+        dataclasses.replace(after, rng=None),
+        dataclasses.replace(before, rng=None),
+    )
+    return dataclasses.replace(chosen, rng=after.rng)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises an `ArgumentError` for what is no whole number of 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1:
+        raise ArgumentError(f"{name} must be a whole number of 1 or more, not {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises an `ArgumentError` for what is neither True nor False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ArgumentError(f"{name} must be True or False, not {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _update(tx: Any, state: TrainState, grads: Any, value: Any, objective: Objective) -> Any:
+    """The optimizer's step, with those of the further arguments that it takes."""
+    extra: dict[str, Any] = {}
+    if isinstance(tx, optax.GradientTransformationExtraArgs):
+        extra = {"value": value, "grad": grads, "value_fn": objective.value}
+        parameters = inspect.signature(tx.update).parameters
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            extra = {name: own for name, own in extra.items() if name in parameters}
+        if "grad_fn" in parameters:  # in a chain, a line search would refuse it
+            extra["grad_fn"] = lambda trainable, *_: objective.value_and_grad(trainable)[1]
+    try:
+        return tx.update(grads, state.opt_state, state.trainable, **extra)
+    except TypeError as error:
+        if "keyword" not in str(error):
+            raise
+        raise ArgumentError(
+            f"tx does not take what a step gives an optimizer: {error}. In an optax.chain each is "
+            "given value=, grad= and value_fn=; use one that does not take them "
+            "(optax.contrib.sam) outside of a chain, or around it"
+        ) from error
+
+
+def _is_all_zero(grads: Any) -> jax.Array:
+    return ~jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(grads)]))
+
+
+def _clip(grads: Any, norm: jax.Array, largest: float) -> Any:
+    """Gradients scaled down to a global norm, where theirs is larger."""
+    scale = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
+
+
+def _average(ema: Any, trainable: Any, decay: float) -> Any:
+    """The moving average after one more step."""
+    if ema is None:
+        raise TreeError(
+            "ema_decay is given, but the state has no ema: TrainState.create(..., ema=True)"
+        )
+    return jax.tree.map(
+        lambda mean, new: decay * mean + (1 - decay) * new.astype(mean.dtype), ema, trainable
+    )
+
+
+def _are_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
 def _get_mesh_sharding(leaf: Any) -> jax.sharding.NamedSharding | None:
     sharding = getattr(leaf, "sharding", None)
     return sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
 
 
-def _check_frozen(frozen: Any) -> None:
-    """Raises for leaves that `jax.jit` does not take, before it does so with a longer message."""
+def _check_arguments(state: Any, frozen: Any) -> None:
+    """Raises for what `jax.jit` does not take, before it does so with a longer message."""
+    if not isinstance(state, TrainState):
+        raise TreeError(
+            f"the first argument of a step must be a TrainState, not {type(state).__name__}: make "
+            "it with TrainState.create(trainable, tx)"
+        )
     for leaf in flatten(frozen)[0]:
         if not isinstance(leaf.value, int | float | complex) and not hasattr(leaf.value, "dtype"):
             raise TreeError(

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.errors import AdapterError
+from lntune_jax.errors import CheckpointError
 from lntune_jax.training.checkpoints import open_checkpoints, restore_state, save_state
 from tests.support.devices import run_on_devices
 from tests.support.states import advance, assert_same_state, make_state
@@ -72,7 +72,7 @@ def test_states_of_other_kinds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         jax.random.key_data(restored.keys), jax.random.key_data(state.keys)
     )
-    with pytest.raises(AdapterError, match=r"'\.array' of the state is a str, not an array"):
+    with pytest.raises(CheckpointError, match=r"'\.array' of the state is a str, not an array"):
         save_state(manager, state._replace(step=6, array="text"))
 
 
@@ -81,9 +81,9 @@ def test_saving_a_step_again_or_an_earlier_one_is_refused(tmp_path: Path) -> Non
     with open_checkpoints(tmp_path) as manager:
         save_state(manager, advance(first))
         for state in (first, advance(first)):
-            with pytest.raises(AdapterError, match=r"holds step 2: .* later step"):
+            with pytest.raises(CheckpointError, match=r"holds step 2: .* later step"):
                 save_state(manager, state)
-        with pytest.raises(AdapterError, match="extra must be a JSON value"):
+        with pytest.raises(CheckpointError, match="extra must be a JSON value"):
             save_state(manager, advance(advance(first)), {"array": np.ones(2)})
         assert manager.all_steps() == [2]
 
@@ -92,7 +92,7 @@ def test_another_structure_shape_or_dtype_is_refused(tmp_path: Path) -> None:
     state = make_state()
 
     def refuse(match: str, like: Any) -> None:
-        with pytest.raises(AdapterError, match=match):
+        with pytest.raises(CheckpointError, match=match):
             restore_state(manager, like)
 
     with open_checkpoints(tmp_path) as manager:
@@ -133,7 +133,7 @@ def test_flipped_bits_are_all_seen(tmp_path: Path) -> None:
             damaged = bytearray(good)
             damaged[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
             file.write_bytes(damaged)
-            with pytest.raises(AdapterError, match=f"{file.name}.*damaged|is damaged"):
+            with pytest.raises(CheckpointError, match=f"{file.name}.*damaged|is damaged"):
                 restore_state(manager, state)
             file.write_bytes(good)
         assert restore_state(manager, state) is not None
@@ -141,9 +141,9 @@ def test_flipped_bits_are_all_seen(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(AdapterError, match=r"cannot open the checkpoint directory .*file"):
+    with pytest.raises(CheckpointError, match=r"cannot open the checkpoint directory .*file"):
         open_checkpoints(tmp_path / "file" / "run")
-    with pytest.raises(AdapterError, match="keep must be at least 1, not 0"):
+    with pytest.raises(CheckpointError, match="keep must be at least 1, not 0"):
         open_checkpoints(tmp_path, keep=0)
 
 

@@ -9,9 +9,8 @@ import optax
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.errors import AdapterError
-from lntune_jax.training.checkpoint_record import seal
-from lntune_jax.training.checkpoints import open_checkpoints, restore_state, save_state
+from lntune_jax.errors import CheckpointError
+from lntune_jax.training.checkpoints import open_checkpoints, restore_state, save_state, seal
 
 
 def make_state() -> lnt.TrainState:
@@ -42,13 +41,13 @@ def test_files_cut_short_or_missing_are_named(saved: Path) -> None:
         good = file.read_bytes()
         for content in (good[: len(good) // 2], good[:-1]):
             file.write_bytes(content)
-            with pytest.raises(AdapterError, match=f"{file.name}.*delete this step's dir"):
+            with pytest.raises(CheckpointError, match=f"{file.name}.*delete this step's dir"):
                 read(saved)
         file.unlink()
         if file.name == "lntune.json":  # written last: the leaves' own checksums remain
             np.testing.assert_array_equal(read(saved), np.arange(64.0))
         else:
-            with pytest.raises(AdapterError, match=file.name):
+            with pytest.raises(CheckpointError, match=file.name):
                 read(saved)
         file.write_bytes(good)
     np.testing.assert_array_equal(read(saved), np.arange(64.0))
@@ -56,7 +55,7 @@ def test_files_cut_short_or_missing_are_named(saved: Path) -> None:
 
 def test_a_file_too_many_is_named(saved: Path) -> None:
     (saved / "3" / "extra").write_text("mine")
-    with pytest.raises(AdapterError, match="extra is unexpected"):
+    with pytest.raises(CheckpointError, match="extra is unexpected"):
         read(saved)
 
 
@@ -68,9 +67,9 @@ def test_a_later_version_is_named(saved: Path) -> None:
         path for path in list_files(saved) if path.parent.name == "about" and path.suffix == ""
     ]
     about = json.loads(file.read_text())
-    file.write_text(json.dumps(seal({**about, "format_version": 2})))
+    file.write_text(json.dumps(seal({**about, "format_version": 3})))
     record = saved / "3" / "lntune.json"
     record.unlink()
     record.write_text(json.dumps(seal({"files": describe_files(saved / "3")})))
-    with pytest.raises(AdapterError, match=r"format version 2, expected 1.*resume with the v"):
+    with pytest.raises(CheckpointError, match=r"format version 3, expected 2.*resume with the v"):
         read(saved)

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from lntune_jax.errors import AdapterError
-from lntune_jax.training import checkpoint_record as _checkpoint_record
+from lntune_jax.errors import CheckpointError
+from lntune_jax.training import checkpoints as _checkpoints
 from lntune_jax.training.checkpoints import (
     finish_saves,
     open_checkpoints,
@@ -37,7 +37,7 @@ def test_the_best_stay_besides_the_latest(tmp_path: Path) -> None:
         restored = restore_state(manager, make_state(), step=manager.best_step())
         assert restored is not None
         assert_same_state(restored[0], state)
-        with pytest.raises(AdapterError, match=r"no checkpoint of step 5; it has \[2, 3, 6\]"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of step 5; it has \[2, 3, 6\]"):
             restore_state(manager, make_state(), step=5)
 
 
@@ -47,11 +47,11 @@ def test_one_stays_each_time_that_so_much_time_has_passed(tmp_path: Path) -> Non
 
 def test_refusals(tmp_path: Path) -> None:
     for wrong in ({"keep_best": -1}, {"keep_every_seconds": 0}):
-        with pytest.raises(AdapterError, match="expected 0 or more, and None or 1 or more"):
+        with pytest.raises(CheckpointError, match="expected 0 or more, and None or 1 or more"):
             open_checkpoints(tmp_path, **wrong)
     with (
         open_checkpoints(tmp_path) as manager,
-        pytest.raises(AdapterError, match="metrics must be names and numbers"),
+        pytest.raises(CheckpointError, match="metrics must be names and numbers"),
     ):
         save_state(manager, make_state(), metrics={"loss": "low"})  # type: ignore[dict-item]
 
@@ -87,7 +87,7 @@ def test_an_error_in_the_background_reaches_the_next_call(
 
         with monkeypatch.context() as patch:
             patch.setattr(manager, "wait_until_finished", fail)
-            with pytest.raises(AdapterError, match=r"cannot save in .*No space left"):
+            with pytest.raises(CheckpointError, match=r"cannot save in .*No space left"):
                 save_state(manager, advance(state))
 
 
@@ -106,7 +106,7 @@ def test_dying_before_the_record_is_in_place_loses_nothing(
     for place in ("sync", "sync_tree"):
         directory = tmp_path / place
         with open_checkpoints(directory) as manager, monkeypatch.context() as patch:
-            patch.setattr(_checkpoint_record, place, die)
+            patch.setattr(_checkpoints, place, die)
             with pytest.raises(DiedError):
                 save_state(manager, state)
         with open_checkpoints(directory) as manager:

@@ -58,7 +58,7 @@ def test_each_adapter_ends_where_it_ends_alone(batches, at_once):
     states, frozen = start()
     expected, expected_losses = train_alone(states, frozen, batches)
     own = batches is different
-    step = lnt.make_train_step(
+    step = lnt.make_multi_step(
         loss_fn, optimizer(0.0), adapters=5, own_batches=own, adapters_at_once=at_once
     )
     many, losses = lnt.stack_states(states), []
@@ -83,7 +83,7 @@ def test_each_adapter_ends_where_it_ends_alone(batches, at_once):
 def test_finished_adapters_stay_as_they_are():
     states, frozen = start(ema=True)
     active = np.array([True, False, True, False, True])
-    step = lnt.make_train_step(
+    step = lnt.make_multi_step(
         loss_fn, optimizer(0.0), adapters=5, ema_decay=0.9, clip_norm=1.0, accumulate=2
     )
     many = lnt.stack_states(states)
@@ -110,7 +110,7 @@ def test_each_adapter_draws_from_its_own_key():
         lnt.TrainState.create(trainable, optimizer(1e-3), rng=jax.random.key(seed))
         for seed in (0, 0, 1)
     ]
-    step = lnt.make_train_step(noisy, optimizer(0.0), adapters=3)
+    step = lnt.make_multi_step(noisy, optimizer(0.0), adapters=3)
     _, metrics = step(lnt.stack_states(states), frozen, make_batch(), active=np.ones(3, bool))
     first, second, third = metrics["loss"].tolist()
     assert first == pytest.approx(second)
@@ -141,7 +141,7 @@ def test_the_matrix_products_are_those_of_one_adapter_on_all_rows():
     trainable, frozen = lnt.partition_params(make_params(), config)
     state = lnt.TrainState.create(trainable, optimizer(1e-3))
     alone = lnt.make_train_step(loss_fn, optimizer(0.0)).lower(state, frozen, make_batch(4 * 16))
-    many = lnt.make_train_step(loss_fn, optimizer(0.0), adapters=4).lower(
+    many = lnt.make_multi_step(loss_fn, optimizer(0.0), adapters=4).lower(
         lnt.stack_states([state] * 4), frozen, make_batch(16)
     )
     expected = products(alone)
@@ -155,14 +155,14 @@ def test_a_zero_gradient_names_the_adapters():
         return jnp.where(batch > 0, params["ln_f"]["scale"].sum(), 0.0)
 
     states, frozen = start()
-    step = lnt.make_train_step(loss, optimizer(0.0), adapters=5, own_batches=True)
+    step = lnt.make_multi_step(loss, optimizer(0.0), adapters=5, own_batches=True)
     with pytest.warns(ZeroGradientWarning, match="of adapter 1, 3 was exactly zero in step 1"):
         step(lnt.stack_states(states), frozen, jnp.array([1.0, 0.0, 1.0, 0.0, 1.0]))
 
 
 def test_refusals():
     states, frozen = start()
-    with pytest.raises(TreeError, match="was given no state"):
+    with pytest.raises(TreeError, match="needs a list of states"):
         lnt.stack_states([])
     wide = make_params(classes=3)
     with pytest.raises(
@@ -172,22 +172,22 @@ def test_refusals():
         lnt.stack_states([states[0], start(wide)[0][0]])
     with pytest.raises(TreeError, match="not several adapters along its first axis"):
         lnt.unstack_states(states[0])
-    step = lnt.make_train_step(loss_fn, optimizer(0.0), adapters=4)
+    step = lnt.make_multi_step(loss_fn, optimizer(0.0), adapters=4)
     with pytest.raises(TreeError, match="not 4 adapters along its first axis"):
         step(lnt.stack_states(states), frozen, make_batch())
-    step = lnt.make_train_step(loss_fn, optimizer(0.0), adapters=5, own_batches=True)
+    step = lnt.make_multi_step(loss_fn, optimizer(0.0), adapters=5, own_batches=True)
     with pytest.raises(TreeError, match=r"batch's leaf '0\.x' has the shape \(16, 32\)"):
         step(lnt.stack_states(states), frozen, make_batch())
     with pytest.raises(TreeError, match=r"active has the shape \(2,\); expected \(5,\)"):
         step(lnt.stack_states(states), frozen, make_batch(), active=[True, False])
     alone = lnt.make_train_step(loss_fn, optimizer(0.0))
-    with pytest.raises(lnt.LNTuningError, match="active= goes with adapters="):
+    with pytest.raises(lnt.LNTuningError, match="active= goes with make_multi_step"):
         alone(states[0], frozen, make_batch(), active=[True])
     for options, message in (
         ({"adapters": True}, "adapters must be a whole number of 1 or more, not True"),
         ({"adapters": 0}, "adapters must be a whole number of 1 or more, not 0"),
         ({"adapters": 2, "adapters_at_once": 1.5}, "adapters_at_once must be a whole number"),
-        ({"own_batches": True}, "go with adapters="),
+        ({"adapters": 2, "own_batches": 1}, "own_batches must be True or False, not 1"),
     ):
         with pytest.raises(lnt.LNTuningError, match=message):
-            lnt.make_train_step(loss_fn, optimizer(0.0), **options)
+            lnt.make_multi_step(loss_fn, optimizer(0.0), **options)

@@ -101,7 +101,7 @@ def test_one_adapter_without_numbers_does_not_touch_the_others(at_once, skips):
     tx, count = relax(optax.adam(1e-2)), 3
     ends = []
     for bad in (False, True):
-        step = lnt.make_train_step(
+        step = lnt.make_multi_step(
             loss_fn,
             tx,
             CONFIG,

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 import lntune_jax as lnt
-from lntune_jax.training import compiling as _compiling
+from lntune_jax.training import xla_cpu
 
 LLAMA = {
     "model_type": "llama",
@@ -80,9 +80,9 @@ BARRIERS = "cse_barrier_expander"
 )
 def test_options_are_for_a_cpu_and_replace_no_flag(monkeypatch, flags, backend, version, expected):
     monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setattr(_compiling.jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(_compiling.jax, "__version_info__", version)
-    assert list(lnt.compiler_options().values()) == expected
+    monkeypatch.setattr(xla_cpu.jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(xla_cpu.jax, "__version_info__", version)
+    assert list(xla_cpu.compiler_options().values()) == expected
 
 
 def test_a_program_is_compiled_for_where_its_arrays_are(monkeypatch):
@@ -90,6 +90,6 @@ def test_a_program_is_compiled_for_where_its_arrays_are(monkeypatch):
     mesh = jax.sharding.AbstractMesh((2,), ("data",))
     abstract = jax.ShapeDtypeStruct((2,), "float32", sharding=NamedSharding(mesh, jax.P()))
     anywhere = [np.ones(2), 1.0, jax.ShapeDtypeStruct((2,), "float32"), abstract]
-    monkeypatch.setattr(_compiling.jax, "default_backend", lambda: "tpu")
-    assert _compiling.find_platform(anywhere) == "tpu"
-    assert _compiling.find_platform([*anywhere, there]) == "cpu"
+    monkeypatch.setattr(xla_cpu.jax, "default_backend", lambda: "tpu")
+    assert xla_cpu.find_platform(anywhere) == "tpu"
+    assert xla_cpu.find_platform([*anywhere, there]) == "cpu"

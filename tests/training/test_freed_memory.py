@@ -4,13 +4,13 @@ import platform
 import subprocess
 import sys
 
-import lntune_jax.training.allocator as allocator
+from lntune_jax.training import xla_cpu
 
 _PROGRAM = """
 import resource, sys
-import lntune_jax as lnt
 if sys.argv[1] == "kept":
-    assert lnt.keep_freed_memory()
+    from lntune_jax.training.xla_cpu import keep_freed_memory
+    assert keep_freed_memory()
 import jax, jax.numpy as jnp
 
 @jax.jit
@@ -38,12 +38,12 @@ def _count_faults(way: str) -> int:
 
 def test_a_step_needs_no_new_pages():
     if platform.libc_ver()[0] != "glibc":
-        assert allocator.keep_freed_memory() is False
+        assert xla_cpu.keep_freed_memory() is False
         return
     # Transparent huge pages, where the system gives them unasked, leave little to save.
     assert _count_faults("kept") <= max(_count_faults("as it is") // 2, 200)
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
-    assert allocator.keep_freed_memory() is False
+    monkeypatch.setattr(xla_cpu.ctypes, "CDLL", lambda name: object())
+    assert xla_cpu.keep_freed_memory() is False
