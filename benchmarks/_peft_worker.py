@@ -185,9 +185,9 @@ def main() -> None:
         return
     start = time.perf_counter()
     if options.side in ("kept", "divided"):
-        import lntune_jax as lnt
+        from lntune_jax.training.xla_cpu import keep_freed_memory
 
-        assert lnt.keep_freed_memory(), "not glibc"
+        assert keep_freed_memory(), "not glibc"
     if options.side == "divided":
         import jax
 

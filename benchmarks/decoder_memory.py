@@ -21,6 +21,7 @@ from _results import write_results
 
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss, from_config
+from lntune_jax.training.xla_cpu import compiler_options
 
 SHAPE = {
     "model_type": "llama",
@@ -75,7 +76,7 @@ def make_step(shared, inputs, remat="none", chunk=8192, keep=True, scan_layers=F
 
     arguments = [jax.tree.map(jnp.copy, trainable), tx.init(trainable), frozen, ids, inputs]
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*arguments)
-    compiled = lowered.compile(compiler_options=lnt.compiler_options() if keep else None)
+    compiled = lowered.compile(compiler_options=compiler_options() if keep else None)
     found = compiled.memory_analysis()
     peak = found.argument_size_in_bytes + found.temp_size_in_bytes
     peak += found.output_size_in_bytes - found.alias_size_in_bytes

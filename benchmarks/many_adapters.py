@@ -2,7 +2,7 @@
 
 A small encoder (6 layers, 384 wide, float32), AdamW, norms only, for 1, 4, 16 and 64
 adapters and 8 to 512 tokens a step and adapter. Three ways, in alternation: all adapters in one
-step (`make_train_step(adapters=K)`, each with a batch of its own), K steps one after the other,
+step (`make_multi_step(adapters=K)`, each with a batch of its own), K steps one after the other,
 and the bound: one adapter on all the rows together. Medians, as ratios to one after the other.
 `--at-once 8` adds a fourth: eight adapters at a time (`adapters_at_once`), which bounds the memory.
 """
@@ -32,7 +32,7 @@ def make_runs(adapters: int, rows: int, length: int, at_once: int | None) -> tup
     trainable, frozen = lnt.partition_params(make_params(), CONFIG)
     state = lnt.TrainState.create(trainable, tx)
     one = lnt.make_train_step(loss_fn, tx, donate=False)
-    many = lnt.make_train_step(loss_fn, tx, adapters=adapters, own_batches=True, donate=False)
+    many = lnt.make_multi_step(loss_fn, tx, adapters=adapters, own_batches=True, donate=False)
     own, all_rows = make_batch(rows, length), make_batch(adapters * rows, length)
     stacked, batches = lnt.stack_states([state] * adapters), make_batch(rows, length, adapters)
 
@@ -49,7 +49,7 @@ def make_runs(adapters: int, rows: int, length: int, at_once: int | None) -> tup
         "bound": one.lower(state, frozen, all_rows),
     }
     if at_once is not None and at_once < adapters:
-        chunked = lnt.make_train_step(
+        chunked = lnt.make_multi_step(
             loss_fn,
             tx,
             adapters=adapters,

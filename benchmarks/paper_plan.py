@@ -37,7 +37,7 @@ from _results import write_results
 
 import lntune_jax as lnt
 from lntune_jax.models import estimate_memory, from_config
-from lntune_jax.training.checkpoints import open_checkpoints, save_state
+from lntune_jax.training import open_checkpoints, save_state
 from tests.support.collectives import total
 from tests.support.mesh_steps import compiled_bytes
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from _results import write_results
 
-import lntune_jax as lnt
+from lntune_jax.training.xla_cpu import compiler_options
 from tests.support.flops import count_bytes
 from tests.support.residuals import MODELS, listed, make_model
 from tests.support.shapes import split_loss
@@ -35,7 +35,7 @@ def held(name, method, tokens) -> float:
             return jax.tree.map(jnp.sum, gradient(*arguments))
 
         lowered = jax.jit(sums).lower(*given, tokens)
-        found = count_bytes(lowered.compile(compiler_options=lnt.compiler_options()))
+        found = count_bytes(lowered.compile(compiler_options=compiler_options()))
         bytes_of.append(found["temporary_bytes"])
     return (bytes_of[1] - bytes_of[0]) / 2 / tokens.size
 

@@ -8,6 +8,7 @@ import lntune_jax as lnt
 from lntune_jax.models import base_specs, causal_lm_loss
 from lntune_jax.models._build import nest
 from lntune_jax.models._lora import add_lora, lora_shapes
+from lntune_jax.training.xla_cpu import compiler_options
 
 
 def flat(params):
@@ -81,8 +82,8 @@ def compile_step(model, method, tokens, mesh=None):
         options = {"out_shardings": (*kept, None)}
     donated = (0, 1, 2) if method == "full" else (0, 1)
     # For every method what `make_train_step` does by itself for one of them.
-    jitted = jax.jit(lnt.accumulate_in_float32(step), donate_argnums=donated, **options)
-    return jitted.lower(*given, tokens).compile(compiler_options=lnt.compiler_options())
+    jitted = jax.jit(step, donate_argnums=donated, **options)
+    return jitted.lower(*given, tokens).compile(compiler_options=compiler_options())
 
 
 def compiled_bytes(model, method, tokens, mesh=None):
