@@ -57,6 +57,11 @@ SECTIONS = (
     Section("bfloat16_step", "A step in bfloat16 on a CPU", columns={
         "time_to_plain": "time (jax.jit = 1)",
     }),
+    Section(
+        "bfloat16_rewriting", "What the rewriting of bfloat16 products gave", "bfloat16_step",
+        columns={"time_to_plain": "time (jax.jit = 1)"},
+    ),
+    Section("dispatch", "What a call costs"),
     Section("products", "Single matrix products", columns={"by": "computed by"}),
     Section("bfloat16_parity", "Small steps on a bfloat16 base", columns={
         "moved": "entries that moved, %", "seen": "seen by the forward pass, %",

@@ -1,9 +1,9 @@
 """What does a call of a jitted step cost before the device works?
 
 A step of so many norms whose leaves are tiny, so that a call is its dispatch: with the frozen half
-as one would split it by hand (`None` in place of each trainable leaf), with ours (placeholders), and
-`make_train_step`'s own call, beside a `jax.jit` of the same function, `step.function`. Ratios are
-medians over rounds, in turns.
+as one would split it by hand (`None` in place of each trainable leaf), with ours (placeholders),
+and `make_train_step`'s own call, beside a `jax.jit` of the same function, `step.function`. Ratios
+are medians over rounds, in turns.
 """
 
 import argparse

@@ -10,6 +10,12 @@ import pytest
 import lntune_jax as lnt
 
 
+@pytest.fixture(autouse=True)
+def _promotion():
+    with jax.numpy_dtype_promotion("standard"):  # Flax computes its norms in float32
+        yield
+
+
 class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -42,7 +48,9 @@ def test_products_of_several_forms(subscripts):
     sizes = dict(zip("abcdhkq", (2, 3, 4, 5, 2, 6, 3), strict=True))
     x, w = (jnp.ones([sizes[axis] for axis in each], jnp.bfloat16) for each in (left, right))
     trainable, frozen = lnt.partition_params(
-        {"ln": {"scale": jnp.ones(x.shape[-1], jnp.bfloat16)}, "w": w}, lnt.LNTuningConfig()
+        {"ln": {"scale": jnp.ones(x.shape[-1], jnp.bfloat16)}, "w": w},
+        lnt.LNTuningConfig(),
+        norms=["ln"],
     )
     tx = optax.sgd(0.1)
 
