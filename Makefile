@@ -33,7 +33,7 @@ NEED_COMPAT := lntune_jax/keras.py lntune_jax/transformers4.py
 
 # Benchmarks that take minutes together, and those of them that need PyTorch and PEFT.
 BENCH := import_time start step partition adapter_io adapter_live residuals remat depth decoder_memory \
-	mixed_batches collectives bfloat16_step
+	mixed_batches collectives bfloat16_step dispatch
 BENCH_TORCH := peft_step bfloat16_parity products
 # Each of these takes many minutes: many programs to compile, or gigabytes to compute on.
 BENCH_LONG := longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases

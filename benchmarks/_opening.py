@@ -59,7 +59,7 @@ def _read_peft(figures: Mapping[str, Any]) -> list[tuple[list[str], dict[str, An
     rows = next((rows for name, rows in figures.items() if name.startswith(PEFT_SHAPE)), {})
     found = []
     if "ratio_to_ours" in rows.get(KEPT, {}):
-        name = "LN tuning here, after `lnt.keep_freed_memory()`"
+        name = "LN tuning here, with freed memory kept"
         found.append(([name], {TIME: rows[KEPT]["ratio_to_ours"]}))
     for way in ("eager", "compiled"):
         own = {

@@ -3,7 +3,7 @@
 The same model from the same config (random weights, no dropout), the same batch, the same AdamW on
 the same leaves: forward, backward, update. PEFT runs eagerly and compiled by inductor, with one
 thread and with more, and with torch's fused attention; its best time is the bar. Ours runs with
-JAX's defaults, with `lnt.keep_freed_memory()`, with this and XLA's other library of products,
+JAX's defaults, with freed memory kept, with this and XLA's other library of products,
 oneDNN, and with memory kept and a device for each core, which takes its part of the rows (fewer
 devices, where the rows cannot be divided so). Each variant lives in a process of its own, which
 takes steps only when it is its turn. Shown are the median of wall seconds a step, the least, and

@@ -176,7 +176,7 @@ def _place(state: TrainState, trainable: Mapping[str, Any], rng: Any) -> TrainSt
             return leaf
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.device_put(leaf, everywhere)
-        path = getattr(keys[-1], "key", None)
+        path = str(getattr(keys[-1], "key", ""))
         alike = path in given and tuple(leaf.shape) == tuple(trainable[path].shape)
         sharding = given[path] if alike else None
         if keys[0] == jax.tree_util.GetAttrKey("rng"):
