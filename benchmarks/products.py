@@ -4,8 +4,8 @@ Products of the sizes of models' kernels, as on the way forward and, transposed,
 and batches of small ones, as in attention. XLA for a CPU computes them by its library YNN, or by
 Eigen where YNN cannot; it is also built with oneDNN, behind two experimental flags. In bfloat16,
 products are as JAX makes them, and asked for in float32 and then rounded. Each variant takes
-several products in its turn; shown are the least milliseconds of one, GFLOP/s, how many cores were busy
-(processor time over wall time), and which library XLA chose.
+several products in its turn; shown are the least milliseconds of one, GFLOP/s, how many cores were
+busy (processor time over wall time), and which library XLA chose.
 
 With torch installed its products are shown too.
 """
