@@ -118,7 +118,7 @@ def check_classes(directory: Path, saved: Mapping[str, str], likes: Mapping[str,
     Raises:
         CheckpointError: another optimizer has made one of the two.
     """
-    paths = [path for path in saved | likes if saved.get(path) != likes.get(path)]
+    paths = [path for path in {**saved, **likes} if saved.get(path) != likes.get(path)]
     if paths:
         wrong = [
             f"{path!r} is a {likes.get(path, 'plain node')} in like_state, a "
