@@ -29,7 +29,7 @@ QUICK_REST := $(addprefix tests/,adapters/test_adapter.py bank/test_bank.py cli/
 # Modules whose doctests need PyTorch: `make parity` runs them.
 NEED_TORCH := lntune_jax/torchax.py $(wildcard lntune_jax/_torchax*.py)
 # Modules whose doctests need a package of `make compat`.
-NEED_COMPAT := lntune_jax/keras.py lntune_jax/transformers4.py
+NEED_COMPAT := lntune_jax/keras.py
 
 # Benchmarks that take minutes together, and those of them that need PyTorch and PEFT.
 BENCH := import_time start step partition adapter_io adapter_live residuals remat depth decoder_memory \

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "packages"
+sys.path.insert(0, str(EXAMPLES))  # its recipes are imported as a copied file would be
 
 
 @pytest.fixture

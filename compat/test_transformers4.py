@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 import transformers
+import transformers4_checks
 from checks import check_selection, check_tuning
 
 import lntune_jax as lnt
-from lntune_jax import transformers4
 
 NORMS = ("LayerNorm", "FlaxT5LayerNorm", "FlaxLlamaRMSNorm", "FlaxMistralRMSNorm")
 NORMS += ("FlaxGemmaRMSNorm",)
@@ -33,10 +33,10 @@ TOKENS = np.random.default_rng(0).integers(1, 64, (4, 12)).astype("int32")
 
 def make_model(name):
     kind, task, sizes = MODELS[name]
-    transformers4.mend_clip()
+    transformers4_checks.mend_clip()
     config = getattr(transformers, f"{kind}Config")(**sizes)
     model = getattr(transformers, f"Flax{kind}{task}")(config, seed=0)
-    transformers4.check_model(model)
+    transformers4_checks.check_model(model)
     return model
 
 
@@ -89,7 +89,7 @@ def test_t5_does_not_run_unmended():
     """The day this fails, `mend_clip` has become needless."""
     with pytest.raises(TypeError, match="a_max"):
         jnp.clip(jnp.zeros(2), a_max=0)
-    transformers4.mend_clip()
+    transformers4_checks.mend_clip()
     module = transformers.models.t5.modeling_flax_t5
     assert module.jnp.clip(jnp.arange(3), a_max=1).tolist() == [0, 1, 1]
     assert module.jnp.clip(jnp.arange(3), 1, 2).tolist() == [1, 1, 2]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import transformers
 from test_transformers4 import GROUPED, TOKENS
+from transformers4_checks import check_model
 
 from lntune_jax.errors import ModelError
-from lntune_jax.transformers4 import check_model
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 

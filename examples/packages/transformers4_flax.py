@@ -8,6 +8,7 @@ import tempfile
 import numpy as np
 import optax
 from transformers import FlaxGPT2LMHeadModel, GPT2Config, LlamaConfig
+from transformers4_checks import check_model  # beside this file
 
 import lntune_jax as lnt
 
@@ -20,9 +21,9 @@ def make_model():
 
 def main():
     model = make_model()
-    lnt.transformers4.check_model(model)  # an error where the Flax class is silently wrong
+    check_model(model)  # an error where the Flax class is silently wrong
     try:
-        lnt.transformers4.check_model(LlamaConfig(rope_theta=500_000.0))
+        check_model(LlamaConfig(rope_theta=500_000.0))
     except lnt.errors.ModelError as error:
         print(f"refused: {error}")
 

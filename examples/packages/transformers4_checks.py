@@ -1,4 +1,4 @@
-"""The Flax classes of transformers 4, the last version that has them: what must be known of them.
+"""The Flax classes of transformers 4, the last version that has them: two functions to copy.
 
 They run on today's JAX and Flax, but read less of a config than their PyTorch siblings, without a
 word. `check_model` refuses a model whose logits would be wrong; `mend_clip` lets T5 run. Both were
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .errors import ModelError
+from lntune_jax.errors import ModelError
 
 ROPE_THETA = 10000.0  # written into create_sinusoidal_positions of all three
 _ROTARY = ("llama", "mistral", "gemma")
