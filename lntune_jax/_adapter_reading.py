@@ -6,7 +6,6 @@ What is in the directory is what was saved, bit for bit, or an error says which 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -16,6 +15,7 @@ import numpy as np
 from ._adapter_metadata import ADAPTER, Kind, Metadata, describe_leaf, read_metadata
 from .config import CONFIG_FILE, LNTuningConfig
 from .errors import AdapterError, ConfigError
+from .messages import warn
 from .storage.arrays import read_arrays
 from .storage.checksums import METADATA_FILE, check_files
 from .storage.directories import identify, list_asides
@@ -105,11 +105,10 @@ def _find_directory(target: Path, kind: Kind) -> Path:
         raise AdapterError(f"{target} is a file: pass the directory that {kind.writer} wrote")
     for aside in list_asides(target):
         if (aside / METADATA_FILE).is_file():
-            warnings.warn(
+            warn(
                 f"{target} is missing: replacing it was interrupted. Reading the version before, "
                 f"{aside}; rename it to {target.name} to keep it",
                 UserWarning,
-                stacklevel=5,
             )
             return aside
     raise AdapterError(f"there is no {kind.noun} directory {target}: check the path")

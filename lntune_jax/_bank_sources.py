@@ -120,7 +120,7 @@ def select_paths(paths: Iterable[str], leaves: Mapping[str, Any]) -> LNTuningCon
     targets = [_with_layers(path) if axes_of.get(path, 1) > 1 else path for path in others]
     modules = [_with_layers(name) if axes > 2 else name for name, axes in saved.items()]
     return LNTuningConfig(
-        target_modules=tuple(targets) or None,  # paths of leaves: each matches itself alone
+        target_modules=tuple(targets),  # paths of leaves: each matches itself alone
         modules_to_save=tuple(modules) or None,
     )
 

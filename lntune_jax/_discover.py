@@ -6,7 +6,6 @@ root of its own mean square. Names, types and containers play no part.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import jax
 
 from ._discovered import DiscoveredNorm, DiscoveredNorms
 from .errors import TraceWarning, TreeError
+from .messages import warn
 from .paths import Leaf, flatten, get_shape, join
 
 
@@ -148,7 +148,7 @@ def _warn(found: DiscoveredNorms) -> None:
             f"{path!r}{others} goes into {primitive}, which cannot be traced: if a norm is in it, "
             "name the leaf in norms= yourself, or trace the model without that kernel"
         )
-        warnings.warn(message, TraceWarning, stacklevel=3)
+        warn(message, TraceWarning)
     if found.ambiguous:
         path, uses = next(iter(found.ambiguous.items()))
         others = f" and {len(found.ambiguous) - 1:,} more" if len(found.ambiguous) > 1 else ""
@@ -156,4 +156,4 @@ def _warn(found: DiscoveredNorms) -> None:
             f"{path!r}{others} is used as {', '.join(uses)}, so it is not selected: if it is to "
             "train, name it in norms= yourself; trace the forward pass, not a loss with a penalty"
         )
-        warnings.warn(message, TraceWarning, stacklevel=3)
+        warn(message, TraceWarning)

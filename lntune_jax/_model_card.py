@@ -137,8 +137,8 @@ def _list_rows(facts: AdapterFacts) -> list[tuple[str, str]]:
     if facts.saved:
         rows.append(("in saved modules", f"{facts.saved:,}: {_code(config.modules_to_save)}"))
     default = f"the defaults of `{config.model_type}`" if config.model_type else "every norm"
-    targets = _code(config.target_modules) if config.target_modules else default
-    rows.append(("targets", targets))
+    own = _code(config.target_modules) if config.target_modules else "no norm"
+    rows.append(("targets", default if config.target_modules is None else own))
     if config.exclude_modules:
         rows.append(("excluded", _code(config.exclude_modules)))
     if facts.quantized:

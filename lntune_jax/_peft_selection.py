@@ -5,7 +5,6 @@ The file's own config is kept wherever it does; else its patterns are written as
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ._peft_contents import Contents
 from ._peft_tree import Index
 from .config import LNTuningConfig
 from .errors import AdapterError, CopiedModuleWarning, SelectionError
-from .messages import list_names
+from .messages import list_names, warn
 from .paths import join
 from .selection.select import select_leaves
 
@@ -37,11 +36,10 @@ def make_own_config(
         CopiedModuleWarning: the adapter copied modules that are no norms.
     """
     if contents.copies:
-        warnings.warn(
+        warn(
             f"the adapter {directory} holds copies of modules that are no norms: "
             f"{list_names(contents.copies)}. They are imported whole, as modules_to_save",
             CopiedModuleWarning,
-            stacklevel=5,  # the caller of import_peft or load_peft
         )
     elif _selects(params, config, norms, wanted):
         return config
@@ -51,13 +49,9 @@ def make_own_config(
     }
     own = [name for name in wanted if is_norm[name]]
     saved = _list_modules([name for name in wanted if not is_norm[name]])
-    # Without targets every norm would train: leave all of them out where none is wanted.
-    others = (
-        [] if own else [place.leaf for n, place in index.parameters.items() if n in index.norms]
-    )
     written = config.replace(
-        target_modules=_list_modules(own) or None,
-        exclude_modules=_list_modules(others) or None,
+        target_modules=_list_modules(own),  # an empty list where the adapter holds no norm
+        exclude_modules=None,
         modules_to_save=saved or None,
         model_type=None,
     )

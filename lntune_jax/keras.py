@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .compat import list_keras_layers
 from .config import LNTuningConfig
 from .errors import TreeError
 from .selection.labels import TRAINABLE, label_params
@@ -122,7 +123,7 @@ def norm_modules(model: Any) -> frozenset[str]:
     """
     return frozenset(
         ".".join(variable.path.split("/")[:-1])
-        for layer in model._flatten_layers()
+        for layer in list_keras_layers(model)
         if _is_norm(layer)
         for variable in layer.weights
     )
@@ -168,5 +169,5 @@ def train_only(
 
 
 def _is_norm(layer: Any) -> bool:
-    is_single = len(list(layer._flatten_layers())) == 1
+    is_single = len(list_keras_layers(layer)) == 1
     return is_single and any(judge_name(kind.__name__) == NORM for kind in type(layer).__mro__)

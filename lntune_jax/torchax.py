@@ -7,7 +7,6 @@ the result, after which no torch is involved.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from ._torchax_module import (
 from ._torchax_output import TorchOutput as TorchOutput
 from ._torchax_run import run
 from .errors import FreshWeightsWarning, LNTuningError, ModelError
+from .messages import warn
 
 _AUTO_CLASSES = {
     None: "AutoModel",
@@ -217,8 +217,7 @@ def _warn_if_fresh(module: Any, missing: list[str]) -> None:
     headless = not prefix or not hasattr(module, prefix)
     fresh = [name for name in missing if headless or name.startswith(f"{prefix}.")]
     if fresh:
-        warnings.warn(
+        warn(
             f"the checkpoint does not hold {fresh[:5]}: drawn at random",
             FreshWeightsWarning,
-            stacklevel=3,
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import FreshWeightsWarning, ModelError
+from ..errors import ConfigError, FreshWeightsWarning, ModelError
 from ._console import say
 from ._settings import Selection
 
@@ -148,6 +148,9 @@ def tuning_config(
             modules are, because random weights must train.
         selection: Patterns from the command line.
         task_type: What the model is for, in PEFT's words.
+
+    Raises:
+        ConfigError: If `--targets none` stands beside other targets.
     """
     import lntune_jax as lnt
 
@@ -155,12 +158,21 @@ def tuning_config(
     found = [_module_to_save(path) for path in fresh]
     saved = selection.save_modules or tuple(dict.fromkeys(heads + found))
     return lnt.LNTuningConfig(
-        target_modules=selection.targets or None,
+        target_modules=_read_targets(selection.targets),
         exclude_modules=selection.exclude or None,
         modules_to_save=saved or None,
         task_type=task_type,
         base_model_name_or_path=model,
     )
+
+
+def _read_targets(targets: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The config's targets: `None` is every norm, and an empty tuple no norm on purpose."""
+    if "none" in targets and len(targets) > 1:
+        raise ConfigError(
+            f"--targets is {' '.join(targets)}: none stands alone, and means that no norm trains"
+        )
+    return () if targets == ("none",) else targets or None
 
 
 def position_limit(config: Any, tokenizer: Any) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, FreshWeightsWarning
+from ..messages import warn
 from ._base import check_model_directory
 from ._console import byte_count, make_console, say, short_path
 from ._transfer_settings import ConvertSettings
@@ -64,11 +65,10 @@ def _to_peft(settings: ConvertSettings, found: Any) -> tuple[int, str, Path]:
         overwrite=settings.overwrite,
     )
     if found.pooling == "mean":
-        warnings.warn(
+        warn(
             "the classifier reads the mean over tokens (train --pooling mean), and transformers' "
             "classes do not: with PEFT its labels are wrong, the norms are right",
             UserWarning,
-            stacklevel=2,
         )
     return _count(trainable), f"PEFT, {len(trainable):,} trained leaves", path
 
@@ -90,11 +90,10 @@ def _from_peft(settings: ConvertSettings, found: Any) -> tuple[int, str, Path]:
     trainable, config = lnt.load_peft(found.directory, base)
     random = [name for name in fresh if name not in trainable]
     if random:
-        warnings.warn(
+        warn(
             f"neither the base nor the adapter holds {', '.join(random)}: drawn at random, so the "
             "outputs are not those of the training",
             FreshWeightsWarning,
-            stacklevel=2,
         )
     name = config.base_model_name_or_path or settings.model
     config = config.replace(inference_mode=False, base_model_name_or_path=name)

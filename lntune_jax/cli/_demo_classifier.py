@@ -47,7 +47,7 @@ class Method:
 
 _HEAD = Method(
     "frozen head",
-    Selection(exclude=("LayerNorm",), save_modules=("classifier",)),
+    Selection(targets=("none",), save_modules=("classifier",)),
     Recipe(head_learning_rate=1e-3),
 )
 _NORMS = Method(

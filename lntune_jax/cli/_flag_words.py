@@ -14,6 +14,9 @@ _WORDS = {
     "pass task as": "give --task as",
     "max_new_tokens": "--max-new-tokens",
     "as modules_to_save": "as saved modules",
+    "To train modules_to_save alone, pass target_modules=[]": "To train --save-modules alone, give "
+    "--targets none",
+    "Change target_modules or exclude_modules": "Change --targets or --exclude",
     "scan_layers=False": "no --scan-layers",
     "scan_layers=True": "--scan-layers",
     "scan_layers is True": "--scan-layers is given",

@@ -55,7 +55,8 @@ class Selection:
     """Which weights train."""
 
     targets: Annotated[tuple[str, ...], shown("every norm", "PATTERN ...")] = ()
-    """Norm modules to train: ends of module paths, or regular expressions."""
+    """Norm modules to train: ends of module paths, or regular expressions; none: no norm at all,
+    so that --save-modules train alone."""
     exclude: Annotated[tuple[str, ...], shown("none", "PATTERN ...")] = ()
     """Norm modules to leave frozen."""
     save_modules: Annotated[tuple[str, ...], shown("the new head", "NAME ...")] = ()

@@ -78,7 +78,7 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     if is_asked(settings.sweep):
         summary = run_sweep(settings, works, files, console)
         if summary is not None:
-            _show(console, summary, files, task.results)
+            _show(console, method, summary, files, task.results)
         return
     fitted = fit(
         work,
@@ -90,16 +90,20 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     if not fitted.finished:
         say_stopped(console, fitted.step, total_steps(work, settings.recipe), fitted.terminated)
         return
-    title = f"LayerNorm tuning of {Path(settings.model).name} on {settings.data.name}"
-    summary = finish(work, settings.recipe, fitted, files, name="LN tuning", title=title)
+    # With --targets none no norm trains.
+    is_head = work.config.target_modules == ()
+    method = "Tuning of the head alone" if is_head else "LayerNorm tuning"
+    name = "head" if is_head else "LN tuning"
+    title = f"{method} of {Path(settings.model).name} on {settings.data.name}"
+    summary = finish(work, settings.recipe, fitted, files, name=name, title=title)
     if fitted.history.stopped:
         say(console, f"no better evaluation {settings.recipe.patience} times in a row: stopped")
-    _show(console, summary, files, task.results)
+    _show(console, method, summary, files, task.results)
 
 
-def _show(console: Console, summary: Summary, files: RunFiles, results: Any) -> None:
+def _show(console: Console, method: str, summary: Summary, files: RunFiles, results: Any) -> None:
     """The summary as a table of 80 columns at most."""
-    table = RichTable(title="LayerNorm tuning", show_header=False, title_justify="left")
+    table = RichTable(title=method, show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     own = results(summary, files)

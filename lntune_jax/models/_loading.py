@@ -7,7 +7,6 @@ from the seed and their path, so that no other leaf changes them.
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lntune_jax.errors import FreshWeightsWarning, ModelError
+from lntune_jax.messages import warn
 from lntune_jax.sharding import fit_spec, warn_of
 
 from ._base_specs import base_specs
@@ -168,9 +168,8 @@ def _warn(plan: Plan) -> None:
     names = [".".join(path) for path in plan.fresh if path[0] not in _HEADS]
     if names:
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        warnings.warn(
+        warn(
             f"not in the checkpoint, drawn at random: {', '.join(names[:LISTED])}{more}; "
             "train them before you rely on the output",
             FreshWeightsWarning,
-            stacklevel=4,
         )

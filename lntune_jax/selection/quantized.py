@@ -6,10 +6,10 @@ kind is needed to tell.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..compat import list_activation_types
 from ..errors import ModelError
 from ..paths import Path
 
@@ -59,36 +59,10 @@ def refuse_activations(model: Any) -> None:
     Raises:
         ModelError: it quantises activations, through which norms get wrong gradients.
     """
-    qwix = sys.modules.get("qwix")
-    if qwix is None or not hasattr(type(model), "_unquantized_type"):
-        return
-    for method in vars(type(model)).values():
-        for provider in _find_providers(method, qwix.PtqProvider):
-            rules = getattr(provider, "_rules", ())
-            kinds = {str(rule.act_qtype) for rule in rules if rule.act_qtype is not None}
-            if kinds:
-                raise ModelError(
-                    f"the {type(model).__name__} is quantised by qwix with act_qtype "
-                    f"{', '.join(sorted(kinds))}: rounded activations have no gradient, so that "
-                    "norms would get wrong gradients: zero, or (where the range is taken from the "
-                    "data) that of the largest values alone. Give PtqProvider rules with "
-                    "weight_qtype alone, or train with QtProvider"
-                )
-
-
-def _find_providers(function: Any, kind: type, seen: frozenset[int] = frozenset()) -> list[Any]:
-    """The providers that qwix's wrappers around a method hold, however many there are."""
-    found = []
-    if id(function) in seen:  # it holds itself
-        return found
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            held = cell.cell_contents
-        except ValueError:  # not set yet
-            continue
-        for value in (held, *getattr(held, "args", ()), getattr(held, "__self__", None)):
-            if isinstance(value, kind):
-                found.append(value)
-        if callable(held):
-            found += _find_providers(held, kind, seen | {id(function)})
-    return found
+    if kinds := list_activation_types(model):
+        raise ModelError(
+            f"the {type(model).__name__} is quantised by qwix with act_qtype {', '.join(kinds)}: "
+            "rounded activations have no gradient, so that norms would get wrong gradients: zero, "
+            "or (where the range is taken from the data) that of the largest values alone. Give "
+            "PtqProvider rules with weight_qtype alone, or train with QtProvider"
+        )

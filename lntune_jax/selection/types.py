@@ -105,7 +105,7 @@ def _trace_linen(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
 @functools.cache
 def _make_mark_type() -> type:
     """A box around a parameter, as Flax has them for partitioning, that says: this is a norm's."""
-    from flax.core import meta
+    from flax.linen import meta
 
     @jax.tree_util.register_pytree_node_class
     class Mark(meta.AxisMetadata[Any]):

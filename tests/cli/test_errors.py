@@ -1,5 +1,6 @@
 import pytest
 
+import lntune_jax as lnt
 from lntune_jax.cli._main import _print_warning
 
 TRAIN = ["train", "--model", "MODEL", "--data", "DATA", "--output", "OUT"]
@@ -109,3 +110,34 @@ def test_ctrl_c_is_130(monkeypatch, capsys):
 def test_a_warning_is_printed_without_its_line_of_code(capsys):
     _print_warning(UserWarning("two\nlines"), UserWarning, "file.py", 3)
     assert capsys.readouterr().err == "lntune-jax: warning: two lines\n"
+
+
+@pytest.mark.filterwarnings("default")  # The command line prints warnings.
+def test_a_mistyped_target_beside_a_head_is_an_error(run, table, tmp_path, model_directory):
+    words = ("--model", model_directory, "--data", table, "--output", tmp_path / "out")
+    words += ("--targets", "LayerNrom", "--save-modules", "classifier")
+    code, printed, complaint = run("train", *words)
+    warned, failed = complaint.splitlines()
+    assert "'LayerNrom' matches no module" in warned
+    check((code, printed, failed + "\n"), "no norm trains", "Change --targets or --exclude")
+    near = failed.split("the nearest ")[1].split(". Change")[0]
+    assert near.endswith("LayerNorm'")  # and no module that is no norm
+    assert "give --targets none" in failed
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_no_norm_on_purpose(run, table, tmp_path, model_directory):
+    code, printed, complaint = run("inspect", model_directory, "--targets", "none")
+    assert (code, complaint) == (0, "")
+    assert "classifier.kernel" in printed
+    assert "LayerNorm" not in printed
+    check(run("inspect", model_directory, "--targets", "none", "ln"), "none stands alone")
+    check(run("inspect", model_directory, "--task", "none", "--targets", "none"), "nothing trains")
+    words = ("--model", model_directory, "--data", table, "--output", tmp_path / "out")
+    code, printed, complaint = run("train", *words, "--targets", "none", "--max-steps", 2)
+    assert (code, complaint) == (0, "")
+    trainable, config = lnt.load_adapter(tmp_path / "out" / "adapter")
+    assert not any("LayerNorm" in path for path in trainable)
+    assert {"classifier.bias", "classifier.kernel"} <= trainable.keys()
+    assert "Tuning of the head alone" in printed
+    assert config.target_modules == ()

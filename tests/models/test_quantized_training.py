@@ -14,9 +14,9 @@ from flax import linen as nn
 from flax import nnx
 
 import lntune_jax as lnt
+from lntune_jax.compat import find_held
 from lntune_jax.errors import AdapterError, ModelError, ZeroGradientWarning
 from lntune_jax.models import from_pretrained, merge_checkpoint
-from lntune_jax.selection.quantized import _find_providers
 from tests.support.checkpoints import assert_same
 from tests.support.quantizing import MODELS, TOKENS, loss_of
 from tests.support.small import relax
@@ -229,4 +229,4 @@ def test_wrappers_that_hold_themselves_or_nothing_yet():
         return method
 
     provider = qwix.PtqProvider([])
-    assert _find_providers(wrap(provider), qwix.PtqProvider) == [provider]
+    assert find_held(wrap(provider), qwix.PtqProvider) == [provider]
