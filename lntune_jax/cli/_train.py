@@ -61,7 +61,7 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
         say(console, f"{short_path(shared.directory)} is finished; nothing to resume")
         if shared.sweep.exists():
             show_sweep(shared, console)
-        _show(console, load_summary(shared), shared, task.results)
+        _show(console, settings, load_summary(shared), shared, task.results)
         return
     say(console, f"reading {settings.model}")
     works = task.prepare(settings, data, console, mesh)
@@ -78,7 +78,7 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     if is_asked(settings.sweep):
         summary = run_sweep(settings, works, files, console)
         if summary is not None:
-            _show(console, method, summary, files, task.results)
+            _show(console, settings, summary, files, task.results)
         return
     fitted = fit(
         work,
@@ -90,20 +90,24 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     if not fitted.finished:
         say_stopped(console, fitted.step, total_steps(work, settings.recipe), fitted.terminated)
         return
-    # With --targets none no norm trains.
-    is_head = work.config.target_modules == ()
-    method = "Tuning of the head alone" if is_head else "LayerNorm tuning"
-    name = "head" if is_head else "LN tuning"
-    title = f"{method} of {Path(settings.model).name} on {settings.data.name}"
+    title = f"{_name_method(settings)} of {Path(settings.model).name} on {settings.data.name}"
+    name = "head" if settings.selection.targets == ("none",) else "LN tuning"
     summary = finish(work, settings.recipe, fitted, files, name=name, title=title)
     if fitted.history.stopped:
         say(console, f"no better evaluation {settings.recipe.patience} times in a row: stopped")
-    _show(console, method, summary, files, task.results)
+    _show(console, settings, summary, files, task.results)
 
 
-def _show(console: Console, method: str, summary: Summary, files: RunFiles, results: Any) -> None:
+def _name_method(settings: TrainSettings) -> str:
+    is_head = settings.selection.targets == ("none",)
+    return "Tuning of the head alone" if is_head else "LayerNorm tuning"
+
+
+def _show(
+    console: Console, settings: TrainSettings, summary: Summary, files: RunFiles, results: Any
+) -> None:
     """The summary as a table of 80 columns at most."""
-    table = RichTable(title=method, show_header=False, title_justify="left")
+    table = RichTable(title=_name_method(settings), show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     own = results(summary, files)
