@@ -139,7 +139,7 @@ def test_a_head_without_norms(tmp_path, name):
     """As from training the head on a frozen encoder."""
     model = from_pretrained(REFERENCE / name, task="SEQ_CLS", num_labels=3 if "cls" in name else 2)
     config = lnt.LNTuningConfig(
-        task_type="SEQ_CLS", exclude_modules=[".*LayerNorm"], modules_to_save=["classifier"]
+        task_type="SEQ_CLS", target_modules=[], modules_to_save=["classifier"]
     )
     trainable, frozen = lnt.partition_params(model.params, config)
     assert not any(is_norm(path) for path in trainable)
