@@ -2,8 +2,9 @@
 
 A step of so many norms whose leaves are tiny, so that a call is its dispatch: with the frozen half
 as one would split it by hand (`None` in place of each trainable leaf), with ours (placeholders),
-and `make_train_step`'s own call, beside a `jax.jit` of the same function, `step.function`. Ratios
-are medians over rounds, in turns.
+and `make_train_step`'s own call, beside a `jax.jit` of the same function, `step.function`. And an
+eager update of a tree: `make_optimizer`, beside `optax.multi_transform` with labels that are ready.
+Ratios are medians over rounds, in turns.
 """
 
 import argparse
@@ -20,7 +21,9 @@ import lntune_jax as lnt
 HAND, OURS = "split by hand (None)", "lntune_jax, jitted by hand"
 OWN_JIT, READY = "step.function, jitted by hand", "make_train_step"
 OPTIMIZER = optax.adam(1e-3)
-BASES = {OURS: HAND, READY: OWN_JIT}
+CONFIG = lnt.LNTuningConfig(target_modules=["norm"])
+EAGER_HAND, EAGER = "multi_transform, eager, labels ready", "make_optimizer, eager"
+BASES = {OURS: HAND, READY: OWN_JIT, EAGER: EAGER_HAND}
 
 
 def make_params(norms: int) -> dict:
@@ -75,6 +78,28 @@ def make_runs(norms: int, calls: int) -> dict:
     }
 
 
+def make_eager_runs(norms: int) -> dict:
+    """Updates outside `jax.jit`, of a tree of three leaves a layer."""
+    params = {name: own | {"bias": jnp.ones(2)} for name, own in make_params(norms).items()}
+    labels = lnt.label_params(params, CONFIG)
+    frozen = {"trainable": OPTIMIZER, "frozen": optax.set_to_zero()}
+    optimizers = {
+        EAGER_HAND: optax.multi_transform(frozen, labels),
+        EAGER: lnt.make_optimizer(OPTIMIZER, CONFIG),
+    }
+
+    def repeat(tx):
+        held = [tx.init(params)]
+
+        def run():
+            updates, held[0] = tx.update(params, held[0], params)
+            jax.block_until_ready((updates, held[0]))
+
+        return run
+
+    return {name: repeat(tx) for name, tx in optimizers.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--norms", type=int, default=160)
@@ -82,6 +107,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=101)
     options = parser.parse_args()
     times = time_in_turns(make_runs(options.norms, options.calls), options.rounds, warm_up=3)
+    eager = time_in_turns(make_eager_runs(240), options.rounds // 4, warm_up=3)
+    times |= {name: [s * options.calls for s in seconds] for name, seconds in eager.items()}
     figures: dict[str, dict] = {}
     for name, seconds in times.items():
         base = BASES.get(name, name)

@@ -43,9 +43,14 @@ def widen(value: Any, dtype: str | None) -> Any:
 
 
 class MastersState(NamedTuple):
-    """The inner optimizer's state, and for each narrow leaf what rounding took away (else None)."""
+    """What rounding took away, and the inner optimizer's state.
 
-    residuals: tuple[Any, ...]
+    Attributes:
+        residuals: a tree like the parameters; `optax.MaskedNode()` where a leaf is not narrow.
+        inner: the inner optimizer's state.
+    """
+
+    residuals: Any
     inner: Any
 
 
@@ -69,15 +74,17 @@ def keep_masters(
         return inner
 
     def init(params: Any) -> MastersState:
-        leaves = jax.tree.leaves(params)
-        residuals = tuple(
-            jnp.zeros_like(leaf, dtype=dtype) if _is_narrow(leaf, dtype) else None
-            for leaf in leaves
+        # Like the parameters, so that `optax.tree_map_params` finds them.
+        residuals = jax.tree.map(
+            lambda leaf: (
+                jnp.zeros_like(leaf, dtype=dtype) if _is_narrow(leaf, dtype) else optax.MaskedNode()
+            ),
+            params,
         )
         return MastersState(residuals, inner.init(_widen_all(params, dtype)))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-        if not any(residual is not None for residual in state.residuals):
+        if not jax.tree.leaves(state.residuals):
             updates, inner_state = inner.update(updates, state.inner, params, **extra)
             return updates, MastersState(state.residuals, inner_state)
         if params is None:
@@ -87,8 +94,8 @@ def keep_masters(
             )
         leaves, treedef = jax.tree.flatten(params)
         exact = [
-            leaf if residual is None else leaf.astype(dtype) + residual
-            for leaf, residual in zip(leaves, state.residuals, strict=True)
+            leaf if isinstance(residual, optax.MaskedNode) else leaf.astype(dtype) + residual
+            for leaf, residual in zip(leaves, treedef.flatten_up_to(state.residuals), strict=True)
         ]
         wide, inner_state = inner.update(
             _widen_all(updates, dtype), state.inner, treedef.unflatten(exact), **extra
@@ -97,14 +104,14 @@ def keep_masters(
         for leaf, value, step in zip(leaves, exact, treedef.flatten_up_to(wide), strict=True):
             if not _is_narrow(leaf, dtype):
                 steps.append(step)
-                residuals.append(None)
+                residuals.append(optax.MaskedNode())
                 continue
             new, start = value + step, leaf.astype(dtype)
             rounded_step = _round(_round(new, leaf.dtype) - start, leaf.dtype)
             landed = _round(start + rounded_step, leaf.dtype)  # what apply_updates will make of it
             steps.append(rounded_step.astype(leaf.dtype))
             residuals.append(new - landed)
-        return treedef.unflatten(steps), MastersState(tuple(residuals), inner_state)
+        return treedef.unflatten(steps), MastersState(treedef.unflatten(residuals), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -153,11 +153,11 @@ def adamw(
             HEAD: optax.adamw(
                 head_rate,
                 weight_decay=weight_decay,
-                mask=lambda tree: label_kernels(tree, config),
+                mask=_remember(lambda tree: label_kernels(tree, config)),
                 **adam,
             ),
         },
-        lambda tree: tree if is_stand_in(tree) else label_kinds(tree, config, name_map),
+        _remember(lambda tree: label_kinds(tree, config, name_map)),
     )
     return tx if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), tx)
 
@@ -213,7 +213,8 @@ def _remember(make_labels: Callable[[Any], Any]) -> Callable[[Any], Any]:
         if is_stand_in(tree):
             return tree
         leaves, treedef = jax.tree.flatten(tree)
-        key = (treedef, [(jnp.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves])
+        kinds = [(getattr(x, "shape", ()), getattr(x, "dtype", None)) for x in leaves]
+        key = (treedef, kinds)
         known, labels = last
         if known != key:
             labels = make_labels(tree)

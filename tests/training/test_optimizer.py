@@ -1,5 +1,9 @@
 """The whole-tree optimizer: frozen leaves bitwise unchanged, state for trainable leaves only."""
 
+import cProfile
+import pstats
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +11,7 @@ import optax
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.errors import ConfigError, TreeError, UnmatchedPatternWarning
+from lntune_jax.errors import ArgumentError, ConfigError, TreeError, UnmatchedPatternWarning
 from lntune_jax.precision import MastersState
 from tests.support.small import loss_fn, make_batch, make_params, relax
 from tests.support.trees import norm
@@ -143,8 +147,8 @@ def test_masters_follow_the_float32_run_under_jit(dtype):
         for leaf in jax.tree.leaves(states[1], is_leaf=lambda x: isinstance(x, MastersState))
         if isinstance(leaf, MastersState)
     )
-    for place, name in enumerate(("bias", "scale")):
-        exact = ends[1]["ln"][name] + np.asarray(masters.residuals[place])
+    for name in ("bias", "scale"):
+        exact = ends[1]["ln"][name] + np.asarray(masters.residuals["ln"][name])
         np.testing.assert_allclose(exact, ends[0]["ln"][name], rtol=1e-5, atol=1e-6)
         assert np.any(ends[1]["ln"][name] != ends[0]["ln"][name])  # the tree itself is rounded
 
@@ -239,9 +243,112 @@ def test_equinox_trees_and_float0_gradients():
 
 
 def test_labels_go_into_multi_transform():
-    params = {"ln": norm(), "w": norm()}
+    params = {"ln": norm(), "w": {"kernel": jnp.ones((4, 4))}}
     labels = lnt.label_params(params, lnt.LNTuningConfig())
     assert labels == {
         "ln": {"scale": "trainable", "bias": "trainable"},
-        "w": {"scale": "frozen", "bias": "frozen"},
+        "w": {"kernel": "frozen"},
     }
+
+
+def count_calls(name, run):
+    """How often a function of this name is called."""
+    profile = cProfile.Profile()
+    profile.runcall(run)
+    calls = pstats.Stats(profile).stats  # type: ignore[attr-defined]
+    return sum(call[0] for (_, _, own), call in calls.items() if own == name)
+
+
+class TestLabels:
+    """Faults: labels were made again at every update, and for `optax.tree_map_params` refused."""
+
+    def test_are_made_once_for_a_tree(self):
+        params = make_params()
+        tx = relax(lnt.make_optimizer(optax.sgd(0.1), CONFIG))
+        state = tx.init(params)
+        tx.update(params, state, params)
+        assert count_calls("match_config", lambda: tx.update(params, state, params)) == 0
+        narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
+        assert count_calls("match_config", lambda: tx.update(narrow, tx.init(narrow), narrow)) > 0
+
+    def test_are_those_of_the_tree_that_is_updated(self):
+        """One optimizer for two trees of one structure, whose norms are others by their shapes."""
+        tx = relax(lnt.make_optimizer(optax.sgd(1.0), lnt.LNTuningConfig()))
+        first = {"ln": {"kernel": jnp.ones(4)}, "norm": {"scale": jnp.ones(4)}}
+        second = first | {"ln": {"kernel": jnp.ones((4, 4))}}
+        for tree, expected in ((first, -1.0), (second, 0.0), (first, -1.0)):
+            updates, _ = tx.update(tree, tx.init(tree), tree)
+            assert float(updates["ln"]["kernel"].ravel()[0]) == expected
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_states_are_mapped_as_optax_maps_them(self, dtype):
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), make_params())
+        selection = lnt.select(params, CONFIG)
+        groups = {"trainable": optax.adam(1e-3), "frozen": optax.set_to_zero()}
+        own = optax.multi_transform(groups, lambda tree: lnt.label_params(tree, CONFIG))
+        optimizers = [own, lnt.make_optimizer(optax.adam(1e-3), CONFIG)]
+        optimizers += [lnt.make_optimizer(lnt.adamw(selection, 1e-3), selection)]
+        for tx in optimizers:
+            state = tx.init(params)
+            seen = []
+
+            def note(leaf, seen=seen):
+                seen.append(leaf.shape)
+                return leaf + jnp.ones((), leaf.dtype)
+
+            mapped = optax.tree_map_params(tx, note, state)
+            assert jax.tree.structure(mapped) == jax.tree.structure(state)
+            trained = [leaf.shape for leaf in selection.partition(params).trainable.values()]
+            counts = Counter(trained * (3 if dtype == "bfloat16" and tx is not own else 2))
+            assert Counter(seen) == counts
+
+    def test_of_the_trainable_half(self):
+        trainable = lnt.partition_params(make_params(), CONFIG).trainable
+        tx = lnt.adamw(CONFIG, 1e-3, clip_norm=1.0)
+        mapped = optax.tree_map_params(tx, lambda leaf: leaf + 1, tx.init(trainable))
+        assert max(float(leaf.max()) for leaf in jax.tree.leaves(mapped)) == 1.0
+
+
+def test_frozen_subnormals_stay_under_jit():
+    params = {"norm": {"scale": jnp.ones(4)}, "fc": {"kernel": jnp.full((4, 4), 1e-45)}}
+    params["fc"]["bias"] = jnp.array([-0.0, 0.0, -1e-40, 3.0])
+    tx = lnt.make_optimizer(optax.sgd(0.1), lnt.LNTuningConfig())
+
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):
+        new, _ = step(params, tx.init(params))
+    for name, leaf in params["fc"].items():
+        before, after = (np.asarray(x).view(np.uint32) for x in (leaf, new["fc"][name]))
+        assert (before == after).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (("fast",), {}),
+        ((True,), {}),
+        ((-1.0,), {}),
+        ((None,), {}),
+        ((1e-3,), {"clip_norm": 0}),
+        ((1e-3,), {"clip_norm": True}),
+        ((1e-3,), {"weight_decay": "0.1"}),
+        ((1e-3,), {"norm_weight_decay": -0.1}),
+        ((1e-3,), {"head_learning_rate": float("nan")}),
+        (([1e-3, 1e-2],), {}),
+    ],
+)
+def test_a_setting_that_is_no_number_is_named(arguments, settings):
+    with pytest.raises(ArgumentError, match="must be a number of"):
+        lnt.adamw(CONFIG, *arguments, **settings)
+
+
+def test_what_is_no_optimizer_is_refused():
+    for wrong in (1e-3, optax.adam, None, "adam", make_params()):
+        with pytest.raises(ArgumentError, match="tx must be an Optax transformation"):
+            lnt.make_optimizer(wrong, CONFIG)
+    with pytest.raises(ConfigError, match="not GradientTransformation"):
+        lnt.make_optimizer(CONFIG, optax.sgd(0.1))
