@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -175,7 +176,7 @@ def check_number(
     name: str, value: Any, *, least: float | None = None, above: float | None = None
 ) -> None:
     """Raises an `ArgumentError` where an argument is no number, or is out of range."""
-    is_number = jnp.ndim(value) == 0 and not isinstance(value, bool | str)
+    is_number = np.ndim(value) == 0 and not isinstance(value, bool | str)
     if is_number and isinstance(value, Tracer):
         return
     bound = f"at least {least}" if least is not None else f"more than {above}"

@@ -168,7 +168,7 @@ def test_keys_that_cannot_be_sorted_are_an_error(keys):
         np.float32(1),
         lambda x: x,
     ],
-    ids=str,
+    ids=lambda leaf: type(leaf).__name__,
 )
 def test_leaves_that_are_no_arrays_of_numbers_stay_frozen(leaf):
     tree = {"ln_1": norm(), "ln_2": {"scale": leaf, "bias": jnp.ones(4)}}
