@@ -6,6 +6,7 @@ error.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,7 +16,7 @@ from ..messages import list_names, shorten, warn
 from ..paths import Path, join
 from .architectures import DEFAULT_TARGETS
 from .norms import UNCERTAIN
-from .patterns import Match, suggest
+from .patterns import Match
 from .quantized import find_quantized
 from .roles import NORM_ROLE, Matches, RoledTree, is_below, is_named, unite
 
@@ -284,3 +285,13 @@ def _explain_nothing(
 
 def _write_paths(paths: Sequence[Path]) -> str:
     return write_list([join(path) for path in paths])
+
+
+def suggest(pattern: str, modules: Iterable[str]) -> list[str]:
+    """The module paths whose ends are written most like `pattern`, at most three."""
+    length = pattern.count(".") + 1
+    ends: dict[str, str] = {}
+    for module in modules:
+        ends.setdefault(".".join(module.split(".")[-length:]), module)
+    near = difflib.get_close_matches(pattern, list(ends)[:2000], n=3, cutoff=0.5)
+    return [ends[end] for end in near]

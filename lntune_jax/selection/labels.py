@@ -17,7 +17,7 @@ from ..names.maps import NameMap, get_name_map
 from ..paths import Leaf, flatten, join
 from .norm_names import BIAS_NAMES
 from .norms import find_norms
-from .patterns import match_saved
+from .patterns import match_patterns
 from .roles import (
     NORM_ROLE,
     SAVED_ROLE,
@@ -138,7 +138,8 @@ def label_kinds(
         for leaf in leaves
     ]
     entries = get_modules_to_save(get_config(config))
-    saved = unite(match_saved(entries, list_modules(names), [join(name) for name in names]))
+    paths = [join(name) for name in names]
+    saved = unite(match_patterns(entries, list_modules(names), paths, is_inside=True))
     return treedef.unflatten([HEAD if is_below(name, saved) else NORM for name in names])
 
 

@@ -7,7 +7,6 @@ knows what a norm is. Source of the rules: PEFT's `check_target_module_exists` a
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -29,80 +28,39 @@ class Match(NamedTuple):
 
 
 def match_patterns(
-    patterns: str | Sequence[str] | None, modules: Sequence[str], leaves: Sequence[str]
-) -> list[Match]:
-    """Matches the patterns of `target_modules` or `exclude_modules`, each for itself.
-
-    A string is one regular expression that matches a whole module path or leaf path. An entry of
-    a sequence matches the modules whose paths equal it or end with it (whole segments); where no
-    module does, it is read as a regular expression.
-
-    Args:
-        patterns: the field of the config.
-        modules: all module paths of the tree, containers included.
-        leaves: all leaf paths of the tree.
-
-    Example:
-        >>> match_patterns(["ln_1"], ["h.0.ln_1", "h.0.xln_1"], ["h.0.ln_1.scale"])[0].names
-        frozenset({'h.0.ln_1'})
-    """
-    if patterns is None:
-        return []
-    if isinstance(patterns, str):
-        names = match_expressions([patterns], [*modules, *leaves])[patterns]
-        return [Match(patterns, frozenset(names), False)]
-    return _match_entries(patterns, modules, leaves)
-
-
-def match_saved(
-    entries: str | Sequence[str] | None, modules: Sequence[str], leaves: Sequence[str]
-) -> list[Match]:
-    """Matches the entries of `modules_to_save`: whole segments of a path, and all that lies below.
-
-    An entry may also be the whole path of a leaf (`["cls_token"]`), and is read as a regular
-    expression where it is neither.
-
-    Example:
-        >>> sorted(match_saved(["head"], ["head", "head.out", "ahead"], [])[0].names)
-        ['head', 'head.out']
-    """
-    if entries is None:
-        return []
-    patterns = [entries] if isinstance(entries, str) else entries
-    return _match_entries(patterns, modules, leaves, is_inside=True)
-
-
-def suggest(pattern: str, modules: Iterable[str]) -> list[str]:
-    """The module paths whose ends are written most like `pattern`, at most three."""
-    length = pattern.count(".") + 1
-    ends: dict[str, str] = {}
-    for module in modules:
-        ends.setdefault(".".join(module.split(".")[-length:]), module)
-    near = difflib.get_close_matches(pattern, list(ends)[:2000], n=3, cutoff=0.5)
-    return [ends[end] for end in near]
-
-
-def _match_entries(
-    entries: Sequence[str],
+    patterns: str | Sequence[str] | None,
     modules: Sequence[str],
     leaves: Sequence[str],
     *,
     is_inside: bool = False,
 ) -> list[Match]:
-    """Each entry as the end of module paths, else as a leaf's path, else as an expression.
+    """Matches the patterns of a field of a config, each for itself.
 
-    With `is_inside` an entry may also end before the path does: what lies below counts.
+    A string is one regular expression that matches a whole module path or leaf path. An entry of
+    a sequence matches the modules whose paths equal it or end with it (whole segments), or the leaf
+    whose path it is; where there is none, it is read as a regular expression.
+
+    Args:
+        patterns: the field of the config.
+        modules: all module paths of the tree, containers included.
+        leaves: all leaf paths of the tree.
+        is_inside: as `modules_to_save` is read: a string is a sequence of one, and what lies below
+            a match counts too.
+
+    Raises:
+        PatternError: a pattern is no valid expression, or cannot be matched in time.
+
+    Example:
+        >>> match_patterns(["ln_1"], ["h.0.ln_1", "h.0.xln_1"], ["h.0.ln_1.scale"])[0].names
+        frozenset({'h.0.ln_1'})
+        >>> paths = ["head", "head.out", "ahead"]
+        >>> sorted(match_patterns(["head"], paths, [], is_inside=True)[0].names)
+        ['head', 'head.out']
     """
-    names = {entry: entry.replace("/", ".") for entry in entries}
-    ends, whole = _find_ends(set(names.values()), modules, is_inside), set(leaves)
-    # PEFT reads `modules_to_save` with `re.match`, so that dots there are an expression's.
-    plain = {n for n in ends if PLAIN.fullmatch(n) and not (is_inside and "." in n)}
-    literal = {
-        entry: frozenset(ends[name] or ([name] if name in whole else []))
-        for entry, name in names.items()
-        if ends[name] or name in plain or name in whole
-    }
-    expressions = [entry for entry in names if entry not in literal]
+    entries = [patterns] if isinstance(patterns, str) else list(patterns or ())
+    is_expression = isinstance(patterns, str) and not is_inside
+    literal = {} if is_expression else _match_literally(entries, modules, leaves, is_inside)
+    expressions = [entry for entry in dict.fromkeys(entries) if entry not in literal]
     if len(expressions) > MOST_EXPRESSIONS:
         raise PatternError(
             f"a list of patterns holds {len(expressions):,} that are no ends of module paths, such "
@@ -118,6 +76,21 @@ def _match_entries(
         else Match(entry, frozenset(found[entry]), False)
         for entry in entries
     ]
+
+
+def _match_literally(
+    entries: Sequence[str], modules: Sequence[str], leaves: Sequence[str], is_inside: bool
+) -> dict[str, frozenset[str]]:
+    """The entries that are ends of module paths or leaf paths, or plainly meant to be some."""
+    names = {entry: entry.replace("/", ".") for entry in entries}
+    ends, whole = _find_ends(set(names.values()), modules, is_inside), set(leaves)
+    # PEFT reads `modules_to_save` with `re.match`, so that dots there are an expression's.
+    plain = {n for n in ends if PLAIN.fullmatch(n) and not (is_inside and "." in n)}
+    return {
+        entry: frozenset(ends[name] or ([name] if name in whole else []))
+        for entry, name in names.items()
+        if ends[name] or name in plain or name in whole
+    }
 
 
 def _find_ends(names: set[str], modules: Iterable[str], is_inside: bool) -> dict[str, list[str]]:

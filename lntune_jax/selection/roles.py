@@ -17,7 +17,7 @@ from ..errors import SelectionError
 from ..paths import Leaf, Path, get_shape, join
 from .architectures import DEFAULT_TARGETS, MODULES_TO_SAVE
 from .norms import GROUP_NORM, NORM, find_statistics, get_kind, is_trainable_array
-from .patterns import Match, match_patterns, match_saved
+from .patterns import Match, match_patterns
 from .quantized import find_quantized
 
 NORM_ROLE, SAVED_ROLE, FROZEN_ROLE, STATE_ROLE = "norm", "saved", "frozen", "state"
@@ -63,10 +63,10 @@ class Matches(NamedTuple):
 def match_config(config: LNTuningConfig, paths: Sequence[Path]) -> Matches:
     """Matches the patterns of a config, or its architecture's, against the paths of a tree."""
     names, modules = [join(path) for path in paths], list_modules(paths)
-    targets = _get_targets(config)
+    targets, saved = _get_targets(config), get_modules_to_save(config)
     return Matches(
         excluded=match_patterns(config.exclude_modules, modules, names),
-        saved=match_saved(get_modules_to_save(config), modules, names),
+        saved=match_patterns(saved, modules, names, is_inside=True),
         targets=None if targets is None else match_patterns(targets, modules, names),
         modules=modules,
     )

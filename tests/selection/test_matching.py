@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lntune_jax.selection.patterns import match_patterns, match_saved
+from lntune_jax.selection.patterns import match_patterns
 
 segments = st.sampled_from(["a", "b", "ln_1", "ln", "norm", "layers", "0", "1", "head"])
 paths = st.lists(segments, min_size=1, max_size=4).map(".".join)
@@ -37,5 +37,7 @@ def test_strings_agree_with_peft(modules, pattern):
 
 @given(trees, st.lists(paths, min_size=1, max_size=3))
 def test_saved_modules_agree_with_peft(modules, entries):
-    found = frozenset().union(*(m.names for m in match_saved(entries, modules, [])))
+    found = frozenset().union(
+        *(m.names for m in match_patterns(entries, modules, [], is_inside=True))
+    )
     assert found == {key for key in modules if peft_saved(entries, key)}

@@ -6,6 +6,7 @@ import re
 import time
 import types
 import warnings
+from functools import partial
 
 import jax.numpy as jnp
 import pytest
@@ -16,7 +17,7 @@ import lntune_jax as lnt
 from lntune_jax import expressions
 from lntune_jax.errors import PatternError
 from lntune_jax.expressions import LONGEST_PATTERN, check_expression, match_expressions
-from lntune_jax.selection.patterns import MOST_EXPRESSIONS, match_patterns, match_saved
+from lntune_jax.selection.patterns import MOST_EXPRESSIONS, match_patterns
 
 # `re` needs years for most of them. The ends that no path has, "[!?]", keep `regex` from finding
 # out at once that a letter is missing.
@@ -57,7 +58,7 @@ MODULES = [f"model.layers.{n}.{name}" for n in range(20) for name in ("norm", "m
 MODULES += [f"{'a' * 60}.{'a' * 60}.{n}" for n in range(5)] + ["a" * 300]
 
 
-@pytest.mark.parametrize("match", [match_patterns, match_saved])
+@pytest.mark.parametrize("match", [match_patterns, partial(match_patterns, is_inside=True)])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_catastrophic_expression_ends(monkeypatch, name, match):
     monkeypatch.setattr(expressions, "SECONDS", 0.02)
@@ -181,7 +182,7 @@ def test_an_entry_to_save_may_have_flags_references_and_remarks():
         r"(\w)\.\1": {"b.b"},
         "(?x)He[a]d # the last": {"a.Head", "a.Head.out"},
     }.items():
-        assert match_saved([entry], modules, [])[0].names == names
+        assert match_patterns([entry], modules, [], is_inside=True)[0].names == names
 
 
 ATOMS = [*"abn.|^$AN1_{}é#-&", r"\.", r"\d", r"\W", r"\b", r"\Z", r"\1", r"\01", r"\x61", "(?#c{)"]
