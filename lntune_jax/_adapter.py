@@ -77,7 +77,7 @@ def save_adapter(
         >>> sorted(entry.name for entry in path.iterdir())
         ['adapter_config.json', 'arrays', 'lntune.json']
     """
-    target = resolve_path(path)
+    target = resolve_path(path, error=AdapterError)
     norms = [norms] if isinstance(norms, str) else norms
     norms = None if norms is None else [_join_module(module) for module in norms]
     params, placeholders = fill_placeholders(base)
@@ -104,7 +104,7 @@ def save_adapter(
 
     def write() -> None:
         check_target(target, overwrite)
-        write_directory(target, fill, overwrite=overwrite)
+        write_directory(target, fill, overwrite=overwrite, error=AdapterError)
 
     write_on_first_process(write)
     return target
@@ -134,7 +134,7 @@ def load_adapter(path: str | os.PathLike[str]) -> Adapter:
         >>> load_adapter(path).trainable
         {'ln_1.scale': array([1., 1.], dtype=float32)}
     """
-    return read_target(resolve_path(path))[1]
+    return read_target(resolve_path(path, error=AdapterError))[1]
 
 
 def restore_adapter(
@@ -191,7 +191,7 @@ def read_fitting(
     Raises:
         AdapterError: as for `restore_adapter`.
     """
-    directory, adapter, metadata = read_target(resolve_path(path))
+    directory, adapter, metadata = read_target(resolve_path(path, error=AdapterError))
     views = check_place(directory, params, adapter, metadata.norms, name_map)
     difference = explain_difference(metadata.base, list_frozen(views.named))
     if difference:

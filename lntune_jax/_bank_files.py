@@ -71,7 +71,7 @@ def save_bank(
         >>> sorted(entry.name for entry in path.iterdir())
         ['arrays', 'bank.json', 'lntune.json']
     """
-    target = resolve_path(path)
+    target = resolve_path(path, error=AdapterError)
     used = np.array([number for number, row in enumerate(bank.rows) if row is not None])
     params, placeholders = fill_placeholders(base)
     others, own = list_base(params, bank.leaves)
@@ -88,7 +88,7 @@ def save_bank(
 
     def write() -> None:
         check_target(target, overwrite, BANK)
-        write_directory(target, fill, overwrite=overwrite)
+        write_directory(target, fill, overwrite=overwrite, error=AdapterError)
 
     write_on_first_process(write)
     return target
@@ -125,7 +125,9 @@ def load_bank(
         >>> lnt.bank.load_bank(path, params).names
         ('base', 'a')
     """
-    directory, (arrays, rows, metadata) = read_settled(resolve_path(path), _read, BANK)
+    directory, (arrays, rows, metadata) = read_settled(
+        resolve_path(path, error=AdapterError), _read, BANK
+    )
     others, own = list_base(params, arrays)
     difference = explain_difference(metadata.base, others)
     if difference:

@@ -49,7 +49,7 @@ def read_source(
             f"{str(source)!r} is the path of an adapter, which is checked against its base: pass "
             "params=, the base's tree"
         )
-    directory = resolve_path(source)
+    directory = resolve_path(source, error=AdapterError)
     is_ours, is_peft = ((directory / name).is_file() for name in (METADATA_FILE, WEIGHTS_FILE))
     if is_ours and is_peft:
         raise AdapterError(

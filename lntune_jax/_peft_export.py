@@ -75,7 +75,7 @@ def export_peft(
         >>> sorted(entry.name for entry in path.iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    target = resolve_path(path)
+    target = resolve_path(path, error=AdapterError)
     parameters = collect_parameters(
         trainable, config, base=base, norms=norms, name_map=get_name_map(name_map)
     )

@@ -161,7 +161,7 @@ def write_peft_directory(
         _check_written(new, tensors)
 
     check_target(target, overwrite)
-    write_directory(target, fill, overwrite=overwrite)
+    write_directory(target, fill, overwrite=overwrite, error=AdapterError)
 
 
 def check_target(target: Path, overwrite: bool) -> None:

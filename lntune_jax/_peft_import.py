@@ -131,7 +131,7 @@ def _read(
     norms: Iterable[str] | None,
     name_map: str | NameMap | None,
 ) -> _Read:
-    directory = resolve_path(path)
+    directory = resolve_path(path, error=AdapterError)
     known = get_name_map(name_map)
     norms = norms if norms is None or isinstance(norms, str) else list(norms)
     shapes, config = read_header(directory)

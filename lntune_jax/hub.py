@@ -68,7 +68,7 @@ def push_adapter(
         ...     print(str(error).partition(" holds neither")[1])
          holds neither
     """
-    path = resolve_path(directory)
+    path = resolve_path(directory, error=AdapterError)
     facts = read_facts(path)
     _check_id(repo_id)
     hub = _import_hub()
@@ -195,7 +195,7 @@ def from_pretrained(
         >>> lnt.hub.from_pretrained(path, params)["ln_1"]["scale"].tolist()
         [2.0, 3.0]
     """
-    directory = resolve_path(name)
+    directory = resolve_path(name, error=AdapterError)
     if not directory.is_dir():
         if not _ID.fullmatch(str(name)):
             raise AdapterError(f"{str(name)!r} is neither a directory nor an id on the hub")

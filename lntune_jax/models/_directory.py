@@ -40,7 +40,13 @@ def find_directory(
         ModelError: `name` is neither.
     """
     directory = Path(name).expanduser()
-    if directory.is_dir():
+    try:
+        is_directory = directory.is_dir()
+    except OSError as error:  # a name that no file system takes
+        raise ModelError(
+            f"{str(name)[:80]!r} is no path of a directory: {error.strerror}"
+        ) from None
+    if is_directory:
         return _gguf_in(directory) or directory
     if directory.suffix == ".gguf" and directory.is_file():
         return directory

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lntune_jax.errors import AdapterError
 from lntune_jax.storage.directories import resolve_path, write_directory
 
 from ._directory import find_directory
@@ -132,7 +133,7 @@ def merge_checkpoint(
         >>> load_file(merged.path / "model.safetensors")["model.norm.weight"].tolist()
         [2.0, 3.0]
     """
-    target = resolve_path(output)
+    target = resolve_path(output, error=AdapterError)
     directory = find_directory(Path(model), revision, _PATTERNS).resolve()
     found = find_adapter(Path(adapter))
     others = {"base": directory, "adapter": found.directory}
@@ -144,7 +145,7 @@ def merge_checkpoint(
     def fill(new: Path) -> None:
         write_checkpoint(new, parts.checkpoint, plan, copied)
 
-    write_directory(target, fill, overwrite=overwrite)
+    write_directory(target, fill, overwrite=overwrite, error=AdapterError)
     fields = parts.fields if plan.fields is None else plan.fields
     return MergedCheckpoint(
         path=target,

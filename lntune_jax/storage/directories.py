@@ -14,14 +14,20 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import AdapterError
+from ..errors import LNTuningError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _ATTEMPTS = 20  # at a target that other processes create and replace at the same moment
 UNWRITABLE = "What was there is not damaged; pass another path or make this one writable"
 
 
-def write_directory(target: Path, fill: Callable[[Path], None], *, overwrite: bool) -> None:
+def write_directory(
+    target: Path,
+    fill: Callable[[Path], None],
+    *,
+    overwrite: bool,
+    error: type[LNTuningError],
+) -> None:
     """Makes the directory `target` with what `fill` writes, or leaves everything as it was.
 
     Args:
@@ -29,14 +35,14 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, overwrite: bo
         fill: writes the contents into the directory it is given.
         overwrite: whether a directory that is there may be replaced. Whether it is one that may
             be lost is for the caller to check.
-
-    Raises:
-        AdapterError: the target exists, or the file system refuses.
+        error: what is raised where the target exists or the file system refuses.
 
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "out"
-        >>> write_directory(target, lambda new: (new / "a").touch(), overwrite=False)
+        >>> write_directory(
+        ...     target, lambda new: (new / "a").touch(), overwrite=False, error=LNTuningError
+        ... )
         >>> [path.name for path in target.iterdir()]
         ['a']
     """
@@ -47,11 +53,11 @@ def write_directory(target: Path, fill: Callable[[Path], None], *, overwrite: bo
         fill(new)
         sync_tree(new)
         _publish(new, target, overwrite)
-    except OSError as error:
-        raise AdapterError(
-            f"cannot write {target}: {error.strerror or error} ({error.filename or new}). "
+    except OSError as cause:
+        raise error(
+            f"cannot write {target}: {cause.strerror or cause} ({cause.filename or new}). "
             f"{UNWRITABLE}"
-        ) from error
+        ) from cause
     finally:
         # Either what was half written, or the older directory after the exchange.
         shutil.rmtree(new, ignore_errors=True)
@@ -82,16 +88,19 @@ def write_text(file: Path, text: str) -> None:
     sync(file.parent)
 
 
-def resolve_path(path: str | os.PathLike[str]) -> Path:
+def resolve_path(path: str | os.PathLike[str], *, error: type[LNTuningError]) -> Path:
     """The absolute path, links followed, so that what is replaced is the directory itself.
 
-    Raises:
-        AdapterError: it is no path, or none that the file system can have.
+    Args:
+        path: what a caller gave.
+        error: what is raised where it is no path, or none that the file system can have.
     """
     try:
-        return Path(path).expanduser().resolve()
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
-        raise AdapterError(f"{path!r} is no path of a directory: {error}") from None
+        resolved = Path(path).expanduser().resolve()
+        _refuse_long_names(resolved)
+    except (TypeError, ValueError, RuntimeError, OSError) as cause:
+        raise error(f"{path!r} is no path of a directory: {cause}") from None
+    return resolved
 
 
 def identify(directory: Path) -> tuple[int, int] | None:
@@ -131,6 +140,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _refuse_long_names(path: Path) -> None:
+    """Raises where a name is longer than the file system takes; any other trouble comes later."""
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise
 
 
 def _name_beside(target: Path, kind: str) -> Path:
