@@ -68,3 +68,22 @@ def test_a_model_card_says_so(tmp_path):
     lnt.save_adapter(tmp_path / "adapter", trainable, config, base=PARAMS)
     card = write_card(read_facts(tmp_path / "adapter"), "me/tuned")
     assert "| targets | no norm |" in card
+
+
+def test_nothing_at_all_is_an_error_with_advice_for_the_case():
+    config = lnt.LNTuningConfig(target_modules=[])
+    with pytest.raises(lnt.errors.SelectionError, match="leave target_modules out") as caught:
+        lnt.select(PARAMS, config)
+    assert "pass target_modules=[]" not in str(caught.value)
+    config = config.replace(modules_to_save=["haed"])
+    with (
+        pytest.warns(lnt.errors.UnmatchedPatternWarning, match="haed"),
+        pytest.raises(lnt.errors.SelectionError, match=r"names no module of it.*nearest 'head'"),
+    ):
+        lnt.select(PARAMS, config)
+
+
+def test_no_word_about_what_may_be_a_norm():
+    config = lnt.LNTuningConfig(target_modules=[], modules_to_save=["head"])
+    norm = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
+    assert sorted(lnt.select({**PARAMS, "layers_1": norm}, config).trainable) == HEAD

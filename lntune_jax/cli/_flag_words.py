@@ -16,6 +16,9 @@ _WORDS = {
     "as modules_to_save": "as saved modules",
     "To train modules_to_save alone, pass target_modules=[]": "To train --save-modules alone, give "
     "--targets none",
+    "or leave target_modules out to train": "or leave --targets out to train",
+    "with target_modules=[] no norm": "with --targets none no norm",
+    "is to train in modules_to_save": "is to train in --save-modules",
     "Change target_modules or exclude_modules": "Change --targets or --exclude",
     "scan_layers=False": "no --scan-layers",
     "scan_layers=True": "--scan-layers",

@@ -137,6 +137,11 @@ def check_effect(work: Any, trials: tuple[Trial, ...], seed: int) -> None:
             f"--sweep {idle[0]} changes nothing: it is for saved modules, and only norms train; "
             "leave it out, or name modules with --save-modules"
         )
+    if "learning_rate" in names and work.config.target_modules == ():
+        raise ConfigError(
+            "--sweep learning_rate changes nothing: it is for norms, and with --targets none no "
+            "norm trains; leave it out, or sweep head_learning_rate"
+        )
     drawn = [path for path in model.fresh if path.rpartition(".")[2] not in ("scale", "bias")]
     kept = [path for path in drawn if path not in trainable]
     if kept and any(trial.recipe.seed != seed for trial in trials):

@@ -18,7 +18,7 @@ from .architectures import DEFAULT_TARGETS
 from .norms import UNCERTAIN
 from .patterns import Match
 from .quantized import find_quantized
-from .roles import NORM_ROLE, Matches, RoledTree, is_below, is_named, unite
+from .roles import NORM_ROLE, Matches, RoledTree, is_below, is_named, list_modules, unite
 
 # A number that stands for itself, or for any, in a path: "layers.3.", "h[.][0-5][.]", "layers.\d+".
 _NAMES_LAYER = re.compile(r"\\d|(?<![\w{,])\d+(?![\w},])")
@@ -87,7 +87,7 @@ def check_selection(
         raise SelectionError(
             _explain_nothing(selection, config, certain, uncertain, near_norms, trained)
         )
-    if warns:
+    if warns and config.target_modules != ():  # else no norm is wanted, whatever it is
         _warn_uncertain(kinds, doubts, selection, matches)
 
 
@@ -251,6 +251,8 @@ def _explain_nothing(
 ) -> str:
     if not selection.leaves:
         return "nothing trains: the tree has no leaves. Pass the parameter tree"
+    if config.target_modules == ():
+        return _explain_no_module(selection, config)
     head = "no norm trains" if trained else "nothing trains"
     alone = ""
     if config.modules_to_save:
@@ -280,6 +282,23 @@ def _explain_nothing(
     return (
         f"{head} with {shorten(given) or 'this config'}{default}; the norms of this tree are "
         f"{_write_paths(norm_paths)}{nearest}. Change target_modules or exclude_modules{alone}"
+    )
+
+
+def _explain_no_module(selection: RoledTree, config: LNTuningConfig) -> str:
+    """Why nothing trains where `modules_to_save` was to train alone."""
+    modules = list_modules([leaf.path for leaf in selection.leaves])
+    saved = config.modules_to_save
+    entries = list(saved or ())
+    near = list(dict.fromkeys(path for entry in entries[:5] for path in suggest(entry, modules)))
+    nearest = f", the nearest {write_list(near)}" if near else ""
+    found = (
+        f"modules_to_save={saved!r} names no module of it" if saved else "modules_to_save is empty"
+    )
+    return (
+        f"nothing trains: with target_modules=[] no norm of this tree does, and {shorten(found)}; "
+        f"its modules are {write_list(modules)}{nearest}. Name what is to train in "
+        "modules_to_save, or leave target_modules out to train every norm"
     )
 
 

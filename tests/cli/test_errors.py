@@ -132,8 +132,13 @@ def test_no_norm_on_purpose(run, table, tmp_path, model_directory):
     assert "classifier.kernel" in printed
     assert "LayerNorm" not in printed
     check(run("inspect", model_directory, "--targets", "none", "ln"), "none stands alone")
-    check(run("inspect", model_directory, "--task", "none", "--targets", "none"), "nothing trains")
+    check(
+        run("inspect", model_directory, "--task", "none", "--targets", "none"),
+        "with --targets none",
+    )
     words = ("--model", model_directory, "--data", table, "--output", tmp_path / "out")
+    idle = ("--targets", "none", "--sweep", "learning_rate=1e-3,1e-2")
+    check(run("train", *words, *idle), "--sweep learning_rate changes nothing")
     code, printed, complaint = run("train", *words, "--targets", "none", "--max-steps", 2)
     assert (code, complaint) == (0, "")
     trainable, config = lnt.load_adapter(tmp_path / "out" / "adapter")
