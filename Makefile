@@ -20,11 +20,11 @@ BIN := $(VENV)/bin
 TEST_ENV := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 # What `make quick` runs, without the tests marked long: the core, and a smoke test of the rest.
-QUICK_CORE := $(addprefix tests/,test_config.py test_imports.py test_partition.py test_public.py test_sharding.py \
-	names selection storage training)
-QUICK_REST := $(addprefix tests/,adapters/test_adapter.py bank/test_bank.py cli/test_help.py \
-	discovery/test_discover_forms.py models/test_models_loading.py peft/test_peft_reference.py \
-	sources/test_source_nnx.py)
+# Five minutes of processor time together: what is added here must be quick.
+QUICK := test_config.py test_imports.py test_partition.py test_public.py test_sharding.py names selection storage \
+	$(patsubst %,training/test_%.py,checkpoint optimizer precision step_counts training warnings) \
+	adapters/test_adapter.py bank/test_bank.py cli/test_help.py discovery/test_discover_forms.py \
+	models/test_models_refusals.py peft/test_peft_reference.py sources/test_source_nnx.py
 
 # Modules whose doctests need PyTorch: `make parity` runs them.
 NEED_TORCH := lntune_jax/torchax.py $(wildcard lntune_jax/_torchax*.py)
@@ -52,7 +52,7 @@ test: $(VENV)/.test lint types
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS) tests benchmarks/tests
 
 quick: $(VENV)/.test lint
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(QUICK_CORE) $(QUICK_REST)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(addprefix tests/,$(QUICK))
 
 parity: $(VENV)-parity/.parity
 	$(TEST_ENV) $(VENV)-parity/bin/python -m pytest -n $(WORKERS) --doctest-modules $(NEED_TORCH)
