@@ -19,7 +19,7 @@ from ._adapter_reading import ARRAYS_DIRECTORY, read_directory, read_target
 from ._adapter_reading import Adapter as Adapter
 from ._adapter_target import check_target
 from ._fingerprint import explain_difference, list_frozen, make_fingerprint
-from .config import LNTuningConfig
+from .config import CONFIG_FILE, LNTuningConfig
 from .errors import AdapterError
 from .names.layers import join_arrays, split_arrays
 from .names.rules import NameMap
@@ -97,7 +97,7 @@ def save_adapter(
     fingerprint = make_fingerprint(list_frozen(views.named))
 
     def fill(new: Path) -> None:
-        config.save_pretrained(new)
+        (new / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         write_arrays(new / ARRAYS_DIRECTORY, arrays)
         write_metadata(new, Metadata(leaves, describe_files(new), fingerprint, norms))
         read_directory(new)  # what cannot be read back is not put in place

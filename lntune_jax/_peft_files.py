@@ -149,7 +149,7 @@ def write_peft_directory(
     from safetensors.numpy import save_file
 
     def fill(new: Path) -> None:
-        config.save_pretrained(new)
+        (new / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         # Copies in row order: the format stores the bytes of an array as they lie in memory.
         rows = {key: np.array(value, order="C", copy=True) for key, value in tensors.items()}
         about = {"format": "pt", FIELD: hash_tensors(rows)}

@@ -147,17 +147,25 @@ class LNTuningConfig:
         Raises:
             ConfigError: the file cannot be written there.
         """
+        file = Path(directory) / CONFIG_FILE
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(self.to_json(), encoding="utf-8")
+        except OSError as error:  # a name of more than 255 characters among others
+            raise ConfigError(f"cannot write {shorten(str(file))}: {error.strerror}") from None
+
+    def to_json(self) -> str:
+        """The text of `adapter_config.json`.
+
+        Example:
+            >>> print(LNTuningConfig(target_modules=["norm"]).to_json().splitlines()[-2])
+              "task_type": null
+        """
         values, default = self.to_dict(), LNTuningConfig()
         for field in _OWN_FIELDS:
             if values[field] == getattr(default, field):
                 del values[field]
-        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-        file = Path(directory) / CONFIG_FILE
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
-        except OSError as error:  # a name of more than 255 characters among others
-            raise ConfigError(f"cannot write {shorten(str(file))}: {error.strerror}") from None
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> LNTuningConfig:

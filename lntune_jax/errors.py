@@ -254,7 +254,7 @@ class ArgumentError(LNTuningError, ValueError):
         ...     lnt.adamw(lnt.LNTuningConfig(), 1e-3, clip_norm=0)
         ... except lnt.errors.ArgumentError as error:
         ...     print(error)
-        clip_norm must be a number of more than 0, not 0
+        clip_norm must be a number that is more than 0, not 0
     """
 
 

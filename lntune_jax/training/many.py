@@ -18,8 +18,9 @@ from ..config import LNTuningConfig
 from ..errors import TreeError
 from ..paths import flatten, join
 from ..selection.selection import Selection
+from .arguments import check_count, check_flag
 from .state import TrainState
-from .step import TrainStep, build_step, check_count, check_flag, choose_state
+from .step import TrainStep, build_step, choose_state
 
 
 def make_multi_step(

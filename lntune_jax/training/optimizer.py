@@ -11,12 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 
 from ..config import LNTuningConfig
-from ..errors import ArgumentError, ConfigError
+from ..errors import ConfigError
 from ..names.maps import NameMap
 from ..precision import keep_masters
 from ..selection.labels import (
@@ -30,6 +28,7 @@ from ..selection.labels import (
 )
 from ..selection.select import select_leaves
 from ..selection.selection import Selection, get_config
+from .arguments import check_number, check_optimizer
 
 
 def make_optimizer(
@@ -74,7 +73,7 @@ def make_optimizer(
         (0.0, 1.0)
     """
     refuse_inference(config)
-    _check_transformation(tx)
+    check_optimizer(tx)
     norms = None if norms is None else tuple([norms] if isinstance(norms, str) else norms)
     label = _remember(lambda tree: label_roles(_select_quietly(tree, config, norms, name_map)))
     transforms: dict[Hashable, optax.GradientTransformation] = {
@@ -169,30 +168,6 @@ def refuse_inference(config: LNTuningConfig | Selection | None) -> None:
         raise ConfigError(
             "the config says inference_mode=True, as PEFT writes into saved adapters; to train "
             "with it pass config.replace(inference_mode=False)"
-        )
-
-
-def check_number(
-    name: str, value: Any, *, least: float | None = None, above: float | None = None
-) -> None:
-    """Raises an `ArgumentError` where an argument is no number, or is out of range."""
-    is_number = np.ndim(value) == 0 and not isinstance(value, bool | str)
-    if is_number and isinstance(value, Tracer):
-        return
-    bound = f"at least {least}" if least is not None else f"more than {above}"
-    try:
-        number = float(value) if is_number else float("nan")
-    except (TypeError, ValueError):
-        number = float("nan")
-    fits = number >= least if least is not None else above is None or number > above
-    if not fits:
-        raise ArgumentError(f"{name} must be a number of {bound}, not {value!r}")
-
-
-def _check_transformation(tx: Any) -> None:
-    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
-        raise ArgumentError(
-            f"tx must be an Optax transformation, such as optax.adamw(1e-3), not {tx!r}"
         )
 
 

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..errors import ArgumentError, TreeError
 from ..precision import widen
+from .arguments import check_optimizer
 
 _SCALARS = (bool, int, float, complex)
 
@@ -131,14 +132,6 @@ def _check(trainable: Any, tx: Any, rng: Any, ema: Any) -> None:
         )
     if rng is not None and not isinstance(rng, jax.Array | jax.ShapeDtypeStruct | np.ndarray):
         raise ArgumentError(f"rng must be a key, such as jax.random.key(0), not {rng!r}")
-
-
-def check_optimizer(tx: Any) -> None:
-    """Raises an `ArgumentError` for what is no Optax optimizer."""
-    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
-        raise ArgumentError(
-            f"tx must be an Optax optimizer, such as optax.adamw(1e-3), not {type(tx).__name__}"
-        )
 
 
 def _make(tx: Any, trainable: Mapping[str, Any], rng: Any, ema: bool) -> TrainState:

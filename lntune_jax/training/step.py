@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import inspect
-import numbers
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +24,10 @@ from ..errors import ArgumentError, TreeError, ZeroGradientWarning
 from ..messages import warn
 from ..paths import flatten, join
 from ..selection.selection import Selection
+from .arguments import check_count, check_flag, check_number, check_optimizer
 from .gradients import Objective, make_loss, make_objective
 from .optimizer import refuse_inference
-from .state import TrainState, check_optimizer
+from .state import TrainState
 from .xla_cpu import find_platform, keep_freed_memory, options_for
 
 _get_sharding = operator.attrgetter("sharding")
@@ -124,10 +124,10 @@ def build_step(
     check_optimizer(tx)
     check_count("accumulate", accumulate)
     check_flag("skip_nonfinite", skip_nonfinite)
-    if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
-        raise ArgumentError(f"clip_norm must be more than 0, not {clip_norm!r}")
-    if ema_decay is not None and not (_is_number(ema_decay) and 0 <= ema_decay < 1):
-        raise ArgumentError(f"ema_decay must be at least 0 and less than 1, not {ema_decay!r}")
+    if clip_norm is not None:
+        check_number("clip_norm", clip_norm, above=0)
+    if ema_decay is not None:
+        check_number("ema_decay", ema_decay, least=0, below=1)
     loss = make_loss(loss_fn, has_aux, is_part=accumulate > 1)
 
     def train_step(state: TrainState, frozen: Any, *batch: Any) -> tuple[TrainState, Any]:
@@ -279,22 +279,6 @@ def choose_state(takes_new: Any, after: TrainState, before: TrainState) -> Train
         dataclasses.replace(before, rng=None),
     )
     return dataclasses.replace(chosen, rng=after.rng)
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raises an `ArgumentError` for what is no whole number of 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1:
-        raise ArgumentError(f"{name} must be a whole number of 1 or more, not {value!r}")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """Raises an `ArgumentError` for what is neither True nor False."""
-    if not isinstance(value, bool | np.bool_):
-        raise ArgumentError(f"{name} must be True or False, not {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _update(tx: Any, state: TrainState, grads: Any, value: Any, objective: Objective) -> Any:

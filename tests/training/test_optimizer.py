@@ -342,13 +342,13 @@ def test_frozen_subnormals_stay_under_jit():
     ],
 )
 def test_a_setting_that_is_no_number_is_named(arguments, settings):
-    with pytest.raises(ArgumentError, match="must be a number of"):
+    with pytest.raises(ArgumentError, match="must be a number that is"):
         lnt.adamw(CONFIG, *arguments, **settings)
 
 
 def test_what_is_no_optimizer_is_refused():
     for wrong in (1e-3, optax.adam, None, "adam", make_params()):
-        with pytest.raises(ArgumentError, match="tx must be an Optax transformation"):
+        with pytest.raises(ArgumentError, match="tx must be an Optax optimizer"):
             lnt.make_optimizer(wrong, CONFIG)
     with pytest.raises(ConfigError, match="not GradientTransformation"):
         lnt.make_optimizer(CONFIG, optax.sgd(0.1))

@@ -269,7 +269,9 @@ def test_refusals():
         with pytest.raises(lnt.LNTuningError, match="accumulate must be a whole number"):
             lnt.make_train_step(loss_fn, tx, accumulate=parts)
     for make in (lambda norm: lnt.make_train_step(loss_fn, tx, clip_norm=norm), clipped_adamw):
-        with pytest.raises(lnt.LNTuningError, match=r"clip_norm must be .* more than 0, not -1"):
+        with pytest.raises(
+            lnt.LNTuningError, match=r"clip_norm must be a number that is more than 0, not -1"
+        ):
             make(-1)
     with pytest.raises(lnt.LNTuningError, match="ema_decay must be"):
         lnt.make_train_step(loss_fn, tx, ema_decay=1.0)
