@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import ConfigError, TreeError
-from .rule_checks import LAYER
+from .rules import LAYER
 from .rules import NameMap as NameMap
 from .rules import NameRule as NameRule
 from .rules import Place as Place
