@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .errors import PlaceholderError, TreeError
+from .errors import ArgumentError, PlaceholderError, TreeError
 from .messages import list_names
 from .paths import Leaf, flatten, get_shape, join
 from .precision import widen
@@ -168,6 +168,8 @@ def merge_params(trainable: Mapping[str, Any], frozen: Any, *, cast: bool = True
         >>> lnt.merge_params(trainable, frozen)["ln_1"]["scale"].dtype.name
         'bfloat16'
     """
+    if not isinstance(cast, bool):
+        raise ArgumentError(f"cast must be True or False, not {cast!r}")
     leaves, treedef = jax.tree_util.tree_flatten(frozen, is_leaf=is_placeholder)
     placeholders = {leaf.path: leaf for leaf in leaves if is_placeholder(leaf)}
     if not isinstance(trainable, Mapping) or placeholders.keys() != trainable.keys():

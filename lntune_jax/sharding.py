@@ -70,6 +70,8 @@ def make_specs(params: Any, mesh: Any, rules: Rules | None = None) -> Any:
         >>> tuple(lnt.make_specs(params, mesh)["norm"]["scale"])
         ()
     """
+    if not isinstance(mesh, jax.sharding.Mesh | jax.sharding.AbstractMesh):
+        raise ShardingError(f"mesh must be a jax.sharding.Mesh or AbstractMesh, not {mesh!r}")
     leaves, treedef = flatten(params)
     wanted = _ask(leaves, rules)
     misfits: list[Misfit] = []
@@ -167,6 +169,12 @@ def _ask(leaves: Sequence[Leaf], rules: Rules | None) -> list[Any]:
         return [_spread_largest(leaf.value) for leaf in leaves]
     if callable(rules):
         return [rules(join(leaf.path), leaf.value) for leaf in leaves]
+    is_list = isinstance(rules, Sequence) and not isinstance(rules, str)
+    if not is_list or not all(isinstance(rule, tuple) and len(rule) == 2 for rule in rules):
+        raise ShardingError(
+            "rules must be a function rules(path, leaf), or a list of pairs of a pattern and a "
+            f"PartitionSpec, not {rules!r}"
+        )
     modules = list(dict.fromkeys(join(leaf.path[:-1]) for leaf in leaves))
     names = [join(leaf.path) for leaf in leaves]
     matches = match_patterns([pattern for pattern, _ in rules], modules, names)

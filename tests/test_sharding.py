@@ -211,3 +211,13 @@ ENTRY %main (p: f32[8]) -> f32[8] {
         line = f"  %x = f32[4]{{0}} all-reduce(%y), replica_groups={spelling}, to_apply=%add"
         (found,) = list_collectives(f"ENTRY %main () -> f32[4] {{\n{line}\n}}", 8)
         assert found.group == size, spelling
+
+
+def test_arguments_that_are_none():
+    tree = {"fc": {"kernel": jnp.ones((8, 4))}}
+    for mesh in ("fsdp", None, 8):
+        with pytest.raises(ShardingError, match=r"mesh must be a jax\.sharding\.Mesh"):
+            lnt.make_specs(tree, mesh)
+    for rules in ("fsdp", {"fc": P("fsdp")}, [P("fsdp")], 3):
+        with pytest.raises(ShardingError, match="rules must be a function"):
+            lnt.make_specs(tree, MESH, rules)

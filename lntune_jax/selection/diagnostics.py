@@ -263,6 +263,12 @@ def _explain_nothing(
             f"{head}: {list_names(modules)} look like norms by their shapes, but their names do "
             f"not say so. {_CURE}{alone}"
         )
+    if not norm_paths and any(isinstance(x.value, float | int) for x in selection.leaves):
+        numbers = [join(x.path) for x in selection.leaves if isinstance(x.value, float | int)]
+        return (
+            f"{head}: no LayerNorm or RMSNorm leaf was found in this tree, where "
+            f"{list_names(numbers)} are Python numbers. Make arrays of lists first (np.asarray)"
+        )
     if not norm_paths:
         return (
             f"{head}: no LayerNorm or RMSNorm leaf was found in this tree, whose leaves are "

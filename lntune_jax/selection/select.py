@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from ..config import LNTuningConfig
+from ..errors import SelectionError, TreeError
 from ..names.layers import Part, fold_roles, list_parts, view
 from ..names.maps import NameMap, get_name_map
-from ..partition import Partition
+from ..partition import Partition, is_placeholder
 from ..paths import Path, flatten, get_shape, join
 from .diagnostics import check_selection
 from .norms import (
@@ -220,6 +223,11 @@ def _look(
     config = get_config(config)
     known_map = get_name_map(name_map)
     leaves, treedef = flatten(params)
+    if len(leaves) == 1 and not leaves[0].path:
+        raise TreeError(
+            f"params is one {type(params).__name__}, not a tree of named arrays: pass the "
+            "parameter tree, such as a dict of dicts"
+        )
     given = None if norms is None else match_norms(norms, leaves)
     typed = find_by_type(params) if given is None else {}
     if given is None:
@@ -243,7 +251,15 @@ def _look(
         leaf.path for leaf in named if get_kind(kinds, leaf.path) and is_trainable_array(leaf)
     ]
     unmatched = [] if given is None else given.unmatched
-    check_selection(own, matches, config, norm_paths, kinds, doubts, unmatched, warn)
+    try:
+        check_selection(own, matches, config, norm_paths, kinds, doubts, unmatched, warn)
+    except SelectionError:
+        if any(map(is_placeholder, jax.tree.leaves(params, is_leaf=is_placeholder))):
+            raise TreeError(
+                "params is a frozen half, with placeholders where the norms were: pass the whole "
+                "tree, merge_params(trainable, frozen)"
+            ) from None
+        raise
     modules = [join(module) for module in kinds]
     views = Views(own, own, None, modules)
     if parts is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import LNTuningError
+from ..messages import shorten
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _ATTEMPTS = 20  # at a target that other processes create and replace at the same moment
@@ -95,11 +96,14 @@ def resolve_path(path: str | os.PathLike[str], *, error: type[LNTuningError]) ->
         path: what a caller gave.
         error: what is raised where it is no path, or none that the file system can have.
     """
+    if isinstance(path, str) and "://" in path:
+        raise error(f"{path!r} is a URL, and only local paths are read and written: copy it first")
     try:
         resolved = Path(path).expanduser().resolve()
         _refuse_long_names(resolved)
     except (TypeError, ValueError, RuntimeError, OSError) as cause:
-        raise error(f"{path!r} is no path of a directory: {cause}") from None
+        why = getattr(cause, "strerror", None) or cause
+        raise error(f"{shorten(repr(path))} is no path of a directory: {why}") from None
     return resolved
 
 

@@ -17,6 +17,7 @@ from lntune_jax.errors import ConfigError, SelectionError, UnmatchedPatternWarni
 from tests.support.small import loss_fn, make_batch, make_params, relax
 
 CONFIG = lnt.LNTuningConfig(modules_to_save=["classifier"])
+TYPICAL = lnt.LNTuningConfig()
 
 
 def make_tree():
@@ -346,3 +347,19 @@ def test_a_norm_that_modules_share_is_counted_once():
     one = jnp.ones(4)  # an array that stands for two parameters of one value is two
     tree = {"ln_1": {"scale": one}, "ln_2": {"scale": one}}
     assert lnt.report_params(tree, lnt.LNTuningConfig()).trainable == 8
+
+
+class TestWhatIsNoTree:
+    def test_one_value(self):
+        for wrong in ("model.safetensors", 3, jnp.ones(4), object()):
+            with pytest.raises(lnt.errors.TreeError, match="not a tree of named arrays"):
+                lnt.select(wrong, CONFIG)
+
+    def test_a_frozen_half(self):
+        _, frozen = lnt.partition_params({"ln": {"scale": jnp.ones(4)}, "w": jnp.ones(4)}, TYPICAL)
+        with pytest.raises(lnt.errors.TreeError, match=r"is a frozen half.*pass the whole tree"):
+            lnt.partition_params(frozen, TYPICAL)
+
+    def test_lists_of_numbers(self):
+        with pytest.raises(SelectionError, match=r"'ln\.scale\.0'.*Python numbers.*np\.asarray"):
+            lnt.partition_params({"ln": {"scale": [1.0, 1.0]}}, TYPICAL)
