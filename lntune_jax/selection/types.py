@@ -92,9 +92,17 @@ def _trace_linen(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> f
                 found.add(join(tuple(module.path)))
         return output
 
+    given, treedef = jax.tree.flatten((args, kwargs))
+    arrays = {i: value for i, value in enumerate(given) if get_shape(value) is not None}
+
+    def init(arrays: dict[int, Any]) -> Any:  # abstract arrays will do; flags stay as they are
+        values = [arrays.get(i, value) for i, value in enumerate(given)]
+        own_args, own_kwargs = treedef.unflatten(values)
+        return model.init(jax.random.key(0), *own_args, **own_kwargs)
+
     # Without jit, whose cache would pass over parts traced before, and would keep the marks.
     with nn.intercept_methods(mark), jax.disable_jit():
-        variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *args, **kwargs))
+        variables = jax.eval_shape(init, arrays)
     leaves = jax.tree_util.tree_flatten_with_path(
         dict(variables.get("params", {})), is_leaf=lambda x: isinstance(x, mark_type)
     )[0]

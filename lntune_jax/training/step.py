@@ -222,8 +222,10 @@ class TrainStep:
         """The step lowered for these arguments, as `jax.jit(...).lower` does."""
         options = {} if active is None else self._as_option(active)
         leaves, treedef = jax.tree.flatten(state)
-        program = self._find_program(state, leaves, treedef, frozen)
-        return program.lower(leaves, frozen, *batch, **options)
+        _check_arguments(state, frozen)
+        # Of the state itself, so that what is compiled from it takes the same arguments.
+        program = jax.jit(self.function, **self._choose_options(leaves, treedef))
+        return program.lower(state, frozen, *batch, **options)
 
     def compilations(self) -> int:
         """How many programs have been compiled: one for each set of batch shapes."""
@@ -236,27 +238,28 @@ class TrainStep:
 
     def _find_program(self, state: Any, leaves: list[Any], treedef: Any, frozen: Any) -> Any:
         """The step for a state of these shardings, which it gives back: else it compiles twice."""
-        shardings = tuple(_get_mesh_sharding(leaf) for leaf in leaves)
-        # Inside another `jax.jit` the compiler may not be asked for anything, and a gradient may
-        # still be taken of the step: both are left to the outer one.
-        traced = any(isinstance(leaf, Tracer) for leaf in leaves)
-        platform = None if traced else find_platform(leaves)
-        kind = (treedef, shardings, platform)
+        kind = (treedef, tuple(map(_get_mesh_sharding, leaves)), _find_platform(leaves))
         if kind not in self._programs:
             _check_arguments(state, frozen)
-            options: dict[str, Any] = {"donate_argnums": self._donated}
-            if platform is not None:
-                options["compiler_options"] = options_for(platform)
-                if platform == "cpu":
-                    keep_freed_memory()
-            if any(shardings):
-                options["out_shardings"] = (treedef.unflatten(shardings), None)
+            options = self._choose_options(leaves, treedef)
 
             def run(state: Any, frozen: Any, *batch: Any, **options: Any) -> Any:
                 return self.function(treedef.unflatten(state), frozen, *batch, **options)
 
             self._programs[kind] = jax.jit(run, **options)
         return self._programs[kind]
+
+    def _choose_options(self, leaves: list[Any], treedef: Any) -> dict[str, Any]:
+        """What `jax.jit` is asked for, for a state of these leaves."""
+        platform, shardings = _find_platform(leaves), [_get_mesh_sharding(leaf) for leaf in leaves]
+        options: dict[str, Any] = {"donate_argnums": self._donated}
+        if platform is not None:
+            options["compiler_options"] = options_for(platform)
+            if platform == "cpu":
+                keep_freed_memory()
+        if any(shardings):
+            options["out_shardings"] = (treedef.unflatten(shardings), None)
+        return options
 
     def _check(self, call: int, flag: Any) -> None:
         zero = np.flatnonzero(np.asarray(flag)).tolist()
@@ -326,6 +329,15 @@ def _average(ema: Any, trainable: Any, decay: float) -> Any:
 
 def _are_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
+def _find_platform(leaves: list[Any]) -> str | None:
+    """Where a step of this state is compiled for; None inside another `jax.jit`.
+
+    There the compiler may not be asked for anything, and a gradient may still be taken of the
+    step: both are left to the outer one.
+    """
+    return None if any(isinstance(leaf, Tracer) for leaf in leaves) else find_platform(leaves)
 
 
 def _get_mesh_sharding(leaf: Any) -> jax.sharding.NamedSharding | None:

@@ -90,7 +90,9 @@ def test_they_agree_for_every_config(config):
 def test_by_names_where_there_is_a_state_alone():
     model = Model()
     state = nnx.state(model)
-    config = lnt.LNTuningConfig(target_modules=[".*query_ln", "last_norm"])
+    config = lnt.LNTuningConfig(
+        target_modules=[".*query_ln", "last_norm"], exclude_modules=["first"]
+    )
     chosen = lnt.nnx.make_filter(config, state)
     assert list_paths(nnx.state(model, chosen)) == set(
         lnt.partition_params(state, config).trainable

@@ -115,7 +115,7 @@ def test_muon_on_the_head_alone():
 def test_groups_by_names_and_in_other_trees():
     trainable = {"ln_1": {"weight": jnp.ones(4), "beta": jnp.ones(4)}, "fc": {"bias": jnp.ones(4)}}
     expected = {"ln_1": {"weight": "scale", "beta": "bias"}, "fc": {"bias": "head"}}
-    assert lnt.label_groups(trainable) == expected
+    assert lnt.label_groups(trainable, lnt.LNTuningConfig(modules_to_save=["fc"])) == expected
     # With a config the head is what it saves, and all else is of norms, whatever its name.
     flat = {"alpha.scale": jnp.ones(4), "alpha.bias": jnp.ones(4), "classifier.scale": jnp.ones(4)}
     assert list(label(flat).values()) == ["bias", "scale", "head"]  # sorted by path

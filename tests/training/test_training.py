@@ -296,3 +296,13 @@ def test_keyword_arguments_and_aux_of_value_and_grad():
     assert aux == "aux"
     assert grads.keys() == trainable.keys()
     assert float(loss) == pytest.approx(2 * float(loss_fn(make_params(), make_batch())))
+
+
+def test_a_lowered_step_is_called_as_the_step_is():
+    tx = relax(optax.sgd(0.1))
+    step, batch = lnt.make_train_step(loss_fn, tx, donate=False), make_batch()
+    state, frozen = start(tx)
+    compiled = step.lower(state, frozen, batch).compile()
+    one, other = compiled(state, frozen, batch)[0], step(state, frozen, batch)[0]
+    for path, leaf in one.trainable.items():
+        np.testing.assert_array_equal(leaf, other.trainable[path])
