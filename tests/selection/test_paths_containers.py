@@ -190,11 +190,3 @@ def test_arrays_of_another_library_are_named():
         for given in ({}, {"norms": ["ln"]}):
             with pytest.raises(TreeError, match=r"'ln\.scale'.*foreign\.float32.*numpy"):
                 function(tree, lnt.LNTuningConfig(), **given)
-
-
-def test_torch_tensors_are_named():
-    torch = pytest.importorskip("torch")
-    for leaf in (torch.ones(4), torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))):
-        for tree in ({"ln.weight": leaf}, {"fc": {"weight": leaf}, "ln": norm()}):
-            with pytest.raises(TreeError, match=r"weight' is a torch.*detach"):
-                lnt.partition_params(tree, lnt.LNTuningConfig())
