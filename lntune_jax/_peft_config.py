@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ._task_heads import TASK_HEADS
-from .config import LNTuningConfig
+from .config import TASK_HEADS, LNTuningConfig
 from .selection.architectures import DEFAULT_TARGETS
 from .selection.patterns import PLAIN
 from .selection.roles import get_modules_to_save, list_modules

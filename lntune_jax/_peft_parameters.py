@@ -15,9 +15,9 @@ from ._adapter_checks import check_values
 from ._peft_config import is_in, is_saved_by_peft, make_peft_config
 from ._peft_trainable import Tree, check_arrays, read_base, read_trainable
 from ._peft_tree import Index
-from ._task_heads import SAVED_WITH_HEAD, TASK_HEADS
+from ._task_heads import SAVED_WITH_HEAD
 from ._tied_embeddings import check_untied
-from .config import LNTuningConfig
+from .config import TASK_HEADS, LNTuningConfig
 from .errors import AdapterError
 from .messages import list_names
 from .names.maps import NameMap, Place, take

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._peft_config import is_in
 from ._peft_contents import Contents
 from ._peft_tree import Index
-from ._task_heads import TASK_HEADS
 from .config import LNTuningConfig
 from .errors import AdapterError, CopiedModuleWarning, SelectionError
 from .messages import list_names, warn
@@ -44,7 +42,7 @@ def make_own_config(
             CopiedModuleWarning,
         )
     elif _selects(params, config, norms, wanted):
-        return _drop_absent_heads(config, wanted)
+        return config
     is_norm = {
         name: all(place.parameter in contents.norms for place in index.places[name])
         for name in wanted
@@ -67,15 +65,6 @@ def make_own_config(
         f"no config selects just the leaves of the adapter {directory} in params: "
         f"{list_names(wanted)}"
     )
-
-
-def _drop_absent_heads(config: LNTuningConfig, wanted: Sequence[str]) -> LNTuningConfig:
-    """Without the heads that PEFT adds for a task by all their names, if the model has one."""
-    heads = TASK_HEADS.get(config.task_type or "", ())
-    entries = config.modules_to_save or ()
-    there = [head for head in heads if any(is_in(name, head) for name in wanted)]
-    kept = [entry for entry in entries if entry not in heads or entry in there or not there]
-    return config.replace(modules_to_save=kept) if len(kept) < len(entries) else config
 
 
 def _list_modules(names: Sequence[str]) -> list[str]:

@@ -19,6 +19,13 @@ from .storage.json_files import read_json
 
 CONFIG_FILE = "adapter_config.json"
 PARAM_DTYPES = ("float32", "float64", None)
+# The modules that PEFT adds to `modules_to_save` for a task, and expects in the file
+# (src/peft/peft_model.py, PeftModelForSequenceClassification and its siblings).
+TASK_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 _PATTERN_FIELDS = ("target_modules", "exclude_modules", "modules_to_save")
 _TEXT_FIELDS = ("task_type", "base_model_name_or_path", "revision", "model_type")
 _OWN_FIELDS = ("model_type", "param_dtype")  # not PEFT's: written only when they say something
@@ -94,6 +101,16 @@ class LNTuningConfig:
                 f"{shorten(repr(self.param_dtype))}: it only widens leaves, since small steps on "
                 "narrower ones round to nothing"
             )
+
+    @property
+    def optional_modules(self) -> tuple[str, ...]:
+        """The names that PEFT adds to `modules_to_save` for `task_type`; a model has one of them.
+
+        Example:
+            >>> LNTuningConfig(task_type="SEQ_CLS").optional_modules
+            ('classifier', 'score')
+        """
+        return TASK_HEADS.get(self.task_type or "", ())
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, unknown ones of a file included.

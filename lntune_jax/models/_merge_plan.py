@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lntune_jax._task_heads import TASK_HEADS
+from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.messages import list_names
 

@@ -72,12 +72,12 @@ def check_selection(
         if above_trained.isdisjoint(match.names):
             _check_saved(match, selection, excluded)
     _refuse_layers("target_modules", targets or (), selection, norm_paths)
-    _refuse_layers("modules_to_save", saved, selection, norm_paths)
+    _refuse_layers("modules_to_save", _drop_optional(saved, config), selection, norm_paths)
     _refuse_layers("exclude_modules", matches.excluded, selection, norm_paths)
     near_norms = [join(path) for path in dict.fromkeys(path[:-1] for path in certain)]
     if warns:
         _warn_unmatched("target_modules", targets or (), near_norms or matches.modules)
-        _warn_unmatched("modules_to_save", saved, matches.modules)
+        _warn_unmatched("modules_to_save", _drop_optional(saved, config), matches.modules)
         _warn_unmatched("exclude_modules", matches.excluded, matches.modules)
         _warn_shallow_exclusions(matches.excluded, trained, norm_paths)
         _warn_strange_norms(strange, matches.modules)
@@ -124,6 +124,14 @@ def write_list(names: Sequence[str], most: int = 4) -> str:
     """A list for a message, cut after a few entries."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def _drop_optional(saved: Sequence[Match], config: LNTuningConfig) -> list[Match]:
+    """Without names that the model need not have, where it has another one of them."""
+    optional = config.optional_modules
+    if not any(match.names for match in saved if match.pattern in optional):
+        optional = ()
+    return [match for match in saved if match.names or match.pattern not in optional]
 
 
 def _check_saved(match: Match, selection: RoledTree, excluded: frozenset[str]) -> None:

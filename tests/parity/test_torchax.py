@@ -350,7 +350,9 @@ def test_params_that_do_not_fit_are_named():
         model.apply([], x)
     model = from_torch(torch.nn.Sequential(torch.nn.LayerNorm(4)))
     _, frozen = lnt.partition_params(model.params, CONFIG, norms=model.norms)
-    with pytest.raises(lnt.TreeError, match=r"is no array but a Placeholder: pass merge_params"):
+    with pytest.raises(
+        lnt.errors.TreeError, match=r"is no array but a Placeholder: pass merge_params"
+    ):
         model.apply(frozen, x)
 
 
