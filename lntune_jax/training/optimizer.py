@@ -211,4 +211,5 @@ def _set_to_negative_zero() -> optax.GradientTransformation:
 def _negative_zero(update: Any) -> Any:
     if update.dtype == jax.dtypes.float0:
         return update
-    return jnp.full_like(update, -0.0 if jnp.issubdtype(update.dtype, jnp.inexact) else 0)
+    # Of lax, since jnp's takes a third longer outside jit.
+    return jax.lax.full_like(update, -0.0 if jnp.issubdtype(update.dtype, jnp.inexact) else 0)
