@@ -15,7 +15,6 @@ from ._adapter_checks import check_values
 from ._peft_config import is_in, is_saved_by_peft, make_peft_config
 from ._peft_trainable import Tree, check_arrays, read_base, read_trainable
 from ._peft_tree import Index
-from ._task_heads import SAVED_WITH_HEAD
 from ._tied_embeddings import check_untied
 from .config import TASK_HEADS, LNTuningConfig
 from .errors import AdapterError
@@ -24,6 +23,10 @@ from .names.maps import NameMap, Place, take
 from .selection.roles import NORM_ROLE
 from .selection.selection import Selection, get_config
 from .storage.arrays import to_numpy
+
+# Modules that PEFT saves with a head because their names end alike, by the first segment of the
+# model's paths. They are outside the head, so the base has to give them.
+SAVED_WITH_HEAD = {"distilbert": "pre_classifier"}
 
 
 class Parameters(NamedTuple):

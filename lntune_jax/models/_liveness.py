@@ -15,7 +15,21 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from lntune_jax._primitive_names import CALLS, LOOPS
+# Primitives whose bodies belong to the program around them.
+CALLS = frozenset(
+    [
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "checkpoint",
+        "remat2",
+    ]
+)
+LOOPS = frozenset({"scan", "while", "cond"})
+
 
 _CHEAP_NAMES = (
     "abs add add_any and broadcast_in_dim ceil clamp convert_element_type copy eq expand_dims "
