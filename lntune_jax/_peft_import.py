@@ -22,7 +22,7 @@ from ._peft_tree import Index, index_tree
 from .errors import AdapterError
 from .names.maps import NameMap, assemble, get_name_map
 from .paths import flatten, get_shape, join
-from .selection.norms import split_modules
+from .selection.norms import match_norms
 from .selection.roles import RoledTree
 from .storage.directories import resolve_path
 
@@ -141,7 +141,8 @@ def _read(
             "merge the halves first"
         )
     leaves, treedef = flatten(params)
-    index = index_tree(params, leaves, known, norms=split_modules(norms, leaves))
+    given = None if norms is None else match_norms(norms, leaves).paths
+    index = index_tree(params, leaves, known, norms=given)
     values = {join(leaf.path): leaf.value for leaf in leaves}
     contents = check_contents(directory, shapes, config, index, values)
     tensors = read_tensors(directory, contents.keys.values())

@@ -16,7 +16,7 @@ from .names.layers import fold_roles, list_parts, view
 from .names.maps import NameMap
 from .paths import Leaf, get_shape, join
 from .selection.norm_names import BIAS_NAMES, SCALE_NAMES
-from .selection.norms import NORM, find_norms, split_modules
+from .selection.norms import NORM, find_norms, match_norms
 from .selection.roles import (
     FROZEN_ROLE,
     NORM_ROLE,
@@ -149,9 +149,8 @@ def read_base(
     check_trainable(trainable, expected, placeholders)
     if isinstance(config, Selection):
         norms = config.norms
-    index = index_tree(
-        params, selection.leaves, name_map, norms=split_modules(norms, selection.leaves)
-    )
+    given = None if norms is None else match_norms(norms, selection.leaves).paths
+    index = index_tree(params, selection.leaves, name_map, norms=given)
     return Tree(index, roles, values, frozenset())
 
 

@@ -30,7 +30,7 @@ def widen(value: Any, dtype: str | None) -> Any:
         >>> widen(jnp.ones(2, "bfloat16"), "float32").dtype.name
         'float32'
     """
-    if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    if dtype == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise ConfigError(
             "param_dtype='float64' needs jax.config.update('jax_enable_x64', True); or set "
             "param_dtype='float32'"

@@ -22,8 +22,6 @@ from .roles import NORM_ROLE, Matches, RoledTree, is_below, is_named, list_modul
 
 # A number that stands for itself, or for any, in a path: "layers.3.", "h[.][0-5][.]", "layers.\d+".
 _NAMES_LAYER = re.compile(r"\\d|(?<![\w{,])\d+(?![\w},])")
-
-
 _CURE = "If they are norms, pass norms=lnt.norm_modules(model, x), or their paths in norms="
 _MOST_WARNINGS = 20  # of one field: finding what is near takes time, and a file may name anything
 
@@ -108,22 +106,16 @@ def _check_targets(
         if not above_uncertain.isdisjoint(match.names):
             inside = [join(path) for path in uncertain if is_below(path, match.names)]
             raise SelectionError(
-                f"target_modules {match.pattern!r} matches {write_list(sorted(match.names))}, "
-                f"where {write_list(inside)} may be a norm by its shape, but its name does not say "
+                f"target_modules {match.pattern!r} matches {list_names(sorted(match.names))}, "
+                f"where {list_names(inside)} may be a norm by its shape, but its name does not say "
                 f"so. {_CURE}"
             )
         raise SelectionError(
-            f"target_modules {match.pattern!r} matches {write_list(sorted(match.names))}, "
+            f"target_modules {match.pattern!r} matches {list_names(sorted(match.names))}, "
             "where there is no LayerNorm or RMSNorm leaf. To train a whole module put it into "
             f"modules_to_save; the norms of this tree are {_write_paths(norm_paths)}. If it is a "
             "norm under another name, pass norms=lnt.norm_modules(model, x)"
         )
-
-
-def write_list(names: Sequence[str], most: int = 4) -> str:
-    """A list for a message, cut after a few entries."""
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _drop_optional(saved: Sequence[Match], config: LNTuningConfig) -> list[Match]:
@@ -145,7 +137,7 @@ def _check_saved(match: Match, selection: RoledTree, excluded: frozenset[str]) -
     if is_named(first.path, excluded):
         why = "exclude_modules takes it out"
     raise SelectionError(
-        f"modules_to_save {match.pattern!r} matches {write_list(sorted(match.names))}, but {why}"
+        f"modules_to_save {match.pattern!r} matches {list_names(sorted(match.names))}, but {why}"
     )
 
 
@@ -172,7 +164,7 @@ def _warn_unmatched(field: str, matches: Sequence[Match], modules: Sequence[str]
     unmatched = [match for match in matches if not match.names]
     for match in unmatched[:_MOST_WARNINGS]:
         near = suggest(match.pattern, modules)
-        nearest = f"; the nearest module paths are {write_list(near)}" if near else ""
+        nearest = f"; the nearest module paths are {list_names(near)}" if near else ""
         warn(
             f"{field} {shorten(repr(match.pattern))} matches no module of this tree, so it has no "
             f"effect{nearest}",
@@ -197,8 +189,8 @@ def _warn_shallow_exclusions(
             continue
         missed = [join(path) for path in trained if is_below(path, match.names)]
         warn(
-            f"exclude_modules {match.pattern!r} matches {write_list(sorted(match.names))} but, "
-            f"as in PEFT, not what lies below: {write_list(missed)} will train. Write "
+            f"exclude_modules {match.pattern!r} matches {list_names(sorted(match.names))} but, "
+            f"as in PEFT, not what lies below: {list_names(missed)} will train. Write "
             rf"'(.*\.)?{match.pattern}\..*' to exclude it",
             UnmatchedPatternWarning,
         )
@@ -213,7 +205,7 @@ def _warn_strange_norms(strange: Sequence[str], modules: Sequence[str]) -> None:
     """Warns of entries of `norms=` that name nothing in this tree."""
     for name in strange[:_MOST_WARNINGS]:
         near = suggest(name, modules)
-        nearest = f"; the nearest module paths are {write_list(near)}" if near else ""
+        nearest = f"; the nearest module paths are {list_names(near)}" if near else ""
         warn(
             f"norms names {shorten(repr(name))}, which is no module or leaf of this tree, so it "
             f"has no effect{nearest}",
@@ -288,11 +280,11 @@ def _explain_nothing(
     given = ", ".join(f"{field}={value!r}" for field, value in asked.items())
     default = ""
     if config.target_modules is None and config.model_type in DEFAULT_TARGETS:
-        default = f", whose targets are {write_list(DEFAULT_TARGETS[config.model_type])}"
+        default = f", whose targets are {list_names(DEFAULT_TARGETS[config.model_type])}"
     entries = config.target_modules or ()
     entries = [entries] if isinstance(entries, str) else entries
     near = list(dict.fromkeys(path for entry in entries[:5] for path in suggest(entry, near_norms)))
-    nearest = f", the nearest {write_list(near)}" if near else ""
+    nearest = f", the nearest {list_names(near)}" if near else ""
     return (
         f"{head} with {shorten(given) or 'this config'}{default}; the norms of this tree are "
         f"{_write_paths(norm_paths)}{nearest}. Change target_modules or exclude_modules{alone}"
@@ -305,19 +297,19 @@ def _explain_no_module(selection: RoledTree, config: LNTuningConfig) -> str:
     saved = config.modules_to_save
     entries = list(saved or ())
     near = list(dict.fromkeys(path for entry in entries[:5] for path in suggest(entry, modules)))
-    nearest = f", the nearest {write_list(near)}" if near else ""
+    nearest = f", the nearest {list_names(near)}" if near else ""
     found = (
         f"modules_to_save={saved!r} names no module of it" if saved else "modules_to_save is empty"
     )
     return (
         f"nothing trains: with target_modules=[] no norm of this tree does, and {shorten(found)}; "
-        f"its modules are {write_list(modules)}{nearest}. Name what is to train in "
+        f"its modules are {list_names(modules)}{nearest}. Name what is to train in "
         "modules_to_save, or leave target_modules out to train every norm"
     )
 
 
 def _write_paths(paths: Sequence[Path]) -> str:
-    return write_list([join(path) for path in paths])
+    return list_names([join(path) for path in paths])
 
 
 def suggest(pattern: str, modules: Iterable[str]) -> list[str]:

@@ -83,7 +83,7 @@ def judge_modules(
 
     `NORM` and `GROUP_NORM` are taken for norms of that kind. `UNCERTAIN` ones look like a norm, but
     may be none, or of another kind: they are not to be trained unless the caller names them. A
-    judgement with a doubt is to be told to the caller.
+    caller must hear of a judgement with a doubt.
 
     Args:
         tree: any pytree of parameters.
@@ -167,30 +167,10 @@ class GivenNorms(NamedTuple):
     unmatched: list[str]
 
 
-def split_modules(
-    norms: Iterable[str] | None, leaves: Sequence[Leaf] | None = None
-) -> frozenset[Path] | None:
-    """Paths of norm modules or of their leaves, given by the caller as strings or as segments.
-
-    Args:
-        norms: the entries; None gives None.
-        leaves: of the tree that they are for: see `match_norms`. Without them a leading `params`
-            is dropped.
-
-    Raises:
-        TreeError: an entry is neither.
-    """
-    if norms is None:
-        return None
-    if leaves is not None:
-        return match_norms(norms, leaves).paths
-    return frozenset(path[1:] if path[:1] == ("params",) else path for path in _split(norms))
-
-
 def match_norms(norms: Iterable[str], leaves: Sequence[Leaf]) -> GivenNorms:
     """Finds the modules and leaves of a tree that the caller names as norms.
 
-    Of Linen's variables `params` is no segment of a path; an entry may begin with it all the same.
+    An entry may begin with `params`, though it is no segment of a path in Linen's variables.
 
     Args:
         norms: paths of modules or leaves, as strings or as segments.
@@ -289,7 +269,7 @@ def _judge(
 
 
 def _judge_with_others(said: str, shape: tuple[int, ...], others: Iterable[str]) -> Judgement:
-    """Of a module that holds more than a scale and a bias."""
+    """Judges a module that holds more than a scale and a bias."""
     statistics = names.STATISTICS | names.AMBIGUOUS_STATISTICS
     if said != NORM or len(shape) != 1 or not statistics.isdisjoint(others):
         return _OTHER
@@ -308,7 +288,7 @@ def _may_be_stacked(name: str, own: Mapping[str, Leaf]) -> bool:
 def _judge_beside_convolutions(
     module: Path, name: str, own: Mapping[str, Leaf], surroundings: Surroundings
 ) -> Judgement:
-    """Of a module that is called a norm: among convolutions it may be a BatchNorm as well."""
+    """Judges a module that is called a norm: among convolutions it may be a BatchNorm too."""
     scope = module[:-1]
     if len(module) > 1 and _says_nothing(module[-1]):
         scope = module[:-2]  # an entry of a list

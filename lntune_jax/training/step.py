@@ -141,11 +141,11 @@ def build_step(
         if clip_norm is not None:
             grads = _clip(grads, norm, clip_norm)
         updates, opt_state = _update(tx, state, grads, value, objective)
-        trainable = optax.apply_updates(state.trainable, updates)
+        trainable: Any = optax.apply_updates(state.trainable, updates)
         ema = state.ema
         if ema_decay is not None:
             ema = _average(ema, trainable, ema_decay)
-        new = TrainState(state.step + 1, trainable, opt_state, state.rng, ema)  # type: ignore[arg-type]
+        new = TrainState(state.step + 1, trainable, opt_state, state.rng, ema)
         metrics["finite"] = _are_finite((value, norm, trainable))
         if skip_nonfinite:
             kept = choose_state(metrics["finite"], new, state)
