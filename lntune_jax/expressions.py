@@ -20,11 +20,13 @@ import operator
 import re
 import time
 from collections.abc import Iterable, Sequence
-
-import regex
+from typing import TYPE_CHECKING
 
 from .errors import PatternError
 from .messages import shorten
+
+if TYPE_CHECKING:
+    import regex
 
 LONGEST_PATTERN = 2_000  # characters
 LONGEST_WRITTEN_OUT = 50_000  # characters, where each repetition is as many copies as it needs
@@ -48,13 +50,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_FLAGS = (
-    (regex.ASCII, re.ASCII),  # not the same number
-    (regex.IGNORECASE, re.IGNORECASE),
-    (regex.MULTILINE, re.MULTILINE),
-    (regex.DOTALL, re.DOTALL),
-    (regex.VERBOSE, re.VERBOSE),
-)
+_FLAGS = ("ASCII", "IGNORECASE", "MULTILINE", "DOTALL", "VERBOSE")  # not the same numbers in both
 _IN_A_SET = re.compile(r"\\N\{[^}]*\}|\\.|[\[/]", re.DOTALL)
 
 
@@ -118,6 +114,8 @@ def _matches(expression: regex.Pattern[str], pattern: str, text: str, end: float
 
 def _compile(pattern: str, before: str, after: str) -> regex.Pattern[str]:
     """Compiles a pattern, in `re`'s meaning, between two other expressions."""
+    import regex  # late: most configs have no expression, and it takes a while
+
     if len(pattern) > LONGEST_PATTERN:
         raise PatternError(
             f"the pattern {_quote(pattern)} has {len(pattern):,} characters; at most "
@@ -126,7 +124,7 @@ def _compile(pattern: str, before: str, after: str) -> regex.Pattern[str]:
     try:
         flags = re.compile(pattern).flags
         written = f"{before}(?:{_translate(pattern, flags)}){after}"
-        same = (own for own, theirs in _FLAGS if flags & theirs)
+        same = (getattr(regex, name) for name in _FLAGS if flags & getattr(re, name))
         return regex.compile(written, functools.reduce(operator.or_, same, regex.VERSION0))
     except PatternError:
         raise
