@@ -20,7 +20,7 @@ from jax.core import Tracer
 
 from .errors import ArgumentError, PlaceholderError, TreeError
 from .messages import list_names
-from .paths import Leaf, flatten, get_shape, join
+from .paths import flatten, get_shape, join
 from .precision import widen
 
 # What may stand for an array in a tree of marks: a label, a mask, a sharding.
@@ -120,25 +120,22 @@ jax.tree_util.register_pytree_node(
 
 
 def split_params(
-    leaves: Sequence[Leaf], treedef: Any, trains: Iterable[bool], dtype: str | None
+    leaves: Iterable[tuple[str, Any, bool]], treedef: Any, dtype: str | None
 ) -> Partition:
-    """Splits the leaves of a tree by what `trains` says of each.
+    """Splits the leaves of a tree.
 
     Args:
-        leaves: what `flatten` gave.
+        leaves: of each its path, its value, and whether it trains.
         treedef: the tree's structure.
-        trains: for each leaf whether it trains.
         dtype: trainable leaves of lower precision are cast to it; None keeps theirs.
     """
     trainable: dict[str, Any] = {}
     kept: list[Any] = []
-    for leaf, own in zip(leaves, trains, strict=True):
-        if not own:
-            kept.append(leaf.value)
-            continue
-        name = join(leaf.path)
-        trainable[name] = widen(leaf.value, dtype)
-        kept.append(Placeholder(name, leaf.value.shape, leaf.value.dtype))
+    for name, value, trains in leaves:
+        if trains:
+            trainable[name] = widen(value, dtype)
+            value = Placeholder(name, value.shape, value.dtype)
+        kept.append(value)
     return Partition(trainable, treedef.unflatten(kept))
 
 

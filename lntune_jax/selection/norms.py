@@ -211,6 +211,7 @@ def _split(norms: Iterable[Any]) -> list[Path]:
     return [tuple(part for part in entry if part) for entry in entries]  # "" is the root itself
 
 
+@functools.lru_cache(maxsize=1024)  # the names of a large tree's modules are few, and repeated
 def judge_name(name: str) -> str:
     """What the name of a module says: `NORM`, `GROUP_NORM` or `OTHER`.
 
@@ -410,6 +411,6 @@ def _find_norm_word(words: Sequence[str]) -> int | None:
     return None
 
 
-@functools.lru_cache(maxsize=1024)  # the names of a large tree's modules are few, and repeated
+@functools.lru_cache(maxsize=1024)
 def _split_words(name: str) -> tuple[str, ...]:
     return tuple(w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name))

@@ -6,6 +6,7 @@ function that takes a config also takes a `Selection`, and then works nothing ou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +38,14 @@ from .roles import (
     is_below,
     match_config,
 )
-from .selection import SelectedLeaf, Selection, assign_selection, get_config
+from .selection import (
+    SelectedLeaf,
+    Selection,
+    assign_selection,
+    get_config,
+    partition_tree,
+    refuse_names,
+)
 
 
 def select(
@@ -120,7 +128,12 @@ def partition_params(
         >>> frozen["ln_1"]
         {'scale': Placeholder('ln_1.scale', float32[4])}
     """
-    return select(params, config, norms=norms, name_map=name_map).partition(params)
+    if isinstance(config, Selection):
+        refuse_names(config, norms, name_map)
+        return config.partition(params)
+    # The same without the value in between, which a call that keeps none need not make.
+    look = _look(params, config, norms, name_map, None, warn=True)
+    return partition_tree(look.views.tree, look.config.param_dtype)
 
 
 def report_params(
@@ -277,7 +290,7 @@ def _make_selection(look: _Look) -> Selection:
     for leaf, role in zip(tree.leaves, tree.roles, strict=True):
         path = leaf.path if parts is None else tuple(parts[join(leaf.path)][0].name.split("."))
         shape = get_shape(leaf.value)
-        dtype = type(leaf.value).__name__ if shape is None else str(leaf.value.dtype)
+        dtype = type(leaf.value).__name__ if shape is None else _name_dtype(leaf.value.dtype)
         is_norm = get_kind(look.kinds, path) is not None
         reason = explain(path, role) if is_norm or role == SAVED_ROLE else ""
         axes = None if shape is None else tuple(shape)
@@ -315,6 +328,9 @@ def _make_explanation(look: _Look) -> Any:
         return f"a norm {source} that no target names"
 
     return explain
+
+
+_name_dtype = functools.lru_cache(str)  # numpy makes the name anew each time
 
 
 def _say_source(norms: Any) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
+
 from ..config import LNTuningConfig
 from ..errors import ConfigError, SelectionError
 from ..messages import list_names
@@ -118,9 +120,16 @@ class Selection:
         Raises:
             SelectionError: `params` has other leaves or shapes; names them.
         """
-        tree = assign_selection(self, params)
-        trains = map(tree.is_trainable, range(len(tree.leaves)))
-        return split_params(tree.leaves, tree.treedef, trains, self.config.param_dtype)
+        values, treedef = jax.tree.flatten(params)
+        if treedef != self.treedef:
+            return partition_tree(assign_selection(self, params), self.config.param_dtype)
+        # The tree that was selected from, whose paths need not be worked out again.
+        for leaf, value in zip(self.leaves, values, strict=True):
+            _check_shape(leaf, value)
+        trains = (leaf.role in TRAINABLE_ROLES for leaf in self.leaves)
+        paths = (leaf.path for leaf in self.leaves)
+        leaves = zip(paths, values, trains, strict=True)
+        return split_params(leaves, treedef, self.config.param_dtype)
 
     def labels(self) -> Any:
         """The tree with "trainable" or "frozen" at each leaf, for `optax.multi_transform`."""
@@ -196,6 +205,21 @@ def assign_selection(
         ConfigError: `norms` or `name_map` is given beside the selection.
         SelectionError: `params` has other leaves than the selection, or other shapes.
     """
+    refuse_names(selection, norms, name_map)
+    leaves, treedef = flatten(params)
+    known = selection.by_path
+    names = [join(leaf.path) for leaf in leaves]
+    if len(names) != len(known) or any(name not in known for name in names):
+        raise _explain_other_tree(known, names)
+    for name, leaf in zip(names, leaves, strict=True):
+        _check_shape(known[name], leaf.value)
+    return RoledTree(leaves, treedef, [known[name].role for name in names])
+
+
+def refuse_names(
+    selection: Selection, norms: Iterable[str] | None, name_map: str | NameMap | None
+) -> None:
+    """Raises a `ConfigError` where what a selection has decided is to be decided again."""
     # The map of the selection itself says nothing new.
     has_other_map = name_map is not None and get_name_map(name_map) != selection.name_map
     for name, is_given in (("norms", norms is not None), ("name_map", has_other_map)):
@@ -204,19 +228,22 @@ def assign_selection(
                 f"{name} is given together with a Selection, which has been decided: pass "
                 f"{name} to lntune_jax.select instead"
             )
-    leaves, treedef = flatten(params)
-    known = selection.by_path
-    names = [join(leaf.path) for leaf in leaves]
-    if len(names) != len(known) or any(name not in known for name in names):
-        raise _explain_other_tree(known, names)
-    for name, leaf in zip(names, leaves, strict=True):
-        shape = get_shape(leaf.value)
-        if shape is not None and tuple(shape) != known[name].shape:
-            raise SelectionError(
-                f"the leaf {name!r} has shape {tuple(shape)}, but {known[name].shape} in the tree "
-                "that the selection was made from: call select again with this tree"
-            )
-    return RoledTree(leaves, treedef, [known[name].role for name in names])
+
+
+def partition_tree(tree: RoledTree, dtype: str | None) -> Partition:
+    """Splits a tree whose roles are known; `dtype` as in `split_params`."""
+    roles = zip(tree.leaves, tree.roles, strict=True)
+    leaves = ((join(leaf.path), leaf.value, role in TRAINABLE_ROLES) for leaf, role in roles)
+    return split_params(leaves, tree.treedef, dtype)
+
+
+def _check_shape(known: SelectedLeaf, value: Any) -> None:
+    shape = get_shape(value)
+    if shape is not None and tuple(shape) != known.shape:
+        raise SelectionError(
+            f"the leaf {known.path!r} has shape {tuple(shape)}, but {known.shape} in the tree that "
+            "the selection was made from: call select again with this tree"
+        )
 
 
 def _explain_other_tree(known: Mapping[str, Any], names: Sequence[str]) -> SelectionError:
