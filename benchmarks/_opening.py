@@ -48,6 +48,19 @@ def write_opening(found: Mapping[str, dict]) -> list[str]:
     return [INTRO.format(**limits), *write_table(table, ["one step"], {})]
 
 
+def write_short(found: Mapping[str, dict]) -> list[str]:
+    """The README's table: the same rows, time beside full fine-tuning's."""
+    rows = found["step"]["figures"][SHAPE]
+    columns = {"time_to_full": "time (full fine-tuning = 1)", **COLUMNS}
+    del columns["compile_seconds"]
+    table = [
+        ([name], {own: rows[key][old] for old, own in columns.items() if old in rows[key]})
+        for key, name in WAYS.items()
+        if key in rows
+    ]
+    return write_table(table, ["one step"], {})
+
+
 def _read_step(rows: Mapping[str, dict], key: str) -> dict[str, Any]:
     row = rows[key]
     cells = {TIME: row["time_to_ours"]} if "time_to_ours" in row else {}

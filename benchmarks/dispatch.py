@@ -43,7 +43,7 @@ def loss_fn(params):
     return sum(layer["norm"]["scale"].sum() for layer in params.values())
 
 
-def make_runs(norms: int, calls: int) -> dict:
+def make_runs(norms: int, calls: int, is_reversed: bool) -> dict:
     params = make_params(norms)
     trainable, frozen = lnt.partition_params(params, lnt.LNTuningConfig())
     by_hand = {name: layer | {"norm": {"scale": None}} for name, layer in params.items()}
@@ -70,12 +70,17 @@ def make_runs(norms: int, calls: int) -> dict:
     def take_own(state, frozen):
         return (own_jit(state, frozen)[0],)
 
-    return {
-        HAND: repeat(jax.jit(step, donate_argnums=(0, 1)), *copies(), frozen=by_hand),
-        OURS: repeat(jax.jit(step, donate_argnums=(0, 1)), *copies(), frozen=frozen),
-        OWN_JIT: repeat(take_own, lnt.TrainState.create(trainable, OPTIMIZER), frozen=frozen),
-        READY: repeat(take, lnt.TrainState.create(trainable, OPTIMIZER), frozen=frozen),
+    def state():
+        return lnt.TrainState.create(trainable, OPTIMIZER)
+
+    makers = {
+        HAND: lambda: repeat(jax.jit(step, donate_argnums=(0, 1)), *copies(), frozen=by_hand),
+        OURS: lambda: repeat(jax.jit(step, donate_argnums=(0, 1)), *copies(), frozen=frozen),
+        OWN_JIT: lambda: repeat(take_own, state(), frozen=frozen),
+        READY: lambda: repeat(take, state(), frozen=frozen),
     }
+    order = list(makers)[::-1] if is_reversed else list(makers)
+    return {name: makers[name]() for name in order}
 
 
 def make_eager_runs(norms: int) -> dict:
@@ -106,7 +111,12 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=101)
     options = parser.parse_args()
-    times = time_in_turns(make_runs(options.norms, options.calls), options.rounds, warm_up=3)
+    times: dict[str, list[float]] = {}
+    # Where their leaves lie in memory depends on which is made first, and shows: once each way.
+    for is_reversed in (False, True):
+        runs = make_runs(options.norms, options.calls, is_reversed)
+        for name, seconds in time_in_turns(runs, options.rounds, warm_up=3).items():
+            times[name] = times.get(name, []) + seconds
     eager = time_in_turns(make_eager_runs(240), options.rounds // 4, warm_up=3)
     times |= {name: [s * options.calls for s in seconds] for name, seconds in eager.items()}
     figures: dict[str, dict] = {}

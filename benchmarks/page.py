@@ -1,4 +1,6 @@
-"""Makes docs/benchmarks.md from benchmarks/results/*.json. Nothing on it is written by hand.
+"""Makes docs/benchmarks.md, and the README's table, from benchmarks/results/*.json.
+
+Nothing on the page is written by hand.
 
 A section for each question, in the order of `_sections.py`: the first paragraph of its script, the
 tables of its results file, with what they were measured, and the command that measures again.
@@ -9,12 +11,13 @@ import json
 import shlex
 from pathlib import Path
 
-from _opening import write_opening
+from _opening import write_opening, write_short
 from _sections import SECTIONS, Section
 from _tables import write_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
 HEAD = """# Benchmarks
 
 What LayerNorm tuning costs, beside what one would use in its place. Written by
@@ -24,6 +27,16 @@ take turns, unless a section says otherwise, and ratios where two things are com
 are small and shared, so a ratio says more than a time. FLOPs and bytes are the compiler's, and the
 same on any machine of a kind.
 """
+
+
+START, END = "<!-- by benchmarks/page.py -->", "<!-- end -->"
+
+
+def make_readme(folder: Path = ROOT) -> str:
+    """The README with its table made anew."""
+    before, _, rest = (folder / "README.md").read_text().partition(START)
+    table = "\n".join(write_short(read_results(folder)))
+    return f"{before}{START}\n\n{table}\n\n{END}{rest.partition(END)[2]}"
 
 
 def make_page(folder: Path = ROOT) -> str:
@@ -103,7 +116,8 @@ def _link(section: Section, script: str, record: dict) -> str:
 
 def main() -> None:
     PAGE.write_text(make_page())
-    print(f"written to docs/{PAGE.name}")
+    README.write_text(make_readme())
+    print(f"written to docs/{PAGE.name} and {README.name}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,19 @@ import sys
 from typing import Any
 
 
+def count_programs(jitted: Any) -> int:
+    """How many programs a `jax.jit` has compiled.
+
+    jax 0.12: `_cache_size` of what `jax.jit` returns. It can go when that has a public one.
+
+    Example:
+        >>> import jax
+        >>> count_programs(jax.jit(abs))
+        0
+    """
+    return jitted._cache_size()
+
+
 def list_activation_types(model: Any) -> list[str]:
     """The types to which qwix's `PtqProvider` rounds the activations of a Flax module.
 

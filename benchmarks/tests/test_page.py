@@ -18,6 +18,12 @@ def test_the_committed_page_is_made_from_the_committed_files():
     assert PAGE.read_text() == make_page(), "python benchmarks/page.py writes it anew"
 
 
+def test_the_readme_s_table_is_made_from_the_committed_files():
+    from page import README, make_readme
+
+    assert README.read_text() == make_readme(), "python benchmarks/page.py writes it anew"
+
+
 @pytest.mark.parametrize("name", RESULTS)
 def test_every_results_file_has_a_section(name):
     from _sections import SECTIONS

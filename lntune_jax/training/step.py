@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import inspect
-import operator
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from ..compat import count_programs
 from ..config import LNTuningConfig
 from ..errors import ArgumentError, TreeError, ZeroGradientWarning
 from ..messages import warn
@@ -29,8 +31,6 @@ from .gradients import Objective, make_loss, make_objective
 from .optimizer import refuse_inference
 from .state import TrainState
 from .xla_cpu import find_platform, keep_freed_memory, options_for
-
-_get_sharding = operator.attrgetter("sharding")
 
 
 def make_train_step(
@@ -182,7 +182,9 @@ class TrainStep:
         self.function = function
         self._donated = (0,) if donate else ()
         self._programs: dict[tuple[Any, ...], Any] = {}  # by the state's structure and shardings
-        self._last: tuple[Any, ...] = (None, None, None)
+        self._program: Any = None  # the last one
+        self._is_steady = False  # whether it gives back states that it takes itself
+        self._returned: Callable[[], Any] = _no_state
         self._flags: collections.deque[tuple[int, Any]] = collections.deque()
         self._calls = 0
         self._warned = False
@@ -195,21 +197,12 @@ class TrainStep:
         `active=` is for the step of `make_multi_step`, and says which adapters go on.
         """
         options = {} if active is None else self._as_option(active)
-        # The state is flattened here, for its shardings, and not again by `jax.jit`.
-        leaves, treedef = jax.tree.flatten(state)
-        try:
-            shardings = list(map(_get_sharding, leaves))
-        except AttributeError:  # a numpy array, or a number
-            shardings = None
-        last_treedef, last_shardings, program = self._last
-        # From one step to the next they are the same objects, which compare fast; a tracer has none
-        # that equals an array's.
-        if shardings is None or shardings != last_shardings or treedef != last_treedef:
-            program = self._find_program(state, leaves, treedef, frozen)
-            if any(isinstance(leaf, Tracer) for leaf in leaves):
-                shardings = None
-        self._last = treedef, shardings, program
-        state, metrics = program(leaves, frozen, *batch, **options)
+        # In a loop the state is the one that the last call returned: nothing to look at again.
+        if not self._is_steady or self._returned() is not state:
+            program = self._find_program(state, frozen)
+            self._is_steady, self._program = program is self._program, program
+        state, metrics = self._program(state, frozen, *batch, **options)
+        self._returned = weakref.ref(state)
         self._calls += 1
         if not self._warned and not isinstance(metrics["zero_gradient"], Tracer):
             self._flags.append((self._calls, metrics["zero_gradient"]))
@@ -221,45 +214,39 @@ class TrainStep:
     def lower(self, state: TrainState, frozen: Any, *batch: Any, active: Any = None) -> Any:
         """The step lowered for these arguments, as `jax.jit(...).lower` does."""
         options = {} if active is None else self._as_option(active)
-        leaves, treedef = jax.tree.flatten(state)
-        _check_arguments(state, frozen)
-        # Of the state itself, so that what is compiled from it takes the same arguments.
-        program = jax.jit(self.function, **self._choose_options(leaves, treedef))
-        return program.lower(state, frozen, *batch, **options)
+        return self._find_program(state, frozen).lower(state, frozen, *batch, **options)
 
     def compilations(self) -> int:
         """How many programs have been compiled: one for each set of batch shapes."""
-        return sum(program._cache_size() for program in self._programs.values())
+        return sum(map(count_programs, self._programs.values()))
 
     def _as_option(self, active: Any) -> dict[str, Any]:
         if "active" not in inspect.signature(self.function).parameters:
             raise ArgumentError("active= goes with make_multi_step: this step trains one adapter")
         return {"active": active}
 
-    def _find_program(self, state: Any, leaves: list[Any], treedef: Any, frozen: Any) -> Any:
+    def _find_program(self, state: Any, frozen: Any) -> Any:
         """The step for a state of these shardings, which it gives back: else it compiles twice."""
-        kind = (treedef, tuple(map(_get_mesh_sharding, leaves)), _find_platform(leaves))
+        leaves, treedef = jax.tree.flatten(state)
+        shardings, platform = [_get_mesh_sharding(leaf) for leaf in leaves], _find_platform(leaves)
+        kind = treedef, tuple(shardings), platform
         if kind not in self._programs:
             _check_arguments(state, frozen)
-            options = self._choose_options(leaves, treedef)
+            options: dict[str, Any] = {"donate_argnums": self._donated}
+            if platform is not None:
+                options["compiler_options"] = options_for(platform)
+                if platform == "cpu":
+                    keep_freed_memory()
+            if any(shardings):
+                options["out_shardings"] = (treedef.unflatten(shardings), None)
+            function = self.function
 
-            def run(state: Any, frozen: Any, *batch: Any, **options: Any) -> Any:
-                return self.function(treedef.unflatten(state), frozen, *batch, **options)
+            @functools.wraps(function)  # a function of its own: `jax.jit` shares programs of one
+            def run(*arguments: Any, **options: Any) -> Any:
+                return function(*arguments, **options)
 
             self._programs[kind] = jax.jit(run, **options)
         return self._programs[kind]
-
-    def _choose_options(self, leaves: list[Any], treedef: Any) -> dict[str, Any]:
-        """What `jax.jit` is asked for, for a state of these leaves."""
-        platform, shardings = _find_platform(leaves), [_get_mesh_sharding(leaf) for leaf in leaves]
-        options: dict[str, Any] = {"donate_argnums": self._donated}
-        if platform is not None:
-            options["compiler_options"] = options_for(platform)
-            if platform == "cpu":
-                keep_freed_memory()
-        if any(shardings):
-            options["out_shardings"] = (treedef.unflatten(shardings), None)
-        return options
 
     def _check(self, call: int, flag: Any) -> None:
         zero = np.flatnonzero(np.asarray(flag)).tolist()
@@ -272,6 +259,10 @@ class TrainStep:
                 "that a quantised forward pass lets gradients through",
                 ZeroGradientWarning,
             )
+
+
+def _no_state() -> None:
+    """What a step has returned before its first call."""
 
 
 def choose_state(takes_new: Any, after: TrainState, before: TrainState) -> TrainState:
