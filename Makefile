@@ -27,9 +27,9 @@ QUICK := test_config.py test_imports.py test_partition.py test_public.py test_sh
 	models/test_models_refusals.py peft/test_peft_reference.py sources/test_source_nnx.py
 
 # Modules whose doctests need PyTorch: `make parity` runs them.
-NEED_TORCH := lntune_jax/torchax.py $(wildcard lntune_jax/_torchax*.py)
+NEED_TORCH := $(wildcard lntune_jax/integrations/torchax/*.py)
 # Modules whose doctests need a package of `make compat`.
-NEED_COMPAT := lntune_jax/keras.py
+NEED_COMPAT := lntune_jax/integrations/keras.py
 
 # Benchmarks that take minutes together, and those of them that need PyTorch and PEFT.
 BENCH := import_time start step partition adapter_io adapter_live residuals remat depth decoder_memory \

@@ -24,7 +24,7 @@ from _llama import make_llama
 from _results import write_results
 
 import lntune_jax as lnt
-import lntune_jax.torchax as bridge
+import lntune_jax.integrations.torchax as bridge
 from tests.support.flops import count_flops
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}

@@ -47,7 +47,7 @@ def make_loss(model):
 
     def loss_fn(params, batch):
         x, y = batch
-        values = lnt.keras.list_values(model, params)
+        values = lnt.integrations.keras.list_values(model, params)
         output, _ = model.stateless_call(values, statistics, x, training=False)
         return ((output - y) ** 2).mean()
 
@@ -63,16 +63,16 @@ def test_norm_layers_are_found_by_type():
     model = make_model()
     expected = list_norms(model)
     assert expected == {"block.plain", "rms_normalization", "layer_normalization"}
-    assert lnt.keras.norm_modules(model) == expected
-    check_selection(lnt.keras.get_params(model), CONFIG, expected, norms=expected)
+    assert lnt.integrations.keras.norm_modules(model) == expected
+    check_selection(lnt.integrations.keras.get_params(model), CONFIG, expected, norms=expected)
 
 
 def test_keras_stateless_call(record, tmp_path):
     model = make_model()
-    norms = lnt.keras.norm_modules(model)
+    norms = lnt.integrations.keras.norm_modules(model)
     check_tuning(
         record,
-        lambda: lnt.keras.get_params(make_model()),
+        lambda: lnt.integrations.keras.get_params(make_model()),
         CONFIG,
         list_norms(model),
         make_loss(model),
@@ -85,15 +85,18 @@ def test_keras_stateless_call(record, tmp_path):
 def test_an_inference_config_is_refused():
     model = make_model()
     with pytest.raises(ConfigError, match="inference_mode=True"):
-        lnt.keras.train_only(model, CONFIG.replace(inference_mode=True))
-    assert len(model.trainable_variables) == len(lnt.keras.get_params(model))
+        lnt.integrations.keras.train_only(model, CONFIG.replace(inference_mode=True))
+    assert len(model.trainable_variables) == len(lnt.integrations.keras.get_params(model))
 
 
 def test_keras_fit(record, tmp_path):
     model, (x, y) = make_model(), make_batch()
-    params, norms = lnt.keras.get_params(model), lnt.keras.norm_modules(model)
+    params, norms = (
+        lnt.integrations.keras.get_params(model),
+        lnt.integrations.keras.norm_modules(model),
+    )
     everything = {v.path: np.asarray(v.value) for v in model.weights}
-    assert lnt.keras.train_only(model, CONFIG) == 4
+    assert lnt.integrations.keras.train_only(model, CONFIG) == 4
     model.compile(keras.optimizers.Adam(1e-2), "mse")
     before = model.evaluate(x, y, verbose=0)
     model.fit(x, y, epochs=20, batch_size=16, verbose=0)
@@ -101,16 +104,18 @@ def test_keras_fit(record, tmp_path):
     assert after < before
     # The optimizer has state for the norms only: two moments each, its step and its rate.
     assert len(model.optimizer.variables) == 2 * 4 + 2
-    tuned = params | lnt.keras.get_params(model)
+    tuned = params | lnt.integrations.keras.get_params(model)
     trainable, _ = lnt.partition_params(tuned, CONFIG, norms=norms)
     check_moved(params, tuned, trainable)
     moved = {v.path for v in model.weights if not np.array_equal(v.value, everything[v.path])}
     statistics = {"block/layer_norm/moving_mean", "block/layer_norm/moving_variance"}
-    assert moved - statistics == set(lnt.keras.get_params(model))
+    assert moved - statistics == set(lnt.integrations.keras.get_params(model))
 
     path = lnt.save_adapter(tmp_path / "adapter", trainable, CONFIG, base=params, norms=norms)
     fresh = make_model()
-    lnt.keras.assign_params(fresh, lnt.restore_adapter(path, lnt.keras.get_params(fresh)))
+    lnt.integrations.keras.assign_params(
+        fresh, lnt.restore_adapter(path, lnt.integrations.keras.get_params(fresh))
+    )
     for variable, own in zip(fresh.weights, model.weights, strict=True):
         if variable.path in statistics:
             variable.assign(np.asarray(own))  # `fit` has updated them: they are not the adapter's
@@ -120,11 +125,13 @@ def test_keras_fit(record, tmp_path):
 
 def test_paths_that_are_not_the_model_s_are_refused():
     model = make_model()
-    params = lnt.keras.get_params(model)
+    params = lnt.integrations.keras.get_params(model)
     with pytest.raises(lnt.LNTuningError, match=r"no values for .*block/plain/gamma"):
-        lnt.keras.list_values(model, {p: v for p, v in params.items() if "plain" not in p})
+        lnt.integrations.keras.list_values(
+            model, {p: v for p, v in params.items() if "plain" not in p}
+        )
     with pytest.raises(lnt.LNTuningError, match="build it first"):
-        lnt.keras.get_params(keras.Sequential([keras.layers.Dense(2)]))
+        lnt.integrations.keras.get_params(keras.Sequential([keras.layers.Dense(2)]))
 
 
 def test_two_variables_of_one_path_are_refused():
@@ -136,7 +143,7 @@ def test_two_variables_of_one_path_are_refused():
     layer = Twice()
     layer.build((None, 2))
     with pytest.raises(lnt.LNTuningError, match="give their layers names"):
-        lnt.keras.get_params(layer)
+        lnt.integrations.keras.get_params(layer)
 
 
 def test_the_example(run_example):
@@ -147,7 +154,7 @@ def test_the_example(run_example):
 
 def test_the_forward_pass_is_the_model_s():
     model, (x, _) = make_model(), make_batch()
-    values = lnt.keras.list_values(model, lnt.keras.get_params(model))
+    values = lnt.integrations.keras.list_values(model, lnt.integrations.keras.get_params(model))
     state = [variable.value for variable in model.non_trainable_variables]
     output, _ = jax.jit(model.stateless_call)(values, state, x)
     np.testing.assert_allclose(output, model(x, training=False), rtol=1e-5, atol=1e-6)

@@ -70,7 +70,7 @@ def make_apply(model):
     state = [variable.value for variable in model.non_trainable_variables]
 
     def apply_fn(params, batch):
-        values = lnt.keras.list_values(model, params)
+        values = lnt.integrations.keras.list_values(model, params)
         output, _ = model.stateless_call(values, state, batch, training=False)
         return output["sequence_output"] if isinstance(output, dict) else output
 
@@ -80,8 +80,8 @@ def make_apply(model):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_the_norms_are_those_of_the_layer_types(name):
     model = make_model(name)
-    params, expected = lnt.keras.get_params(model), list_norms(model)
-    assert lnt.keras.norm_modules(model) == expected
+    params, expected = lnt.integrations.keras.get_params(model), list_norms(model)
+    assert lnt.integrations.keras.norm_modules(model) == expected
     check_selection(params, CONFIG, expected, norms=expected)
     check_selection(params, CONFIG, expected)  # by names and shapes alone
     check_trace(make_apply(model), params, make_batch(name), expected)
@@ -94,7 +94,7 @@ def test_keras_hub(name, record, tmp_path):
     target = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8, 16)).astype("float32"))
     check_tuning(
         record,
-        lambda: lnt.keras.get_params(make_model(name)),
+        lambda: lnt.integrations.keras.get_params(make_model(name)),
         CONFIG,
         list_norms(model),
         lambda params, batch: ((apply_fn(params, batch) - target) ** 2).mean(),

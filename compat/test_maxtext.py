@@ -19,7 +19,7 @@ from maxtext.optimizers import optimizers
 from maxtext.utils import maxtext_utils, model_creation_utils
 
 import lntune_jax as lnt
-from lntune_jax._bank_sources import select_paths
+from lntune_jax.bank.sources import select_paths
 
 CONFIG = lnt.LNTuningConfig()
 SIZES = {"base_num_decoder_layers": 4, "base_emb_dim": 32, "base_mlp_dim": 48, "head_dim": 8}

@@ -31,7 +31,7 @@ def test_selection_and_marking(family):
     trainable = check_selection(params, CONFIG, expected)
     check_trace(lambda params, _: run(nnx.merge(structure, params, rest)), params, None, expected)
     before = run(model)
-    assert sorted(lnt.tunix.mark_trainable(model, CONFIG)) == sorted(trainable)
+    assert sorted(lnt.integrations.tunix.mark_trainable(model, CONFIG)) == sorted(trainable)
     marked = nnx.to_flat_state(nnx.state(model, nnx.LoRAParam))
     assert sorted(".".join(map(str, path)) for path, _ in marked) == sorted(trainable)
     check_equal(run(model), before)
@@ -41,7 +41,7 @@ def test_selection_and_marking(family):
 def test_tunix(family, record, tmp_path):
     model = make_model(family)
     base, expected = copy_params(model), list_norms(model)
-    lnt.tunix.mark_trainable(model, CONFIG)
+    lnt.integrations.tunix.mark_trainable(model, CONFIG)
     before = measure_loss(model)
     train(model, tmp_path / "run", 20)
     after = measure_loss(model)
@@ -72,7 +72,7 @@ def test_tunix(family, record, tmp_path):
 def test_a_resumed_run_is_the_run(tmp_path):
     whole, first, second = (make_model("llama3") for _ in range(3))
     for model in (whole, first, second):
-        lnt.tunix.mark_trainable(model, CONFIG)
+        lnt.integrations.tunix.mark_trainable(model, CONFIG)
     train(whole, tmp_path / "whole", 12)
     train(first, tmp_path / "parts", 5)
     assert train(second, tmp_path / "parts", 12).train_steps == 12
@@ -83,7 +83,7 @@ def test_the_config_decides(tmp_path):
     model = make_model("llama3")
     base = copy_params(model)
     config = lnt.LNTuningConfig(target_modules=["input_layernorm"], modules_to_save=["lm_head"])
-    marked = lnt.tunix.mark_trainable(model, config)
+    marked = lnt.integrations.tunix.mark_trainable(model, config)
     assert marked == ["layers.0.input_layernorm.w", "layers.1.input_layernorm.w", "lm_head.w"]
     train(model, tmp_path, 3)
     check_moved(base, nnx.state(model, nnx.Param), marked)
@@ -91,7 +91,9 @@ def test_the_config_decides(tmp_path):
 
 def test_an_inference_config_is_refused():
     with pytest.raises(ConfigError, match="inference_mode=True"):
-        lnt.tunix.mark_trainable(make_model("llama3"), CONFIG.replace(inference_mode=True))
+        lnt.integrations.tunix.mark_trainable(
+            make_model("llama3"), CONFIG.replace(inference_mode=True)
+        )
 
 
 def test_bfloat16_norms_train_in_float32(tmp_path):
@@ -101,9 +103,9 @@ def test_bfloat16_norms_train_in_float32(tmp_path):
     assert dtypes == {jnp.dtype(jnp.bfloat16)}
     assert run(model).dtype == jnp.bfloat16
     as_it_is = make_model("gemma3", param_dtype=jnp.bfloat16)
-    lnt.tunix.mark_trainable(as_it_is, CONFIG.replace(param_dtype=None))
+    lnt.integrations.tunix.mark_trainable(as_it_is, CONFIG.replace(param_dtype=None))
     assert run(as_it_is).dtype == jnp.bfloat16
-    lnt.tunix.mark_trainable(model, CONFIG)
+    lnt.integrations.tunix.mark_trainable(model, CONFIG)
     assert {leaf.dtype for leaf in get_trainable(model).values()} == {jnp.dtype(jnp.float32)}
     assert run(model).dtype == jnp.float32
 

@@ -24,7 +24,7 @@ def list_changed(before, after):
 def test_norms_and_lora(record, tmp_path):
     plain, model = nnx.state(make_model("llama3"), nnx.Param), make_lora_model()
     lora = list_leaves(nnx.state(model, nnx.LoRAParam))
-    norms = lnt.tunix.mark_trainable(model, CONFIG)
+    norms = lnt.integrations.tunix.mark_trainable(model, CONFIG)
     assert {path.rpartition(".")[0] for path in norms} == list_norms(model)
     assert len(lora) == 12
     assert not set(lora) & set(norms)
@@ -39,7 +39,7 @@ def test_norms_and_lora(record, tmp_path):
     assert read_checkpoint(tmp_path / "run", 20, "model_params") == set(lora) | set(norms)
 
     resumed = make_lora_model()
-    lnt.tunix.mark_trainable(resumed, CONFIG)
+    lnt.integrations.tunix.mark_trainable(resumed, CONFIG)
     train(resumed, tmp_path / "run", 20)  # nothing left to do: it restores
     check_equal(run(resumed), run(model))
 

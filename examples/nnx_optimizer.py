@@ -50,7 +50,7 @@ def main():
     config = lnt.LNTuningConfig(modules_to_save=["head"])
     print(lnt.report_params(model, config))
 
-    optimizer = lnt.nnx.make_optimizer(model, optax.adam(1e-2), config)
+    optimizer = lnt.integrations.nnx.make_optimizer(model, optax.adam(1e-2), config)
     for index in range(150):
         loss = step(model, optimizer, make_batch(index))
         if index % 50 == 0 or index == 149:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import lntune_jax as lnt
-from lntune_jax import _bank_files
-from lntune_jax._adapter_metadata import _render, read_metadata
-from lntune_jax._fingerprint import explain_difference
+from lntune_jax.adapters.fingerprint import explain_difference
+from lntune_jax.adapters.format import _render, read_metadata
+from lntune_jax.bank import files as bank_files
 from lntune_jax.expressions import match_expressions
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models._directory import read_config
@@ -120,7 +120,7 @@ def feed_bank_rows(content: bytes) -> None:
     """`bank.json`."""
     with _Place() as place:
         (place / "bank.json").write_bytes(content)
-        _bank_files._parse_rows(place / "bank.json")
+        bank_files._parse_rows(place / "bank.json")
 
 
 def feed_safetensors(content: bytes) -> None:
@@ -200,7 +200,7 @@ def make_metadata() -> list[bytes]:
 
 def make_bank_rows() -> list[bytes]:
     bank = lnt.bank.make_bank(PARAMS, {"a": _list_norms()}, on_host=True)
-    return [_bank_files._write_rows(bank).encode()]
+    return [bank_files._write_rows(bank).encode()]
 
 
 def make_safetensors() -> list[bytes]:

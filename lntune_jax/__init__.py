@@ -14,7 +14,7 @@ from .selection import report_params as report_params
 from .selection import label_params as label_params
 from .selection import label_groups as label_groups
 from .selection import norm_modules as norm_modules
-from ._discover import discover_norms as discover_norms
+from .discovery import discover_norms as discover_norms
 
 # How they train, and where they lie.
 from .training import value_and_grad as value_and_grad
@@ -29,29 +29,28 @@ from .sharding import make_specs as make_specs
 from .sharding import shard_params as shard_params
 
 # What is kept of them.
-from ._adapter import Adapter as Adapter
-from ._adapter import save_adapter as save_adapter
-from ._adapter import load_adapter as load_adapter
-from ._adapter import restore_adapter as restore_adapter
-from ._peft_export import export_peft as export_peft
-from ._peft_import import import_peft as import_peft
-from ._peft_import import load_peft as load_peft
+from .adapters import Adapter as Adapter
+from .adapters import save_adapter as save_adapter
+from .adapters import load_adapter as load_adapter
+from .adapters import restore_adapter as restore_adapter
+from .peft import export_peft as export_peft
+from .peft import import_peft as import_peft
+from .peft import load_peft as load_peft
 
 # What has a place of its own: lnt.training, lnt.models, lnt.bank, ...
 _SUBMODULES = frozenset(
     {
+        "adapters",
         "bank",
         "cli",
+        "discovery",
         "errors",
         "hub",
-        "keras",
+        "integrations",
         "models",
-        "nnx",
         "peft",
         "selection",
-        "torchax",
         "training",
-        "tunix",
     }
 )
 

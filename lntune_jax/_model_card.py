@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ._adapter_reading import read_directory
-from ._fingerprint import QUANTIZED, count_frozen
-from ._peft_files import WEIGHTS_FILE, read_header, read_key
+from .adapters.fingerprint import QUANTIZED, count_frozen
+from .adapters.reading import read_directory
 from .config import CONFIG_FILE, LNTuningConfig
 from .errors import AdapterError
+from .peft.files import WEIGHTS_FILE, read_header, read_key
 from .selection.labels import NORM, label_kinds
 from .storage.checksums import METADATA_FILE, list_files
 

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ._adapter import restore_adapter
 from ._model_card import CARD_FILE, is_own_file, read_facts, write_card
-from ._peft_files import WEIGHTS_FILE
-from ._peft_import import import_peft
+from .adapters.store import restore_adapter
 from .config import CONFIG_FILE
 from .errors import AdapterError
 from .names.rules import NameMap
+from .peft.files import WEIGHTS_FILE
+from .peft.load import import_peft
 from .storage.checksums import METADATA_FILE
 from .storage.directories import resolve_path
 

@@ -38,20 +38,22 @@ def get_public_objects():
     """The public names of the package and of its public submodules."""
     objects = {}
     beside = (
+        lnt.adapters,
         lnt.bank,
+        lnt.discovery,
         lnt.errors,
         lnt.models,
         lnt.selection,
         lnt.training,
         lnt.hub,
-        lnt.nnx,
+        lnt.integrations.nnx,
         lnt.peft,
-        lnt.torchax,
+        lnt.integrations.torchax,
     )
     for module in (lnt, *beside):
-        for name, value in vars(module).items():
-            gathers = module in (lnt.peft, lnt.bank)  # from modules beside them
-            prefix = "lntune_jax" if gathers else module.__name__
+        for name in getattr(module, "__all__", vars(module)):
+            value = getattr(module, name)
+            prefix = "lntune_jax" if hasattr(module, "__all__") else module.__name__
             own = getattr(value, "__module__", "").startswith(prefix)
             if not name.startswith("_") and own and not inspect.ismodule(value):
                 taken = objects.get(name, value) is not value  # as make_optimizer is
@@ -95,8 +97,8 @@ def test_submodules_import_by_themselves_without_torch_or_transformers():
     code = """
 import sys
 import lntune_jax.models, lntune_jax.training.checkpoints, lntune_jax.cli, lntune_jax.peft
-import lntune_jax.bank, lntune_jax.hub, lntune_jax.nnx
-import lntune_jax.torchax
+import lntune_jax.bank, lntune_jax.hub, lntune_jax.integrations.nnx
+import lntune_jax.integrations.torchax
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
     assert run_python(code).strip() == "[]"

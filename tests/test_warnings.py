@@ -116,8 +116,10 @@ CASES = {
             "partition_params": lambda _: lnt.partition_params(PARAMS, UNMATCHED),
             "report_params": lambda _: lnt.report_params(PARAMS, UNMATCHED),
             "label_params": lambda _: lnt.label_params(PARAMS, UNMATCHED),
-            "make_filter": lambda _: lnt.nnx.make_filter(UNMATCHED, make_nnx()),
-            "mark_trainable": lambda _: lnt.tunix.mark_trainable(make_nnx(), UNMATCHED),
+            "make_filter": lambda _: lnt.integrations.nnx.make_filter(UNMATCHED, make_nnx()),
+            "mark_trainable": lambda _: lnt.integrations.tunix.mark_trainable(
+                make_nnx(), UNMATCHED
+            ),
             "Linen": lambda _: lnt.select(
                 Layer().init(jax.random.key(0), jnp.ones((1, 4))), UNMATCHED
             ),

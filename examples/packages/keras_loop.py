@@ -29,15 +29,15 @@ def make_model():
 
 def main():
     model = make_model()
-    params = lnt.keras.get_params(model)  # {"first/gamma": array, ...}
-    norms = lnt.keras.norm_modules(model)  # by layer type, whatever the names
+    params = lnt.integrations.keras.get_params(model)  # {"first/gamma": array, ...}
+    norms = lnt.integrations.keras.norm_modules(model)  # by layer type, whatever the names
 
     config = lnt.LNTuningConfig()
     trainable, frozen = lnt.partition_params(params, config, norms=norms)
     print("trains:", *trainable)
 
     def loss_fn(params, statistics, x, y):
-        values = lnt.keras.list_values(model, params)
+        values = lnt.integrations.keras.list_values(model, params)
         output, _ = model.stateless_call(values, statistics, x, training=False)
         return ((output[:, 0] - y) ** 2).mean()
 
@@ -57,9 +57,11 @@ def main():
         lnt.save_adapter(path, state.trainable, config, base=params, norms=norms)
 
         fresh = make_model()
-        restored = lnt.restore_adapter(path, lnt.keras.get_params(fresh))
-        lnt.keras.assign_params(fresh, restored)  # from here on fresh(x), predict, export
-    lnt.keras.assign_params(model, lnt.merge_params(state.trainable, frozen))
+        restored = lnt.restore_adapter(path, lnt.integrations.keras.get_params(fresh))
+        lnt.integrations.keras.assign_params(
+            fresh, restored
+        )  # from here on fresh(x), predict, export
+    lnt.integrations.keras.assign_params(model, lnt.merge_params(state.trainable, frozen))
     same = np.array_equal(jax.jit(fresh)(x), jax.jit(model)(x))
     print(f"restored into a fresh model: identical {same}")
 

@@ -77,7 +77,7 @@ def main():
     model = make_model()
     params = jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))  # the base, before training
     config = lnt.LNTuningConfig()  # or target_modules=["final_norm"], ...
-    marked = lnt.tunix.mark_trainable(model, config)
+    marked = lnt.integrations.tunix.mark_trainable(model, config)
     print("trains:", *marked)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def main():
         print(f"loss {measure_loss(model):.3f} after 10 steps")
 
         resumed = make_model()  # another process: mark it, and PeftTrainer finds its checkpoint
-        lnt.tunix.mark_trainable(resumed, config)
+        lnt.integrations.tunix.mark_trainable(resumed, config)
         trainer = train(resumed, folder, 30)
         print(f"loss {measure_loss(resumed):.3f} after {trainer.train_steps}")
 

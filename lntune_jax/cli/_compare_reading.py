@@ -94,7 +94,7 @@ def _read(directory: Path, path: Path, name_map: str | None) -> Norms:
 
 def _from_gguf(load: Callable[[str | None], Any], path: Path) -> Norms:
     """A GGUF file has names of its own: the model is loaded, and its tree names the leaves."""
-    from .._bank_sources import read_source
+    from ..bank.sources import read_source
     from ..models._merge_adapter import find_adapter, read_quantization
     from ..paths import flatten, join
     from ..selection.roles import NORM_ROLE

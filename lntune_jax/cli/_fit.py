@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from .._fingerprint import make_fingerprint
+from ..adapters.fingerprint import make_fingerprint
 from ._history import History
 from ._loader import make_item, open_loader
 from ._metrics import MetricsWriter

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from .._fingerprint import make_fingerprint
+from ..adapters.fingerprint import make_fingerprint
 from ._fit import Fitted
 from ._loader import Item, make_planner, open_loader
 from ._metrics import MetricsWriter

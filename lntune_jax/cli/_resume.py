@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._fingerprint import explain_difference, list_frozen
+from ..adapters.fingerprint import explain_difference, list_frozen
 from ..errors import ConfigError
 from ..selection.select import select_views
 from ._work import Work

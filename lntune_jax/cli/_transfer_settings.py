@@ -39,8 +39,8 @@ class ConvertSettings:
     name_map: Annotated[str | None, shown("none", "NAME")] = None
     """Table of names, for an adapter whose tree has other names than transformers."""
     leaf_names: LeafNames = "auto"
-    """How leaves are called, from PEFT to ours: flax as in lntune_jax.models, torch as in PyTorch
-    and lntune_jax.torchax; auto takes flax where lntune_jax.models has the architecture."""
+    """How leaves are called, from PEFT to ours: flax as in lntune_jax.models, torch as in PyTorch;
+    auto takes flax where lntune_jax.models has the architecture."""
     overwrite: bool = False
     """Replace the adapter in OUTPUT."""
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lntune_jax._adapter_metadata import read_metadata
-from lntune_jax._adapter_reading import Adapter, read_target
-from lntune_jax._fingerprint import QUANTIZED
-from lntune_jax._peft_files import WEIGHTS_FILE, read_directory, read_key
-from lntune_jax._peft_trainable import name_trainable
+from lntune_jax.adapters.fingerprint import QUANTIZED
+from lntune_jax.adapters.format import read_metadata
+from lntune_jax.adapters.reading import Adapter, read_target
 from lntune_jax.errors import AdapterError, DataError
 from lntune_jax.messages import list_names
 from lntune_jax.names.maps import get_name_map, take
+from lntune_jax.peft.files import WEIGHTS_FILE, read_directory, read_key
+from lntune_jax.peft.trainable import name_trainable
 from lntune_jax.selection.roles import NORM_ROLE
 from lntune_jax.storage.checksums import METADATA_FILE
 from lntune_jax.storage.json_files import read_json

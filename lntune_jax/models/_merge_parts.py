@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from lntune_jax._fingerprint import explain_difference, make_fingerprint
-from lntune_jax._peft_import import load_peft
-from lntune_jax._torch_names import find_place
+from lntune_jax.adapters.fingerprint import explain_difference, make_fingerprint
 from lntune_jax.errors import AdapterError, TreeError
 from lntune_jax.messages import list_names
+from lntune_jax.peft.load import load_peft
+from lntune_jax.peft.torch_names import find_place
 
 from ._merge_adapter import PEFT, Found, Tuned, find_adapter, read_adapter
 from ._merge_config import read_fields

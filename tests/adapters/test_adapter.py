@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 import lntune_jax as lnt
-from lntune_jax._adapter import load_adapter, restore_adapter, save_adapter
+from lntune_jax.adapters.store import load_adapter, restore_adapter, save_adapter
 from lntune_jax.errors import AdapterError
 from tests.support.adapters import CONFIG, assert_same_bits, make_params, tune
 from tests.support.devices import run_on_devices
@@ -246,7 +246,7 @@ _SHARDED = """
 import sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P, Mesh
 from tests.support.adapters import CONFIG, make_params, tune
-from lntune_jax._adapter import save_adapter, restore_adapter
+from lntune_jax.adapters.store import save_adapter, restore_adapter
 params, trainable, where = make_params(), tune(make_params()), sys.argv[1]
 def shard(rows, columns):
     devices = np.array(jax.devices()[: rows * columns]).reshape(rows, columns)

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax import _adapter_target
-from lntune_jax._adapter import load_adapter, save_adapter
-from lntune_jax._adapter_metadata import read_metadata
+from lntune_jax.adapters import target
+from lntune_jax.adapters.format import read_metadata
+from lntune_jax.adapters.store import load_adapter, save_adapter
 from lntune_jax.errors import AdapterError
 from lntune_jax.storage import directories as _files
 from tests.support.adapters import (
@@ -196,7 +196,7 @@ def test_a_target_replaced_while_it_is_looked_at(
             save(directory, 2)
         return metadata
 
-    monkeypatch.setattr(_adapter_target, "read_metadata", read_then_replace)
+    monkeypatch.setattr(target, "read_metadata", read_then_replace)
     save(tmp_path / "a", 3, overwrite=True)
     assert replaced
     assert load_number(tmp_path / "a") == 3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax._adapter import load_adapter, restore_adapter, save_adapter
+from lntune_jax.adapters.store import load_adapter, restore_adapter, save_adapter
 from lntune_jax.errors import AdapterError, SelectionError
 from tests.support.adapters import CONFIG, make_params, reseal, tune
 

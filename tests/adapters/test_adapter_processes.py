@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax._adapter import load_adapter, restore_adapter
+from lntune_jax.adapters.store import load_adapter, restore_adapter
 from lntune_jax.errors import AdapterError
 from tests.support.adapters import make_params, tune
 from tests.support.paths import ROOT
@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 sys.path.insert(0, tests)
 from tests.support.adapters import CONFIG, make_params, tune
 import lntune_jax as lnt
-from lntune_jax._adapter import load_adapter, restore_adapter, save_adapter
+from lntune_jax.adapters.store import load_adapter, restore_adapter, save_adapter
 mesh = Mesh(np.array(jax.devices()), ("x",))
 def spread(x):
     return jax.make_array_from_callback(x.shape, NamedSharding(mesh, P("x")), lambda i: x[i])

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 import lntune_jax as lnt
-from lntune_jax import _fingerprint_samples
-from lntune_jax._fingerprint import explain_difference, list_frozen, make_fingerprint
-from lntune_jax._fingerprint_samples import sample_leaf
+from lntune_jax.adapters import samples as fingerprint_samples
+from lntune_jax.adapters.fingerprint import explain_difference, list_frozen, make_fingerprint
+from lntune_jax.adapters.samples import sample_leaf
 from lntune_jax.selection.select import select_leaves
 
 
@@ -101,7 +101,7 @@ def test_only_a_few_elements_of_a_large_array_are_read() -> None:
 
 def test_elements_are_picked_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     array = np.random.default_rng(0).standard_normal((30, 40)).astype(ml_dtypes.bfloat16)
-    monkeypatch.setattr(_fingerprint_samples, "_is_on_host", lambda data: False)
+    monkeypatch.setattr(fingerprint_samples, "_is_on_host", lambda data: False)
     np.testing.assert_array_equal(sample_leaf("w", jnp.asarray(array)), sample_leaf("w", array))
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax._adapter_metadata import read_metadata
+from lntune_jax.adapters.format import read_metadata
 from lntune_jax.errors import AdapterError, SelectionError
 from tests.support.checkpoints import assert_same
 from tests.support.scanned import (

@@ -118,14 +118,15 @@ def test_what_may_be_replaced(tmp_path):
 
 
 def test_a_disk_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    from lntune_jax.bank import files as bank_files
+
     _, _, bank = make_small_bank()
     path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
-    from lntune_jax import _bank_files
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_bank_files, "write_arrays", fail)
+    monkeypatch.setattr(bank_files, "write_arrays", fail)
     with pytest.raises(AdapterError, match="No space left on device"):
         banks.save_bank(path, banks.remove_adapter(bank, "a"), base=PARAMS, overwrite=True)
     assert banks.load_bank(path, PARAMS).names == bank.names

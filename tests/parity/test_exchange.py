@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 import lntune_jax as lnt
-from lntune_jax.torchax import from_torch
+from lntune_jax.integrations.torchax import from_torch
 from tests.support.parity.exchange import (
     WEIGHTS,
     check_export,

@@ -8,7 +8,7 @@ import torch
 
 import lntune_jax as lnt
 from lntune_jax.errors import AdapterError, CopiedModuleWarning
-from lntune_jax.torchax import from_torch
+from lntune_jax.integrations.torchax import from_torch
 from tests.support.parity.architectures import MODELS
 from tests.support.parity.exchange import (
     build,

@@ -5,7 +5,7 @@ from safetensors.numpy import load_file
 
 import lntune_jax as lnt
 from lntune_jax.errors import AdapterError
-from lntune_jax.torchax import from_torch
+from lntune_jax.integrations.torchax import from_torch
 from tests.support.parity.exchange import (
     build,
     check_export,

@@ -1,4 +1,4 @@
-"""`lntune_jax.torchax` against PyTorch itself, on small models of ten families."""
+"""`lntune_jax.integrations.torchax` against PyTorch itself, on small models of ten families."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ import transformers
 
 import lntune_jax as lnt
 from lntune_jax.errors import FreshWeightsWarning, ModelError, TreeError
-from lntune_jax.torchax import TorchOutput, from_pretrained, from_torch
+from lntune_jax.integrations.torchax import TorchOutput, from_pretrained, from_torch
 from tests.support.parity.small_models import (
     BATCH,
     DECODER,
@@ -481,7 +481,7 @@ def test_a_torchax_that_does_not_fit_torch_is_explained(tmp_path):
     (tmp_path / "torchax" / "__init__.py").write_text("import torch\ntorch.ops.aten.prod.gone\n")
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import lntune_jax.torchax as bridge\n"
+        "import lntune_jax.integrations.torchax as bridge\n"
         "assert 'torch' not in sys.modules and 'torchax' not in sys.modules\n"
         "try: bridge.from_torch(None)\n"
         "except bridge.ModelError as error: print(error)\n"

@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import lntune_jax as lnt
-from lntune_jax._peft_config import make_peft_config
 from lntune_jax.errors import (
     AdapterError,
     ConfigError,
@@ -23,6 +22,7 @@ from lntune_jax.errors import (
     TreeError,
     UnmatchedPatternWarning,
 )
+from lntune_jax.peft.config import make_peft_config
 from tests.support import peft_files as files
 
 NORMS = lnt.LNTuningConfig()

@@ -7,7 +7,7 @@ from flax import nnx
 
 import lntune_jax as lnt
 from lntune_jax.errors import ConfigError, SelectionError
-from lntune_jax.tunix import mark_trainable
+from lntune_jax.integrations.tunix import mark_trainable
 
 CONFIG = lnt.LNTuningConfig()
 

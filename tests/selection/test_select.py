@@ -198,11 +198,14 @@ class TestInPlaceOfAConfig:
 
         model = Model()
         selection = lnt.select(model, lnt.LNTuningConfig(target_modules=["other"]))
-        own = lnt.nnx.make_filter(selection, model)
+        own = lnt.integrations.nnx.make_filter(selection, model)
         found = nnx.to_flat_state(nnx.state(model, own))
         assert {path[0] for path, _ in found} == {"other"}
-        assert lnt.nnx.make_optimizer(model, optax.sgd(0.1), selection).wrt == own
-        assert lnt.tunix.mark_trainable(model, selection) == ["other.bias", "other.scale"]
+        assert lnt.integrations.nnx.make_optimizer(model, optax.sgd(0.1), selection).wrt == own
+        assert lnt.integrations.tunix.mark_trainable(model, selection) == [
+            "other.bias",
+            "other.scale",
+        ]
 
     def test_training_goes_as_with_the_config(self):
         params, batch = make_params(), make_batch()
@@ -252,7 +255,7 @@ class TestRefusals:
             lambda: lnt.make_optimizer(optax.sgd(0.1), wrong or {}),
             lambda: lnt.save_adapter("never", {}, wrong, base=tree),
             lambda: lnt.export_peft("never", {"ln.scale": jnp.ones(4)}, wrong),
-            lambda: lnt.nnx.make_filter(wrong, nnx.LayerNorm(2, rngs=nnx.Rngs(0))),
+            lambda: lnt.integrations.nnx.make_filter(wrong, nnx.LayerNorm(2, rngs=nnx.Rngs(0))),
         ):
             with pytest.raises(ConfigError, match="an LNTuningConfig or the Selection"):
                 function()
@@ -329,7 +332,7 @@ def test_a_filter_takes_a_param_that_holds_a_dict():
 
     model, config = Model(), lnt.LNTuningConfig(modules_to_save=["head"])
     assert {"head.kernel", "head.bias"} <= lnt.partition_params(model, config).trainable.keys()
-    found = nnx.to_flat_state(nnx.state(model, lnt.nnx.make_filter(config, model)))
+    found = nnx.to_flat_state(nnx.state(model, lnt.integrations.nnx.make_filter(config, model)))
     assert {path[0] for path, _ in found} == {"head", "norm"}
 
 

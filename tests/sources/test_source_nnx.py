@@ -60,7 +60,7 @@ def loss_fn(model):
 
 def test_the_filter_is_what_partition_params_selects():
     model = Model()
-    chosen = lnt.nnx.make_filter(CONFIG, model)
+    chosen = lnt.integrations.nnx.make_filter(CONFIG, model)
     expected = list_norms(model) | {"last_norm.weight"}
     assert len(expected) == 5  # first: 2, query_ln and key_ln: 1 each, last_norm: 1
     assert list_paths(nnx.state(model, chosen)) == expected
@@ -83,7 +83,7 @@ def test_the_filter_is_what_partition_params_selects():
 )
 def test_they_agree_for_every_config(config):
     model = Model()
-    found = list_paths(nnx.state(model, lnt.nnx.make_filter(config, model)))
+    found = list_paths(nnx.state(model, lnt.integrations.nnx.make_filter(config, model)))
     assert found == set(lnt.partition_params(model, config).trainable)
 
 
@@ -93,19 +93,19 @@ def test_by_names_where_there_is_a_state_alone():
     config = lnt.LNTuningConfig(
         target_modules=[".*query_ln", "last_norm"], exclude_modules=["first"]
     )
-    chosen = lnt.nnx.make_filter(config, state)
+    chosen = lnt.integrations.nnx.make_filter(config, state)
     assert list_paths(nnx.state(model, chosen)) == set(
         lnt.partition_params(state, config).trainable
     )
-    typed = lnt.nnx.make_filter(CONFIG, state, norms=lnt.norm_modules(model))
+    typed = lnt.integrations.nnx.make_filter(CONFIG, state, norms=lnt.norm_modules(model))
     assert list_paths(nnx.state(model, typed)) == list_norms(model)
 
 
 def test_an_abstract_model_gives_the_same_filter():
     abstract = nnx.eval_shape(Model)
-    chosen = lnt.nnx.make_filter(CONFIG, abstract)
-    assert chosen == lnt.nnx.make_filter(CONFIG, Model())
-    assert hash(chosen) == hash(lnt.nnx.make_filter(CONFIG, Model(3)))
+    chosen = lnt.integrations.nnx.make_filter(CONFIG, abstract)
+    assert chosen == lnt.integrations.nnx.make_filter(CONFIG, Model())
+    assert hash(chosen) == hash(lnt.integrations.nnx.make_filter(CONFIG, Model(3)))
 
 
 def train(model, optimizer, steps=12):
@@ -123,7 +123,7 @@ def test_nnx_s_own_optimizer_moves_norms_alone():
     model = Model()
     model.eval()  # statistics and random state are read, not written
     before = read_arrays(nnx.state(model))
-    optimizer = lnt.nnx.make_optimizer(model, relax(optax.adam(3e-2)), CONFIG)
+    optimizer = lnt.integrations.nnx.make_optimizer(model, relax(optax.adam(3e-2)), CONFIG)
     losses = train(model, optimizer)
     assert losses[-1] < 0.95 * losses[0]
     chosen = nnx.state(model, optimizer.wrt)
@@ -136,7 +136,7 @@ def test_nnx_s_own_optimizer_moves_norms_alone():
 def test_statistics_and_random_state_are_the_model_s_own():
     """In training mode the model writes them itself; neither half's update touches them."""
     model, other = Model(), Model()
-    optimizer = lnt.nnx.make_optimizer(model, relax(optax.sgd(0.0)), CONFIG)
+    optimizer = lnt.integrations.nnx.make_optimizer(model, relax(optax.sgd(0.0)), CONFIG)
     train(model, optimizer, steps=2)
     forward = nnx.jit(loss_fn)
     for _ in range(2):
@@ -178,7 +178,7 @@ def test_a_state_is_updated_in_place(tmp_path):
 
     check_source(tmp_path, state, nnx.state(make_evaluated()), loss, apply, CONFIG, norms=norms)
     fresh = make_evaluated()
-    chosen = lnt.nnx.make_filter(CONFIG, state, norms=norms)
+    chosen = lnt.integrations.nnx.make_filter(CONFIG, state, norms=norms)
     nnx.update(fresh, lnt.restore_adapter(tmp_path / "adapter", nnx.state(fresh)))
     assert_moved_only(
         read_arrays(state), read_arrays(nnx.state(fresh)), read_arrays(nnx.state(fresh, chosen))
@@ -188,13 +188,15 @@ def test_a_state_is_updated_in_place(tmp_path):
 def test_what_is_no_model_is_refused():
     for wrong in ({"ln": {"scale": jnp.ones(2)}}, None, nnx.LayerNorm):
         with pytest.raises(TreeError, match=r"needs an nnx\.Module or its nnx\.State, not"):
-            lnt.nnx.make_filter(CONFIG, wrong)
+            lnt.integrations.nnx.make_filter(CONFIG, wrong)
     with pytest.raises(TreeError, match=r"make_optimizer needs an nnx\.Module, not State"):
-        lnt.nnx.make_optimizer(nnx.state(Model()), optax.sgd(1.0), CONFIG)
+        lnt.integrations.nnx.make_optimizer(nnx.state(Model()), optax.sgd(1.0), CONFIG)
     with pytest.raises(ConfigError, match="inference_mode"):
-        lnt.nnx.make_optimizer(Model(), optax.sgd(1.0), CONFIG.replace(inference_mode=True))
+        lnt.integrations.nnx.make_optimizer(
+            Model(), optax.sgd(1.0), CONFIG.replace(inference_mode=True)
+        )
     with pytest.raises(SelectionError, match="nothing trains"):
-        lnt.nnx.make_filter(CONFIG, nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+        lnt.integrations.nnx.make_filter(CONFIG, nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
 
 
 def test_the_page(tmp_path, monkeypatch):

@@ -21,9 +21,9 @@ def test_a_bfloat16_model_keeps_small_steps():
     def loss(model):
         return model.layers[0].scale[...].astype(jnp.float32).sum()
 
-    chosen = lnt.nnx.make_filter(CONFIG, model)
+    chosen = lnt.integrations.nnx.make_filter(CONFIG, model)
     plain = nnx.Optimizer(model, optax.sgd(1e-4), wrt=chosen)
-    ours = lnt.nnx.make_optimizer(model, optax.sgd(1e-4), CONFIG)
+    ours = lnt.integrations.nnx.make_optimizer(model, optax.sgd(1e-4), CONFIG)
     for optimizer, moved in ((plain, False), (ours, True)):
 
         @nnx.jit
@@ -45,7 +45,7 @@ def test_a_norm_that_modules_share(tmp_path):
 
     model = Shared()
     for name in (None, ["again"], ["last"]):
-        chosen = lnt.nnx.make_filter(lnt.LNTuningConfig(target_modules=name), model)
+        chosen = lnt.integrations.nnx.make_filter(lnt.LNTuningConfig(target_modules=name), model)
         assert list_paths(nnx.state(model, chosen)) == {"again.scale", "again.bias"}, name
     state, norms = nnx.state(model), lnt.norm_modules(model)
     trainable, _ = lnt.partition_params(state, CONFIG, norms=norms)
@@ -92,7 +92,7 @@ def test_scanned_layers(tmp_path):
     model.eval()
     before = read_arrays(nnx.state(model))
     expected = {"layers.first.scale", "end.scale", "end.bias"}
-    optimizer = lnt.nnx.make_optimizer(model, relax(optax.adam(3e-2)), CONFIG)
+    optimizer = lnt.integrations.nnx.make_optimizer(model, relax(optax.adam(3e-2)), CONFIG)
     assert list_paths(nnx.state(model, optimizer.wrt)) == expected == list_norms(model)
     assert model.layers.first.scale.shape == (3, 6)
 

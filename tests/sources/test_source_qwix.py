@@ -85,7 +85,7 @@ def test_an_nnx_model(tmp_path, kind):
     )
     assert paths == LEAVES
     assert set(lnt.partition_params(model, CONFIG).trainable) == set(LEAVES)
-    chosen = nnx.to_flat_state(nnx.state(model, lnt.nnx.make_filter(CONFIG, model)))
+    chosen = nnx.to_flat_state(nnx.state(model, lnt.integrations.nnx.make_filter(CONFIG, model)))
     assert sorted(".".join(map(str, path)) for path, _ in chosen) == LEAVES
 
 

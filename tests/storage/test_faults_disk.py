@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax._adapter_metadata import _render
+from lntune_jax.adapters.format import _render
 from lntune_jax.errors import AdapterError
 from tests.support.directories import CONFIG, KINDS, PARAMS, SIZE, leaves
 

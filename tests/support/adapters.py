@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 import lntune_jax as lnt
-from lntune_jax._adapter import save_adapter
-from lntune_jax._adapter_metadata import _render
+from lntune_jax.adapters.format import _render
+from lntune_jax.adapters.store import save_adapter
 
 CONFIG = lnt.LNTuningConfig()
 

@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file
 
 import lntune_jax as lnt
-from lntune_jax.torchax import TorchModel
+from lntune_jax.integrations.torchax import TorchModel
 from tests.support.parity.small_models import as_tensors
 
 WEIGHTS = "adapter_model.safetensors"

@@ -12,7 +12,7 @@ import optax
 import torch
 
 import lntune_jax as lnt
-from lntune_jax.torchax import from_torch
+from lntune_jax.integrations.torchax import from_torch
 from tests.support.parity.exchange import wrap
 from tests.support.parity.small_models import VOCABULARY, as_tensors, make
 from tests.support.parity.training import get_values, run_peft

@@ -14,7 +14,7 @@ import peft
 import torch
 
 import lntune_jax as lnt
-from lntune_jax.torchax import TorchModel, from_torch
+from lntune_jax.integrations.torchax import TorchModel, from_torch
 from tests.support.parity.exchange import wrap
 from tests.support.parity.small_models import as_tensors, make, make_batch
 from tests.support.small import relax

@@ -1,0 +1,106 @@
+"""Whether the leaves to be saved are those that the config trains, and are sound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import AdapterError
+from ..messages import list_names
+from ..partition import Placeholder, is_placeholder
+from ..paths import get_shape
+
+_LONGEST_PATH = 4096  # bytes; Orbax's store has a limit too
+
+
+def fill_placeholders(base: Any) -> tuple[Any, dict[str, Placeholder]]:
+    """The whole tree of a base that may be a frozen half, and its placeholders by leaf path.
+
+    A placeholder becomes a `jax.ShapeDtypeStruct`, from which the config selects as from the leaf.
+
+    Example:
+        >>> fill_placeholders({"scale": Placeholder("scale", (4,), "float32")})[0]
+        {'scale': ShapeDtypeStruct(shape=(4,), dtype=float32)}
+    """
+    leaves, treedef = jax.tree_util.tree_flatten(base, is_leaf=is_placeholder)
+    placeholders = {leaf.path: leaf for leaf in leaves if is_placeholder(leaf)}
+    if not placeholders:
+        return base, {}
+    filled = [jax.ShapeDtypeStruct(x.shape, x.dtype) if is_placeholder(x) else x for x in leaves]
+    return treedef.unflatten(filled), placeholders
+
+
+def check_trainable(
+    trainable: Any, expected: Mapping[str, Any], placeholders: Mapping[str, Placeholder]
+) -> None:
+    """Compares the paths, shapes and kinds of the leaves with those selected in the base.
+
+    Raises:
+        AdapterError: lists what is missing, unexpected, or otherwise.
+    """
+    if not isinstance(trainable, Mapping):
+        raise AdapterError(
+            f"trainable must be a dict of leaf paths, not {type(trainable).__name__}: pass the "
+            "first half that partition_params returned"
+        )
+    if placeholders and placeholders.keys() != expected.keys():
+        others = sorted(placeholders.keys() ^ expected.keys())
+        raise AdapterError(
+            f"base is the frozen half of another config: its placeholders and what config selects "
+            f"differ at {list_names(others)}. Pass the config (and norms) given to partition_params"
+        )
+    missing = [name for name in expected if name not in trainable]
+    unexpected = [str(name) for name in trainable if name not in expected]
+    wrong = [f"missing from trainable: {list_names(missing)}"] if missing else []
+    wrong += [f"not selected by the config in base: {list_names(unexpected)}"] if unexpected else []
+    for name in expected:
+        wrong += _check_leaf(name, trainable[name], expected[name]) if name in trainable else []
+    if wrong:
+        raise AdapterError(
+            f"trainable does not fit base and config: {list_names(wrong, str)}. Pass the trainable "
+            "half of partition_params(base, config), or that half after training"
+        )
+
+
+def check_values(arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuses values that are not finite.
+
+    Raises:
+        AdapterError: lists the leaves.
+    """
+    broken = []
+    for name, array in arrays.items():
+        count = int(array.size - np.isfinite(array).sum())
+        if count:
+            broken.append(f"{name!r} ({count:,} of {array.size:,} values)")
+    if broken:
+        raise AdapterError(
+            f"trainable holds values that are not finite, in {list_names(broken, str)}: training "
+            "has diverged. Save an earlier state; numpy.isfinite shows which values"
+        )
+
+
+def _check_leaf(name: str, value: Any, expected: Any) -> list[str]:
+    shape = get_shape(value)
+    if shape is None:
+        return [f"{name!r} is a {type(value).__name__}, not an array"]
+    if tuple(shape) != tuple(expected.shape):
+        return [f"{name!r} has shape {tuple(shape)}, expected {tuple(expected.shape)}"]
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return [f"{name!r} has dtype {value.dtype}, expected a floating one"]
+    if 0 in shape:
+        return [f"{name!r} has shape {tuple(shape)}, with no elements to save"]
+    if not _can_store(name):
+        return [f"{name[:80]!r} is no path that can be stored (over 4096 bytes, or not Unicode)"]
+    return []
+
+
+def _can_store(name: str) -> bool:
+    try:
+        return len(name.encode("utf-8")) <= _LONGEST_PATH
+    except UnicodeEncodeError:
+        return False

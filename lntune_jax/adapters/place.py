@@ -1,0 +1,153 @@
+"""Putting saved leaves into a tree: whether each has its place there, and on which devices.
+
+A leaf takes the sharding, the device or the host of the leaf it replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ..config import LNTuningConfig
+from ..errors import AdapterError, SelectionError, TreeError
+from ..messages import list_names
+from ..names.layers import list_parts, view
+from ..names.maps import NameMap, get_name_map
+from ..paths import flatten, get_shape, join
+from ..selection.roles import RoledTree
+from ..selection.select import Views, select_views
+from .checks import fill_placeholders
+
+
+def check_place(
+    directory: Path,
+    params: Any,
+    adapter: tuple[Mapping[str, Any], LNTuningConfig],
+    norms: Any,
+    name_map: str | NameMap | None = None,
+) -> Views:
+    """Compares the leaves of an adapter with those that its config selects in `params`.
+
+    Raises:
+        AdapterError: lists what is missing, unexpected, or of another shape or kind.
+    """
+    trainable, config = adapter
+    if fill_placeholders(params)[1]:
+        raise AdapterError(
+            "params is the frozen half of partition_params: pass the whole tree, or "
+            "call merge_params(load_adapter(path).trainable, frozen)"
+        )
+    present = _list_named(directory, params, name_map)
+    absent = [name for name in trainable if name not in present]
+    wrong = [f"params lacks {list_names(absent)}"] if absent else []
+    for name, value in trainable.items():
+        wrong += compare_leaf(name, value, present[name]) if name in present else []
+    if wrong:
+        raise _explain(directory, wrong)
+    views = _select(directory, params, config, norms, name_map)
+    selected = list(views.named.list_trainable())
+    missing = [name for name in selected if name not in trainable]
+    if missing:
+        raise _explain(
+            directory, [f"the config selects {list_names(missing)}, which the adapter lacks"]
+        )
+    unexpected = [name for name in trainable if name not in set(selected)]
+    if unexpected:
+        raise _explain(
+            directory, [f"the adapter holds {list_names(unexpected)}, not selected by its config"]
+        )
+    return views
+
+
+def place_leaves(selection: RoledTree, trainable: Mapping[str, np.ndarray], cast: bool) -> Any:
+    """The tree of `selection`, with the leaves of `trainable` in place of its own.
+
+    Raises:
+        AdapterError: a value is too large for the base's dtype, or JAX has the dtype turned off.
+    """
+    leaves = []
+    for leaf in selection.leaves:
+        name = join(leaf.path)
+        value = trainable.get(name) if leaf.is_parameter else None
+        leaves.append(leaf.value if value is None else _place(name, value, leaf.value, cast))
+    return selection.treedef.unflatten(leaves)
+
+
+def compare_leaf(name: str, value: np.ndarray, place: Any) -> list[str]:
+    """What keeps a saved leaf from the place of one of the tree: nothing, or one sentence."""
+    shape = get_shape(place)
+    if isinstance(getattr(place, "whole", place), Tracer):
+        return [f"{name!r} is being traced in params: call this outside jax.jit"]
+    if shape is None:
+        return [f"{name!r} is a {type(place).__name__} in params, not an array"]
+    if tuple(shape) != value.shape:
+        return [f"{name!r} has shape {tuple(shape)} in params, {value.shape} in the adapter"]
+    kind = jnp.floating if jnp.issubdtype(value.dtype, jnp.floating) else jnp.complexfloating
+    if not jnp.issubdtype(place.dtype, kind):
+        return [f"{name!r} has dtype {place.dtype} in params, {value.dtype} in the adapter"]
+    return []
+
+
+def _list_named(directory: Path, params: Any, name_map: str | NameMap | None) -> dict[str, Any]:
+    """The leaves by the names under which an adapter keeps them."""
+    leaves, known = flatten(params)[0], get_name_map(name_map)
+    if known is not None:
+        try:
+            parts = list_parts(leaves, known)
+        except TreeError as error:
+            raise _explain(directory, [str(error)]) from error
+        leaves = [part for leaf in leaves for part in view(leaf, parts[join(leaf.path)])]
+    return {join(leaf.path): leaf.value for leaf in leaves}
+
+
+def _select(
+    directory: Path,
+    params: Any,
+    config: LNTuningConfig,
+    norms: Iterable[str] | None,
+    name_map: str | NameMap | None,
+) -> Views:
+    try:
+        return select_views(params, config, None, name_map, named_norms=norms, warn=False)
+    except SelectionError as error:
+        raise _explain(directory, [str(error)]) from error
+
+
+def _explain(directory: Path, wrong: list[str]) -> AdapterError:
+    return AdapterError(
+        f"the adapter {directory} does not fit params: {list_names(wrong, str)}. Pass the tree of "
+        "the base it was trained on, with the same names of modules; where one leaf of params "
+        "holds all layers, pass name_map too (model.name_map of a scanned model)"
+    )
+
+
+def _place(name: str, value: np.ndarray, place: Any, cast: bool) -> Any:
+    value = _cast(name, value, place.dtype) if cast else value
+    if not isinstance(place, jax.Array | jax.ShapeDtypeStruct):
+        return value
+    if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
+        raise AdapterError(
+            f"the leaf {name!r} is {value.dtype}, which JAX has turned off: pass cast=True, or "
+            "call jax.config.update('jax_enable_x64', True)"
+        )
+    sharding = place.sharding
+    if sharding is None or (isinstance(place, jax.Array) and not place.committed):
+        return jnp.asarray(value)  # as free to move as the leaf it replaces
+    return jax.device_put(value, sharding)
+
+
+def _cast(name: str, value: np.ndarray, dtype: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        narrow = value.astype(dtype)
+    if not np.isfinite(narrow).all():
+        raise AdapterError(
+            f"the leaf {name!r} holds values too large for {np.dtype(dtype)}, the dtype of params: "
+            "pass cast=False, or params in a wider dtype"
+        )
+    return narrow

@@ -1,0 +1,213 @@
+"""Adapter directories: the trainable leaves, the config and checksums, never the base's weights.
+
+Saving writes all or nothing; reading accepts exactly what was saved, on exactly the base it was
+trained on, and says which path or file is otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import CONFIG_FILE, LNTuningConfig
+from ..errors import AdapterError
+from ..names.layers import join_arrays, split_arrays
+from ..names.rules import NameMap
+from ..selection.select import Views, select_views
+from ..selection.selection import Selection, get_config
+from ..storage.arrays import to_numpy, write_arrays
+from ..storage.checksums import describe_files
+from ..storage.directories import resolve_path, write_directory
+from .checks import check_trainable, check_values, fill_placeholders
+from .fingerprint import explain_difference, list_frozen, make_fingerprint
+from .format import Metadata, describe_leaf, write_metadata
+from .place import check_place, place_leaves
+from .processes import write_on_first_process
+from .reading import ARRAYS_DIRECTORY, read_directory, read_target
+from .reading import Adapter as Adapter
+from .target import check_target
+
+
+def save_adapter(
+    path: str | os.PathLike[str],
+    trainable: Mapping[str, Any],
+    config: LNTuningConfig | Selection,
+    *,
+    base: Any,
+    overwrite: bool = False,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
+) -> Path:
+    """Writes the trainable leaves and the config into one directory, whole or not at all.
+
+    In a run of several processes each must call this, on a shared disk; the first one writes.
+
+    Args:
+        path: the directory to make. Its parents are made too.
+        trainable: `{leaf path: array}`, as `partition_params` gave it or after training.
+        config: the config that `partition_params` was given, or the `Selection`.
+        base: the parameters that were tuned, or the frozen half of `partition_params`. Only a
+            fingerprint of it is saved.
+        overwrite: whether an adapter that is there is replaced. It is never lost on the way, and
+            nothing else than an adapter is ever replaced.
+        norms: as given to `partition_params`, if it was.
+        name_map: for trees whose layers are stacked: each layer is saved as a leaf of its own,
+            under the path of transformers' module (`model.name_map`, or the name of a table), so
+            that the adapter fits the model whose layers are not stacked, and its fingerprint is
+            that model's. The patterns of `config` are for these names.
+
+    Returns:
+        The absolute path of the directory.
+
+    Raises:
+        AdapterError: the path exists, the leaves are not those that the config selects in `base`,
+            a value is not finite, or the file system refuses. Nothing has changed then.
+        SelectionError: the config selects nothing in `base`.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln_1": {"scale": jnp.ones(4)}, "fc": {"kernel": jnp.ones((4, 4))}}
+        >>> config = lnt.LNTuningConfig()
+        >>> trainable, frozen = lnt.partition_params(params, config)
+        >>> path = save_adapter(tempfile.mkdtemp() + "/adapter", trainable, config, base=params)
+        >>> sorted(entry.name for entry in path.iterdir())
+        ['adapter_config.json', 'arrays', 'lntune.json']
+    """
+    target = resolve_path(path, error=AdapterError)
+    norms = [norms] if isinstance(norms, str) else norms
+    norms = None if norms is None else [_join_module(module) for module in norms]
+    params, placeholders = fill_placeholders(base)
+    views = select_views(params, config, norms, name_map, warn=False)
+    if isinstance(config, Selection) and config.norms is not None:
+        norms = list(config.norms)
+    config = get_config(config)
+    expected = views.tree.list_trainable()
+    check_trainable(trainable, expected, placeholders)
+    arrays = {name: to_numpy(name, trainable[name]) for name in expected}
+    check_values(arrays)
+    dtypes = {name: leaf.dtype for name, leaf in views.named.list_trainable().items()}
+    if views.parts is not None:
+        arrays = split_arrays(arrays, views.parts)
+        norms = None if norms is None else views.norms
+    leaves = {name: describe_leaf(arrays[name], dtypes[name]) for name in arrays}
+    fingerprint = make_fingerprint(list_frozen(views.named))
+
+    def fill(new: Path) -> None:
+        (new / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        write_arrays(new / ARRAYS_DIRECTORY, arrays)
+        write_metadata(new, Metadata(leaves, describe_files(new), fingerprint, norms))
+        read_directory(new)  # what cannot be read back is not put in place
+
+    def write() -> None:
+        check_target(target, overwrite)
+        write_directory(target, fill, overwrite=overwrite, error=AdapterError)
+
+    write_on_first_process(write)
+    return target
+
+
+def load_adapter(path: str | os.PathLike[str]) -> Adapter:
+    """Reads an adapter directory, verifying all of it.
+
+    Args:
+        path: the directory that `save_adapter` wrote.
+
+    Returns:
+        An `Adapter(trainable, config)`; the leaves are numpy arrays in the dtype they trained in.
+
+    Raises:
+        AdapterError: the directory is absent, unfinished, of a later version, or not bit for bit
+            what was saved.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln_1": {"scale": jnp.ones(2)}}
+        >>> trainable, _ = lnt.partition_params(params, lnt.LNTuningConfig())
+        >>> path = tempfile.mkdtemp() + "/adapter"
+        >>> _ = save_adapter(path, trainable, lnt.LNTuningConfig(), base=params)
+        >>> load_adapter(path).trainable
+        {'ln_1.scale': array([1., 1.], dtype=float32)}
+    """
+    return read_target(resolve_path(path, error=AdapterError))[1]
+
+
+def restore_adapter(
+    path: str | os.PathLike[str],
+    params: Any,
+    *,
+    cast: bool = True,
+    name_map: str | NameMap | None = None,
+) -> Any:
+    """Puts a saved adapter into the base it was trained on.
+
+    In a run of several processes each must call this.
+
+    Args:
+        path: the directory that `save_adapter` wrote.
+        params: the base: any pytree of arrays, numpy arrays or `jax.ShapeDtypeStruct`, in any
+            container and sharding, in the precision of training or another.
+        cast: whether the leaves take the dtype of the base; False keeps the one they trained in.
+        name_map: for trees whose layers are stacked: under which names the layers were saved, as
+            in `save_adapter`.
+
+    Returns:
+        A tree like `params`, its frozen leaves the same objects. A leaf of the adapter takes the
+        sharding of the leaf it replaces; where that is a numpy array it is one too; where it is a
+        `jax.ShapeDtypeStruct` it is an array, and frozen leaves stay abstract.
+
+    Raises:
+        AdapterError: as for `load_adapter`; or the leaves or shapes are others than those the
+            config selects in `params`; or `params` is another base.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln_1": {"scale": jnp.ones(2)}, "fc": {"kernel": jnp.ones((2, 2))}}
+        >>> trainable, _ = lnt.partition_params(params, lnt.LNTuningConfig())
+        >>> path = tempfile.mkdtemp() + "/adapter"
+        >>> tuned = {"ln_1.scale": trainable["ln_1.scale"] * 3}
+        >>> _ = save_adapter(path, tuned, lnt.LNTuningConfig(), base=params)
+        >>> restore_adapter(path, params)["ln_1"]["scale"].tolist()
+        [3.0, 3.0]
+    """
+    adapter, views = read_fitting(path, params, name_map)
+    found = adapter.trainable
+    found = found if views.parts is None else join_arrays(found, views.parts)
+    return place_leaves(views.tree, found, cast)
+
+
+def read_fitting(
+    path: str | os.PathLike[str], params: Any, name_map: str | NameMap | None = None
+) -> tuple[Adapter, Views]:
+    """Reads an adapter directory that fits `params`, its base; and gives the leaves of `params`.
+
+    Raises:
+        AdapterError: as for `restore_adapter`.
+    """
+    directory, adapter, metadata = read_target(resolve_path(path, error=AdapterError))
+    views = check_place(directory, params, adapter, metadata.norms, name_map)
+    difference = explain_difference(metadata.base, list_frozen(views.named))
+    if difference:
+        raise AdapterError(_explain_other_base(directory, adapter.config, difference))
+    return adapter, views
+
+
+def _join_module(module: str | Iterable[str]) -> str:
+    return module if isinstance(module, str) else ".".join(module)
+
+
+def _explain_other_base(directory: Path, config: LNTuningConfig, difference: str) -> str:
+    named = config.base_model_name_or_path or config.model_type
+    trained_on = f" (trained on {named})" if named else ""
+    return (
+        f"the adapter {directory}{trained_on} was trained on another base than params: "
+        f"{difference}. Pass the base it was trained on; to use the leaves all the same, call "
+        "merge_params(load_adapter(path).trainable, frozen)"
+    )

@@ -1,0 +1,137 @@
+"""What an adapter for a bank may be given as: an `Adapter`, a dict of leaves, or a directory.
+
+A directory is ours or PEFT's, told by its files, and is read strictly against the base.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..adapters.reading import Adapter
+from ..adapters.store import read_fitting
+from ..config import LNTuningConfig
+from ..errors import AdapterError
+from ..names.layers import join_arrays
+from ..names.maps import NameMap
+from ..paths import join
+from ..peft.files import WEIGHTS_FILE
+from ..peft.load import load_peft
+from ..selection.norms import find_norms
+from ..storage.checksums import METADATA_FILE
+from ..storage.directories import resolve_path
+
+Source: TypeAlias = "Adapter | Mapping[str, Any] | str | os.PathLike[str]"
+
+
+def read_source(
+    source: Source,
+    params: Any,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
+) -> Adapter | Mapping[str, Any]:
+    """Reads a directory; anything else is returned as it is.
+
+    Raises:
+        AdapterError: the directory is no adapter, does not fit `params`, or `params` is None.
+
+    Example:
+        >>> read_source({"ln.scale": 1.0}, None)
+        {'ln.scale': 1.0}
+    """
+    if not isinstance(source, str | os.PathLike):
+        return source
+    if params is None:
+        raise AdapterError(
+            f"{str(source)!r} is the path of an adapter, which is checked against its base: pass "
+            "params=, the base's tree"
+        )
+    directory = resolve_path(source, error=AdapterError)
+    is_ours, is_peft = ((directory / name).is_file() for name in (METADATA_FILE, WEIGHTS_FILE))
+    if is_ours and is_peft:
+        raise AdapterError(
+            f"{directory} holds {METADATA_FILE} and {WEIGHTS_FILE}, two adapters: move one of them "
+            "into a directory of its own"
+        )
+    if is_peft or _holds_config_only(directory):
+        adapter = load_peft(directory, params, norms=norms, name_map=name_map)
+        if name_map is None:
+            return adapter
+        # Its patterns are for the tree's own paths; these are for the names of layers too.
+        both = select_paths(adapter.trainable, adapter.trainable)
+        targets, saved = both.target_modules, both.modules_to_save
+        config = adapter.config.replace(
+            target_modules=targets, modules_to_save=saved, exclude_modules=None
+        )
+        return adapter._replace(config=config)
+    adapter, views = read_fitting(directory, params, name_map)
+    if views.parts is None:
+        return adapter
+    return adapter._replace(trainable=join_arrays(adapter.trainable, views.parts))
+
+
+def describe_source(adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, Any]) -> Adapter:
+    """The adapter with its config; a dict gets one that selects its leaves.
+
+    Args:
+        adapter: what `read_source` gave.
+        leaves: for each leaf path, an array of the shape that the base has there.
+    """
+    if isinstance(adapter, Adapter):
+        return adapter
+    if not isinstance(adapter, Mapping):
+        raise AdapterError(
+            "an adapter must be an Adapter, a dict of leaf paths or a path, not "
+            f"{type(adapter).__name__}"
+        )
+    return Adapter(dict(adapter), select_paths(adapter, leaves))
+
+
+def select_paths(paths: Iterable[str], leaves: Mapping[str, Any]) -> LNTuningConfig:
+    r"""A config that selects exactly these leaves: vectors and norms as norms, other modules whole.
+
+    What may hold several layers is written so that its parts, which have the layer's number
+    within their names, match too: the leaves can be saved with the name map of a scanned model.
+
+    Args:
+        paths: of the leaves.
+        leaves: for each leaf path, an array of the base's shape; together they tell the norms.
+
+    Example:
+        >>> import numpy as np
+        >>> select_paths(["scale"], {"scale": np.ones(2)}).target_modules
+        ('scale',)
+        >>> stacked = {"norm.scale": np.ones((3, 2))}
+        >>> print(*select_paths(stacked, stacked).target_modules)
+        norm(\.\d+)?\.scale
+    """
+    listed = list(paths)
+    norms = {join(module) for module in find_norms(dict(leaves))}
+    axes_of = {path: leaf.ndim for path in listed if (leaf := leaves.get(path)) is not None}
+    saved: dict[str, int] = {}
+    for path, axes in axes_of.items():
+        module = path.rpartition(".")[0]
+        if axes > 1 and module not in norms:
+            saved[module] = max(axes, saved.get(module, 0))
+    others = [path for path in listed if path.rpartition(".")[0] not in saved]
+    targets = [_with_layers(path) if axes_of.get(path, 1) > 1 else path for path in others]
+    modules = [_with_layers(name) if axes > 2 else name for name, axes in saved.items()]
+    return LNTuningConfig(
+        target_modules=tuple(targets),  # paths of leaves: each matches itself alone
+        modules_to_save=tuple(modules) or None,
+    )
+
+
+def _with_layers(path: str) -> str:
+    """An expression for a path and for the same one with a number after any of its segments."""
+    return r"(\.\d+)?\.".join(map(re.escape, path.split(".")))
+
+
+def _holds_config_only(directory: Path) -> bool:
+    """PEFT's pickles and unfinished directories: its reader says best what is wrong with them."""
+    return (directory / "adapter_config.json").is_file() and not (
+        directory / METADATA_FILE
+    ).is_file()

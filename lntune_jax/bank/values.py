@@ -1,0 +1,97 @@
+"""Whether an adapter fits the rows of a bank: its name, its leaves, their shapes and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import AdapterError
+from ..messages import list_names, shorten
+from ..paths import get_shape
+from ..storage.arrays import to_numpy
+
+BASE = "base"
+
+
+def check_name(name: Any) -> str:
+    """Gives a name that an adapter may have.
+
+    Raises:
+        AdapterError: it is no string, empty, or the base's.
+
+    Example:
+        >>> check_name("french")
+        'french'
+    """
+    if not isinstance(name, str) or not name:
+        raise AdapterError(
+            f"an adapter's name must be a string with letters, not {shorten(repr(name))}"
+        )
+    if name == BASE:
+        raise AdapterError(f"the name {BASE!r} is that of row 0, the base itself: use another one")
+    return name
+
+
+def get_trainable(adapter: Any) -> Mapping[str, Any]:
+    """The leaves of an `Adapter`, or of a dict of leaves.
+
+    Raises:
+        AdapterError: it is neither, or holds none.
+    """
+    trainable = getattr(adapter, "trainable", adapter)
+    if not isinstance(trainable, Mapping) or not trainable:
+        raise AdapterError(
+            "an adapter must be an Adapter, a dict of leaf paths or a path, and hold a leaf; found "
+            f"{trainable!r:.80}"
+        )
+    return trainable
+
+
+def fit_values(name: str, adapter: Any, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """An adapter's values in the dtypes of a bank.
+
+    Args:
+        name: for messages.
+        adapter: an `Adapter`, or `{leaf path: array}`.
+        leaves: for each leaf path, an array of the row's shape and dtype.
+
+    Raises:
+        AdapterError: a leaf has no place, another shape, no floating dtype, or a value that is
+            not finite or too large for the bank's dtype; the message lists them.
+    """
+    trainable = get_trainable(adapter)
+    absent = [path for path in trainable if path not in leaves]
+    if absent:
+        raise AdapterError(
+            f"the adapter {name!r} tunes {list_names(absent)}, for which the bank has no rows: "
+            "pass params=, the base's tree, whose values then stand in the other rows"
+        )
+    wrong = [text for path in trainable for text in _compare(path, trainable[path], leaves[path])]
+    if wrong:
+        raise AdapterError(f"the adapter {name!r} does not fit the bank: {list_names(wrong, str)}")
+    with np.errstate(over="ignore"):
+        values = {
+            path: to_numpy(path, value).astype(leaves[path].dtype)
+            for path, value in trainable.items()
+        }
+    broken = [path for path, value in values.items() if not np.isfinite(value).all()]
+    if broken:
+        raise AdapterError(
+            f"the adapter {name!r} holds values that are not finite in the bank's dtype, in "
+            f"{list_names(broken)}: a training that diverged, or a dtype that is too narrow"
+        )
+    return values
+
+
+def _compare(path: str, value: Any, leaf: Any) -> list[str]:
+    shape = get_shape(value)
+    if shape is None:
+        return [f"{path!r} is a {type(value).__name__}, not an array"]
+    if tuple(shape) != tuple(leaf.shape):
+        return [f"{path!r} has shape {tuple(shape)}, the base {tuple(leaf.shape)}"]
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        return [f"{path!r} has dtype {value.dtype}, expected a floating one"]
+    return []

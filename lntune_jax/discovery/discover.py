@@ -1,0 +1,159 @@
+"""Norms by what their parameters do: the function is traced, and its arithmetic read.
+
+A parameter is a norm's scale or bias if it multiplies or shifts an array that was divided by the
+root of its own mean square. Names, types and containers play no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ..errors import TraceWarning, TreeError
+from ..messages import warn
+from ..paths import Leaf, flatten, get_shape, join
+from .report import DiscoveredNorm, DiscoveredNorms
+
+
+def discover_norms(
+    apply_fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any
+) -> DiscoveredNorms:
+    """Finds every parameter that scales or shifts a normalised activation, by tracing.
+
+    `apply_fn(params, *args, **kwargs)` is traced on abstract values: nothing is computed, nothing
+    compiled. What counts: division by the root of a mean of squares (`rsqrt`, `sqrt` or a power),
+    with or without a mean taken off; a scale before or after it, as `w` or `1 + w`; through casts,
+    reshapes, `jit`, `scan`, `while_loop`, `cond`, remat, custom gradients and `vmap`. A second
+    factor or term on the same array (LayerScale, a gate, a position table) counts no more.
+
+    Args:
+        apply_fn: the forward pass; in a loss with a penalty on the parameters, or in a gradient,
+            these have a second use, which makes them ambiguous.
+        params: any pytree of arrays, numpy arrays or `jax.ShapeDtypeStruct`; what else is in it (a
+            function, a string) is handed on as it is.
+        *args: what else `apply_fn` takes: arrays may be abstract; numbers, strings and the like are
+            handed on as they are.
+        **kwargs: the same, by keyword.
+
+    Returns:
+        A `DiscoveredNorms`, whose `str()` is a table. Give it to
+        `partition_params(params, config, norms=...)`, or to whatever else takes `norms`.
+
+    Raises:
+        TreeError: `apply_fn` is no function, or `params` holds no array or two leaves of one path.
+
+    Warns:
+        TraceWarning: parameters go into a kernel that cannot be traced, where they may be a norm's;
+            or a norm's parameter has another use.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> def apply_fn(params, x):  # names that say nothing
+        ...     x = x @ params["a"]
+        ...     return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * params["b"]
+        >>> shape = lambda *axes: jax.ShapeDtypeStruct(axes, "float32")
+        >>> params = {"a": shape(4, 8), "b": shape(8)}
+        >>> norms = lnt.discover_norms(apply_fn, params, shape(2, 4))
+        >>> print(norms)
+        leaf  shape  role   norm  over axes  stored
+        -------------------------------------------
+        b     8      scale  rms   -1
+        1 leaf of LayerNorms and RMSNorms
+        >>> list(lnt.partition_params(params, lnt.LNTuningConfig(), norms=norms).trainable)
+        ['b']
+    """
+    if not callable(apply_fn):
+        raise TreeError(
+            f"apply_fn must be a function of params and args, not {type(apply_fn).__name__}: pass "
+            "what computes the model's output"
+        )
+    leaves, treedef = flatten(params)
+    places = [i for i, leaf in enumerate(leaves) if get_shape(leaf.value) is not None]
+    if not places:
+        raise TreeError("params holds no array: pass the tree of parameters that apply_fn takes")
+    jaxpr = _trace(apply_fn, leaves, treedef, places, args, kwargs)
+    found = _read(jaxpr, [leaves[i] for i in places])
+    _warn(found)
+    return found
+
+
+def _trace(
+    apply_fn: Callable[..., Any],
+    leaves: Sequence[Leaf],
+    treedef: Any,
+    places: Sequence[int],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """The jaxpr of the function: the array leaves of `params` first, then the arrays of `args`."""
+    values, structure = jax.tree_util.tree_flatten((args, kwargs))
+    inputs = [i for i, value in enumerate(values) if get_shape(value) is not None]
+
+    def call(parameters: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        filled = dict(zip(places, parameters, strict=True))
+        tree = treedef.unflatten([filled.get(i, leaf.value) for i, leaf in enumerate(leaves)])
+        given = dict(zip(inputs, arrays, strict=True))
+        own, keywords = structure.unflatten([given.get(i, v) for i, v in enumerate(values)])
+        results = jax.tree_util.tree_leaves(apply_fn(tree, *own, **keywords))
+        return [result for result in results if isinstance(result, jax.Array)]
+
+    parameters = [leaves[i].value for i in places]
+    return jax.make_jaxpr(call)(parameters, [values[i] for i in inputs])
+
+
+def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
+    """What the jaxpr says of each leaf."""
+    from .programs import walk
+    from .values import Notes, Other, Parameter, View, name_axes, new_value
+
+    notes = Notes()
+    shapes = [tuple(aval.shape) for aval in jaxpr.in_avals]
+    views = [View(Parameter(frozenset({i})), name_axes(i, shapes[i])) for i in range(len(leaves))]
+    views += [new_value(Other(True, is_input=True), shape) for shape in shapes[len(leaves) :]]
+    walk(jaxpr, views, notes)
+    norms: list[DiscoveredNorm] = []
+    ambiguous: dict[str, tuple[str, ...]] = {}
+    for i, leaf in enumerate(leaves):
+        places = [found for found in notes.found if i in found.parameter.leaves]
+        uses = [f"the {place.role} of a {place.kind} norm" for place in places]
+        uses += notes.list_uses(i) if places else []
+        if len(set(uses)) > 1:
+            ambiguous[join(leaf.path)] = tuple(dict.fromkeys(uses))
+        elif places:
+            first = places[0]
+            layers = sorted(axis for own, axis in first.parameter.layers if own == i)
+            norms.append(
+                DiscoveredNorm(
+                    join(leaf.path),
+                    shapes[i],
+                    first.role,
+                    first.kind,
+                    first.axes,
+                    first.parameter.offset,
+                    tuple(layers),
+                )
+            )
+    opaque = {join(leaves[i].path): name for name, own in notes.opaque for i in sorted(own)}
+    return DiscoveredNorms(tuple(norms), ambiguous, opaque)
+
+
+def _warn(found: DiscoveredNorms) -> None:
+    if found.opaque:
+        path, primitive = next(iter(found.opaque.items()))
+        others = f" and {len(found.opaque) - 1:,} more" if len(found.opaque) > 1 else ""
+        message = (
+            f"{path!r}{others} goes into {primitive}, which cannot be traced: if a norm is in it, "
+            "name the leaf in norms= yourself, or trace the model without that kernel"
+        )
+        warn(message, TraceWarning)
+    if found.ambiguous:
+        path, uses = next(iter(found.ambiguous.items()))
+        others = f" and {len(found.ambiguous) - 1:,} more" if len(found.ambiguous) > 1 else ""
+        message = (
+            f"{path!r}{others} is used as {', '.join(uses)}, so it is not selected: if it is to "
+            "train, name it in norms= yourself; trace the forward pass, not a loss with a penalty"
+        )
+        warn(message, TraceWarning)

@@ -1,0 +1,145 @@
+"""What a torch module holds: its tensors by name, its norms by type, and its skeleton.
+
+The skeleton is a copy of the module without its weights. To run it, it is copied once more with
+JAX arrays in the tensors' places (`fill`): the caller's module is never touched, tied weights
+stay tied, and nothing that a forward pass stores on its modules outlives the call.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...errors import ModelError
+from .imports import load_torch
+
+# LlamaRMSNorm, T5LayerNorm, MambaRMSNormGated, NemotronLayerNorm1P, Phi's and Whisper's own.
+_NORM_CLASS = re.compile(r"(LayerNorm|R[Mm][Ss]Norm)(Gated|1P|2d)?$")
+
+
+class Skeleton(NamedTuple):
+    """A module without weights.
+
+    Attributes:
+        module: the module, a meta tensor in the place of each tensor.
+        params: those meta tensors, by the names of the parameters.
+        buffers: those of the buffers.
+    """
+
+    module: Any
+    params: dict[str, Any]
+    buffers: dict[str, Any]
+
+
+def make_skeleton(module: Any, params: Mapping[str, Any], buffers: Mapping[str, Any]) -> Skeleton:
+    """Copies a module but for the tensors named in `params` and `buffers`."""
+    torch = load_torch()
+
+    def strip(tensors: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
+
+    bare = Skeleton(module, strip(params), strip(buffers))
+    tensors = {**params, **buffers}
+    replacements = {**bare.params, **bare.buffers}
+    copied = _copy(module, tensors, replacements)
+    _choose_experts(getattr(copied, "config", None))
+    return bare._replace(module=copied)
+
+
+def _choose_experts(config: Any) -> None:
+    """Sets the one way to compute a mixture of experts that torchax can run and jit compile.
+
+    The others call a kernel that torchax lacks, or branch on values.
+    """
+    if getattr(config, "_experts_implementation", None) is not None:
+        config._experts_implementation = "batched_mm"
+
+
+def fill(skeleton: Skeleton, values: Mapping[str, Any]) -> Any:
+    """A module of its own for one call: the skeleton's, with `values` in the tensors' places."""
+    return _copy(skeleton.module, {**skeleton.params, **skeleton.buffers}, values)
+
+
+def _copy(module: Any, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> Any:
+    # deepcopy takes what the memo holds for an object as that object's copy, wherever it occurs.
+    return copy.deepcopy(module, {id(tensor): values[name] for name, tensor in tensors.items()})
+
+
+def list_params(module: Any) -> dict[str, Any]:
+    """The parameters by their dotted names; a tied one once, under its first name."""
+    return dict(module.named_parameters())
+
+
+def list_buffers(module: Any) -> dict[str, Any]:
+    """All other tensors: buffers, persistent or not, and plain attributes that are tensors."""
+    seen = {id(tensor) for tensor in module.parameters()}
+    buffers: dict[str, Any] = {}
+    for name, tensor in _list_tensors(module):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            buffers[name] = tensor
+    return buffers
+
+
+def _list_tensors(module: Any) -> Iterator[tuple[str, Any]]:
+    torch = load_torch()
+    yield from module.named_buffers()
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Tensor):
+                yield _join(path, name), value
+
+
+def find_norm_modules(module: Any, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """The paths of the LayerNorm and RMSNorm modules that hold parameters, by their types."""
+    owners = {name.rpartition(".")[0] for name in params}
+    return tuple(path for path, part in module.named_modules() if path in owners and _is_norm(part))
+
+
+def _is_norm(module: Any) -> bool:
+    torch = load_torch()
+    if isinstance(module, torch.nn.LayerNorm | torch.nn.RMSNorm):
+        return True
+    # A class that holds modules itself (an adaptive norm with a Linear, a list of norms for each
+    # head) is no norm; the norms among its modules are found on their own.
+    names = (parent.__name__ for parent in type(module).__mro__)
+    return any(map(_NORM_CLASS.search, names)) and not any(module.children())
+
+
+def to_array(name: str, tensor: Any, *, share: bool = False) -> jax.Array:
+    """The values of a torch tensor, in its dtype; 64 bits become 32 unless JAX has them on.
+
+    Args:
+        name: for the error.
+        tensor: on any device but meta.
+        share: whether the array may be a view of the tensor's memory, which nobody else writes.
+
+    Raises:
+        ModelError: the tensor has no values.
+    """
+    if tensor.is_meta:
+        raise ModelError(
+            f"the tensor {name!r} is on the meta device, without values: load the weights first"
+        )
+    array = _to_numpy(tensor)
+    return jnp.asarray(array) if share else jnp.array(array)
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
+    tensor = tensor.detach().cpu().contiguous()
+    try:
+        return tensor.numpy()
+    except TypeError:  # NumPy itself has no bfloat16 and no float8
+        torch = load_torch()
+        bits = {1: torch.uint8, 2: torch.uint16}[tensor.element_size()]
+        return tensor.view(bits).numpy().view(jnp.dtype(str(tensor.dtype).rpartition(".")[2]))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,228 @@
+"""The two files of a PEFT adapter: reading and writing them, and the keys inside.
+
+The keys are those of PEFT's `get_peft_model_state_dict` (src/peft/utils/save_and_load.py, 0.21):
+`base_model.model.<module>.ln_tuning_layers.<leaf>` for a module that LN tuning copied,
+`base_model.model.<module>.<leaf>` for a saved one. Weights are read from safetensors alone: a
+pickle can run any code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..config import CONFIG_FILE, LNTuningConfig
+from ..errors import AdapterError, ConfigError
+from ..messages import list_names
+from ..storage.directories import UNWRITABLE, write_directory
+from .checksum import FIELD, hash_tensors, sort_header
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+_ENTRIES = {
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    "README.md",
+}  # PEFT writes a model card too, replaced as well
+_PREFIX, _COPY, _BASE = "base_model.model.", ".ln_tuning_layers.", ".base_layer."
+_FLOATING = ("F64", "F32", "F16", "BF16")
+
+
+class Key(NamedTuple):
+    """What a key of the file says.
+
+    Attributes:
+        parameter: the parameter's name in transformers, or None for a key of another form.
+        copied: the module that LN tuning copied, or None where the parameter is a saved module's.
+        is_base: whether it is the base's own value, which PEFT saves beside some copies.
+    """
+
+    parameter: str | None
+    copied: str | None = None
+    is_base: bool = False
+
+
+def write_key(parameter: str, *, is_norm: bool) -> str:
+    """The key of a parameter.
+
+    Example:
+        >>> write_key("model.norm.weight", is_norm=True)
+        'base_model.model.model.norm.ln_tuning_layers.weight'
+    """
+    module, _, leaf = parameter.rpartition(".")
+    return f"{_PREFIX}{module}{_COPY}{leaf}" if is_norm else _PREFIX + parameter
+
+
+def read_key(key: str) -> Key:
+    """What a key says.
+
+    Example:
+        >>> read_key("base_model.model.model.norm.ln_tuning_layers.weight")
+        Key(parameter='model.norm.weight', copied='model.norm', is_base=False)
+    """
+    if not key.startswith(_PREFIX):
+        return Key(None)
+    name = key.removeprefix(_PREFIX)
+    module, copy, leaf = name.partition(_COPY)
+    if copy:
+        return Key(f"{module}.{leaf}", module)
+    module, base, leaf = name.partition(_BASE)
+    if base:
+        return Key(f"{module}.{leaf}", module, is_base=True)
+    return Key(name)
+
+
+def read_header(directory: Path) -> tuple[dict[str, tuple[int, ...]], LNTuningConfig]:
+    """The shapes of a PEFT adapter's tensors by their keys, and its config; no values yet.
+
+    Raises:
+        AdapterError: a file is absent, damaged, a pickle, or of another kind of adapter.
+    """
+    weights = directory / WEIGHTS_FILE
+    if not directory.is_dir():
+        raise AdapterError(f"there is no PEFT adapter directory {directory}: check the path")
+    if not weights.is_file():
+        raise AdapterError(_explain_absence(directory))
+    try:
+        config = LNTuningConfig.from_pretrained(directory)
+    except ConfigError as error:
+        raise AdapterError(
+            f"{directory / CONFIG_FILE} is no config of an LN tuning adapter: {error}"
+        ) from error
+    with _open(weights) as handle:
+        kinds = {key: handle.get_slice(key).get_dtype() for key in handle.keys()}  # noqa: SIM118
+        wrong = [f"{key!r} is {kind}" for key, kind in kinds.items() if kind not in _FLOATING]
+        if wrong:
+            raise AdapterError(
+                f"{weights} holds tensors of a type that an adapter cannot have: "
+                f"{list_names(wrong, str)}; expected {', '.join(_FLOATING)}"
+            )
+        return {key: tuple(handle.get_slice(key).get_shape()) for key in kinds}, config
+
+
+def read_tensors(directory: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """The values of some tensors of a PEFT adapter.
+
+    Of a file that says so, such as those of `write_peft_directory`, the checksum is compared.
+
+    Raises:
+        AdapterError: the file is damaged, or larger than the memory.
+    """
+    file = directory / WEIGHTS_FILE
+    with _open(file) as handle:
+        expected = (handle.metadata() or {}).get(FIELD)
+        wanted = list(keys)
+        every = wanted if expected is None else list(handle.keys())
+        tensors = {key: handle.get_tensor(key) for key in every}
+    if expected is not None and hash_tensors(tensors) != expected:
+        raise AdapterError(
+            f"{file} has a wrong checksum: its weights were changed or damaged after they were "
+            "saved. Copy it anew from where it came from"
+        )
+    return {key: tensors[key] for key in wanted}
+
+
+def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], LNTuningConfig]:
+    """All tensors of a PEFT adapter by their keys, and its config.
+
+    Raises:
+        AdapterError: as for `read_header` and `read_tensors`.
+    """
+    shapes, config = read_header(directory)
+    return read_tensors(directory, shapes), config
+
+
+def write_peft_directory(
+    target: Path, tensors: Mapping[str, np.ndarray], config: LNTuningConfig, *, overwrite: bool
+) -> None:
+    """Writes both files, whole or not at all.
+
+    Raises:
+        AdapterError: the target exists, holds other files, or the file system refuses.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    def fill(new: Path) -> None:
+        (new / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+        # Copies in row order: the format stores the bytes of an array as they lie in memory.
+        rows = {key: np.array(value, order="C", copy=True) for key, value in tensors.items()}
+        about = {"format": "pt", FIELD: hash_tensors(rows)}
+        try:
+            save_file(rows, new / WEIGHTS_FILE, metadata=about)
+        except SafetensorError as error:  # the file system's errors among them
+            raise AdapterError(f"cannot write {target}: {error}. {UNWRITABLE}") from error
+        sort_header(new / WEIGHTS_FILE)
+        _check_written(new, tensors)
+
+    check_target(target, overwrite)
+    write_directory(target, fill, overwrite=overwrite, error=AdapterError)
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuses a path that exists, unless it is a PEFT adapter (or empty) and may be replaced.
+
+    Raises:
+        AdapterError: the message says what is there.
+    """
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise AdapterError(
+            f"{target} exists: pass another path, or overwrite=True to replace the adapter there"
+        )
+    if not target.is_dir():
+        raise AdapterError(f"{target} is a file, and overwrite=True replaces adapters only")
+    entries = {path.name for path in target.iterdir()}
+    is_adapter = not entries or bool(entries & {CONFIG_FILE, WEIGHTS_FILE})
+    foreign = sorted(entries - _ENTRIES if is_adapter else entries)
+    if foreign:
+        raise AdapterError(
+            f"{target} holds what is no PEFT adapter ({list_names(foreign)}), and overwrite=True "
+            "replaces adapters only: pass another path, or move these files"
+        )
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as handle:
+            yield handle
+    # Also for shapes that numpy cannot have, and for those that no memory holds.
+    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(
+            f"{file} is damaged or cut short ({str(error)[:200] or type(error).__name__}): copy it "
+            "anew from where it came from"
+        ) from error
+
+
+def _check_written(directory: Path, tensors: Mapping[str, Any]) -> None:
+    found, _ = read_directory(directory)
+    for key, value in tensors.items():
+        if key not in found or found[key].tobytes() != np.ascontiguousarray(value).tobytes():
+            raise AdapterError(f"{directory / WEIGHTS_FILE} does not read back as written: {key!r}")
+
+
+def _explain_absence(directory: Path) -> str:
+    if (directory / _PICKLE).is_file():
+        return (
+            f"{directory} holds its weights in {_PICKLE}, a pickle, which can run any code when it "
+            "is read: load it with PEFT and save it again with safe_serialization=True"
+        )
+    if (directory / "lntune.json").is_file():
+        return (
+            f"{directory} is an adapter of save_adapter, not of PEFT: read it with "
+            "restore_adapter or load_adapter"
+        )
+    return (
+        f"{directory} has no {WEIGHTS_FILE}: pass the directory that PEFT's save_pretrained wrote"
+    )
