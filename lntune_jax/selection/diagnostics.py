@@ -223,7 +223,7 @@ def _warn_uncertain(
     decided = unite(matches.excluded) | unite(matches.saved)
     pairs = zip(selection.leaves, selection.roles, strict=True)
     trained = {leaf.path[:-1] for leaf, role in pairs if role == NORM_ROLE}
-    said = {p: f"{join(p)!r} ({doubts[p]})" for p in doubts if not is_below(p, decided)}
+    said = {p: f"{_show(p)} ({doubts[p]})" for p in doubts if not is_below(p, decided)}
     taken = [said[path] for path in said if path in trained]
     left = [said[p] for p in said if p not in trained and kinds[p] == UNCERTAIN]
     if left:
@@ -239,6 +239,10 @@ def _warn_uncertain(
             "exclude_modules takes them out",
             UncertainNormWarning,
         )
+
+
+def _show(path: Path) -> str:
+    return repr(join(path)) if path else "'' (the tree itself)"
 
 
 def _explain_nothing(
@@ -258,10 +262,10 @@ def _explain_nothing(
     if config.modules_to_save:
         alone = ". To train modules_to_save alone, pass target_modules=[]"
     if not norm_paths and uncertain:
-        modules = [join(path) for path in uncertain]
+        modules = [_show(path) for path in uncertain]
         return (
-            f"{head}: {list_names(modules)} look like norms by their shapes, but their names do "
-            f"not say so. {_CURE}{alone}"
+            f"{head}: {list_names(modules, str)} look like norms by their shapes, but their names "
+            f"do not say so. {_CURE}{alone}"
         )
     if not norm_paths and any(isinstance(x.value, float | int) for x in selection.leaves):
         numbers = [join(x.path) for x in selection.leaves if isinstance(x.value, float | int)]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ..config import LNTuningConfig
-from ..errors import ConfigError, SelectionError
+from ..errors import ConfigError, SelectionError, TreeError
 from ..messages import list_names
 from ..names.maps import NameMap, get_name_map
 from ..partition import Partition, split_params
@@ -119,6 +119,7 @@ class Selection:
 
         Raises:
             SelectionError: `params` has other leaves or shapes; names them.
+            TreeError: a leaf that trains is one `nnx.Param` under two paths; names it.
         """
         values, treedef = jax.tree.flatten(params)
         if treedef != self.treedef:
@@ -126,6 +127,7 @@ class Selection:
         # The tree that was selected from, whose paths need not be worked out again.
         for leaf, value in zip(self.leaves, values, strict=True):
             _check_shape(leaf, value)
+        _refuse_shared([x.path for x in self.leaves if x.is_repeat and x.role in TRAINABLE_ROLES])
         trains = (leaf.role in TRAINABLE_ROLES for leaf in self.leaves)
         paths = (leaf.path for leaf in self.leaves)
         leaves = zip(paths, values, trains, strict=True)
@@ -232,9 +234,19 @@ def refuse_names(
 
 def partition_tree(tree: RoledTree, dtype: str | None) -> Partition:
     """Splits a tree whose roles are known; `dtype` as in `split_params`."""
-    roles = zip(tree.leaves, tree.roles, strict=True)
+    roles = list(zip(tree.leaves, tree.roles, strict=True))
+    _refuse_shared([join(x.path) for x, role in roles if x.is_repeat and role in TRAINABLE_ROLES])
     leaves = ((join(leaf.path), leaf.value, role in TRAINABLE_ROLES) for leaf, role in roles)
     return split_params(leaves, tree.treedef, dtype)
+
+
+def _refuse_shared(names: Sequence[str]) -> None:
+    """Refuses to make two trainable leaves of one: they would drift apart."""
+    if names:
+        raise TreeError(
+            f"{list_names(names)} would train twice: each is an nnx.Param that another module "
+            "holds too. Pass nnx.state(model), which lists it once; nnx.update puts it back"
+        )
 
 
 def _check_shape(known: SelectedLeaf, value: Any) -> None:

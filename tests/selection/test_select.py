@@ -344,6 +344,11 @@ def test_a_norm_that_modules_share_is_counted_once():
 
     report = lnt.report_params(Model(), lnt.LNTuningConfig())
     assert (report.trainable, report.total) == (8, 8)
+    config = lnt.LNTuningConfig()
+    for split in (lnt.partition_params, lambda m, c: lnt.select(m, c).partition(m)):
+        with pytest.raises(lnt.errors.TreeError, match=r"'same_norm.*twice.*nnx\.state\(model\)"):
+            split(Model(), config)
+        assert len(split(nnx.state(Model()), config).trainable) == 2
     one = jnp.ones(4)  # an array that stands for two parameters of one value is two
     tree = {"ln_1": {"scale": one}, "ln_2": {"scale": one}}
     assert lnt.report_params(tree, lnt.LNTuningConfig()).trainable == 8

@@ -261,3 +261,8 @@ def test_an_attribute_called_params_is_named_as_it_is():
     leaves, _ = flatten({"params.scale": shape(8), "ln.scale": shape(8)})
     assert match_norms(["params", "ln"], leaves).paths == {("params",), ("ln",)}
     assert match_norms(["params.ln"], leaves).paths == {("ln",)}
+
+
+def test_a_tree_that_is_one_module_is_named():
+    with pytest.raises(lnt.errors.SelectionError, match=r"'' \(the tree itself\).*norms="):
+        lnt.partition_params({"scale": jnp.ones(4), "bias": jnp.ones(4)}, lnt.LNTuningConfig())
