@@ -6,6 +6,7 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.cli._labels import load_task
 from lntune_jax.cli._metrics import read_metrics
+from tests.support.runs import same_adapter, without_times
 
 FLAGS = ("--pooling", "mean", "--batch-size", "8")
 FLAGS = (*FLAGS, "--learning-rate", "0.02", "--head-learning-rate", "0.05")
@@ -40,21 +41,6 @@ def finished(tmp_path_factory, words):
     output = tmp_path_factory.mktemp("runs") / "whole"
     assert main([str(word) for word in (*words, "--output", output)]) == 0
     return output
-
-
-def same_adapter(left, right):
-    one, config = lnt.load_adapter(left / "adapter")
-    other, same_config = lnt.load_adapter(right / "adapter")
-    assert config == same_config
-    assert one.keys() == other.keys()
-    return all(np.array_equal(np.asarray(one[path]), np.asarray(other[path])) for path in one)
-
-
-def without_times(output):
-    lines = read_metrics(output / "metrics.jsonl")
-    for line in lines:
-        line.pop("tokens_per_second", None)
-    return lines
 
 
 def test_a_run_leaves_its_files(finished):
