@@ -1,6 +1,6 @@
 """Norms found by tracing a model: what normalises is a norm, whatever it is called."""
 
-from .discover import discover_norms
+from .trace import discover_norms
 
 __all__ = [
     "discover_norms",

@@ -13,9 +13,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from .axes import count
-from .products import COMPUTED, compute
-from .shapes import RULES, drop, fit, join_branches
-from .values import (
+from .facts import (
     Constant,
     Notes,
     Other,
@@ -26,6 +24,7 @@ from .values import (
     lose,
     new_value,
 )
+from .rules import COMPUTED, RULES, compute, drop, fit, join_branches
 
 # Kernels in another language than JAX's: a norm may be in one, and cannot be seen.
 _KERNELS = ("pallas", "callback", "ffi", "custom_call", "triton", "mosaic")
