@@ -13,8 +13,8 @@ from lntune_jax.adapters.reading import Adapter, read_target
 from lntune_jax.errors import AdapterError, DataError
 from lntune_jax.messages import list_names
 from lntune_jax.names.maps import get_name_map, take
+from lntune_jax.peft.export import name_trainable
 from lntune_jax.peft.files import WEIGHTS_FILE, read_directory, read_key
-from lntune_jax.peft.trainable import name_trainable
 from lntune_jax.selection.roles import NORM_ROLE
 from lntune_jax.storage.checksums import METADATA_FILE
 from lntune_jax.storage.json_files import read_json

@@ -12,7 +12,7 @@ from lntune_jax.adapters.fingerprint import explain_difference, make_fingerprint
 from lntune_jax.errors import AdapterError, TreeError
 from lntune_jax.messages import list_names
 from lntune_jax.peft.load import load_peft
-from lntune_jax.peft.torch_names import find_place
+from lntune_jax.peft.tree import find_place
 
 from ._merge_adapter import PEFT, Found, Tuned, find_adapter, read_adapter
 from ._merge_config import read_fields

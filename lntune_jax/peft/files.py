@@ -8,7 +8,10 @@ pickle can run any code.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +23,6 @@ from ..config import CONFIG_FILE, LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..messages import list_names
 from ..storage.directories import UNWRITABLE, write_directory
-from .checksum import FIELD, hash_tensors, sort_header
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
@@ -226,3 +228,34 @@ def _explain_absence(directory: Path) -> str:
     return (
         f"{directory} has no {WEIGHTS_FILE}: pass the directory that PEFT's save_pretrained wrote"
     )
+
+
+FIELD = "lntune_jax_sha256"
+
+
+def hash_tensors(tensors: Mapping[str, np.ndarray]) -> str:
+    """The sha256 over names, types, shapes and bytes, whatever the order.
+
+    Example:
+        >>> one, two = {"a": np.ones(1), "b": np.ones(2)}, {"b": np.ones(2), "a": np.ones(1)}
+        >>> hash_tensors(one) == hash_tensors(two) != hash_tensors({"a": np.ones(1)})
+        True
+    """
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        value = np.ascontiguousarray(tensors[key])
+        digest.update(f"{key!r} {value.dtype.name} {value.shape}\n".encode())
+        digest.update(value.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def sort_header(file: Path) -> None:
+    """Puts the texts in a header in order: safetensors writes them in another one each time."""
+    with file.open("r+b") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            stream.seek(8)
+            stream.write(text.ljust(length))
