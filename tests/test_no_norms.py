@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import lntune_jax as lnt
-from lntune_jax._model_card import read_facts, write_card
+from lntune_jax.hub import read_facts, write_card
 
 PARAMS = {
     "ln": {"weight": jnp.ones(4), "bias": jnp.zeros(4)},
