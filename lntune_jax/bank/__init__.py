@@ -1,15 +1,28 @@
 """Many adapters over one base: stacked in a bank, used side by side in one batch, combined."""
 
-from .algebra import average, interpolate, negate, weighted_sum
-from .apply import apply_ensemble, apply_per_example, apply_rows
-from .core import AdapterBank, Row, make_bank
-from .edit import add_adapter, get_adapter, remove_adapter, rename_adapter, replace_adapter
+from .algebra import (
+    Comparison,
+    Soup,
+    average,
+    compare_adapters,
+    greedy_soup,
+    interpolate,
+    negate,
+    uniform_soup,
+    weighted_sum,
+)
+from .apply import apply_ensemble, apply_per_example, apply_rows, freeze_base, merge_rows, take_rows
+from .core import AdapterBank, Row, grow_bank
+from .edit import (
+    add_adapter,
+    bank_bytes,
+    get_adapter,
+    make_bank,
+    remove_adapter,
+    rename_adapter,
+    replace_adapter,
+)
 from .files import load_bank, save_bank
-from .relations import Comparison, compare_adapters
-from .rows import freeze_base, merge_rows, take_rows
-from .soups import Soup, greedy_soup, uniform_soup
-from .storage import bank_bytes
-from .write import grow_bank
 
 __all__ = [
     "AdapterBank",

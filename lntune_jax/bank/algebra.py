@@ -8,19 +8,20 @@ mean of equal ones, and both ends of an interpolation come out bit for bit (Ilha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..adapters.reading import Adapter
 from ..config import LNTuningConfig
 from ..errors import AdapterError
+from ..messages import list_names
 from ..storage.arrays import to_numpy
-from .core import AdapterBank
+from .apply import take_rows
+from .core import AdapterBank, get_row_shapes
 from .sources import select_paths
 from .values import BASE
-from .write import get_row_shapes
 
 
 def weighted_sum(bank: AdapterBank, weights: Mapping[str, float]) -> Adapter:
@@ -120,6 +121,166 @@ def negate(bank: AdapterBank, name: str) -> Adapter:
     return weighted_sum(bank, {name: -1.0})
 
 
+class Soup(NamedTuple):
+    """What `greedy_soup` returns.
+
+    Attributes:
+        adapter: the average of the adapters that were kept.
+        names: these, in the order in which they were tried.
+        score: of the average.
+        scores: of each adapter alone, by name.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> lnt.bank.Soup(None, ("a",), 0.5, {"a": 0.5}).names
+        ('a',)
+    """
+
+    adapter: Any
+    names: tuple[str, ...]
+    score: float
+    scores: dict[str, float]
+
+
+def greedy_soup(
+    bank: AdapterBank,
+    evaluate: Callable[[dict[str, Any]], Any],
+    names: Sequence[str] | None = None,
+) -> Soup:
+    """Averages adapters, the best first, keeping each that does not make the average worse.
+
+    Args:
+        bank: the bank.
+        evaluate: a score, the higher the better, of `{leaf path: array}` with every leaf that the
+            bank has rows for: `merge_params(leaves, freeze_base(params, bank))` is the model.
+        names: the adapters to try; None is all, without the base.
+
+    Raises:
+        AdapterError: there is no adapter, a name is not in the bank, or a score is NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> values = {"a": 2.0, "b": 5.0, "c": 60.0}
+        >>> adapters = {name: {"ln.scale": jnp.full(2, value)} for name, value in values.items()}
+        >>> bank = lnt.bank.make_bank({"ln": {"scale": jnp.ones(2)}}, adapters)
+        >>> soup = lnt.bank.greedy_soup(bank, lambda leaves: -abs(leaves["ln.scale"] - 3.0).max())
+        >>> soup.names, soup.adapter.trainable["ln.scale"].tolist()
+        (('a', 'b'), [3.5, 3.5])
+    """
+    listed = list(bank.names[1:] if names is None else names)
+    if not listed:
+        raise AdapterError("there is no adapter to average: the bank holds the base alone")
+    scores = {name: _score(evaluate, take_rows(bank, name), name) for name in listed}
+    order = sorted(scores, key=lambda name: -scores[name])
+    kept, best = order[:1], scores[order[0]]
+    base = take_rows(bank, 0)
+    for name in order[1:]:
+        mixed = average(bank, [*kept, name]).trainable
+        score = _score(evaluate, {**base, **mixed}, name)
+        if score >= best:
+            kept, best = [*kept, name], score
+    return Soup(average(bank, kept), tuple(kept), best, scores)
+
+
+def uniform_soup(bank: AdapterBank, names: Sequence[str] | None = None) -> Adapter:
+    """The average of all adapters, or of some.
+
+    Raises:
+        AdapterError: there is no adapter, or a name is not in the bank.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> adapters = {"a": {"ln.scale": jnp.full(2, 2.0)}, "b": {"ln.scale": jnp.full(2, 5.0)}}
+        >>> bank = lnt.bank.make_bank({"ln": {"scale": jnp.ones(2)}}, adapters)
+        >>> lnt.bank.uniform_soup(bank).trainable
+        {'ln.scale': array([3.5, 3.5], dtype=float32)}
+    """
+    return average(bank, bank.names[1:] if names is None else names)
+
+
+class Comparison(NamedTuple):
+    """What `compare_adapters` returns; float64 numpy arrays.
+
+    Attributes:
+        names: of the adapters.
+        paths: of the leaves that were compared.
+        moved: (adapters, leaves), the RMS change from the base.
+        distance: (adapters, adapters), the Euclidean distance over all leaves.
+        cosine: (adapters, adapters), between the changes over all leaves; NaN for an adapter that
+            did not move.
+        leaf_distance: (leaves, adapters, adapters).
+        leaf_cosine: (leaves, adapters, adapters).
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> lnt.bank.Comparison._fields[:3]
+        ('names', 'paths', 'moved')
+    """
+
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    moved: np.ndarray
+    distance: np.ndarray
+    cosine: np.ndarray
+    leaf_distance: np.ndarray
+    leaf_cosine: np.ndarray
+
+
+def compare_adapters(
+    bank: AdapterBank,
+    names: Sequence[str] | None = None,
+    *,
+    paths: Iterable[str] | None = None,
+) -> Comparison:
+    """Distances and cosines between adapters, as changes of the base, over all and leaf by leaf.
+
+    Args:
+        bank: the bank.
+        names: of the adapters; None is all of them, without the base.
+        paths: the leaves to compare; None is every leaf that one of them tunes.
+
+    Raises:
+        AdapterError: a name or a path is not in the bank, or there is no adapter.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> values = {"a": jnp.array([4.0, 5.0]), "b": jnp.array([-2.0, -3.0])}
+        >>> adapters = {name: {"ln.scale": value} for name, value in values.items()}
+        >>> bank = lnt.bank.make_bank({"ln": {"scale": jnp.ones(2)}}, adapters)
+        >>> related = lnt.bank.compare_adapters(bank)
+        >>> related.distance[0, 1].item(), related.cosine[0, 1].item()
+        (10.0, -1.0)
+    """
+    listed = list(bank.names[1:] if names is None else names)
+    if not listed:
+        raise AdapterError("there is no adapter to compare: the bank holds the base alone")
+    numbers = bank.get_ids(listed)
+    chosen = list_tuned(bank, listed) if paths is None else list(paths)
+    absent = [path for path in chosen if path not in bank.leaves]
+    if absent or not chosen:
+        raise AdapterError(f"paths: the bank has no leaf {list_names(absent)}")
+    changes = []
+    for path in chosen:
+        rows = read_rows(bank, path, [0, *numbers])
+        changes.append((rows[1:] - rows[0]).reshape(len(listed), -1))
+    products = np.stack([change @ change.T for change in changes])
+    squares = np.stack([_squared_distances(change) for change in changes])
+    sizes = np.array([change.shape[1] for change in changes])
+    moved = np.sqrt(np.diagonal(products, axis1=1, axis2=2).T / sizes)
+    return Comparison(
+        tuple(listed),
+        tuple(chosen),
+        moved,
+        np.sqrt(squares.sum(0)),
+        _cosines(products.sum(0)),
+        np.sqrt(squares),
+        np.stack([_cosines(product) for product in products]),
+    )
+
+
 def _mix(bank: AdapterBank, weights: Mapping[str, float], divisor: int = 1) -> Adapter:
     """The sum of rows times weights; a row holds the base's values where it tunes nothing."""
     names = [name for name in weights if name != BASE] or [BASE]
@@ -174,3 +335,21 @@ def _unite_configs(bank: AdapterBank, names: Sequence[str], paths: Sequence[str]
     ):
         return config
     return select_paths(paths, get_row_shapes(bank))
+
+
+def _score(evaluate: Callable[..., Any], leaves: dict[str, Any], name: str) -> float:
+    score = float(evaluate(leaves))
+    if math.isnan(score):
+        raise AdapterError(f"evaluate gave NaN when it came to the adapter {name!r}")
+    return score
+
+
+def _squared_distances(change: np.ndarray) -> np.ndarray:
+    """From the differences themselves: of near adapters the norms' difference would cancel."""
+    return np.stack([np.square(change - own).sum(1) for own in change])
+
+
+def _cosines(products: np.ndarray) -> np.ndarray:
+    lengths = np.sqrt(np.diagonal(products))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.clip(products / np.outer(lengths, lengths), -1, 1)

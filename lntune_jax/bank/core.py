@@ -6,25 +6,17 @@ that adapters come and go, up to the capacity, without compiling anything anew.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ..adapters.reading import Adapter
 from ..config import LNTuningConfig
-from ..errors import AdapterError
-from ..names.maps import NameMap
-from ..paths import flatten, join
-from ..selection.select import select_leaves
-from ..storage.arrays import to_numpy
-from .sources import Source, describe_source, read_source
-from .storage import choose_dtype, place, round_capacity
-from .values import BASE, check_name, fit_values, get_trainable
+from ..errors import AdapterError, ConfigError
 
 
 class Row(NamedTuple):
@@ -125,116 +117,144 @@ class AdapterBank:
         return row
 
 
-def make_bank(
-    params: Any,
-    adapters: Mapping[str, Source] | None = None,
-    *,
-    config: LNTuningConfig | None = None,
-    norms: Iterable[str] | None = None,
-    name_map: str | NameMap | None = None,
-    capacity: int | None = None,
-    dtype: str | None = None,
-    sharding: jax.sharding.Sharding | None = None,
-    on_host: bool = False,
-) -> AdapterBank:
-    """Makes a bank over one base.
+_FEWEST_ROWS = 8
 
-    Args:
-        params: the base: any pytree of arrays or numpy arrays.
-        adapters: by name, each an `Adapter`, a dict `{leaf path: array}`, or the path of a
-            directory that `save_adapter` or PEFT wrote, read strictly against `params`.
-        config: selects the leaves that a row has, beside those of `adapters`; None is every norm.
-            A leaf that no row has can be added later, which compiles programs anew.
-        norms: module paths that are norms, where the caller knows them (`norm_modules`).
-        name_map: of stacked layers (`model.name_map`): names for directories and `config`.
-        capacity: rows, the base's included; None is the power of two that holds the adapters, at
-            least 8. A full bank doubles.
-        dtype: of the rows; None is float32, or wider where a leaf is. "bfloat16" halves the
-            memory and rounds the adapters.
-        sharding: of the leaves, such as `NamedSharding(mesh, PartitionSpec("data"))`, which lays
-            the rows over an axis of the mesh; None leaves them on the default device.
-        on_host: whether the leaves stay in the host's memory as numpy arrays; `take_rows` then
-            moves only the rows of a batch.
+
+def choose_dtype(leaf: Any, dtype: str | None) -> np.dtype:
+    """The dtype of a leaf's rows: the one asked for, else float32, or the leaf's own if wider.
 
     Raises:
-        AdapterError: an adapter does not fit `params`, a name is no name, the capacity is too
-            small or cannot be laid out by `sharding`.
-        SelectionError: `config` selects nothing in `params`.
+        ConfigError: it is no floating dtype.
+    """
+    if dtype is None:
+        wide = jnp.dtype(leaf.dtype).itemsize > 4
+        return np.dtype(leaf.dtype) if wide else np.dtype("float32")
+    try:
+        chosen = jnp.dtype(dtype)
+    except TypeError:
+        raise ConfigError(f"dtype is {dtype!r}, which is no dtype") from None
+    if not jnp.issubdtype(chosen, jnp.floating):
+        raise ConfigError(f"dtype is {dtype!r}; expected a floating one, such as 'float32'")
+    return chosen
+
+
+def round_capacity(rows: int, capacity: int | None) -> int:
+    """How many rows to make for `rows` in use.
+
+    Raises:
+        AdapterError: the capacity asked for is too small.
+    """
+    if capacity is None:
+        return max(_FEWEST_ROWS, 1 << (rows - 1).bit_length())
+    if capacity < rows:
+        raise AdapterError(
+            f"capacity is {capacity}, but there are {rows} rows with the base's: pass at least that"
+        )
+    return int(capacity)
+
+
+def place(leaf: np.ndarray, sharding: Any, on_host: bool) -> Any:
+    """A leaf of a bank where it is to be.
+
+    Raises:
+        AdapterError: the rows cannot be laid out so, or JAX has the dtype turned off.
+    """
+    if on_host:
+        if sharding is not None:
+            raise AdapterError("pass sharding or on_host=True, not both")
+        return leaf
+    if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+        raise AdapterError(
+            f"the bank's rows are {leaf.dtype}, which JAX has turned off: pass dtype='float32', or "
+            "call jax.config.update('jax_enable_x64', True)"
+        )
+    if sharding is None:
+        return jnp.asarray(leaf)
+    try:
+        sharding.shard_shape(leaf.shape)
+    except ValueError as error:
+        raise AdapterError(
+            f"{leaf.shape[0]} rows cannot be laid out by {sharding}: pass a capacity that its "
+            f"devices divide ({str(error).splitlines()[0]})"
+        ) from error
+    return jax.device_put(leaf, sharding)
+
+
+def grow_bank(bank: AdapterBank, capacity: int) -> AdapterBank:
+    """Gives a bank more rows. Programs that use it are compiled anew, once.
+
+    Raises:
+        AdapterError: it has more rows than that, or its sharding cannot lay them out.
 
     Example:
         >>> import jax.numpy as jnp
         >>> import lntune_jax as lnt
-        >>> params = {"ln": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}
-        >>> bank = lnt.bank.make_bank(params, {"french": {"ln.scale": jnp.array([2.0, 3.0])}})
-        >>> bank.names
-        ('base', 'french')
-        >>> lnt.bank.get_adapter(bank, "french").trainable
-        {'ln.scale': array([2., 3.], dtype=float32)}
+        >>> bank = lnt.bank.make_bank({"ln": {"scale": jnp.ones(2)}}, capacity=2)
+        >>> lnt.bank.grow_bank(bank, 16).capacity
+        16
     """
-    read = {
-        check_name(name): read_source(source, params, norms, name_map)
-        for name, source in (adapters or {}).items()
+    more = capacity - bank.capacity
+    if more < 0:
+        raise AdapterError(f"the bank has {bank.capacity} rows, more than capacity={capacity}")
+
+    def grow(leaf: Any) -> Any:
+        missing = [(0, more)] + [(0, 0)] * (leaf.ndim - 1)
+        if isinstance(leaf, np.ndarray):
+            return np.pad(leaf, missing, constant_values=np.array(np.nan, leaf.dtype))
+        grown = jnp.pad(leaf, missing, constant_values=jnp.array(jnp.nan, leaf.dtype))
+        return jax.device_put(grown, leaf.sharding) if leaf.committed else grown
+
+    leaves = {path: grow(leaf) for path, leaf in bank.leaves.items()}
+    return AdapterBank(leaves, bank.rows + (None,) * more)
+
+
+def get_row_shapes(bank: AdapterBank) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shape and dtype of one row of each leaf."""
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for path, leaf in bank.leaves.items()
     }
-    base = _read_base(params, config, norms, name_map, read)
-    rows = [Row(BASE, None, ())]
-    rows += [describe_row(name, adapter, base) for name, adapter in read.items()]
-    count = round_capacity(len(rows), capacity)
-    values = {path: np.asarray(leaf, choose_dtype(leaf, dtype)) for path, leaf in base.items()}
-    fitted = [fit_values(name, adapter, values) for name, adapter in read.items()]
-
-    def stack(path: str) -> np.ndarray:
-        leaf = np.full((count, *values[path].shape), np.nan, values[path].dtype)
-        leaf[0] = values[path]
-        for number, own in enumerate(fitted, start=1):
-            leaf[number] = own.get(path, values[path])
-        return leaf
-
-    leaves = {path: place(stack(path), sharding, on_host) for path in values}
-    return AdapterBank(leaves, (*rows, *[None] * (count - len(rows))))
 
 
-def describe_row(name: str, adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, Any]) -> Row:
-    """What a bank is to know of an adapter; a dict of leaves gets a config that selects these."""
-    described = describe_source(adapter, leaves)
-    return Row(name, described.config, tuple(described.trainable))
+def write_row(
+    bank: AdapterBank, number: int, row: Row | None, values: Mapping[str, Any], donate: bool
+) -> AdapterBank:
+    """Puts values into one row, the base's where there are none.
 
-
-def _read_base(
-    params: Any,
-    config: LNTuningConfig | None,
-    norms: Iterable[str] | None,
-    name_map: str | NameMap | None,
-    adapters: Mapping[str, Adapter | Mapping[str, Any]],
-) -> dict[str, np.ndarray]:
-    """The base's values of all leaves that a row has, in the tree's order."""
-    if isinstance(params, str | os.PathLike):
-        raise AdapterError("params must be the base's tree of arrays, not a path")
-    known, warn = config or LNTuningConfig(), config is not None
-    selection = select_leaves(params, known, norms, name_map, warn=warn)
-    wanted = {
-        join(leaf.path)
-        for index, leaf in enumerate(selection.leaves)
-        if selection.is_trainable(index)
-    }
-    wanted = wanted.union(*map(get_trainable, adapters.values()))
-    return read_leaves(params, wanted)
-
-
-def read_leaves(params: Any, paths: Iterable[str]) -> dict[str, np.ndarray]:
-    """The values of some leaves of a tree, in the tree's order, on the host.
-
-    Raises:
-        AdapterError: `params` lacks one, or has no values there.
+    One program serves every adapter: absent leaves come as zeros and a mark.
     """
-    wanted = set(paths)
-    found = {join(leaf.path): leaf.value for leaf in flatten(params)[0]}
-    absent = sorted(wanted - found.keys())
-    if absent:
-        raise AdapterError(
-            f"params has no leaf {absent[0]!r}, which an adapter tunes: pass the whole tree of the "
-            "base that it was trained on"
-        )
-    return {path: to_numpy(path, value) for path, value in found.items() if path in wanted}
+    rows = replace_at(bank.rows, number, row)
+    if bank.on_host:
+        leaves = {path: leaf if donate else leaf.copy() for path, leaf in bank.leaves.items()}
+        for path, leaf in leaves.items():
+            leaf[number] = values.get(path, leaf[0])
+        return AdapterBank(leaves, rows)
+    full = {
+        path: values.get(path, np.zeros(leaf.shape[1:], leaf.dtype))
+        for path, leaf in bank.leaves.items()
+    }
+    tuned = {path: np.bool_(path in values) for path in bank.leaves}
+    write = _write_donated if donate else _write_copy
+    return AdapterBank(write(bank.leaves, np.int32(number), full, tuned), rows)
+
+
+def _set_row(leaves: Any, number: Any, values: Any, tuned: Any) -> Any:
+    def write(leaf: Any, value: Any, is_tuned: Any) -> Any:
+        return leaf.at[number].set(jnp.where(is_tuned, value, leaf[0]))
+
+    return jax.tree.map(write, leaves, values, tuned)
+
+
+_write_copy = jax.jit(_set_row)
+
+
+_write_donated = partial(jax.jit, donate_argnums=0)(_set_row)
+
+
+def replace_at(
+    rows: tuple[Row | None, ...], number: int, row: Row | None
+) -> tuple[Row | None, ...]:
+    """The rows with another one at `number`."""
+    return (*rows[:number], row, *rows[number + 1 :])
 
 
 def _list(bank: AdapterBank, most: int = 8) -> str:

@@ -2,19 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ..adapters.checks import fill_placeholders
 from ..adapters.reading import Adapter
-from ..errors import AdapterError
+from ..config import LNTuningConfig
+from ..errors import AdapterError, ConfigError
 from ..names.maps import NameMap
+from ..paths import flatten, join
+from ..selection.select import select_leaves
 from ..storage.arrays import to_numpy
-from .core import AdapterBank, describe_row
-from .sources import Source, read_source
-from .values import BASE, check_name, fit_values
-from .write import add_leaves, get_row_shapes, grow_bank, replace_at, write_row
+from .core import (
+    AdapterBank,
+    Row,
+    choose_dtype,
+    get_row_shapes,
+    grow_bank,
+    place,
+    replace_at,
+    round_capacity,
+    write_row,
+)
+from .files import list_base
+from .sources import Source, describe_source, read_source
+from .values import BASE, check_base, check_name, fit_values, get_trainable
+
+
+def make_bank(
+    params: Any,
+    adapters: Mapping[str, Source] | None = None,
+    *,
+    config: LNTuningConfig | None = None,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
+    capacity: int | None = None,
+    dtype: str | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+    on_host: bool = False,
+) -> AdapterBank:
+    """Makes a bank over one base.
+
+    Args:
+        params: the base: any pytree of arrays or numpy arrays.
+        adapters: by name, each an `Adapter`, a dict `{leaf path: array}`, or the path of a
+            directory that `save_adapter` or PEFT wrote, read strictly against `params`.
+        config: selects the leaves that a row has, beside those of `adapters`; None is every norm.
+            A leaf that no row has can be added later, which compiles programs anew.
+        norms: module paths that are norms, where the caller knows them (`norm_modules`).
+        name_map: of stacked layers (`model.name_map`): names for directories and `config`.
+        capacity: rows, the base's included; None is the power of two that holds the adapters, at
+            least 8. A full bank doubles.
+        dtype: of the rows; None is float32, or wider where a leaf is. "bfloat16" halves the
+            memory and rounds the adapters.
+        sharding: of the leaves, such as `NamedSharding(mesh, PartitionSpec("data"))`, which lays
+            the rows over an axis of the mesh; None leaves them on the default device.
+        on_host: whether the leaves stay in the host's memory as numpy arrays; `take_rows` then
+            moves only the rows of a batch.
+
+    Raises:
+        AdapterError: an adapter does not fit `params`, a name is no name, the capacity is too
+            small or cannot be laid out by `sharding`.
+        SelectionError: `config` selects nothing in `params`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln": {"scale": jnp.ones(2), "bias": jnp.zeros(2)}}
+        >>> bank = lnt.bank.make_bank(params, {"french": {"ln.scale": jnp.array([2.0, 3.0])}})
+        >>> bank.names
+        ('base', 'french')
+        >>> lnt.bank.get_adapter(bank, "french").trainable
+        {'ln.scale': array([2., 3.], dtype=float32)}
+    """
+    read = {
+        check_name(name): read_source(source, params, norms, name_map)
+        for name, source in (adapters or {}).items()
+    }
+    base = _read_base(params, config, norms, name_map, read)
+    rows = [Row(BASE, None, ())]
+    rows += [describe_row(name, adapter, base) for name, adapter in read.items()]
+    count = round_capacity(len(rows), capacity)
+    values = {path: np.asarray(leaf, choose_dtype(leaf, dtype)) for path, leaf in base.items()}
+    fitted = [fit_values(name, adapter, values) for name, adapter in read.items()]
+
+    def stack(path: str) -> np.ndarray:
+        leaf = np.full((count, *values[path].shape), np.nan, values[path].dtype)
+        leaf[0] = values[path]
+        for number, own in enumerate(fitted, start=1):
+            leaf[number] = own.get(path, values[path])
+        return leaf
+
+    leaves = {path: place(stack(path), sharding, on_host) for path in values}
+    return AdapterBank(leaves, (*rows, *[None] * (count - len(rows))))
+
+
+def bank_bytes(
+    params: Any,
+    adapters: int,
+    *,
+    config: LNTuningConfig | None = None,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
+    dtype: str | None = None,
+    devices: int = 1,
+) -> int:
+    """The memory of a bank on each device: (adapters + 1) x values x bytes of one / devices.
+
+    Args:
+        params: the base; `jax.ShapeDtypeStruct` leaves will do.
+        adapters: how many the bank is to hold, beside the base.
+        config: as in `make_bank`.
+        norms: as in `make_bank`.
+        name_map: as in `make_bank`.
+        dtype: as in `make_bank`.
+        devices: over how many devices the rows are laid.
+
+    Raises:
+        ConfigError: `dtype` is no floating one, or a number is below its bound.
+        SelectionError: `config` selects nothing.
+
+    Example:
+        >>> import jax
+        >>> import lntune_jax as lnt
+        >>> norm = jax.ShapeDtypeStruct((65 * 4096,), "bfloat16")  # as many as Llama-2-7B has
+        >>> lnt.bank.bank_bytes({"norm": {"scale": norm}}, 10_000) / 1e9
+        10.65066496
+        >>> lnt.bank.bank_bytes({"norm": {"scale": norm}}, 10_000, dtype="bfloat16") / 1e9
+        5.32533248
+    """
+    if adapters < 0 or devices < 1:
+        raise ConfigError(f"adapters is {adapters} and devices {devices}; expected 0 and 1 or more")
+    selection = select_leaves(params, config or LNTuningConfig(), norms, name_map, warn=False)
+    trained = [
+        leaf.value for index, leaf in enumerate(selection.leaves) if selection.is_trainable(index)
+    ]
+    row = sum(int(np.prod(leaf.shape)) * choose_dtype(leaf, dtype).itemsize for leaf in trained)
+    return -(-(adapters + 1) // devices) * row
 
 
 def add_adapter(
@@ -178,3 +307,77 @@ def get_adapter(bank: AdapterBank, name: str) -> Adapter:
     config = row.config or describe_row(name, values, get_row_shapes(bank)).config
     assert config is not None
     return Adapter(values, config)
+
+
+def add_leaves(bank: AdapterBank, adapter: Any, params: Any) -> AdapterBank:
+    """The bank with rows for leaves that it lacks: the base's values in all that are in use.
+
+    Raises:
+        AdapterError: `params` is not the base that the bank was made over, or lacks a leaf.
+    """
+    absent = [path for path in get_trainable(adapter) if path not in bank.leaves]
+    if not absent:
+        return bank
+    own = list_base(fill_placeholders(params)[0], bank.leaves)[1]
+    first = {path: to_numpy(path, leaf[:1]) for path, leaf in bank.leaves.items()}
+    check_base("params", first, own, has_values=True)
+    like = next(iter(bank.leaves.values()))
+    used = np.array([row is not None for row in bank.rows])
+    leaves = dict(bank.leaves)
+    for path, value in read_leaves(params, absent).items():
+        stacked = np.full((bank.capacity, *value.shape), np.nan, like.dtype)
+        stacked[used] = value
+        if isinstance(like, np.ndarray):
+            leaves[path] = stacked
+        else:
+            spec = getattr(like.sharding, "spec", None)
+            rows_only = spec is None or all(axis is None for axis in spec[1:])
+            sharding = like.sharding if like.committed and rows_only else None
+            leaves[path] = (
+                jnp.asarray(stacked) if sharding is None else jax.device_put(stacked, sharding)
+            )
+    return AdapterBank(leaves, bank.rows)
+
+
+def describe_row(name: str, adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, Any]) -> Row:
+    """What a bank is to know of an adapter; a dict of leaves gets a config that selects these."""
+    described = describe_source(adapter, leaves)
+    return Row(name, described.config, tuple(described.trainable))
+
+
+def _read_base(
+    params: Any,
+    config: LNTuningConfig | None,
+    norms: Iterable[str] | None,
+    name_map: str | NameMap | None,
+    adapters: Mapping[str, Adapter | Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
+    """The base's values of all leaves that a row has, in the tree's order."""
+    if isinstance(params, str | os.PathLike):
+        raise AdapterError("params must be the base's tree of arrays, not a path")
+    known, warn = config or LNTuningConfig(), config is not None
+    selection = select_leaves(params, known, norms, name_map, warn=warn)
+    wanted = {
+        join(leaf.path)
+        for index, leaf in enumerate(selection.leaves)
+        if selection.is_trainable(index)
+    }
+    wanted = wanted.union(*map(get_trainable, adapters.values()))
+    return read_leaves(params, wanted)
+
+
+def read_leaves(params: Any, paths: Iterable[str]) -> dict[str, np.ndarray]:
+    """The values of some leaves of a tree, in the tree's order, on the host.
+
+    Raises:
+        AdapterError: `params` lacks one, or has no values there.
+    """
+    wanted = set(paths)
+    found = {join(leaf.path): leaf.value for leaf in flatten(params)[0]}
+    absent = sorted(wanted - found.keys())
+    if absent:
+        raise AdapterError(
+            f"params has no leaf {absent[0]!r}, which an adapter tunes: pass the whole tree of the "
+            "base that it was trained on"
+        )
+    return {path: to_numpy(path, value) for path, value in found.items() if path in wanted}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ..adapters.checks import fill_placeholders
-from ..adapters.fingerprint import explain_difference, make_fingerprint
+from ..adapters.fingerprint import explain_difference, list_frozen, make_fingerprint
 from ..adapters.format import Kind, Metadata, describe_leaf, read_metadata, write_metadata
 from ..adapters.processes import write_on_first_process
 from ..adapters.reading import ARRAYS_DIRECTORY, read_leaves, read_settled
@@ -23,14 +23,15 @@ from ..adapters.target import check_target
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..messages import list_names, shorten
+from ..paths import flatten, join
+from ..selection.norms import find_statistics
+from ..selection.roles import FROZEN_ROLE, SAVED_ROLE, STATE_ROLE, RoledTree
 from ..storage.arrays import to_numpy, write_arrays
 from ..storage.checksums import METADATA_FILE, check_files, describe_files
 from ..storage.directories import resolve_path, write_directory
 from ..storage.json_files import read_json
-from .base import check_base, list_base
-from .core import AdapterBank, Row
-from .storage import place, round_capacity
-from .values import BASE, check_name
+from .core import AdapterBank, Row, place, round_capacity
+from .values import BASE, check_base, check_name
 
 _ROWS_FILE = "bank.json"
 _MOST_BYTES = 2**28  # of that file: ten thousand adapters of a 70B model take a fifth of it
@@ -145,6 +146,38 @@ def load_bank(
 
     leaves = {name: place(spread(array), sharding, on_host) for name, array in arrays.items()}
     return AdapterBank(leaves, (*rows, *[None] * (count - len(rows))))
+
+
+def list_base(params: Any, paths: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters that a bank has no rows for, and those that it has rows for.
+
+    Raises:
+        AdapterError: `params` lacks one of these.
+
+    Example:
+        >>> params = {"ln": {"scale": np.ones(2)}, "fc": {"kernel": np.ones((2, 2))}}
+        >>> [list(part) for part in list_base(params, ["ln.scale"])]
+        [['fc.kernel'], ['ln.scale']]
+    """
+    wanted = list(paths)
+    leaves, treedef = flatten(params)
+    values = {join(leaf.path): leaf.value for leaf in leaves}
+    absent = [path for path in wanted if path not in values]
+    if absent:
+        raise AdapterError(
+            f"the base lacks {list_names(absent)}, which the bank has rows for: pass the tree that "
+            "the bank was made over"
+        )
+    statistics, own = find_statistics(leaves), set(wanted)
+
+    def get_role(leaf: Any) -> str:
+        if join(leaf.path) in own:
+            return SAVED_ROLE
+        is_state = not leaf.is_parameter or leaf.path in statistics
+        return STATE_ROLE if is_state else FROZEN_ROLE
+
+    selection = RoledTree(leaves, treedef, [get_role(leaf) for leaf in leaves])
+    return list_frozen(selection), {path: values[path] for path in wanted}
 
 
 def _write_rows(bank: AdapterBank) -> str:

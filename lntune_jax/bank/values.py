@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..adapters.samples import holds_values
 from ..errors import AdapterError
 from ..messages import list_names, shorten
 from ..paths import get_shape
@@ -95,3 +96,32 @@ def _compare(path: str, value: Any, leaf: Any) -> list[str]:
     if not jnp.issubdtype(value.dtype, jnp.floating):
         return [f"{path!r} has dtype {value.dtype}, expected a floating one"]
     return []
+
+
+def check_base(
+    argument: str, arrays: Mapping[str, np.ndarray], own: Mapping[str, Any], *, has_values: bool
+) -> None:
+    """Compares shapes with the base's, and row 0 with its values, as closely as dtypes can tell.
+
+    Raises:
+        AdapterError: lists what differs.
+    """
+    wrong = []
+    for path, array in arrays.items():
+        shape = get_shape(own[path])
+        if shape is None or tuple(shape) != array.shape[1:]:
+            wrong.append(f"{path!r} has shape {shape}, in the bank {array.shape[1:]}")
+        elif has_values and holds_values(own[path]) and not _is_same(array[0], own[path], path):
+            wrong.append(f"{path!r} has other values than row 0 of the bank")
+    if wrong:
+        raise AdapterError(
+            f"{argument} is another base than the bank's: {list_names(wrong, str)}. Pass the tree "
+            "that the bank was made over, without an adapter in place"
+        )
+
+
+def _is_same(row: np.ndarray, value: Any, path: str) -> bool:
+    """Equal in the narrower of the two dtypes."""
+    found = to_numpy(path, value)
+    narrow = min(row.dtype, found.dtype, key=lambda dtype: dtype.itemsize)
+    return bool(np.array_equal(row.astype(narrow), found.astype(narrow)))

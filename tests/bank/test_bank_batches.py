@@ -78,7 +78,7 @@ def test_edits_themselves_compile_once():
     params, _, bank = make_small_bank(capacity=32)
     adapters = [make_adapter(params, seed) for seed in range(4)]
     last = lnt.LNTuningConfig(target_modules=["ln_f"])
-    from lntune_jax.bank.write import _write_copy
+    from lntune_jax.bank.core import _write_copy
 
     bank = banks.add_adapter(bank, "warm", adapters[0])
     before = _write_copy._cache_size()
