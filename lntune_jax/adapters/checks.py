@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..errors import AdapterError
 from ..messages import list_names
 from ..partition import Placeholder, is_placeholder
-from ..paths import get_shape
+from ..storage.leaves import compare_leaf, list_nonfinite
 
 _LONGEST_PATH = 4096  # bytes; Orbax's store has a limit too
 
@@ -58,7 +57,8 @@ def check_trainable(
     wrong = [f"missing from trainable: {list_names(missing)}"] if missing else []
     wrong += [f"not selected by the config in base: {list_names(unexpected)}"] if unexpected else []
     for name in expected:
-        wrong += _check_leaf(name, trainable[name], expected[name]) if name in trainable else []
+        if name in trainable:
+            wrong += compare_leaf(name, trainable[name], expected[name])
     if wrong:
         raise AdapterError(
             f"trainable does not fit base and config: {list_names(wrong, str)}. Pass the trainable "
@@ -72,35 +72,9 @@ def check_values(arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         AdapterError: lists the leaves.
     """
-    broken = []
-    for name, array in arrays.items():
-        count = int(array.size - np.isfinite(array).sum())
-        if count:
-            broken.append(f"{name!r} ({count:,} of {array.size:,} values)")
+    broken = list_nonfinite(arrays)
     if broken:
         raise AdapterError(
             f"trainable holds values that are not finite, in {list_names(broken, str)}: training "
             "has diverged. Save an earlier state; numpy.isfinite shows which values"
         )
-
-
-def _check_leaf(name: str, value: Any, expected: Any) -> list[str]:
-    shape = get_shape(value)
-    if shape is None:
-        return [f"{name!r} is a {type(value).__name__}, not an array"]
-    if tuple(shape) != tuple(expected.shape):
-        return [f"{name!r} has shape {tuple(shape)}, expected {tuple(expected.shape)}"]
-    if not jnp.issubdtype(value.dtype, jnp.inexact):
-        return [f"{name!r} has dtype {value.dtype}, expected a floating one"]
-    if 0 in shape:
-        return [f"{name!r} has shape {tuple(shape)}, with no elements to save"]
-    if not _can_store(name):
-        return [f"{name[:80]!r} is no path that can be stored (over 4096 bytes, or not Unicode)"]
-    return []
-
-
-def _can_store(name: str) -> bool:
-    try:
-        return len(name.encode("utf-8")) <= _LONGEST_PATH
-    except UnicodeEncodeError:
-        return False

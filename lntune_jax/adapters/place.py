@@ -9,19 +9,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from ..config import LNTuningConfig
 from ..errors import AdapterError, SelectionError, TreeError
 from ..messages import list_names
 from ..names.layers import list_parts, view
 from ..names.maps import NameMap, get_name_map
-from ..paths import flatten, get_shape, join
+from ..paths import flatten, join
 from ..selection.roles import RoledTree
 from ..selection.select import Views, select_views
+from ..storage.leaves import cast_leaf, compare_leaf, list_nonfinite, place_leaf
 from .checks import fill_placeholders
 
 
@@ -47,7 +45,7 @@ def check_place(
     absent = [name for name in trainable if name not in present]
     wrong = [f"params lacks {list_names(absent)}"] if absent else []
     for name, value in trainable.items():
-        wrong += compare_leaf(name, value, present[name]) if name in present else []
+        wrong += compare_leaf(name, present[name], value, "params") if name in present else []
     if wrong:
         raise _explain(directory, wrong)
     views = _select(directory, params, config, norms, name_map)
@@ -77,21 +75,6 @@ def place_leaves(selection: RoledTree, trainable: Mapping[str, np.ndarray], cast
         value = trainable.get(name) if leaf.is_parameter else None
         leaves.append(leaf.value if value is None else _place(name, value, leaf.value, cast))
     return selection.treedef.unflatten(leaves)
-
-
-def compare_leaf(name: str, value: np.ndarray, place: Any) -> list[str]:
-    """What keeps a saved leaf from the place of one of the tree: nothing, or one sentence."""
-    shape = get_shape(place)
-    if isinstance(getattr(place, "whole", place), Tracer):
-        return [f"{name!r} is being traced in params: call this outside jax.jit"]
-    if shape is None:
-        return [f"{name!r} is a {type(place).__name__} in params, not an array"]
-    if tuple(shape) != value.shape:
-        return [f"{name!r} has shape {tuple(shape)} in params, {value.shape} in the adapter"]
-    kind = jnp.floating if jnp.issubdtype(value.dtype, jnp.floating) else jnp.complexfloating
-    if not jnp.issubdtype(place.dtype, kind):
-        return [f"{name!r} has dtype {place.dtype} in params, {value.dtype} in the adapter"]
-    return []
 
 
 def _list_named(directory: Path, params: Any, name_map: str | NameMap | None) -> dict[str, Any]:
@@ -128,26 +111,10 @@ def _explain(directory: Path, wrong: list[str]) -> AdapterError:
 
 
 def _place(name: str, value: np.ndarray, place: Any, cast: bool) -> Any:
-    value = _cast(name, value, place.dtype) if cast else value
-    if not isinstance(place, jax.Array | jax.ShapeDtypeStruct):
-        return value
-    if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
+    value = cast_leaf(value, place.dtype) if cast else value
+    if list_nonfinite({name: value}):
         raise AdapterError(
-            f"the leaf {name!r} is {value.dtype}, which JAX has turned off: pass cast=True, or "
-            "call jax.config.update('jax_enable_x64', True)"
-        )
-    sharding = place.sharding
-    if sharding is None or (isinstance(place, jax.Array) and not place.committed):
-        return jnp.asarray(value)  # as free to move as the leaf it replaces
-    return jax.device_put(value, sharding)
-
-
-def _cast(name: str, value: np.ndarray, dtype: Any) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        narrow = value.astype(dtype)
-    if not np.isfinite(narrow).all():
-        raise AdapterError(
-            f"the leaf {name!r} holds values too large for {np.dtype(dtype)}, the dtype of params: "
+            f"the leaf {name!r} holds values too large for {value.dtype}, the dtype of params: "
             "pass cast=False, or params in a wider dtype"
         )
-    return narrow
+    return place_leaf(name, value, place)

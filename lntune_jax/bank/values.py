@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from ..adapters.samples import holds_values
@@ -13,6 +12,7 @@ from ..errors import AdapterError
 from ..messages import list_names, shorten
 from ..paths import get_shape
 from ..storage.arrays import to_numpy
+from ..storage.leaves import cast_leaf, compare_leaf, list_nonfinite
 
 BASE = "base"
 
@@ -70,32 +70,22 @@ def fit_values(name: str, adapter: Any, leaves: Mapping[str, Any]) -> dict[str, 
             f"the adapter {name!r} tunes {list_names(absent)}, for which the bank has no rows: "
             "pass params=, the base's tree, whose values then stand in the other rows"
         )
-    wrong = [text for path in trainable for text in _compare(path, trainable[path], leaves[path])]
+    wrong = [
+        text for path in trainable for text in compare_leaf(path, trainable[path], leaves[path])
+    ]
     if wrong:
         raise AdapterError(f"the adapter {name!r} does not fit the bank: {list_names(wrong, str)}")
-    with np.errstate(over="ignore"):
-        values = {
-            path: to_numpy(path, value).astype(leaves[path].dtype)
-            for path, value in trainable.items()
-        }
-    broken = [path for path, value in values.items() if not np.isfinite(value).all()]
+    values = {
+        path: cast_leaf(to_numpy(path, value), leaves[path].dtype)
+        for path, value in trainable.items()
+    }
+    broken = list_nonfinite(values)
     if broken:
         raise AdapterError(
             f"the adapter {name!r} holds values that are not finite in the bank's dtype, in "
-            f"{list_names(broken)}: a training that diverged, or a dtype that is too narrow"
+            f"{list_names(broken, str)}: a training that diverged, or a dtype that is too narrow"
         )
     return values
-
-
-def _compare(path: str, value: Any, leaf: Any) -> list[str]:
-    shape = get_shape(value)
-    if shape is None:
-        return [f"{path!r} is a {type(value).__name__}, not an array"]
-    if tuple(shape) != tuple(leaf.shape):
-        return [f"{path!r} has shape {tuple(shape)}, the base {tuple(leaf.shape)}"]
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        return [f"{path!r} has dtype {value.dtype}, expected a floating one"]
-    return []
 
 
 def check_base(

@@ -106,8 +106,8 @@ def _trace(
 
 def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
     """What the jaxpr says of each leaf."""
-    from .walk import walk
     from .facts import Notes, Other, Parameter, View, name_axes, new_value
+    from .walk import walk
 
     notes = Notes()
     shapes = [tuple(aval.shape) for aval in jaxpr.in_avals]

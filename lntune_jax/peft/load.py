@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ..adapters.checks import fill_placeholders
-from ..adapters.place import compare_leaf, place_leaves
+from ..adapters.place import place_leaves
 from ..adapters.reading import Adapter
 from ..config import LNTuningConfig
 from ..errors import AdapterError, CopiedModuleWarning, SelectionError
@@ -26,6 +26,7 @@ from ..selection.norms import NORM, match_norms
 from ..selection.roles import NORM_ROLE, SAVED_ROLE, RoledTree, assign_roles, match_config, unite
 from ..selection.select import select_leaves
 from ..storage.directories import resolve_path
+from ..storage.leaves import compare_leaf, compare_shapes, list_nonfinite
 from .config import is_in, is_saved_by_peft
 from .files import Key, read_header, read_key, read_tensors
 from .heads import check_untied, is_embedding
@@ -161,7 +162,11 @@ def _read(
     trainable = {
         name: _assemble(index, name, arrays, values[name], config.param_dtype) for name in names
     }
-    wrong = [text for name in names for text in compare_leaf(name, trainable[name], values[name])]
+    wrong = [
+        text
+        for name in names
+        for text in compare_leaf(name, values[name], trainable[name], "params")
+    ]
     if wrong:
         raise AdapterError(f"the adapter {directory} does not fit params: {'; '.join(wrong[:5])}")
     made = make_own_config(directory, params, config, norms, index, contents, names)
@@ -252,11 +257,9 @@ def check_finite(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
     Raises:
         AdapterError: lists the keys.
     """
-    wrong = []
-    for key, tensor in tensors.items():
-        broken = int(tensor.size - np.isfinite(tensor.astype(np.float64)).sum())
-        wrong += [f"{key!r} holds {broken:,} values that are not finite"] if broken else []
-    if wrong:
+    broken = list_nonfinite(tensors)
+    if broken:
+        wrong = [f"values that are not finite in {list_names(broken, str)}"]
         raise AdapterError(_explain(directory, wrong))
 
 
@@ -277,9 +280,7 @@ def _check_shape(
         shape = shape[: place.layer_axis] + shape[place.layer_axis + 1 :]
     if place.axes is not None:
         shape = tuple(shape[axis] for axis in place.axes)
-    if found != shape:
-        return [f"{key!r} has shape {found}, expected {shape} (leaf {place.leaf!r})"]
-    return []
+    return [f"{wrong} (leaf {place.leaf!r})" for wrong in compare_shapes(key, found, shape)]
 
 
 def _check_selected(

@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import CheckpointError, LNTuningError
 from ..messages import list_names
 from ..storage.arrays import hash_array, to_numpy
+from ..storage.leaves import place_leaf as put_leaf
 
 _SCALARS = (bool, int, float, complex)
 
@@ -154,18 +155,13 @@ def check_values(directory: Path, manifest: Mapping[str, Any], arrays: Mapping[s
         )
 
 
-def place_leaf(array: np.ndarray, like: Any, record: Mapping[str, Any]) -> Any:
+def place_leaf(path: str, array: np.ndarray, like: Any, record: Mapping[str, Any]) -> Any:
     """The values as a leaf of the same type and sharding as `like`."""
     if isinstance(like, _SCALARS):
         return type(like)(array[()])
-    if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
-        return array[()] if isinstance(like, np.generic) else array
-    if _is_key(like):
+    if _is_key(like) and isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         return _place_key(array, like, record["key_impl"])
-    sharding = like.sharding
-    if sharding is None or (isinstance(like, jax.Array) and not like.committed):
-        return jnp.asarray(array)
-    return jax.device_put(array, sharding)
+    return put_leaf(path, array, like, CheckpointError)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -279,7 +279,7 @@ def restore_state(
     wanted = {path: target for path, target in targets.items() if target.size}
     arrays |= _read_item(manager, step, "state", ocp.args.StandardRestore(wanted))  # pyright: ignore[reportCallIssue]
     check_values(directory, manifest, arrays)
-    leaves = [place_leaf(arrays[path], like, manifest[path]) for path, like in likes.items()]
+    leaves = [place_leaf(path, arrays[path], like, manifest[path]) for path, like in likes.items()]
     return jax.tree_util.tree_structure(like_state).unflatten(leaves), extra
 
 

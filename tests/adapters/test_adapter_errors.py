@@ -216,10 +216,10 @@ def test_restore_refuses_a_tree_that_does_not_fit(saved: Path) -> None:
 
     refuse(r"params lacks 'layers\.1\.norm\.bias', 'layers\.1\.norm\.scale'", make_params(layers=1))
     refuse(r"config selects 'layers\.2\.norm\.bias', .*adapter lacks", make_params(layers=3))
-    refuse(rf"'{SCALE}' has shape \(16,\) in params, \(8,\) in the adapter", make_params(width=16))
+    refuse(rf"'{SCALE}' has shape \(16,\) in params, expected \(8,\)", make_params(width=16))
     params = make_params()
     params["layers"][0]["norm"]["scale"] = np.ones(8, np.int8)
-    refuse(f"'{SCALE}' has dtype int8 in params, float32 in the adapter", params)
+    refuse(f"'{SCALE}' has dtype int8 in params, expected a floating one", params)
     params["layers"][0]["norm"]["scale"] = "text"
     refuse(f"'{SCALE}' is a str in params", params)
     refuse("params is the frozen half", lnt.partition_params(make_params(), CONFIG).frozen)

@@ -143,7 +143,7 @@ def test_the_memory_of_ten_thousand_adapters():
 @pytest.mark.parametrize(
     ("adapter", "message"),
     [
-        ({"ln_f.scale": np.ones(31, "f")}, r"'ln_f.scale' has shape \(31,\), the base \(32,\)"),
+        ({"ln_f.scale": np.ones(31, "f")}, r"'ln_f.scale' has shape \(31,\), expected \(32,\)"),
         ({"ln_f.scale": np.full(32, np.inf, "f")}, "not finite in the bank's dtype"),
         ({"ln_f.scale": np.full(32, 1e60)}, "not finite in the bank's dtype"),
         ({"ln_f.scale": np.ones(32, np.int32)}, "dtype int32, expected a floating one"),
