@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .adapters.fingerprint import QUANTIZED, count_frozen
-from .adapters.reading import read_directory
-from .adapters.store import restore_adapter
+from .adapters.store import read_directory, restore_adapter
 from .config import CONFIG_FILE, LNTuningConfig
 from .errors import AdapterError
 from .names.rules import NameMap

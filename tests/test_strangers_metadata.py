@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.adapters.fields import check_fields
+from lntune_jax.adapters.format import check_fields
 from lntune_jax.errors import AdapterError
 from lntune_jax.storage.json_files import parse_json
 from tests.support.adapters import reseal

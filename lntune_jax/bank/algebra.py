@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapters.reading import Adapter
+from ..adapters.store import Adapter
 from ..config import LNTuningConfig
 from ..errors import AdapterError
 from ..messages import list_names

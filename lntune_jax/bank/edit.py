@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..adapters.checks import fill_placeholders
-from ..adapters.reading import Adapter
+from ..adapters.fit import fill_placeholders
+from ..adapters.store import Adapter
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..names.maps import NameMap

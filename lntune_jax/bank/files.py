@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..adapters.checks import fill_placeholders
 from ..adapters.fingerprint import explain_difference, list_frozen, make_fingerprint
+from ..adapters.fit import fill_placeholders
 from ..adapters.format import Kind, Metadata, describe_leaf, read_metadata, write_metadata
 from ..adapters.processes import write_on_first_process
-from ..adapters.reading import ARRAYS_DIRECTORY, read_leaves, read_settled
+from ..adapters.store import ARRAYS_DIRECTORY, read_leaves, read_settled
 from ..adapters.target import check_target
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError

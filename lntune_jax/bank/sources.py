@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..adapters.reading import Adapter
-from ..adapters.store import read_fitting
+from ..adapters.store import Adapter, read_fitting
 from ..config import LNTuningConfig
 from ..errors import AdapterError
 from ..names.layers import join_arrays

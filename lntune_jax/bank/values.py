@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.samples import holds_values
+from ..adapters.fingerprint import holds_values
 from ..errors import AdapterError
 from ..messages import list_names, shorten
 from ..paths import get_shape

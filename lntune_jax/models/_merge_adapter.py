@@ -9,7 +9,7 @@ import numpy as np
 
 from lntune_jax.adapters.fingerprint import QUANTIZED
 from lntune_jax.adapters.format import read_metadata
-from lntune_jax.adapters.reading import Adapter, read_target
+from lntune_jax.adapters.store import Adapter, read_target
 from lntune_jax.errors import AdapterError, DataError
 from lntune_jax.messages import list_names
 from lntune_jax.names.maps import get_name_map, take

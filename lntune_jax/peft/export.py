@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapters.checks import check_trainable, check_values, fill_placeholders
+from ..adapters.fit import check_trainable, check_values, fill_placeholders
 from ..adapters.processes import write_on_first_process
 from ..config import TASK_HEADS, LNTuningConfig
 from ..errors import AdapterError, SelectionError

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ..adapters.checks import fill_placeholders
-from ..adapters.place import place_leaves
-from ..adapters.reading import Adapter
+from ..adapters.fit import fill_placeholders, place_leaves
+from ..adapters.store import Adapter
 from ..config import LNTuningConfig
 from ..errors import AdapterError, CopiedModuleWarning, SelectionError
 from ..messages import list_names, warn

@@ -12,9 +12,13 @@ import pytest
 from flax import nnx
 
 import lntune_jax as lnt
-from lntune_jax.adapters import samples as fingerprint_samples
-from lntune_jax.adapters.fingerprint import explain_difference, list_frozen, make_fingerprint
-from lntune_jax.adapters.samples import sample_leaf
+from lntune_jax.adapters import fingerprint as fingerprint_samples
+from lntune_jax.adapters.fingerprint import (
+    explain_difference,
+    list_frozen,
+    make_fingerprint,
+    sample_leaf,
+)
 from lntune_jax.selection.select import select_leaves
 
 
