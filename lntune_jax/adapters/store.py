@@ -23,10 +23,10 @@ from ..selection.selection import Selection, get_config
 from ..storage.arrays import read_arrays, to_numpy, write_arrays
 from ..storage.checksums import METADATA_FILE, check_files, describe_files
 from ..storage.directories import identify, list_asides, resolve_path, write_directory
+from ..storage.processes import write_on_first_process
 from .fingerprint import explain_difference, list_frozen, make_fingerprint
 from .fit import check_place, check_trainable, check_values, fill_placeholders, place_leaves
 from .format import ADAPTER, Kind, Metadata, describe_leaf, read_metadata, write_metadata
-from .processes import write_on_first_process
 from .target import check_target
 
 

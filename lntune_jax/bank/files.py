@@ -17,7 +17,6 @@ import numpy as np
 from ..adapters.fingerprint import explain_difference, list_frozen, make_fingerprint
 from ..adapters.fit import fill_placeholders
 from ..adapters.format import Kind, Metadata, describe_leaf, read_metadata, write_metadata
-from ..adapters.processes import write_on_first_process
 from ..adapters.store import ARRAYS_DIRECTORY, read_leaves, read_settled
 from ..adapters.target import check_target
 from ..config import LNTuningConfig
@@ -30,6 +29,7 @@ from ..storage.arrays import to_numpy, write_arrays
 from ..storage.checksums import METADATA_FILE, check_files, describe_files
 from ..storage.directories import resolve_path, write_directory
 from ..storage.json_files import read_json
+from ..storage.processes import write_on_first_process
 from .core import AdapterBank, Row, place, round_capacity
 from .values import BASE, check_base, check_name
 

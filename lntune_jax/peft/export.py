@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..adapters.fit import check_trainable, check_values, fill_placeholders
-from ..adapters.processes import write_on_first_process
 from ..config import TASK_HEADS, LNTuningConfig
 from ..errors import AdapterError, SelectionError
 from ..messages import list_names
@@ -36,6 +35,7 @@ from ..selection.select import select_leaves
 from ..selection.selection import Selection, get_config
 from ..storage.arrays import to_numpy
 from ..storage.directories import resolve_path
+from ..storage.processes import write_on_first_process
 from .config import is_in, is_saved_by_peft, make_peft_config
 from .files import check_target, write_key, write_peft_directory
 from .heads import check_untied
