@@ -21,7 +21,7 @@ import numpy as np
 from ..config import CONFIG_FILE
 from ..errors import AdapterError
 from ..storage.arrays import hash_array
-from ..storage.checksums import METADATA_FILE
+from ..storage.checksums import METADATA_FILE, list_files
 from ..storage.json_files import parse_json, read_bounded
 
 FORMAT_VERSION = 1
@@ -135,6 +135,24 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
             "directory anew from where it came from"
         )
     return _parse(file, fields)
+
+
+def list_own(directory: Path, kind: Kind = ADAPTER) -> list[str]:
+    """The files that `save_adapter` wrote into a directory, the metadata last; none without that.
+
+    Of a damaged one, or one of another version, these are the files where it has its own.
+
+    Example:
+        >>> list_own(Path("no/such/directory"))
+        []
+    """
+    if not (directory / METADATA_FILE).is_file():
+        return []
+    try:
+        own = list(read_metadata(directory, kind).files)
+    except AdapterError:
+        own = [path for path in list_files(directory) if path.partition("/")[0] in kind.entries]
+    return [*(path for path in own if path != METADATA_FILE), METADATA_FILE]
 
 
 def describe_leaf(value: np.ndarray, base_dtype: Any) -> LeafRecord:

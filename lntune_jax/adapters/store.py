@@ -26,8 +26,7 @@ from ..storage.directories import identify, list_asides, resolve_path, write_dir
 from ..storage.processes import write_on_first_process
 from .fingerprint import explain_difference, list_frozen, make_fingerprint
 from .fit import check_place, check_trainable, check_values, fill_placeholders, place_leaves
-from .format import ADAPTER, Kind, Metadata, describe_leaf, read_metadata, write_metadata
-from .target import check_target
+from .format import ADAPTER, Kind, Metadata, describe_leaf, list_own, read_metadata, write_metadata
 
 
 def save_adapter(
@@ -103,8 +102,7 @@ def save_adapter(
         read_directory(new)  # what cannot be read back is not put in place
 
     def write() -> None:
-        check_target(target, overwrite)
-        write_directory(target, fill, overwrite=overwrite, error=AdapterError)
+        write_directory(target, fill, noun="adapter", list_own=list_own, overwrite=overwrite)
 
     write_on_first_process(write)
     return target

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ import numpy as np
 
 from ..adapters.fingerprint import explain_difference, list_frozen, make_fingerprint
 from ..adapters.fit import fill_placeholders
-from ..adapters.format import Kind, Metadata, describe_leaf, read_metadata, write_metadata
+from ..adapters.format import Kind, Metadata, describe_leaf, list_own, read_metadata, write_metadata
 from ..adapters.store import ARRAYS_DIRECTORY, read_leaves, read_settled
-from ..adapters.target import check_target
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..messages import list_names, shorten
@@ -88,8 +88,8 @@ def save_bank(
         _read(new)  # what cannot be read back is not put in place
 
     def write() -> None:
-        check_target(target, overwrite, BANK)
-        write_directory(target, fill, overwrite=overwrite, error=AdapterError)
+        own = partial(list_own, kind=BANK)
+        write_directory(target, fill, noun="bank", list_own=own, overwrite=overwrite)
 
     write_on_first_process(write)
     return target

@@ -39,16 +39,15 @@ _WEIGHT_SUFFIXES = (
 )
 
 
-def check_target(target: Path, others: dict[str, Path], *, overwrite: bool) -> None:
-    """Refuse a path that holds, or lies in, what is read; or holds what `merge` did not write.
+def check_apart(target: Path, others: dict[str, Path]) -> None:
+    """Refuse a path that holds, or lies in, what is read.
 
     Args:
         target: the directory to make.
         others: directories that are read, by what they are.
-        overwrite: whether a merged checkpoint that is there is replaced.
 
     Raises:
-        AdapterError: the message says what is there.
+        AdapterError: the message says which.
     """
     for what, other in others.items():
         if target == other or other in target.parents or target in other.parents:
@@ -56,21 +55,6 @@ def check_target(target: Path, others: dict[str, Path], *, overwrite: bool) -> N
                 f"the output {target} and the {what} {other} must not lie in one another: pass "
                 "another output"
             )
-    if not os.path.lexists(target):
-        return
-    if not overwrite:
-        raise AdapterError(
-            f"{target} exists: pass another path, or overwrite=True to replace the "
-            "merged checkpoint there"
-        )
-    if not target.is_dir():
-        raise AdapterError(f"{target} is a file, and only merged checkpoints are replaced")
-    foreign = _list_foreign(target)
-    if foreign:
-        raise AdapterError(
-            f"{target} holds what was not written by merging ({list_names(foreign)}), and only "
-            "merged checkpoints are replaced: pass another path, or move these files"
-        )
 
 
 def sort_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
@@ -148,11 +132,10 @@ def _write_record(new: Path, plan: Plan) -> None:
     (new / RECORD_FILE).write_text(text, encoding="utf-8")
 
 
-def _list_foreign(target: Path) -> list[str]:
-    found = list_files(target)
+def list_own(directory: Path) -> list[str]:
+    """The files that merging wrote into a directory, by its record; none without one."""
     try:
-        fields = read_json(target / RECORD_FILE)
-        known = set(fields["files"]) if fields["format"] == _FORMAT else set()
+        fields = read_json(directory / RECORD_FILE)
+        return list(map(str, fields["files"])) if fields["format"] == _FORMAT else []
     except (OSError, ValueError, KeyError, TypeError):
-        return found
-    return [name for name in found if name not in known]
+        return []

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lntune_jax.errors import AdapterError
-from lntune_jax.storage.directories import resolve_path, write_directory
+from lntune_jax.storage.directories import check_target, resolve_path, write_directory
 
 from ._directory import find_directory
 from ._merge_adapter import find_adapter, read_quantization
-from ._merge_files import check_target, sort_files, write_checkpoint
+from ._merge_files import check_apart, list_own, sort_files, write_checkpoint
 from ._merge_parts import read_parts
 from ._merge_plan import plan_merge
 from ._names import HUB_PATTERNS
@@ -137,7 +137,8 @@ def merge_checkpoint(
     directory = find_directory(Path(model), revision, _PATTERNS).resolve()
     found = find_adapter(Path(adapter))
     others = {"base": directory, "adapter": found.directory}
-    check_target(target, others, overwrite=overwrite)
+    check_apart(target, others)
+    check_target(target, noun="merged checkpoint", list_own=list_own, overwrite=overwrite)
     parts = read_parts(directory, Path(adapter), name_map)
     plan = plan_merge(parts, task=task, labels=labels, norms_only=norms_only)
     copied, skipped = sort_files(parts.checkpoint)
@@ -145,7 +146,7 @@ def merge_checkpoint(
     def fill(new: Path) -> None:
         write_checkpoint(new, parts.checkpoint, plan, copied)
 
-    write_directory(target, fill, overwrite=overwrite, error=AdapterError)
+    write_directory(target, fill, noun="merged checkpoint", list_own=list_own, overwrite=overwrite)
     fields = parts.fields if plan.fields is None else plan.fields
     return MergedCheckpoint(
         path=target,

@@ -37,7 +37,7 @@ from ..storage.arrays import to_numpy
 from ..storage.directories import resolve_path
 from ..storage.processes import write_on_first_process
 from .config import is_in, is_saved_by_peft, make_peft_config
-from .files import check_target, write_key, write_peft_directory
+from .files import write_key, write_peft_directory
 from .heads import check_untied
 from .tree import Index, index_tree
 
@@ -68,7 +68,8 @@ def export_peft(
         norms: as given to `partition_params`, if it was; read together with `base`.
         name_map: the name of a table (`lntune_jax.peft.NAME_MAPS`) or a `NameMap`, for trees
             whose module paths are not those of transformers.
-        overwrite: whether a PEFT adapter that is there is replaced, its model card with it.
+        overwrite: whether a PEFT adapter that is there is replaced. Files beside its two, such as a
+            model card, are never deleted: with them the path is refused.
 
     Returns:
         The absolute path of the directory.
@@ -105,7 +106,6 @@ def export_peft(
         )
 
     def write() -> None:
-        check_target(target, overwrite)
         tensors = _make_tensors(parameters)
         write_peft_directory(target, tensors, parameters.config, overwrite=overwrite)
 

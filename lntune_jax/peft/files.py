@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,11 +25,6 @@ from ..storage.directories import UNWRITABLE, write_directory
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
-_ENTRIES = {
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    "README.md",
-}  # PEFT writes a model card too, replaced as well
 _PREFIX, _COPY, _BASE = "base_model.model.", ".ln_tuning_layers.", ".base_layer."
 _FLOATING = ("F64", "F32", "F16", "BF16")
 
@@ -162,32 +156,8 @@ def write_peft_directory(
         sort_header(new / WEIGHTS_FILE)
         _check_written(new, tensors)
 
-    check_target(target, overwrite)
-    write_directory(target, fill, overwrite=overwrite, error=AdapterError)
-
-
-def check_target(target: Path, overwrite: bool) -> None:
-    """Refuses a path that exists, unless it is a PEFT adapter (or empty) and may be replaced.
-
-    Raises:
-        AdapterError: the message says what is there.
-    """
-    if not os.path.lexists(target):
-        return
-    if not overwrite:
-        raise AdapterError(
-            f"{target} exists: pass another path, or overwrite=True to replace the adapter there"
-        )
-    if not target.is_dir():
-        raise AdapterError(f"{target} is a file, and overwrite=True replaces adapters only")
-    entries = {path.name for path in target.iterdir()}
-    is_adapter = not entries or bool(entries & {CONFIG_FILE, WEIGHTS_FILE})
-    foreign = sorted(entries - _ENTRIES if is_adapter else entries)
-    if foreign:
-        raise AdapterError(
-            f"{target} holds what is no PEFT adapter ({list_names(foreign)}), and overwrite=True "
-            "replaces adapters only: pass another path, or move these files"
-        )
+    own = (CONFIG_FILE, WEIGHTS_FILE)
+    write_directory(target, fill, noun="PEFT adapter", list_own=lambda _: own, overwrite=overwrite)
 
 
 @contextmanager

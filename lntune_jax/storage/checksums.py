@@ -88,9 +88,12 @@ def _is_of_hub(path: str) -> bool:
 
 
 def list_files(directory: Path) -> list[str]:
-    """Relative paths of all files below `directory`, with forward slashes."""
+    """Relative paths of all files below `directory`, and of links, with forward slashes."""
     return sorted(
         (Path(parent) / name).relative_to(directory).as_posix()
-        for parent, _, names in os.walk(directory)
-        for name in names
+        for parent, folders, files in os.walk(directory)
+        for name in (
+            *files,
+            *(folder for folder in folders if (Path(parent) / folder).is_symlink()),
+        )
     )

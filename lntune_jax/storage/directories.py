@@ -1,69 +1,118 @@
 """Writing a directory whole or not at all, and replacing one without ever losing it.
 
 Everything is written and flushed beside the target under a hidden name, then moved in one step;
-an older directory leaves only after the new one stands in its place.
+an older directory leaves only after the new one stands in its place. Nothing that the library did
+not write is ever deleted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import hashlib
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ..errors import LNTuningError
-from ..messages import shorten
+from ..errors import AdapterError, LNTuningError
+from ..messages import list_names, shorten, warn
+from .checksums import list_files
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _ATTEMPTS = 20  # at a target that other processes create and replace at the same moment
+_LONGEST_NAME = 255  # bytes, on every file system in use
+# What file systems answer that cannot flush a directory: SMB, 9p and FUSE among them. PostgreSQL
+# passes over the first two likewise (src/backend/storage/file/fd.c, fsync_fname_ext).
+_NO_FLUSH = frozenset({errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS})
+# A scheme of two letters or more, so no drive of Windows; pathlib makes one slash of two.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 UNWRITABLE = "What was there is not damaged; pass another path or make this one writable"
+
+ListOwn = Callable[[Path], Collection[str]]
 
 
 def write_directory(
-    target: Path,
-    fill: Callable[[Path], None],
-    *,
-    overwrite: bool,
-    error: type[LNTuningError],
+    target: Path, fill: Callable[[Path], None], *, noun: str, list_own: ListOwn, overwrite: bool
 ) -> None:
     """Makes the directory `target` with what `fill` writes, or leaves everything as it was.
+
+    What a person puts into an older directory while it is being replaced is kept beside it, with
+    a warning that says where.
 
     Args:
         target: an absolute path; its parents are made.
         fill: writes the contents into the directory it is given.
-        overwrite: whether a directory that is there may be replaced. Whether it is one that may
-            be lost is for the caller to check.
-        error: what is raised where the target exists or the file system refuses.
+        noun: what messages call such a directory: "adapter".
+        list_own: the files of a directory, relative to it, that the library wrote. Only these may
+            be replaced; they are deleted in this order.
+        overwrite: whether a directory with nothing else in it is replaced.
+
+    Raises:
+        AdapterError: the target exists, holds something else, or the file system refuses.
 
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "out"
         >>> write_directory(
-        ...     target, lambda new: (new / "a").touch(), overwrite=False, error=LNTuningError
+        ...     target,
+        ...     lambda new: (new / "a").touch(),
+        ...     noun="letter",
+        ...     list_own=lambda directory: ["a"],
+        ...     overwrite=False,
         ... )
         >>> [path.name for path in target.iterdir()]
         ['a']
     """
-    new = _name_beside(target, "new")
+    check_target(target, noun=noun, list_own=list_own, overwrite=overwrite)
+    new, mine = _name_beside(target, ".new"), None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         new.mkdir()
+        mine = _get_number(new)
         fill(new)
         sync_tree(new)
+        check_target(target, noun=noun, list_own=list_own, overwrite=overwrite)
         _publish(new, target, overwrite)
+        sync(target.parent)
     except OSError as cause:
-        raise error(
+        raise AdapterError(
             f"cannot write {target}: {cause.strerror or cause} ({cause.filename or new}). "
             f"{UNWRITABLE}"
         ) from cause
     finally:
-        # Either what was half written, or the older directory after the exchange.
-        shutil.rmtree(new, ignore_errors=True)
-    for aside in list_asides(target):  # left by a crash, and now out of date
-        shutil.rmtree(aside, ignore_errors=True)
+        if mine is not None and _get_number(new) == mine:  # not in place, perhaps half written
+            shutil.rmtree(new, ignore_errors=True)
+        for old in (new, *_list_outdated(target)):
+            _discard(old, target, list_own)
+
+
+def check_target(target: Path, *, noun: str, list_own: ListOwn, overwrite: bool) -> None:
+    """Refuses a path that exists, unless all that is there may be replaced.
+
+    Raises:
+        AdapterError: the message says what is there.
+
+    Example:
+        >>> check_target(Path("no/such"), noun="bank", list_own=lambda _: [], overwrite=False)
+    """
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise AdapterError(
+            f"{target} exists: pass another path, or overwrite=True to replace the {noun} there"
+        )
+    if not target.is_dir():
+        raise AdapterError(f"{target} is a file, and overwrite=True replaces {noun}s only")
+    foreign = _list_settled(target, list_own)
+    if foreign:
+        raise AdapterError(
+            f"{target} holds no {noun}, or what lntune_jax did not write ({list_names(foreign)}): "
+            f"overwrite=True replaces {noun}s only. Pass another path, or move these files"
+        )
 
 
 def write_text(file: Path, text: str) -> None:
@@ -79,7 +128,7 @@ def write_text(file: Path, text: str) -> None:
         >>> file.read_text()
         'new'
     """
-    new = _name_beside(file, "new")
+    new = _name_beside(file, ".new")
     try:
         new.write_text(text, encoding="utf-8")
         sync(new)
@@ -96,15 +145,40 @@ def resolve_path(path: str | os.PathLike[str], *, error: type[LNTuningError]) ->
         path: what a caller gave.
         error: what is raised where it is no path, or none that the file system can have.
     """
-    if isinstance(path, str) and "://" in path:
-        raise error(f"{path!r} is a URL, and only local paths are read and written: copy it first")
+    refuse_url(path, error=error)
     try:
+        if not os.fspath(path):
+            raise ValueError("it is empty")
         resolved = Path(path).expanduser().resolve()
         _refuse_long_names(resolved)
     except (TypeError, ValueError, RuntimeError, OSError) as cause:
         why = getattr(cause, "strerror", None) or cause
         raise error(f"{shorten(repr(path))} is no path of a directory: {why}") from None
     return resolved
+
+
+def refuse_url(path: object, *, error: type[LNTuningError], what: str = "the path") -> None:
+    """Raises where a path is a URL, or what pathlib makes of one; anything else is not looked at.
+
+    Args:
+        path: what a caller gave.
+        error: what is raised.
+        what: what the message calls it.
+
+    Example:
+        >>> try:
+        ...     refuse_url(Path("gs://bucket/run"), error=AdapterError)
+        ... except AdapterError as error:
+        ...     print(str(error).partition(":/bucket/run' ")[2].partition(".")[0])
+        is a URL, and only local paths are read and written
+    """
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if isinstance(text, str) and _URL.match(text):
+        raise error(
+            f"{what} {shorten(repr(text))} is a URL, and only local paths are read and written. "
+            "Copy it to this machine first, or leave file:// out; where a model or adapter of the "
+            "Hugging Face hub may stand, pass its id 'owner/name'"
+        )
 
 
 def identify(directory: Path) -> tuple[int, int] | None:
@@ -121,12 +195,14 @@ def identify(directory: Path) -> tuple[int, int] | None:
 
 def list_asides(target: Path) -> list[Path]:
     """Older versions of `target` that an interrupted replacement left beside it, newest first."""
-    prefix = f".{target.name}.old-"
-    try:
-        found = [path for path in target.parent.iterdir() if path.name.startswith(prefix)]
-        return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    except OSError:
-        return []
+    prefix = _prefix_beside(target, ".old")
+    times: dict[Path, int] = {}
+    with contextlib.suppress(OSError):
+        for path in target.parent.iterdir():
+            if path.name.startswith(prefix):
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    times[path] = path.stat().st_mtime_ns
+    return sorted(times, key=lambda path: times[path], reverse=True)
 
 
 def sync_tree(directory: Path) -> None:
@@ -138,10 +214,13 @@ def sync_tree(directory: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flushes one file or directory to the disk."""
+    """Flushes one file or directory to the disk; a directory only where the file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
@@ -155,25 +234,58 @@ def _refuse_long_names(path: Path) -> None:
             raise
 
 
+def _prefix_beside(target: Path, kind: str) -> str:
+    """How the names of a kind begin that stand beside a target: its own name, where that fits."""
+    name, longest = target.name, _LONGEST_NAME - len(f"{kind}-{uuid.uuid4().hex[:12]}") - 1
+    if len(os.fsencode(name)) > longest:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+    return f".{name}{kind}-"
+
+
 def _name_beside(target: Path, kind: str) -> Path:
     """A new hidden name in the target's own directory, so that a move never crosses disks."""
-    return target.with_name(f".{target.name}.{kind}-{uuid.uuid4().hex[:12]}")
+    return target.with_name(_prefix_beside(target, kind) + uuid.uuid4().hex[:12])
+
+
+def _list_settled(target: Path, list_own: ListOwn) -> list[str]:
+    """What is foreign in one directory: looked at again if another process replaced it meanwhile.
+
+    Else the record of the older version would be held against the files of the newer one.
+    """
+    foreign: list[str] = []
+    for _ in range(_ATTEMPTS):
+        before = identify(target)
+        foreign = _list_foreign(target, list_own)
+        if not foreign or identify(target) == before:
+            break
+    return foreign
+
+
+def _list_foreign(directory: Path, list_own: ListOwn) -> list[str]:
+    """What the library did not write: files, links, and folders at the top without a file."""
+    own = set(list_own(directory))
+    tops = {path.partition("/")[0] for path in own}
+    try:
+        folders = [path.name for path in directory.iterdir() if path.is_dir()]
+    except OSError:  # away for a moment, where the system cannot exchange two
+        return []
+    files = list_files(directory)
+    known = tops | {path.partition("/")[0] for path in files}
+    return [path for path in files if path not in own] + sorted(set(folders) - known)
 
 
 def _publish(new: Path, target: Path, overwrite: bool) -> None:
     for attempt in range(_ATTEMPTS):
         try:
-            if overwrite and os.path.lexists(target):
-                if not _exchange(new, target):
-                    _move_in_two_steps(new, target)
-            else:
+            if not overwrite or not os.path.lexists(target):
                 new.rename(target)  # refused where a directory with contents has appeared
+            elif not _exchange(new, target):
+                _move_in_two_steps(new, target)
             break
         except OSError as error:
             raced = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
             if not overwrite or error.errno not in raced or attempt == _ATTEMPTS - 1:
                 raise
-    sync(target.parent)
 
 
 def _exchange(new: Path, target: Path) -> bool:
@@ -192,16 +304,67 @@ def _exchange(new: Path, target: Path) -> bool:
 
 def _move_in_two_steps(new: Path, target: Path) -> None:
     """The older one aside, then the new one in; after a crash between, the older one is whole."""
-    aside = _name_beside(target, "old")
-    target.rename(aside)
+    aside = _name_beside(target, ".old")
     try:
+        target.rename(aside)
         new.rename(target)
     except BaseException:
         # Put it back, unless another process has put a whole directory there meanwhile.
         if not os.path.lexists(target):
-            aside.rename(target)
+            with contextlib.suppress(OSError):
+                aside.rename(target)
         raise
+
+
+def _list_outdated(target: Path) -> list[Path]:
+    """The older versions beside a target that is there, so that none of them is the only one.
+
+    The target is looked at after the list is made. Another writer may take it aside at any moment,
+    and then that version is not in the list.
+    """
+    asides = list_asides(target)
+    if not asides or not target.is_dir():
+        return []
     try:
-        sync(target.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        sync(target.parent)  # what is there must be on the disk before the others go
+    except OSError:
+        return []
+    return asides
+
+
+def _discard(old: Path, target: Path, list_own: ListOwn) -> None:
+    """Deletes what the library wrote of an older version; what is left is kept beside the target.
+
+    Only names that are there are deleted: a record may come from a stranger.
+    """
+    if not os.path.lexists(old):
+        return
+    left = [old.name]  # a file or a link that took the older version's place
+    if old.is_dir() and not old.is_symlink():
+        there, own = set(list_files(old)), list_own(old)
+        for name in own:
+            if name in there:
+                with contextlib.suppress(OSError):
+                    (old / name).unlink()
+        for parent, _, _ in os.walk(old, topdown=False):
+            with contextlib.suppress(OSError):  # not empty
+                Path(parent).rmdir()
+        # NFS keeps a file that is open elsewhere under such a name until it is closed.
+        mine = [name for name in list_files(old) if not Path(name).name.startswith(".nfs")]
+        left = [name for name in mine if name not in own]
+    if left:
+        kept = _name_beside(target, ".kept")
+        kept = kept.with_name(kept.name.removeprefix("."))
+        old.rename(kept)
+        warn(
+            f"{list_names(left)} appeared in {target} while it was replaced, and was not written "
+            f"by lntune_jax: it is kept in {kept}. Move it where it belongs",
+            UserWarning,
+        )
+
+
+def _get_number(directory: Path) -> int | None:
+    try:
+        return directory.lstat().st_ino
+    except OSError:
+        return None

@@ -102,11 +102,11 @@ def test_what_may_be_replaced(tmp_path):
     banks.save_bank(path, smaller, base=PARAMS, overwrite=True)
     assert banks.load_bank(path, PARAMS).names == smaller.names
     lnt.save_adapter(tmp_path / "adapter", *adapters["a"], base=PARAMS)
-    with pytest.raises(AdapterError, match="holds what save_bank did not write"):
+    with pytest.raises(AdapterError, match="holds no bank, or what lntune_jax did not write"):
         banks.save_bank(tmp_path / "adapter", bank, base=PARAMS, overwrite=True)
     with pytest.raises(AdapterError, match="has format 'lntune_jax adapter', expected 'lntune"):
         banks.load_bank(tmp_path / "adapter", PARAMS)
-    with pytest.raises(AdapterError, match="holds what save_adapter did not write"):
+    with pytest.raises(AdapterError, match="holds no adapter, or what lntune_jax did not write"):
         lnt.save_adapter(path, *adapters["a"], base=PARAMS, overwrite=True)
     with pytest.raises(AdapterError, match="has format 'lntune_jax bank', expected 'lntune_ja"):
         lnt.load_adapter(path)

@@ -68,7 +68,7 @@ def test_what_is_refused(run, make_run, model_directory, tmp_path):
     for place in (base, base / "inside", tmp_path):
         refused(run(*words, place, "--overwrite"), "must not lie in one another")
     (merged / "notes.txt").touch()
-    refused(run(*words, merged, "--overwrite"), "'notes.txt'", "not written by merging")
+    refused(run(*words, merged, "--overwrite"), "'notes.txt'", "holds no merged checkpoint")
     output = ("--output", tmp_path / "x")
     refused(run("merge", "--model", base, "--adapter", tmp_path / "no", *output), "no adapter")
     refused(run("merge", "--model", tmp_path, "--adapter", trained, *output), "no config.json")

@@ -281,10 +281,10 @@ def test_what_may_be_replaced(tmp_path):
         merge_checkpoint(base, tmp_path / "adapter", target)
     merge_checkpoint(base, tmp_path / "adapter", target, overwrite=True)
     (target / "notes.txt").write_text("mine")
-    with pytest.raises(AdapterError, match=r"not written by merging \('notes.txt'\)"):
+    with pytest.raises(AdapterError, match=r"did not write \('notes.txt'\)"):
         merge_checkpoint(base, tmp_path / "adapter", target, overwrite=True)
     other = shutil.copytree(base, tmp_path / "other")
-    with pytest.raises(AdapterError, match="not written by merging"):
+    with pytest.raises(AdapterError, match="holds no merged checkpoint"):
         merge_checkpoint(base, tmp_path / "adapter", other, overwrite=True)
     file = tmp_path / "file"
     file.touch()

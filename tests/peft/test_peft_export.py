@@ -321,12 +321,13 @@ def test_an_existing_directory_is_replaced_by_the_flag_only_and_only_an_adapter(
     with pytest.raises(AdapterError, match="exists: pass another path, or overwrite=True"):
         export(tmp_path, NORMS)
     assert (path / "adapter_model.safetensors").read_bytes() == before
-    (path / "README.md").write_text("PEFT writes one")
     export(tmp_path, NORMS, tune(NORMS, seed=9), overwrite=True)
     assert (path / "adapter_model.safetensors").read_bytes() != before
+    (path / "README.md").write_text("a person may have written it")
     (path / "thesis.tex").touch()
-    with pytest.raises(AdapterError, match=r"thesis\.tex.*replaces adapters only"):
+    with pytest.raises(AdapterError, match=r"README\.md.*thesis\.tex.*replaces PEFT adapters only"):
         export(tmp_path, NORMS, overwrite=True)
+    assert (path / "README.md").read_text() == "a person may have written it"
     with pytest.raises(AdapterError, match="is a file"):
         lnt.export_peft(path / "thesis.tex", tune(NORMS), NORMS, overwrite=True)
 

@@ -173,7 +173,7 @@ def test_what_is_no_path_is_refused(path):
 def test_a_directory_with_a_readme_alone_is_no_adapter(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     leaves = {"ln.scale": np.ones(4, "f4")}
-    with pytest.raises(AdapterError, match=r"holds what is no PEFT adapter \('README.md'\)"):
+    with pytest.raises(AdapterError, match=r"holds no PEFT adapter, or .*\('README.md'\)"):
         lnt.export_peft(tmp_path, leaves, lnt.LNTuningConfig(), overwrite=True)
 
 

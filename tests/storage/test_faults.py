@@ -51,6 +51,8 @@ def die_at(step: int, patch: pytest.MonkeyPatch) -> None:
         (_files.shutil, "rmtree"),
         (Path, "mkdir"),
         (Path, "rename"),
+        (Path, "rmdir"),
+        (Path, "unlink"),
         (Path, "write_text"),
     ):
         patch.setattr(owner, name, wrap(getattr(owner, name)))
