@@ -15,6 +15,7 @@ from typing import Any
 from .errors import ConfigError
 from .expressions import check_expression
 from .messages import shorten
+from .storage.directories import refuse_url
 from .storage.json_files import read_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -164,6 +165,7 @@ class LNTuningConfig:
         Raises:
             ConfigError: the file cannot be written there.
         """
+        refuse_url(directory, error=ConfigError)
         file = Path(directory) / CONFIG_FILE
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -198,6 +200,7 @@ class LNTuningConfig:
             >>> LNTuningConfig.from_pretrained(directory).target_modules
             '.*ln_1'
         """
+        refuse_url(directory, error=ConfigError)
         file = Path(directory) / CONFIG_FILE
         try:
             values = read_json(file)

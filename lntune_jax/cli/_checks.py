@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from ..storage.directories import refuse_url
 
 
 class Rule(NamedTuple):
@@ -22,13 +24,13 @@ class Rule(NamedTuple):
 
 
 def check_settings(settings: Any) -> None:
-    """Check every number of a settings dataclass against its rule.
+    """Check every number of a settings dataclass against its rule, and that no path is a URL.
 
     Args:
         settings: An instance of one of the dataclasses in `_settings`.
 
     Raises:
-        ConfigError: If a value breaks its rule; the message names the flag.
+        ConfigError: If one does not hold; the message names the flag.
 
     Example:
         >>> from lntune_jax.cli._settings import Recipe
@@ -40,7 +42,11 @@ def check_settings(settings: Any) -> None:
         value = getattr(settings, each.name)
         if is_dataclass(value):
             check_settings(value)
-        elif value is not None and each.name in _RULES:
+            continue
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path) or each.name == "model":
+                refuse_url(path, error=ConfigError, what=flag_of(each.name))
+        if value is not None and each.name in _RULES:
             _check_value(each.name, value, _RULES[each.name])
 
 

@@ -6,11 +6,13 @@ A name is a directory if there is one, and an id on the Hugging Face hub otherwi
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
 from lntune_jax.errors import ModelError
 from lntune_jax.messages import shorten
+from lntune_jax.storage.directories import refuse_url
 from lntune_jax.storage.json_files import read_json
 
 from ._layout import LAYOUTS
@@ -25,7 +27,7 @@ _MOST = {
 
 
 def find_directory(
-    name: str | Path, revision: str | None, patterns: tuple[str, ...] = HUB_PATTERNS
+    name: str | os.PathLike[str], revision: str | None, patterns: tuple[str, ...] = HUB_PATTERNS
 ) -> Path:
     """Give the directory that holds a model's files, fetched from the hub where needed.
 
@@ -39,6 +41,7 @@ def find_directory(
     Raises:
         ModelError: `name` is neither.
     """
+    refuse_url(name, error=ModelError, what="the model")
     directory = Path(name).expanduser()
     try:
         is_directory = directory.is_dir()

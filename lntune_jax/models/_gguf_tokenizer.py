@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from lntune_jax.errors import ModelError
+from lntune_jax.storage.directories import refuse_url
 
 from ._gguf import GgufFile
 
@@ -33,7 +35,7 @@ _PLAIN_SPLITS = ("default", "gpt-2", "gpt2")
 _DIGIT_SPLITS = ("smollm",)
 
 
-def tokenizer_from_gguf(path: str | Path) -> Any:
+def tokenizer_from_gguf(path: str | os.PathLike[str]) -> Any:
     """Build the tokenizer that a GGUF file describes.
 
     Args:
@@ -59,6 +61,7 @@ def tokenizer_from_gguf(path: str | Path) -> Any:
         convert_gguf_tokenizer,
     )
 
+    refuse_url(path, error=ModelError)
     path = Path(path).expanduser()
     if not path.is_file():
         raise ModelError(f"{path}: no such file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from lntune_jax.peft.export import name_trainable
 from lntune_jax.peft.files import WEIGHTS_FILE, read_directory, read_key
 from lntune_jax.selection.roles import NORM_ROLE
 from lntune_jax.storage.checksums import METADATA_FILE
+from lntune_jax.storage.directories import resolve_path
 from lntune_jax.storage.json_files import read_json
 
 if TYPE_CHECKING:
@@ -63,14 +65,14 @@ class Tuned(NamedTuple):
     fingerprint: Mapping[str, Any] | None
 
 
-def find_adapter(path: Path) -> Found:
+def find_adapter(path: str | os.PathLike[str]) -> Found:
     """Recognise an adapter by its files; a run of `lntune-jax train` stands for its adapter.
 
     Raises:
         AdapterError: there is none, or the directory holds one of each kind.
         DataError: the run's labels.json is damaged.
     """
-    target = path.expanduser().resolve()
+    target = resolve_path(path, error=AdapterError)
     directory = target
     is_run = any((target / name).is_file() for name in (_RUN_LABELS, _RUN_LANGUAGE))
     if is_run and not _list_kinds(target):

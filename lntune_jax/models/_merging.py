@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lntune_jax.errors import AdapterError
-from lntune_jax.storage.directories import check_target, resolve_path, write_directory
+from lntune_jax.storage.directories import check_target, refuse_url, resolve_path, write_directory
 
 from ._directory import find_directory
 from ._merge_adapter import find_adapter, read_quantization
@@ -134,8 +134,9 @@ def merge_checkpoint(
         [2.0, 3.0]
     """
     target = resolve_path(output, error=AdapterError)
-    directory = find_directory(Path(model), revision, _PATTERNS).resolve()
-    found = find_adapter(Path(adapter))
+    refuse_url(adapter, error=AdapterError, what="the adapter")
+    directory = find_directory(model, revision, _PATTERNS).resolve()
+    found = find_adapter(adapter)
     others = {"base": directory, "adapter": found.directory}
     check_apart(target, others)
     check_target(target, noun="merged checkpoint", list_own=list_own, overwrite=overwrite)

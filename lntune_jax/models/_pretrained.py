@@ -6,8 +6,8 @@ tree's shapes.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._blueprint import Choices, check_choices, draw_up
@@ -82,7 +82,7 @@ class PretrainedModel:
 
 
 def from_pretrained(
-    name_or_directory: str | Path,
+    name_or_directory: str | os.PathLike[str],
     task: str | None = None,
     *,
     dtype: Any = "float32",
@@ -234,7 +234,7 @@ def from_config(
     asked = Choices(task, pooling, dtype, attention, remat, scan_layers, frozen_layers)
     choices, config = check_choices(asked), directory_or_config
     quantize = check_kind(quantize, scan_layers=scan_layers)
-    if isinstance(config, str | Path):
+    if isinstance(config, str | os.PathLike):
         config = config_from(find_directory(config, revision, ("config.json",)))
     elif isinstance(config, dict):
         config = config_of(config, "the config")

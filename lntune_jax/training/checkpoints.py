@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import CheckpointError, LNTuningError
 from ..storage.checksums import METADATA_FILE, check_files, describe_files
-from ..storage.directories import sync, sync_tree
+from ..storage.directories import resolve_path, sync, sync_tree
 from .checkpoint_leaves import (
     check_classes,
     check_structure,
@@ -98,7 +98,7 @@ def open_checkpoints(
         kept.append(best)
     if keep_every_seconds is not None:
         kept.append(policies.EveryNSeconds(keep_every_seconds))
-    path = Path(directory).expanduser().resolve()
+    path = resolve_path(directory, error=CheckpointError)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
         best_fn=read_metric if keep_best else None,
