@@ -6,28 +6,31 @@ Needs `huggingface_hub` (the extra `hf`), which is imported where it is used. Di
 
 from __future__ import annotations
 
-import json
-import math
+import fnmatch
+import hashlib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .adapters.fingerprint import QUANTIZED, count_frozen
-from .adapters.store import read_directory, restore_adapter
+from .adapters.store import ARRAYS_DIRECTORY, read_directory, restore_adapter
 from .config import CONFIG_FILE, LNTuningConfig
 from .errors import AdapterError
+from .messages import warn
 from .names.rules import NameMap
-from .peft.files import WEIGHTS_FILE, read_header, read_key
+from .peft.files import OURS, PEFT, WEIGHTS_FILE, find_kind, read_key, read_peft_directory
 from .peft.load import import_peft
 from .selection.labels import NORM, label_kinds
 from .storage.checksums import METADATA_FILE, list_files
 from .storage.directories import resolve_path
 
+__all__ = ["fetch_adapter", "from_pretrained", "make_card", "push_adapter"]
+
 CARD_FILE = "README.md"
-OURS, PEFT = "lntune_jax", "peft"
-_ARRAYS = "arrays/"
 _PIPELINES = {
     "SEQ_CLS": "text-classification",
     "TOKEN_CLS": "token-classification",
@@ -36,8 +39,8 @@ _PIPELINES = {
     "QUESTION_ANS": "question-answering",
     "FEATURE_EXTRACTION": "feature-extraction",
 }
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_PATTERNS = [CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, "arrays/*"]
+_PATTERNS = [CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, f"{ARRAYS_DIRECTORY}/*"]
+_SIGNATURE = "<!-- written by lntune_jax, sha256 "
 # An id on the hub: a name, or an owner and a name; paths begin with a dot or have more parts.
 _ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -65,8 +68,8 @@ def push_adapter(
         revision: the branch to push to, made if needed; None is the main one.
         token: an access token; None is the one that `hf auth login` stored or `HF_TOKEN`.
         message: of the commit.
-        card: whether a README.md goes up: the directory's own if there is one, else one that
-            tells base, counts, targets and how to load. It replaces the repository's.
+        card: whether a README.md goes up: the directory's own if there is one, else what
+            `make_card` gives, unless a person wrote the one that is there.
 
     Returns:
         The commit's hash: as `revision` of `from_pretrained` it gives exactly this adapter.
@@ -75,51 +78,88 @@ def push_adapter(
         AdapterError: the directory is no sound adapter, `repo_id` is no id, `huggingface_hub` is
             not installed, or the hub cannot be reached or refuses.
 
+    Warns:
+        UserWarning: the repository has a README.md that a person wrote or edited. It stays, or,
+            where the directory has its own, is replaced.
+
     Example:
         >>> import lntune_jax as lnt
         >>> try:
         ...     lnt.hub.push_adapter("no-such-directory", "me/adapter")
         ... except lnt.errors.AdapterError as error:
-        ...     print(str(error).partition(" holds neither")[1])
-         holds neither
+        ...     print(str(error).partition(" /")[0])
+        there is no adapter directory
     """
     path = resolve_path(directory, error=AdapterError)
-    facts = read_facts(path)
+    facts = _read_facts(path)
     _check_id(repo_id)
     hub = _import_hub()
     try:
-        api = hub.HfApi(token=token, library_name="lntune_jax")
+        api = hub.HfApi(token=token, library_name=OURS)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         head = api.repo_info(repo_id, revision=revision).sha
-        there = api.list_repo_files(repo_id, revision=head)
-        operations: list[Any] = [
-            hub.CommitOperationAdd(path_in_repo=file, path_or_fileobj=path / file)
-            for file in facts.files
-        ]
-        if card:
-            own = path / CARD_FILE
-            text = own.read_bytes() if own.is_file() else write_card(facts, repo_id).encode()
-            operations.append(hub.CommitOperationAdd(path_in_repo=CARD_FILE, path_or_fileobj=text))
-        operations += [
-            hub.CommitOperationDelete(path_in_repo=file)
-            for file in there
-            if is_own_file(file) and file not in facts.files
-        ]
-        done = api.create_commit(
-            repo_id,
-            operations=operations,
-            parent_commit=head,  # or another push in between would mix two adapters
-            commit_message=message or "LayerNorm tuning adapter",
-            revision=revision,
-        )
+        text = _choose_card(api, repo_id, head, path, facts) if card else None
+        with tempfile.TemporaryDirectory() as folder:
+            _copy_adapter(path, Path(folder), text)
+            done = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                delete_patterns=_PATTERNS,  # what an adapter that was there leaves behind
+                parent_commit=head,  # or another push in between would mix two adapters
+                commit_message=message or "LayerNorm tuning adapter",
+                revision=revision,
+            )
     except Exception as error:  # no network, no rights, no such branch: of more types than one
         raise AdapterError(
             f"cannot push {path} to {repo_id!r} on the hub ({_explain(error)}). No file there has "
             "changed; check the token, the id and the network (and HF_HUB_OFFLINE)"
         ) from error
     return done.oid
+
+
+def make_card(directory: str | os.PathLike[str], repo_id: str) -> str:
+    """Writes the model card of an adapter, as `push_adapter` sends it up.
+
+    To edit it, write the text to a README.md in the directory: that goes up instead.
+
+    Args:
+        directory: what `save_adapter`, `export_peft` or PEFT wrote.
+        repo_id: "owner/name", where the adapter will be.
+
+    Returns:
+        Markdown, after the fields that the hub reads: base, task, tags.
+
+    Raises:
+        AdapterError: the directory is no sound adapter, `repo_id` is no id, or `huggingface_hub`
+            is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> params = {"ln_1": {"scale": jnp.ones(2)}}
+        >>> config = lnt.LNTuningConfig(base_model_name_or_path="org/base", task_type="SEQ_CLS")
+        >>> tuned = {"ln_1.scale": jnp.array([2.0, 3.0])}
+        >>> path = lnt.save_adapter(tempfile.mkdtemp() + "/adapter", tuned, config, base=params)
+        >>> print(lnt.hub.make_card(path, "me/tuned").partition("# ")[0])
+        ---
+        base_model: org/base
+        library_name: lntune_jax
+        pipeline_tag: text-classification
+        tags:
+        - layernorm-tuning
+        - lntune_jax
+        - jax
+        base_model_relation: adapter
+        ---
+        <BLANKLINE>
+        <BLANKLINE>
+    """
+    path = resolve_path(directory, error=AdapterError)
+    _check_id(repo_id)
+    return _write_card(_read_facts(path), repo_id)
 
 
 def fetch_adapter(repo_id: str, *, revision: str | None = None, token: str | None = None) -> Path:
@@ -220,7 +260,7 @@ def from_pretrained(
             f"{directory} is a directory, which has no revision {revision!r}: leave revision out, "
             "or pass an id that is no directory here"
         )
-    if (directory / WEIGHTS_FILE).is_file() and not (directory / METADATA_FILE).is_file():
+    if find_kind(directory) == PEFT:
         return import_peft(directory, params, norms=norms, name_map=name_map, cast=cast)
     return restore_adapter(directory, params, cast=cast, name_map=name_map)
 
@@ -245,14 +285,13 @@ def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__
 
 
-class AdapterFacts(NamedTuple):
-    """What a directory holds: its format, files and config, and how many numbers of which kind.
+class _Facts(NamedTuple):
+    """What a directory holds: its format and config, and how many numbers of which kind.
 
     `total` counts the base too, and is None where the files do not tell.
     """
 
     kind: str
-    files: tuple[str, ...]
     config: LNTuningConfig
     norms: int
     saved: int
@@ -260,25 +299,9 @@ class AdapterFacts(NamedTuple):
     quantized: str | None
 
 
-def read_facts(directory: Path) -> AdapterFacts:
-    """Reads a directory of `save_adapter` or of PEFT, verifying it.
-
-    Raises:
-        AdapterError: it is neither, both, or damaged.
-    """
-    kinds = [
-        kind
-        for kind, file in ((OURS, METADATA_FILE), (PEFT, WEIGHTS_FILE))
-        if (directory / file).is_file()
-    ]
-    if len(kinds) != 1:
-        found = "both" if kinds else "neither"
-        raise AdapterError(
-            f"{directory} holds {found} of {METADATA_FILE} (save_adapter) and {WEIGHTS_FILE} "
-            "(export_peft, PEFT): pass a directory with one adapter"
-        )
-    files = tuple(filter(is_own_file, list_files(directory)))
-    if kinds == [OURS]:
+def _read_facts(directory: Path) -> _Facts:
+    """Reads a directory of either format, verifying it."""
+    if find_kind(directory) == OURS:
         adapter, metadata = read_directory(directory)
         labels = label_kinds(adapter.trainable, adapter.config)
         sizes = {path: leaf.size for path, leaf in adapter.trainable.items()}
@@ -286,51 +309,63 @@ def read_facts(directory: Path) -> AdapterFacts:
         frozen, every = count_frozen(metadata.base), sum(sizes.values())
         total = None if frozen is None else frozen + every
         quantized = metadata.base.get(QUANTIZED)
-        return AdapterFacts(OURS, files, adapter.config, norms, every - norms, total, quantized)
-    shapes, config = read_header(directory)
-    counts = {key: math.prod(shape) for key, shape in shapes.items()}
-    norms = sum(size for key, size in counts.items() if read_key(key).copied is not None)
-    return AdapterFacts(PEFT, files, config, norms, sum(counts.values()) - norms, None, None)
+        return _Facts(OURS, adapter.config, norms, every - norms, total, quantized)
+    tensors, config = read_peft_directory(directory)
+    norms = sum(x.size for key, x in tensors.items() if read_key(key).copied is not None)
+    saved = sum(x.size for x in tensors.values()) - norms
+    return _Facts(PEFT, config, norms, saved, None, None)
 
 
-def is_own_file(path: str) -> bool:
-    """Whether a file of a directory or repository is an adapter's, of either format."""
-    return path in (CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE) or path.startswith(_ARRAYS)
+def _is_own(path: str) -> bool:
+    return any(fnmatch.fnmatch(path, pattern) for pattern in _PATTERNS)
 
 
-def write_card(facts: AdapterFacts, repo_id: str) -> str:
-    """The text of the card: YAML that the hub reads, then what a person wants to know.
+def _copy_adapter(source: Path, target: Path, card: str | None) -> None:
+    """Copies the files of an adapter, and nothing else of its directory, beside a card."""
+    for file in filter(_is_own, list_files(source)):
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)
+    if card is not None:
+        (target / CARD_FILE).write_text(card, encoding="utf-8")
 
-    Example:
-        >>> config = LNTuningConfig(base_model_name_or_path="org/base", task_type="SEQ_CLS")
-        >>> card = write_card(AdapterFacts(OURS, (), config, 9984, 770, 22713986, None), "me/tuned")
-        >>> print(card.partition("# ")[0])
-        ---
-        library_name: "lntune_jax"
-        base_model: "org/base"
-        base_model_relation: "adapter"
-        pipeline_tag: "text-classification"
-        tags:
-        - "layernorm-tuning"
-        - "lntune_jax"
-        - "jax"
-        ---
-        <BLANKLINE>
-        <BLANKLINE>
-    """
+
+def _choose_card(api: Any, repo_id: str, head: str, directory: Path, facts: _Facts) -> str | None:
+    """The card that goes up, or None where that of the repository stays."""
+    own = directory / CARD_FILE
+    text = own.read_text(encoding="utf-8") if own.is_file() else _write_card(facts, repo_id)
+    if not api.file_exists(repo_id, CARD_FILE, revision=head):
+        return text
+    file = Path(api.hf_hub_download(repo_id, CARD_FILE, revision=head))
+    there = file.read_text(encoding="utf-8")
+    if there in (text, _sign(_unsign(there))):
+        return text
+    if own.is_file():
+        warn(
+            f"the {CARD_FILE} of {repo_id!r}, which a person wrote or edited, is replaced by that "
+            f"of {directory}; the commit {head} has it still",
+            UserWarning,
+        )
+        return text
+    warn(
+        f"the {CARD_FILE} of {repo_id!r} stays as a person wrote or edited it, and may not fit "
+        f"this adapter: edit it there, or write what make_card gives to {directory / CARD_FILE}",
+        UserWarning,
+    )
+    return None
+
+
+def _write_card(facts: _Facts, repo_id: str) -> str:
     base = _find_hub_id(facts.config)
-    fields = {"library_name": facts.kind}
-    if base is not None:
-        fields |= {"base_model": base, "base_model_relation": "adapter"}
-    if facts.config.task_type in _PIPELINES:
-        fields["pipeline_tag"] = _PIPELINES[facts.config.task_type]
-    # A JSON string is a YAML string, whatever a downloaded config says.
-    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
-    tags = ["layernorm-tuning", OURS, "jax" if facts.kind == OURS else PEFT]
-    lines += ["tags:", *(f"- {json.dumps(tag)}" for tag in tags)]
+    fields = _import_hub().ModelCardData(
+        library_name=OURS if facts.kind == OURS else "peft",
+        base_model=base,
+        base_model_relation=base and "adapter",
+        pipeline_tag=_PIPELINES.get(facts.config.task_type or ""),
+        tags=["layernorm-tuning", OURS, "jax" if facts.kind == OURS else "peft"],
+    )
     rows = "\n".join(f"| {name} | {value} |" for name, value in _list_rows(facts))
-    return (
-        "---\n" + "\n".join(lines) + f"\n---\n\n# {repo_id.rpartition('/')[2]}\n\n"
+    return _sign(
+        f"---\n{fields.to_yaml()}\n---\n\n# {repo_id.rpartition('/')[2]}\n\n"
         "LayerNorm tuning: the scales and biases of the base's norms"
         + (", and the modules named below," if facts.saved else "")
         + " were trained, all else is the base's own. The base is not in this repository.\n\n"
@@ -338,7 +373,16 @@ def write_card(facts: AdapterFacts, repo_id: str) -> str:
     )
 
 
-def _list_rows(facts: AdapterFacts) -> list[tuple[str, str]]:
+def _sign(text: str) -> str:
+    """A card with a last line by which a later push knows that no person edited it."""
+    return f"{text}\n{_SIGNATURE}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def _unsign(card: str) -> str:
+    return card.rpartition(f"\n{_SIGNATURE}")[0]
+
+
+def _list_rows(facts: _Facts) -> list[tuple[str, str]]:
     config, trained = facts.config, facts.norms + facts.saved
     share = (
         f"{trained:,} of {facts.total:,} ({100 * trained / facts.total:.4f} %)"
@@ -363,7 +407,8 @@ def _list_rows(facts: AdapterFacts) -> list[tuple[str, str]]:
 def _find_hub_id(config: LNTuningConfig) -> str | None:
     """The base's id; a local path is nobody else's business, and the hub refuses it."""
     base = config.base_model_name_or_path
-    return base if base and _HUB_ID.fullmatch(base) and not Path(base).exists() else None
+    is_id = bool(base) and "/" in base and _ID.fullmatch(base) and not Path(base).exists()
+    return base if is_id else None
 
 
 def _code(value: str | Sequence[str] | None) -> str:
@@ -372,7 +417,7 @@ def _code(value: str | Sequence[str] | None) -> str:
     return ", ".join(f"`{text}`" for text in plain) or "not recorded"
 
 
-def _explain_loading(facts: AdapterFacts, repo_id: str) -> str:
+def _explain_loading(facts: _Facts, repo_id: str) -> str:
     text = (
         "With [lntune_jax](https://pypi.org/project/lntune-jax/), `params` being the base's tree:\n"
         "\n```python\nimport lntune_jax as lnt\n\n"

@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import save_file
 
 import lntune_jax as lnt
-from lntune_jax.hub import read_facts, write_card
 
 PARAMS = {
     "ln": {"weight": jnp.ones(4), "bias": jnp.zeros(4)},
@@ -66,7 +65,7 @@ def test_a_bank_of_heads(tmp_path):
 def test_a_model_card_says_so(tmp_path):
     trainable, config = head_of(PARAMS)
     lnt.save_adapter(tmp_path / "adapter", trainable, config, base=PARAMS)
-    card = write_card(read_facts(tmp_path / "adapter"), "me/tuned")
+    card = lnt.hub.make_card(tmp_path / "adapter", "me/tuned")
     assert "| targets | no norm |" in card
 
 

@@ -17,7 +17,8 @@ def run(settings: ConvertSettings) -> None:
     """Recognise the adapter, write the other kind, and say what went where."""
     if settings.model is not None:
         check_model_directory(settings.model)
-    from ..models._merge_adapter import OURS, find_adapter
+    from ..models._merge_adapter import find_adapter
+    from ..peft.files import OURS
 
     found = find_adapter(settings.adapter)
     _check_output(settings.output, found.directory)

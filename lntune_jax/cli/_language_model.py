@@ -72,7 +72,8 @@ def load_language_model(
 
     from .. import models
     from ..models._directory import find_directory
-    from ..models._merge_adapter import OURS, find_adapter, read_quantization
+    from ..models._merge_adapter import find_adapter, read_quantization
+    from ..peft.files import OURS
 
     found = None if adapter is None else find_adapter(adapter)
     path = find_directory(name, None)

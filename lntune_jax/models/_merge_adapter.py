@@ -15,7 +15,7 @@ from lntune_jax.errors import AdapterError, DataError
 from lntune_jax.messages import list_names
 from lntune_jax.names.maps import get_name_map, take
 from lntune_jax.peft.export import name_trainable
-from lntune_jax.peft.files import WEIGHTS_FILE, read_directory, read_key
+from lntune_jax.peft.files import PEFT, WEIGHTS_FILE, find_kind, read_key, read_peft_directory
 from lntune_jax.selection.roles import NORM_ROLE
 from lntune_jax.storage.checksums import METADATA_FILE
 from lntune_jax.storage.directories import resolve_path
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from lntune_jax.config import LNTuningConfig
     from lntune_jax.names.maps import NameMap
 
-OURS, PEFT = "lntune_jax", "PEFT"
 _RUN_ADAPTER, _RUN_LABELS, _RUN_LANGUAGE = "adapter", "labels.json", "language.json"
 
 
@@ -75,18 +74,11 @@ def find_adapter(path: str | os.PathLike[str]) -> Found:
     target = resolve_path(path, error=AdapterError)
     directory = target
     is_run = any((target / name).is_file() for name in (_RUN_LABELS, _RUN_LANGUAGE))
-    if is_run and not _list_kinds(target):
+    if is_run and not any((target / file).is_file() for file in (METADATA_FILE, WEIGHTS_FILE)):
         directory = target / _RUN_ADAPTER
-    kinds = _list_kinds(directory)
-    if len(kinds) > 1:
-        raise AdapterError(
-            f"{directory} holds {METADATA_FILE} and {WEIGHTS_FILE}, two adapters: move one of them "
-            "into a directory of its own"
-        )
-    if not kinds:
-        raise AdapterError(_explain_absence(directory))
+    kind = find_kind(directory)
     labels, pooling = _read_run(directory.parent / _RUN_LABELS)
-    return Found(directory, kinds[0], labels, pooling)
+    return Found(directory, kind, labels, pooling)
 
 
 def read_adapter(found: Found, name_map: str | NameMap | None = None) -> Tuned:
@@ -118,25 +110,6 @@ def read_quantization(found: Found) -> str | None:
     PEFT's adapters do not say.
     """
     return None if found.kind == PEFT else read_metadata(found.directory).base.get(QUANTIZED)
-
-
-def _list_kinds(directory: Path) -> list[str]:
-    files = {METADATA_FILE: OURS, WEIGHTS_FILE: PEFT}
-    return [kind for name, kind in files.items() if (directory / name).is_file()]
-
-
-def _explain_absence(directory: Path) -> str:
-    if not directory.is_dir():
-        return f"there is no adapter directory {directory}: check the path"
-    if (directory / "adapter_model.bin").is_file():
-        return (
-            f"{directory} holds its weights in adapter_model.bin, a pickle, which can run any code "
-            "when it is read: load it with PEFT and save it again with safe_serialization=True"
-        )
-    return (
-        f"{directory} holds no adapter: expected {METADATA_FILE} (written by save_adapter) or "
-        f"{WEIGHTS_FILE} (written by PEFT)"
-    )
 
 
 def _read_run(file: Path) -> tuple[tuple[str, ...] | None, str | None]:
@@ -187,7 +160,7 @@ def _name_leaves(
 
 def _read_peft(directory: Path) -> Tuned:
     """The file's own view; what fits and what not is for `load_peft` to say, with the base."""
-    tensors, config = read_directory(directory)
+    tensors, config = read_peft_directory(directory)
     arrays, norms, names = {}, set(), {}
     strange = [key for key in tensors if read_key(key).parameter is None]
     if strange:

@@ -21,8 +21,10 @@ import numpy as np
 from ..config import CONFIG_FILE, LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..messages import list_names
+from ..storage.checksums import METADATA_FILE
 from ..storage.directories import UNWRITABLE, write_directory
 
+OURS, PEFT = "lntune_jax", "PEFT"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _PREFIX, _COPY, _BASE = "base_model.model.", ".ln_tuning_layers.", ".base_layer."
@@ -73,6 +75,24 @@ def read_key(key: str) -> Key:
     return Key(name)
 
 
+def find_kind(directory: Path) -> str:
+    """Which of the two formats an adapter directory has, told by its files: `OURS` or `PEFT`.
+
+    Raises:
+        AdapterError: it has neither, or both.
+    """
+    is_ours, is_peft = ((directory / name).is_file() for name in (METADATA_FILE, WEIGHTS_FILE))
+    if is_ours and is_peft:
+        raise AdapterError(
+            f"{directory} holds {METADATA_FILE} and {WEIGHTS_FILE}, two adapters: move one of them "
+            "into a directory of its own"
+        )
+    if not (is_ours or is_peft):
+        both = f"{METADATA_FILE} (save_adapter) or {WEIGHTS_FILE} (PEFT)"
+        raise AdapterError(_explain_absence(directory, both))
+    return OURS if is_ours else PEFT
+
+
 def read_header(directory: Path) -> tuple[dict[str, tuple[int, ...]], LNTuningConfig]:
     """The shapes of a PEFT adapter's tensors by their keys, and its config; no values yet.
 
@@ -80,10 +100,8 @@ def read_header(directory: Path) -> tuple[dict[str, tuple[int, ...]], LNTuningCo
         AdapterError: a file is absent, damaged, a pickle, or of another kind of adapter.
     """
     weights = directory / WEIGHTS_FILE
-    if not directory.is_dir():
-        raise AdapterError(f"there is no PEFT adapter directory {directory}: check the path")
     if not weights.is_file():
-        raise AdapterError(_explain_absence(directory))
+        raise AdapterError(_explain_absence(directory, f"{WEIGHTS_FILE} (PEFT)"))
     try:
         config = LNTuningConfig.from_pretrained(directory)
     except ConfigError as error:
@@ -123,7 +141,7 @@ def read_tensors(directory: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     return {key: tensors[key] for key in wanted}
 
 
-def read_directory(directory: Path) -> tuple[dict[str, np.ndarray], LNTuningConfig]:
+def read_peft_directory(directory: Path) -> tuple[dict[str, np.ndarray], LNTuningConfig]:
     """All tensors of a PEFT adapter by their keys, and its config.
 
     Raises:
@@ -178,26 +196,31 @@ def _open(file: Path) -> Iterator[Any]:
 
 
 def _check_written(directory: Path, tensors: Mapping[str, Any]) -> None:
-    found, _ = read_directory(directory)
+    found, _ = read_peft_directory(directory)
     for key, value in tensors.items():
         if key not in found or found[key].tobytes() != np.ascontiguousarray(value).tobytes():
             raise AdapterError(f"{directory / WEIGHTS_FILE} does not read back as written: {key!r}")
 
 
-def _explain_absence(directory: Path) -> str:
+def _explain_absence(directory: Path, wanted: str) -> str:
+    if directory.is_file():
+        return f"{directory} is a file: pass the directory that holds it"
+    if not directory.is_dir():
+        return (
+            f"there is no adapter directory {directory}: check the path (an adapter on the hub is "
+            "read by lnt.hub.from_pretrained)"
+        )
     if (directory / _PICKLE).is_file():
         return (
             f"{directory} holds its weights in {_PICKLE}, a pickle, which can run any code when it "
             "is read: load it with PEFT and save it again with safe_serialization=True"
         )
-    if (directory / "lntune.json").is_file():
+    if (directory / METADATA_FILE).is_file():
         return (
             f"{directory} is an adapter of save_adapter, not of PEFT: read it with "
             "restore_adapter or load_adapter"
         )
-    return (
-        f"{directory} has no {WEIGHTS_FILE}: pass the directory that PEFT's save_pretrained wrote"
-    )
+    return f"{directory} holds no adapter: expected {wanted}"
 
 
 FIELD = "lntune_jax_sha256"

@@ -268,8 +268,8 @@ def test_a_pickle_is_refused(tmp_path):
 
 
 def test_absent_files_and_adapters_of_save_adapter_are_told_apart(tmp_path):
-    refuse(tmp_path / "nowhere", "there is no PEFT adapter directory")
-    refuse(tmp_path, "has no adapter_model.safetensors")
+    refuse(tmp_path / "nowhere", "there is no adapter directory")
+    refuse(tmp_path, "holds no adapter: expected adapter_model.safetensors")
     params = files.make_params()
     config = lnt.LNTuningConfig()
     trainable, _ = lnt.partition_params(params, config)

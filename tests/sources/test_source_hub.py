@@ -6,6 +6,7 @@ network: the hub is tests/support/hub_server.py.
 
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -146,12 +147,85 @@ def test_a_second_push_leaves_nothing_of_the_first(tmp_path, hub):
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    card = hub.files("me/tuned", "for-peft")["README.md"].decode()
-    fields = yaml.safe_load(card.split("---\n")[1])
-    assert fields["library_name"] == "peft"
-    assert 'PeftModel.from_pretrained(model, "me/tuned")' in card
-    assert "| parameters trained | 258 |" in card
+    # The branch began with a person's words, which stay.
+    assert hub.files("me/tuned", "for-peft")["README.md"].endswith(b"My own words.\n")
     assert len(set(oids.split())) == 3
+
+
+def test_a_readme_that_a_person_edited_stays_or_is_replaced_aloud(tmp_path, hub):
+    first, _ = save(tmp_path / "first", 0.5)
+    second, merged = save(tmp_path / "second", 1.5)
+    peft = lnt.export_peft(tmp_path / "peft", tune(make_params(), 2.5)[0], CONFIG)
+    push = "import warnings\nwarnings.filterwarnings('error', '.*README')\n"
+    push += f"hub.push_adapter({str(first)!r}, 'me/tuned')\n"
+    run(push, tmp_path, hub.endpoint)
+    card = hub.files("me/tuned")["README.md"]
+    run(push.replace(str(first), str(peft)), tmp_path, hub.endpoint)  # nobody has touched it
+    other = hub.files("me/tuned")["README.md"].decode()
+    assert yaml.safe_load(other.split("---\n")[1])["library_name"] == "peft"
+    assert 'PeftModel.from_pretrained(model, "me/tuned")' in other
+    assert "| parameters trained | 258 |" in other
+
+    edited = card.replace(b"# tuned", b"# My own words")
+    hub.commit("me/tuned", "main", hub.files("me/tuned") | {"README.md": edited})
+    again = (
+        "import warnings\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        f"    hub.push_adapter({str(second)!r}, 'me/tuned')\n"
+        "print([str(each.message) for each in caught], caught[0].filename)\n"
+        "print(read(hub.from_pretrained('me/tuned', make_params())))\n"
+    )
+    warned, restored = run(again, tmp_path, hub.endpoint)
+    assert "the README.md of 'me/tuned' stays as a person wrote or edited it" in warned
+    assert warned.endswith("<string>")
+    assert hub.files("me/tuned")["README.md"] == edited
+    assert_same(restored, merged)
+
+    head = hub.branches["me/tuned"]["main"]
+    (second / "README.md").write_text("Other words.")
+    warned, _ = run(again, tmp_path, hub.endpoint)
+    assert "which a person wrote or edited, is replaced" in warned
+    assert head in warned
+    assert hub.files("me/tuned")["README.md"] == b"Other words."
+
+
+def test_two_pushes_at_one_moment_are_not_mixed(tmp_path, hub):
+    first, _ = save(tmp_path / "first", 0.5)
+    second, merged = save(tmp_path / "second", 1.5)
+    code = (
+        "import huggingface_hub\n"
+        "upload = huggingface_hub.HfApi.upload_folder\n"
+        "def upload_late(self, **kwargs):\n"
+        "    huggingface_hub.HfApi.upload_folder = upload\n"
+        f"    hub.push_adapter({str(second)!r}, 'me/tuned')\n"
+        "    return upload(self, **kwargs)\n"
+        "huggingface_hub.HfApi.upload_folder = upload_late\n"
+        f"print(attempt(hub.push_adapter, {str(first)!r}, 'me/tuned'))\n"
+        "print(read(hub.from_pretrained('me/tuned', make_params())))\n"
+    )
+    refused, restored = run(code, tmp_path, hub.endpoint)
+    assert "cannot push" in refused
+    assert "No file there has changed" in refused
+    assert_same(restored, merged)
+
+
+def test_the_card_is_written_to_be_edited(tmp_path):
+    path, _ = save(tmp_path / "adapter", 0.5)
+    card = lnt.hub.make_card(path, "me/tuned")
+    assert card.startswith("---\n")
+    assert "# tuned" in card
+    (path / "README.md").write_text(card)
+    lnt.load_adapter(path)
+
+
+def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
+    path, _ = save(tmp_path / "adapter", 0.5)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(AdapterError, match=r"pip install 'lntune-jax\[hf\]'"):
+        lnt.hub.push_adapter(path, "me/tuned")
+    with pytest.raises(AdapterError, match=r"pip install 'lntune-jax\[hf\]'"):
+        lnt.hub.make_card(path, "me/tuned")
 
 
 def test_what_cannot_be_pushed_or_fetched(tmp_path, hub):
@@ -174,7 +248,7 @@ def test_what_cannot_be_pushed_or_fetched(tmp_path, hub):
         "'./nothing/here' is neither a directory nor an id on the hub",
         "'../up' is no id on the hub: expected 'owner/name'",
         f"cannot push {path} to 'me/tuned' on the hub (",
-        "holds neither of lntune.json (save_adapter) and adapter_model.safetensors",
+        "holds no adapter: expected lntune.json (save_adapter) or adapter_model.safetensors",
     ]
     for line, fragment in zip(lines, expected, strict=True):
         assert line.startswith("AdapterError: ")
@@ -195,7 +269,7 @@ def test_a_damaged_adapter_is_not_pushed(tmp_path):
         lnt.hub.push_adapter(path, "me/tuned")
     (path / "notes.txt").unlink()
     (path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(AdapterError, match="holds both of"):
+    with pytest.raises(AdapterError, match="two adapters: move one of them"):
         lnt.hub.push_adapter(path, "me/tuned")
 
 

@@ -135,7 +135,7 @@ def create_branch(self, body, repo, branch):
 
 def validate(self, body):
     content = json.loads(body)["content"]
-    yaml.safe_load(content.split("---\n")[1])  # or the connection breaks
+    yaml.safe_load("".join(content.split("---\n")[1:2]))  # or the connection breaks
     self.send_json({"errors": [], "warnings": []})
 
 
@@ -192,11 +192,13 @@ def store(self, body, oid):
 
 def commit(self, body, repo, branch):
     if not self.find_commit(repo, branch):
-        return
-    files = dict(self.server.files(repo, branch))
+        return None
+    files, head = dict(self.server.files(repo, branch)), self.server.branches[repo][branch]
     for line in body.splitlines():
         item = json.loads(line)
         value = item["value"]
+        if value.get("parentCommit", head) != head:
+            return self.refuse(412, "A commit has happened since. Please refresh and try again.")
         if item["key"] == "file":
             files[value["path"]] = base64.b64decode(value["content"])
         elif item["key"] == "lfsFile":
@@ -204,7 +206,9 @@ def commit(self, body, repo, branch):
         elif item["key"] == "deletedFile":
             del files[value["path"]]
     oid = self.server.commit(repo, branch, files)
-    self.send_json({"commitOid": oid, "commitUrl": f"{self.server.endpoint}/{repo}/commit/{oid}"})
+    return self.send_json(
+        {"commitOid": oid, "commitUrl": f"{self.server.endpoint}/{repo}/commit/{oid}"}
+    )
 
 
 def download(self, body, repo, revision, path):
