@@ -30,14 +30,20 @@ LEAVES_SAMPLED = 8
 QUANTIZED = "quantized"  # the field that names the kinds of a quantised base's kernels
 _LONGEST_LIST = 16_384  # bytes of the compressed list of leaves; a longer one is only hashed
 _LONGEST_TEXT = 50_000_000
+_FACTORS = ("_lora_a", "_lora_b")  # how qwix calls them, after the kernel beside
 
 
 def list_frozen(selection: RoledTree) -> dict[str, Any]:
-    """The frozen parameters by leaf path: no trainable leaf, running statistic or random state."""
+    """The frozen parameters by leaf path: no trainable leaf, running statistic or random state.
+
+    LoRA's factors are left out: they train beside the base, which is the same without them.
+    """
     return {
         join(leaf.path): leaf.value
         for leaf, role in zip(selection.leaves, selection.roles, strict=True)
-        if role == FROZEN_ROLE and _is_numeric(leaf.value)
+        if role == FROZEN_ROLE
+        and _is_numeric(leaf.value)
+        and not join(leaf.path).endswith(_FACTORS)
     }
 
 
