@@ -65,12 +65,26 @@ def check_trainable(
     wrong += [f"not selected by the config in base: {list_names(unexpected)}"] if unexpected else []
     for name in expected:
         if name in trainable:
-            wrong += compare_leaf(name, trainable[name], expected[name])
+            wrong += compare_leaf(name, trainable[name], expected[name]) or _check_storable(
+                name, trainable[name]
+            )
     if wrong:
         raise AdapterError(
             f"trainable does not fit base and config: {list_names(wrong, str)}. Pass the trainable "
             "half of partition_params(base, config), or that half after training"
         )
+
+
+def _check_storable(name: str, value: Any) -> list[str]:
+    if 0 in value.shape:
+        return [f"{name!r} has shape {tuple(value.shape)}, with no elements to save"]
+    try:
+        is_short = len(name.encode("utf-8")) <= _LONGEST_PATH
+    except UnicodeEncodeError:
+        is_short = False
+    if not is_short:
+        return [f"{name[:80]!r} is no path that can be stored (over 4096 bytes, or not Unicode)"]
+    return []
 
 
 def check_values(arrays: Mapping[str, np.ndarray]) -> None:
