@@ -6,7 +6,8 @@ only if they hold the same fact.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import ChainMap
+from collections.abc import Hashable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,15 +20,26 @@ Axes = frozenset[Factor]
 
 @dataclass(frozen=True, eq=False)
 class Other:
-    """An array of which nothing more is known.
+    """An array that is no step of a norm, and what it was made of since the last dense layer.
 
     Attributes:
         depends: whether it depends on the function's arguments beside the parameters.
         is_input: whether it is such an argument, or one plus a constant.
+        weights: parameters that it was multiplied by or, where it does not depend on an argument,
+            made of; each with the axes along which it varies.
+        divided: axes along which it was divided by a root that is the same along them.
+        is_root: whether it is such a root.
+        is_scaled: whether a parameter has multiplied it after that division.
+        table: a parameter of which it holds rows that were looked up.
     """
 
     depends: bool
     is_input: bool = False
+    weights: frozenset[tuple[frozenset[int], Axes]] = frozenset()
+    divided: Axes = frozenset()
+    is_root: bool = False
+    is_scaled: bool = False
+    table: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +61,13 @@ class Parameter:
 @dataclass(frozen=True, eq=False)
 class Square:
     """The square of another array."""
+
+    of: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Magnitude:
+    """The absolute values of another array, which have the same squares."""
 
     of: Any
 
@@ -112,10 +131,19 @@ class Shift:
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """An array times a parameter, where it is not known yet whether it will be normalised."""
+    """An array times a parameter, where it is not known yet whether it will be normalised.
+
+    Attributes:
+        of: the array.
+        scale: the parameter, in the array's shape.
+        is_doubtful: whether the array may be normalised already.
+        origin: the same before it was reshaped.
+    """
 
     of: Any
     scale: View
+    is_doubtful: bool = False
+    origin: Weighted | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,35 +185,72 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Notes:
-    """What was met on the way; lists that grow.
+    """What was met on the way; collections that grow.
 
     Attributes:
         found: places of norms.
         uses: leaves used in any other way, and the primitive that did.
         opaque: primitives that cannot be looked into, and the leaves among their operands.
+        uncertain: leaves that may be a norm's, and what they do.
         weighted: arrays times a parameter; `normalised` are those that were normalised after it.
+        unscaled: arrays times a parameter whose own statistics divided them, and these; `scaled`
+            are the statistics of norms that have a scale.
+        values: the results of the expressions met so far. Two equal ones are one value.
     """
 
     found: list[Found] = field(default_factory=list)
     uses: list[tuple[int, str]] = field(default_factory=list)
     opaque: list[tuple[str, frozenset[int]]] = field(default_factory=list)
+    uncertain: list[tuple[frozenset[int], str]] = field(default_factory=list)
     weighted: list[Weighted] = field(default_factory=list)
     normalised: list[Weighted] = field(default_factory=list)
+    unscaled: list[tuple[Parameter, Any]] = field(default_factory=list)
+    scaled: list[Any] = field(default_factory=list)
+    values: MutableMapping[Hashable, Any] = field(default_factory=dict)
+
+    def draft(self) -> Notes:
+        """Empty ones that know the same values: thrown away, or taken over by `extend`."""
+        return Notes(values=ChainMap({}, self.values))
 
     def extend(self, other: Notes) -> None:
-        """Takes over all that another one holds."""
-        self.found.extend(other.found)
-        self.uses.extend(other.uses)
-        self.opaque.extend(other.opaque)
-        self.weighted.extend(other.weighted)
-        self.normalised.extend(other.normalised)
+        """Takes over all that a draft holds."""
+        for name in ("found", "uses", "opaque", "uncertain", "weighted", "normalised"):
+            getattr(self, name).extend(getattr(other, name))
+        self.unscaled.extend(other.unscaled)
+        self.scaled.extend(other.scaled)
+        assert isinstance(other.values, ChainMap), "not a draft"
+        self.values.update(other.values.maps[0])
 
     def list_uses(self, leaf: int) -> list[str]:
         """The primitives that use a leaf in another way than norms do."""
-        settled = set(map(id, self.normalised))
-        lost = [fact.scale.fact for fact in self.weighted if id(fact) not in settled]
         uses = [name for own, name in self.uses if own == leaf]
-        return uses + ["mul" for fact in lost if leaf in fact.leaves]
+        return uses + ["mul" for fact in self._list_lost() if leaf in fact.scale.fact.leaves]
+
+    def _list_lost(self) -> list[Weighted]:
+        """Arrays times a parameter that were not normalised after it."""
+        settled = set[int]()
+        for fact in self.normalised:
+            own: Weighted | None = fact
+            while own is not None:
+                settled.add(id(own))
+                own = own.origin
+        return [fact for fact in self.weighted if id(fact) not in settled]
+
+    def list_uncertain(self) -> dict[int, str]:
+        """What each leaf does that may be a norm's."""
+        settled = set(map(id, self.scaled))
+        before = [
+            (parameter.leaves, "multiplies an array before its root mean square is taken")
+            for parameter, spread in self.unscaled
+            if id(spread) not in settled
+        ]
+        doubts = [
+            (fact.scale.fact.leaves, "multiplies an array that may be normalised")
+            for fact in self._list_lost()
+            if fact.is_doubtful
+        ]
+        every = [*before, *doubts, *self.uncertain]
+        return {leaf: how for leaves, how in every for leaf in leaves}
 
 
 def new_value(fact: Any, shape: Sequence[int]) -> View:
@@ -209,12 +274,3 @@ def list_leaves(fact: Any) -> frozenset[int]:
     held = fact.scale if isinstance(fact, Inverse) else None
     held = fact.bias if isinstance(fact, Shift) else held
     return frozenset() if held is None else held.leaves
-
-
-def lose(name: str, operands: Sequence[View], shapes: Sequence[Sequence[int]], notes: Notes) -> Any:
-    """The results of a primitive that is not followed; its parameters have another use."""
-    notes.uses.extend((leaf, name) for view in operands for leaf in list_leaves(view.fact))
-    if all(isinstance(view.fact, Constant) for view in operands):
-        return [new_value(Constant(), shape) for shape in shapes]
-    is_needed = any(depends(view.fact) for view in operands)
-    return [new_value(Other(is_needed), shape) for shape in shapes]

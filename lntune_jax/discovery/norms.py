@@ -32,6 +32,7 @@ from .facts import (
     Weighted,
     depends,
 )
+from .trail import read_trail
 
 
 def find_spread(fact: Any, axes: Axes) -> Spread:
@@ -73,12 +74,22 @@ def times_inverse(view: View, other: View, notes: Notes) -> View | None:
     elif find_average(fact, spread.of) is not None:
         return View(Shift(spread), view.dims)
     if normal is not None:
+        _note_weight(View(normal, view.dims), notes)
         found = _finish(View(normal, view.dims), inverse, other, weight, notes)
         notes.normalised.extend([weighted] if weighted and found else [])
         return found
     if isinstance(fact, Parameter) and inverse.scale is None:
         return View(Inverse(spread, fact), view.dims)
     return None
+
+
+def _note_weight(normal: View, notes: Notes) -> None:
+    """A parameter that multiplied an array before its statistics: a scale where no other comes."""
+    fact: Normalised = normal.fact
+    if isinstance(fact.of, Weighted):
+        found = judge(fact.of.scale, normal)
+        if found is not None and found.kind in (LAYER, RMS):
+            notes.unscaled.append((fact.of.scale.fact, fact.spread))
 
 
 def _list_repeated(view: View, other: View) -> Axes:
@@ -97,12 +108,24 @@ def _finish(
 
 
 def scale(normal: View, parameter: View, notes: Notes) -> View | None:
-    """A normalised array times a parameter; None where that is no scale of its norm."""
+    """A normalised array times a parameter, or times what was made of one.
+
+    None where that is no scale of its norm. What a scale is made of is only noted as uncertain.
+    """
     fact: Normalised = normal.fact
+    trail = read_trail(parameter)
+    leaves = trail.table.union(*(own for own, _ in trail.weights))
+    if not leaves or (depends(parameter.fact) and not trail.table):
+        return None
     found = judge(parameter, normal)
     if found is None or fact.scale is not None or fact.has_bias:
         return None
-    notes.found.append(Found(parameter.fact, SCALE, found.kind, found.axes))
+    notes.scaled.append(fact.spread)
+    if isinstance(parameter.fact, Parameter):
+        notes.found.append(Found(parameter.fact, SCALE, found.kind, found.axes))
+    elif found.kind in (LAYER, RMS):
+        how = "holds rows that multiply" if trail.table else "is changed before it multiplies"
+        notes.uncertain.append((leaves, f"{how} a normalised array"))
     return View(replace(fact, scale=(found.kind, list_sizes(parameter))), normal.dims)
 
 
@@ -174,8 +197,11 @@ def judge(parameter: View, normal: View) -> Judgement | None:
         if not (fact.is_centred and fact.spread.is_mean and depends(fact.of)):
             return None
         return Judgement(BATCH if off <= {ALL} else GROUP, axes, False)
-    if PART in seen or any(len(covers) > 1 for covers in on.values()) or off - {NONE}:
-        return Judgement(GROUP, axes, False) if depends(fact.of) else None
+    is_part = PART in seen or any(len(covers) > 1 for covers in on.values())
+    if is_part or off - {NONE}:
+        is_rms = not (fact.is_centred or off - {NONE})  # of groups of channels, as Mamba's
+        kind = RMS if is_rms else GROUP
+        return Judgement(kind, axes, False) if depends(fact.of) else None
     if not (depends(fact.of) or fact.spread.is_mean):
         return None  # a kernel over its own length
     return Judgement(LAYER if fact.is_centred else RMS, axes, seen == {ALL})

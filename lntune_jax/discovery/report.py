@@ -56,6 +56,8 @@ class DiscoveredNorms:
             else in another (or a scale here and a bias there); not in `norms`.
         opaque: leaf path to the primitive, of leaves that go into a kernel which cannot be traced
             (Pallas, a foreign function, a callback): a norm may be in it.
+        uncertain: leaf path to what it does, of leaves that may be a norm's: steps between hide
+            whether the array that it multiplies, or is added to, is a normalised one.
 
     Example:
         >>> import jax
@@ -70,6 +72,7 @@ class DiscoveredNorms:
     norms: tuple[DiscoveredNorm, ...]
     ambiguous: dict[str, tuple[str, ...]]
     opaque: dict[str, str]
+    uncertain: dict[str, str]
 
     def __iter__(self) -> Iterator[str]:
         return (norm.path for norm in self.norms if norm.kind in _SELECTED)
@@ -86,7 +89,7 @@ class DiscoveredNorms:
         return "\n".join([*lines, *self.describe_rest(), last])
 
     def describe_rest(self) -> list[str]:
-        """A line for each leaf that is ambiguous or opaque."""
+        """A line for each leaf that is ambiguous, opaque or uncertain."""
         lines = [
             f"ambiguous: {path} is used as {', '.join(uses)}"
             for path, uses in self.ambiguous.items()
@@ -95,6 +98,7 @@ class DiscoveredNorms:
             f"opaque: {path} goes into {primitive}, which cannot be traced"
             for path, primitive in self.opaque.items()
         ]
+        lines += [f"uncertain: {path} {how}" for path, how in self.uncertain.items()]
         return lines
 
 

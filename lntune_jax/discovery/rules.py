@@ -1,4 +1,9 @@
-"""What each primitive does to what is known of its operands."""
+"""What each primitive does to what is known of its operands: one rule for each.
+
+A rule takes the views of the operands, the equation and the notes. It gives the result's view, a
+list of them for several results, or None where the result is no step of a norm. Signs and constant
+factors do not matter, and neither does the order of the operands.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from .facts import (
     Centred,
     Constant,
     Inverse,
+    Magnitude,
     Normalised,
     Notes,
     Other,
@@ -28,49 +34,71 @@ from .facts import (
     depends,
 )
 from .norms import find_spread, plus, scale, times_inverse
+from .trail import weigh
 
-_SCALED = (
-    Sum,
-    Spread,
-    Root,
-    Inverse,
-    Shift,
-    Normalised,
-    Parameter,
-)  # a constant factor is no matter
+Result = View | Sequence[View] | None
+Rule = Callable[[Sequence[View], Any, Notes], Result]
+RULES: dict[str, Rule] = {}
+
+_STATISTICS = (Sum, Spread, Root, Inverse)
+_SCALED = (*_STATISTICS, Shift, Normalised, Parameter)  # a constant factor is no matter
+_MASKED = (Other, Square, Centred, Normalised)  # nor are zeros in place of what does not count
 
 
-def multiply(one: View, other: View, shape: Sequence[int], notes: Notes) -> View | None:
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Registers a function as the rule of these primitives.
+
+    Example:
+        >>> @rule("no_such_primitive")
+        ... def keep_first(ins, eqn, notes):
+        ...     return ins[0]
+        >>> RULES.pop("no_such_primitive") is keep_first
+        True
+    """
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+# Sums, products and powers: the steps of which every norm is made.
+
+
+@rule("mul")
+def multiply(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """The product of two arrays, in the shape that both broadcast to."""
-    one, other = (View(v.fact, stretch(v.dims, shape)) for v in (one, other))
+    one, other = _stretch(ins, eqn)
     if isinstance(one.fact, Constant) and isinstance(other.fact, Constant):
         return _fold(one, other, lambda a, b: a * b)
-    if one.fact is other.fact and one.dims == other.dims:
-        return square(one, notes)
+    if one == other:
+        return square([one], eqn, notes)
     for a, b in ((one, other), (other, one)):
         found = _times_constant(a, b) or times_inverse(a, b, notes)
         if found is not None:
             return found
     for a, b in ((one, other), (other, one)):
-        if isinstance(b.fact, Parameter) and not isinstance(a.fact, Constant | Parameter):
-            found = scale(a, b, notes) if isinstance(a.fact, Normalised) else None
-            if found is None:  # not yet: it may be divided by its root mean square after this
-                notes.weighted.append(Weighted(a.fact, b))
-                found = View(notes.weighted[-1], a.dims)
+        found = scale(a, b, notes) if isinstance(a.fact, Normalised) else None
+        if found is not None:
             return found
+        if isinstance(b.fact, Parameter) and not isinstance(a.fact, Constant | Parameter):
+            return weigh(a, b, notes)
     return None
 
 
-def divide(one: View, other: View, shape: Sequence[int], notes: Notes) -> View | None:
+@rule("div")
+def divide(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """The quotient of two arrays."""
-    one, other = (View(v.fact, stretch(v.dims, shape)) for v in (one, other))
+    one, other = _stretch(ins, eqn)
     fact = other.fact
     if isinstance(one.fact, Sum | Spread) and isinstance(fact, Other | Sum | Constant):
         return View(replace(one.fact, is_mean=True), one.dims)  # a count, of what is not masked
     if isinstance(fact, Constant):
         if isinstance(one.fact, Constant):
             return _fold(one, other, lambda a, b: a / b if b else None)
-        return _times_constant(one, View(Constant(_invert(fact)), other.dims))
+        inverse = Constant(1 / fact.value if fact.value else None)
+        return _times_constant(one, View(inverse, other.dims))
     if isinstance(fact, Root):
         inverse = View(Inverse(fact.of), other.dims)
         if isinstance(one.fact, Constant) and is_uniform(one.dims):
@@ -79,9 +107,10 @@ def divide(one: View, other: View, shape: Sequence[int], notes: Notes) -> View |
     return None
 
 
-def add(one: View, other: View, shape: Sequence[int], notes: Notes) -> View | None:
+@rule("add", "add_any")
+def add(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """The sum of two arrays, or their difference where the sign is no matter."""
-    one, other = (View(v.fact, stretch(v.dims, shape)) for v in (one, other))
+    one, other = _stretch(ins, eqn)
     if isinstance(one.fact, Constant) and isinstance(other.fact, Constant):
         return _fold(one, other, lambda a, b: a + b)
     for a, b in ((one, other), (other, one)):
@@ -91,60 +120,149 @@ def add(one: View, other: View, shape: Sequence[int], notes: Notes) -> View | No
     return None
 
 
-def subtract(one: View, other: View, shape: Sequence[int], notes: Notes) -> View | None:
+@rule("sub")
+def subtract(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """The difference of two arrays."""
+    one, other = ins
     if isinstance(other.fact, Constant):
         value = other.fact.value
         negative = Constant(None if value is None else -value)
-        return add(one, View(negative, other.dims), shape, notes)
+        return add([one, View(negative, other.dims)], eqn, notes)
     if isinstance(one.fact, Constant | Parameter) and isinstance(other.fact, Parameter):
         return None  # not a parameter plus a constant
     if {type(one.fact), type(other.fact)} == {Parameter, Normalised}:
         return None  # a bias is added
-    return add(one, other, shape, notes)
+    return add(ins, eqn, notes)
 
 
-def square(view: View, notes: Notes) -> View:
+@rule("square")
+def square(ins: Sequence[View], eqn: Any, notes: Notes) -> View:
     """The square of an array."""
+    del eqn
+    (view,) = ins
     fact = view.fact
     if isinstance(fact, Constant):
         return _fold(view, view, lambda a, b: a * b)
     if isinstance(fact, Parameter):
         notes.uses.extend((leaf, "square") for leaf in fact.leaves)
-    return View(Square(fact), view.dims)
+    return View(Square(fact.of if isinstance(fact, Magnitude) else fact), view.dims)
 
 
-def root(view: View, notes: Notes) -> View | None:
+@rule("sqrt")
+def root(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """The square root."""
-    fact = view.fact
+    del eqn
+    fact, dims = ins[0]
     if isinstance(fact, Spread):
-        return View(Root(fact), view.dims)
+        return View(Root(fact), dims)
     if isinstance(fact, Parameter) or (isinstance(fact, Other) and fact.is_input):
         if isinstance(fact, Parameter):
             notes.uses.extend((leaf, "sqrt") for leaf in fact.leaves)
-        return View(Root(Running(fact)), view.dims)
+        return View(Root(Running(fact)), dims)
     return None
 
 
-def invert(view: View) -> View | None:
-    """One over an array."""
-    return View(Inverse(view.fact.of), view.dims) if isinstance(view.fact, Root) else None
+@rule("rsqrt")
+def invert_root(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
+    """One over the square root."""
+    found = root(ins, eqn, notes)
+    return found and View(Inverse(found.fact.of), found.dims)
 
 
-def raise_to(view: View, power: float | None, notes: Notes) -> View | None:
-    """An array to a power that is known."""
+@rule("integer_pow", "pow")
+def raise_to(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
+    """An array to a power."""
+    power = eqn.params["y"] if "y" in eqn.params else getattr(ins[1].fact, "value", None)
     if power == 2:
-        return square(view, notes)
+        return square(ins[:1], eqn, notes)
     if power == -1:
-        return invert(view)
-    if power in (0.5, -0.5) and not isinstance(view.fact, Constant):
-        found = root(view, notes)
-        return invert(found) if found and power < 0 else found
+        own = ins[0].fact
+        return View(Inverse(own.of), ins[0].dims) if isinstance(own, Root) else None
+    if power in (0.5, -0.5) and not isinstance(ins[0].fact, Constant):
+        return (root if power > 0 else invert_root)(ins, eqn, notes)
     return None
 
 
-def total(view: View, dimensions: Sequence[int], notes: Notes) -> View:
+@rule("reduce_sum")
+def total(ins: Sequence[View], eqn: Any, notes: Notes) -> View:
     """The sum over some dimensions."""
+    return _sum_over(ins[0], eqn.params["axes"], notes)
+
+
+@rule("neg")
+def negate(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
+    """The negative, where the sign is no matter."""
+    del eqn, notes
+    return ins[0] if isinstance(ins[0].fact, Sum | Spread | Shift) else None
+
+
+@rule("max", "min", "clamp", "abs")
+def bound(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
+    """A statistic or a parameter within bounds, and absolute values."""
+    del notes
+    kept = [v for v in ins if isinstance(v.fact, Spread | Root | Inverse)]
+    if eqn.primitive.name == "abs":
+        is_array = isinstance(ins[0].fact, Other | Centred | Weighted | Normalised)
+        return ins[0] if kept else View(Magnitude(ins[0].fact), ins[0].dims) if is_array else None
+    kept = kept or [v for v in ins if isinstance(v.fact, Parameter)]
+    others = [v for v in ins if not any(v is own for own in kept)]
+    is_bounded = len(kept) == 1 and all(is_uniform(v.dims) for v in others)
+    if is_bounded and isinstance(kept[0].fact, Parameter):
+        is_bounded = all(isinstance(v.fact, Constant) for v in others)
+    return kept[0] if is_bounded else None
+
+
+@rule("dot_general")
+def multiply_matrices(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
+    """A dot product: elementwise where nothing is summed, of an array with itself, or with ones."""
+    summed, batch = (tuple(map(tuple, own)) for own in eqn.params["dimension_numbers"])
+    frees = [
+        [i for i in range(len(v.dims)) if i not in (*s, *b)]
+        for v, s, b in zip(ins, summed, batch, strict=True)
+    ]
+    if not summed[0]:
+        views = [_lay_out(ins, place, batch, frees) for place in (0, 1)]
+        return multiply(views, eqn, notes)
+    for place, view in enumerate(ins):
+        if isinstance(view.fact, Constant) and view.fact.value and is_uniform(view.dims):
+            found = _lay_out(ins, 1 - place, batch, frees, summed)
+            rank = len(found.dims)
+            over = _sum_over(found, range(rank - len(summed[0]), rank), notes)
+            return over if view.fact.value == 1 else _times_constant(over, view)
+    one, other = ins
+    pairs = zip((*summed[0], *batch[0]), (*summed[1], *batch[1]), strict=True)
+    is_square = one.fact is other.fact and all(one.dims[i] == other.dims[k] for i, k in pairs)
+    rest = [v.dims[i] for v, free in zip(ins, frees, strict=True) for i in free]
+    if not is_square or any(map(list_real, rest)) or isinstance(one.fact, Parameter | Constant):
+        return None
+    return _sum_over(
+        View(Square(one.fact), (*(one.dims[i] for i in batch[0]), *rest, *_at(one, summed[0]))),
+        range(len(batch[0]) + len(rest), len(batch[0]) + len(rest) + len(summed[0])),
+        notes,
+    )
+
+
+def _at(view: View, places: Sequence[int]) -> list[Any]:
+    return [view.dims[i] for i in places]
+
+
+def _lay_out(
+    ins: Sequence[View],
+    place: int,
+    batch: Sequence[Sequence[int]],
+    frees: Sequence[Sequence[int]],
+    summed: Sequence[Sequence[int]] = ((), ()),
+) -> View:
+    """One operand of a dot product in the order of the result, then what is summed."""
+    view = ins[place]
+    dims = _at(view, batch[place])
+    for side, free in enumerate(frees):
+        is_own = side == place
+        dims += _at(view, free) if is_own else [broadcast(count(ins[side].dims[i])) for i in free]
+    return View(view.fact, (*dims, *_at(view, summed[place])))
+
+
+def _sum_over(view: View, dimensions: Sequence[int], notes: Notes) -> View:
     fact = view.fact
     axes = frozenset(f for i in dimensions for f in list_real(view.dims[i]))
     dims = tuple(dim for i, dim in enumerate(view.dims) if i not in dimensions)
@@ -157,6 +275,11 @@ def total(view: View, dimensions: Sequence[int], notes: Notes) -> View:
     if isinstance(fact, Parameter):
         notes.uses.extend((leaf, "reduce_sum") for leaf in fact.leaves)
     return View(Sum(fact, axes), dims)
+
+
+def _stretch(ins: Sequence[View], eqn: Any) -> tuple[View, View]:
+    one, other = (View(v.fact, stretch(v.dims, eqn.outvars[0].aval.shape)) for v in ins)
+    return one, other
 
 
 def _times_constant(view: View, other: View) -> View | None:
@@ -196,90 +319,20 @@ def _fold(one: View, other: View, combine: Callable[[float, float], float | None
     return View(Constant(value), dims)
 
 
-def _invert(constant: Constant) -> float | None:
-    return 1 / constant.value if constant.value else None
+# What moves, repeats or picks entries: what is known of an array stays known.
 
 
-_BINARY = {"mul": multiply, "div": divide, "add": add, "add_any": add, "sub": subtract}
-_BOUNDS = frozenset({"max", "min", "clamp", "abs"})
-_OTHERS = ("integer_pow", "pow", "square", "sqrt", "rsqrt", "reduce_sum", "neg", "dot_general")
-COMPUTED = frozenset({*_BINARY, *_BOUNDS, *_OTHERS})
-
-
-def compute(name: str, eqn: Any, ins: list[View], notes: Notes) -> View | None:
-    """The result of the primitive of this name; None where nothing is known of it."""
-    shape = eqn.outvars[0].aval.shape
-    if name in _BINARY:
-        return _BINARY[name](ins[0], ins[1], shape, notes)
-    if name == "integer_pow":
-        return raise_to(ins[0], eqn.params["y"], notes)
-    if name == "pow":
-        return raise_to(ins[0], getattr(ins[1].fact, "value", None), notes)
-    if name == "square":
-        return square(ins[0], notes)
-    if name == "sqrt":
-        return root(ins[0], notes)
-    if name == "rsqrt":
-        found = root(ins[0], notes)
-        return found and invert(found)
-    if name == "reduce_sum":
-        return total(ins[0], eqn.params["axes"], notes)
-    if name == "neg":
-        return ins[0] if isinstance(ins[0].fact, Sum | Spread | Shift) else None
-    if name in _BOUNDS:
-        kept = [view for view in ins if isinstance(view.fact, Spread | Root | Inverse)]
-        others = [view for view in ins if not any(view is other for other in kept)]
-        bounded = len(kept) == 1 and all(is_uniform(view.dims) for view in others)
-        return kept[0] if bounded else None
-    if name == "dot_general":
-        return _multiply_matrices(eqn, ins, notes)
-    return None
-
-
-def _multiply_matrices(eqn: Any, ins: list[View], notes: Notes) -> View | None:
-    """A dot product: elementwise where nothing is summed, squares of an array with itself."""
-    (summed, batch), (one, other) = _read_dot(eqn), ins
-    if not summed[0]:
-        views, frees = [], [_list_free(v, b) for v, b in zip(ins, batch, strict=True)]
-        for place, view in enumerate(ins):
-            parts = [[view.dims[i] for i in batch[place]]]
-            for side, free in enumerate(frees):
-                sizes = [eqn.invars[side].aval.shape[i] for i in free]
-                is_own = side == place
-                parts.append([view.dims[i] for i in free] if is_own else [*map(broadcast, sizes)])
-            views.append(View(view.fact, tuple(dim for part in parts for dim in part)))
-        return multiply(views[0], views[1], eqn.outvars[0].aval.shape, notes)
-    is_square = one.fact is other.fact and one.dims == other.dims
-    rest = len(one.dims) - len(summed[0]) - len(batch[0])
-    if is_square and summed[0] == summed[1] and batch[0] == batch[1] and not rest:
-        axes = frozenset(f for i in summed[0] for f in list_real(one.dims[i]))
-        if not isinstance(one.fact, Parameter | Constant):
-            return View(find_spread(one.fact, axes), tuple(one.dims[i] for i in batch[0]))
-    return None
-
-
-def _read_dot(eqn: Any) -> tuple[Any, Any]:
-    summed, batch = eqn.params["dimension_numbers"]
-    return tuple(map(tuple, summed)), tuple(map(tuple, batch))
-
-
-def _list_free(view: View, batch: Sequence[int]) -> list[int]:
-    return [i for i in range(len(view.dims)) if i not in batch]
-
-
-# The same numbers in another precision, place or layout.
-_PLACED = (
-    "sharding_constraint reshard mesh_cast device_put optimization_barrier layout_constraint "
-    "with_memory_space_constraint relayout"
+@rule(
+    # The same numbers in another precision, place or layout; or shared by several devices.
+    *("convert_element_type", "reduce_precision", "copy", "copy_p", "stop_gradient", "name"),
+    *("real", "conj", "sharding_constraint", "reshard", "mesh_cast", "device_put", "relayout"),
+    *("optimization_barrier", "layout_constraint", "with_memory_space_constraint"),
+    *("psum", "pmean", "psum_invariant", "all_gather", "all_gather_invariant"),
+    *("pvary", "pcast", "pbroadcast"),
 )
-_SHARED = "psum pmean psum_invariant all_gather all_gather_invariant pvary pcast pbroadcast"
-_CAST = "convert_element_type reduce_precision copy copy_p stop_gradient name real conj"
-_STATISTICS = (Sum, Spread, Root, Inverse)  # NaN in their place, where they are none, is no matter
-_MASKED = (Other, Square, Centred, Normalised)  # nor are zeros in place of what does not count
-
-
-def keep(ins: Sequence[View], eqn: Any) -> list[View] | None:
+def keep(ins: Sequence[View], eqn: Any, notes: Notes) -> list[View] | None:
     """Each result shows what the operand in its place does."""
+    del notes
     if len(ins) != len(eqn.outvars):
         return None
     if not all(
@@ -294,6 +347,8 @@ def fit(view: View, shape: Sequence[int]) -> View:
     """The same array in a part of it, or of the whole, as `shard_map` and its collectives give."""
     if len(view.dims) != len(shape):
         return View(view.fact, name_axes(object(), shape))
+    if tuple(map(count, view.dims)) == tuple(shape):
+        return view
     dims = tuple(
         dim if count(dim) == size else tuple(f._replace(stride=1, size=size) for f in dim[:1])
         for dim, size in zip(view.dims, shape, strict=True)
@@ -301,11 +356,12 @@ def fit(view: View, shape: Sequence[int]) -> View:
     return View(view.fact, dims)
 
 
-def move(ins: Sequence[View], eqn: Any) -> list[View] | None:
+@rule("transpose", "broadcast_in_dim", "squeeze", "expand_dims", "reshape", "tile")
+def move(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """Broadcasts, transposes and reshapes of all kinds."""
     view, shape = ins[0], eqn.outvars[0].aval.shape
     if isinstance(view.fact, Weighted):  # two views in one
-        return None
+        return _move_weighted(view, eqn, notes)
     name, params = eqn.primitive.name, eqn.params
     dims: Dims | None
     if name == "transpose":
@@ -324,11 +380,24 @@ def move(ins: Sequence[View], eqn: Any) -> list[View] | None:
         )
     else:
         dims = reshape(view.dims, shape)
-    return None if dims is None else [View(view.fact, dims)]
+    return None if dims is None else View(view.fact, dims)
 
 
-def pick(ins: Sequence[View], eqn: Any) -> list[View] | None:
+def _move_weighted(view: View, eqn: Any, notes: Notes) -> View | None:
+    """An array and the parameter that multiplied it, both moved."""
+    fact: Weighted = view.fact
+    array = move([View(fact.of, view.dims)], eqn, notes)
+    parameter = move([fact.scale], eqn, notes)
+    if array is None or parameter is None:
+        return None
+    notes.weighted.append(replace(fact, of=array.fact, scale=parameter, origin=fact))
+    return View(notes.weighted[-1], array.dims)
+
+
+@rule("slice", "dynamic_slice", "gather", "split", "unstack")
+def pick(ins: Sequence[View], eqn: Any, notes: Notes) -> list[View] | None:
     """Slices: of a parameter they are one layer of a stack, or a part of it."""
+    del notes
     view, name = ins[0], eqn.primitive.name
     if not isinstance(view.fact, Parameter | Constant):
         return None
@@ -358,6 +427,8 @@ def take(view: View, sizes: Sequence[int]) -> View:
         for dim, size in pairs
     )
     fact = view.fact
+    if any(map(list_real, view.dims)) and dims != view.dims:  # other numbers
+        fact = replace(fact)
     if layers and isinstance(fact, Parameter):
         fact = replace(fact, layers=fact.layers | layers)
     return View(fact, dims)
@@ -373,8 +444,10 @@ def drop(view: View) -> View:
     return View(fact, picked.dims[1:])
 
 
-def stack(ins: Sequence[View], eqn: Any) -> list[View] | None:
+@rule("concatenate", "stack")
+def stack(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """Parameters put together, such as the layers of a loop."""
+    del notes
     is_new, shape = eqn.primitive.name == "stack", eqn.outvars[0].aval.shape
     axis = eqn.params["axis" if is_new else "dimension"]
     rest = [
@@ -385,7 +458,7 @@ def stack(ins: Sequence[View], eqn: Any) -> list[View] | None:
         return None
     dims = list(united.dims)
     dims.insert(axis, name_axes(object(), shape)[axis])
-    return [View(united.fact, tuple(dims))]
+    return View(united.fact, tuple(dims))
 
 
 def unite(views: Sequence[View]) -> View | None:
@@ -393,10 +466,8 @@ def unite(views: Sequence[View]) -> View | None:
     facts = [view.fact for view in views]
     if not all(isinstance(fact, Parameter) for fact in facts):
         return None
-    if (
-        len({(fact.offset, _list_places(view)) for fact, view in zip(facts, views, strict=True)})
-        > 1
-    ):
+    places = {(fact.offset, _list_places(view)) for fact, view in zip(facts, views, strict=True)}
+    if len(places) > 1:
         return None
     leaves = frozenset[int]().union(*(fact.leaves for fact in facts))
     layers = frozenset[tuple[Hashable, int]]().union(*(fact.layers for fact in facts))
@@ -408,26 +479,25 @@ def _list_places(view: View) -> Hashable:
     return tuple(tuple((f.axis and f.axis[1], *f[1:]) for f in dim) for dim in view.dims)
 
 
-def choose(ins: Sequence[View], eqn: Any) -> list[View] | None:
+@rule("select_n")
+def choose(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """One of several arrays: the same one, one of several parameters, or an array with a mask."""
-    del eqn
+    del eqn, notes
     found = join_branches(ins[1:])
     if found is not None:
-        return [found]
+        return found
     others = [v for v in ins[1:] if not (isinstance(v.fact, Constant) and is_uniform(v.dims))]
     if len(others) != 1:
         return None
     is_masked = any(isinstance(v.fact, Constant) and v.fact.value == 0 for v in ins[1:])
-    kinds = _STATISTICS + (_MASKED if is_masked else ())
-    return others if isinstance(others[0].fact, kinds) else None
+    # NaN in the place of a statistic, where there is none, is no matter.
+    kinds = (*_STATISTICS, Parameter, *(_MASKED if is_masked else ()))
+    return others[0] if isinstance(others[0].fact, kinds) else None
 
 
 def join_branches(views: Sequence[View]) -> View | None:
     """What is known of an array that is one of several."""
-    first = views[0]
-    if all(view.fact is first.fact and view.dims == first.dims for view in views):
-        return first
-    return unite(views)
+    return views[0] if all(view == views[0] for view in views) else unite(views)
 
 
 def _read_gather(eqn: Any) -> Sequence[int] | None:
@@ -441,13 +511,3 @@ def _read_gather(eqn: Any) -> Sequence[int] | None:
 def _is_inexact(var: Any) -> bool:
     dtype = getattr(var.aval, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
-
-
-Rule = Callable[[Sequence[View], Any], list[View] | None]
-
-RULES: dict[str, Rule] = (
-    dict.fromkeys(f"{_CAST} {_PLACED} {_SHARED}".split(), keep)
-    | dict.fromkeys(("transpose", "broadcast_in_dim", "squeeze", "reshape", "tile"), move)
-    | dict.fromkeys(("slice", "dynamic_slice", "gather", "split", "unstack"), pick)
-    | {"concatenate": stack, "stack": stack, "select_n": choose}
-)

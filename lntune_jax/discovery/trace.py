@@ -46,7 +46,8 @@ def discover_norms(
 
     Warns:
         TraceWarning: parameters go into a kernel that cannot be traced, where they may be a norm's;
-            or a norm's parameter has another use.
+            a norm's parameter has another use; or a parameter multiplies what a root divided, but
+            with steps between that hide whether it is a norm's.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -106,7 +107,8 @@ def _trace(
 
 def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
     """What the jaxpr says of each leaf."""
-    from .facts import Notes, Other, Parameter, View, name_axes, new_value
+    from .axes import name_axes
+    from .facts import Notes, Other, Parameter, View, new_value
     from .walk import walk
 
     notes = Notes()
@@ -137,7 +139,10 @@ def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
                 )
             )
     opaque = {join(leaves[i].path): name for name, own in notes.opaque for i in sorted(own)}
-    return DiscoveredNorms(tuple(norms), ambiguous, opaque)
+    said = {norm.path for norm in norms} | set(ambiguous) | set(opaque)
+    doubts = sorted((join(leaves[i].path), how) for i, how in notes.list_uncertain().items())
+    uncertain = {path: how for path, how in doubts if path not in said}
+    return DiscoveredNorms(tuple(norms), ambiguous, opaque, uncertain)
 
 
 def _warn(found: DiscoveredNorms) -> None:
@@ -147,6 +152,14 @@ def _warn(found: DiscoveredNorms) -> None:
         message = (
             f"{path!r}{others} goes into {primitive}, which cannot be traced: if a norm is in it, "
             "name the leaf in norms= yourself, or trace the model without that kernel"
+        )
+        warn(message, TraceWarning)
+    if found.uncertain:
+        path, how = next(iter(found.uncertain.items()))
+        others = f" and {len(found.uncertain) - 1:,} more" if len(found.uncertain) > 1 else ""
+        message = (
+            f"{path!r}{others} may be a norm's and is not selected: it {how}. If it is to train, "
+            "name it in norms= yourself; print(norms) lists each"
         )
         warn(message, TraceWarning)
     if found.ambiguous:

@@ -6,6 +6,7 @@ import pytest
 from jax import lax
 
 import lntune_jax as lnt
+from lntune_jax.errors import TraceWarning
 from tests.support import traced
 from tests.support.traced import (
     LAYER_NORMS,
@@ -169,8 +170,6 @@ NOTHING = {
         x @ ((p["k"] - p["k"].mean(0)) / jnp.sqrt(p["k"].var(0) + 1e-6) * p["a"])
     ),
     "a positional embedding": lambda p, x: jax.nn.standardize(x) + p["k"][: x.shape[0]],
-    "deviations of another array": lambda p, x: x / deviation(jnp.tanh(x)) * p["a"],
-    "the root of a mean, without squares": lambda p, x: x / jnp.sqrt(mean(x)) * p["a"],
     "an outer product": lambda p, x: (
         jnp.einsum("bk,d->bdk", jax.nn.standardize(x), p["a"]).sum(1) + jnp.outer(x[:, 0], p["b"])
     ),
@@ -179,6 +178,18 @@ NOTHING = {
     ),
     "the inverse square": lambda p, x: x / (mean(x * x) + 1e-6) * p["a"],
 }
+
+
+DOUBTS = {
+    "deviations of another array": lambda p, x: x / deviation(jnp.tanh(x)) * p["a"],
+    "the root of a mean, without squares": lambda p, x: x / jnp.sqrt(mean(x)) * p["a"],
+}
+
+
+@pytest.mark.parametrize("name", DOUBTS)
+def test_a_division_by_another_root_is_named(name):
+    with pytest.warns(TraceWarning, match="'a' may be a norm's and is not selected"):
+        assert find(DOUBTS[name], "a", "b") == {}
 
 
 @pytest.mark.parametrize("name", NOTHING)

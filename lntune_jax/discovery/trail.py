@@ -1,0 +1,278 @@
+"""What an array was made of where it is no step of a norm, so that nothing is missed in silence.
+
+A gate, a slice or a table between a division by a root and a parameter hides a norm. The trail of
+an array tells of both: the parameters that multiplied it, and the dimensions along which a root
+divided it. Where they meet, the parameter may be a norm's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from .axes import NONE, Dims, count, cover, list_real, name_axes, stretch
+from .facts import (
+    Axes,
+    Centred,
+    Constant,
+    Inverse,
+    Magnitude,
+    Normalised,
+    Notes,
+    Other,
+    Parameter,
+    Root,
+    Spread,
+    Square,
+    Sum,
+    View,
+    Weighted,
+    depends,
+    list_leaves,
+)
+
+Places = frozenset[int]
+
+_PRODUCTS = frozenset({"mul", "div", "dot_general"})
+_SUMS = frozenset({"add", "add_any", "sub"})
+_ROOTS = frozenset({"sqrt", "rsqrt", "pow"})
+# One number of the result for one of each operand.
+_ELEMENTWISE = _SUMS | _ROOTS | {
+    "abs", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil",
+    "clamp", "convert_element_type", "copy", "cos", "cosh", "digamma", "div", "eq", "erf",
+    "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "imag", "integer_pow",
+    "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne",
+    "neg", "nextafter", "not", "or", "real", "rem", "round", "select_n", "sign", "sin", "sinh",
+    "square", "tan", "tanh", "xor",
+}  # fmt: skip
+# After what mixes all channels, nothing before it counts.
+_MIXING = frozenset({"dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated"})
+_LOOKUPS = frozenset({"gather", "dynamic_slice"})
+
+
+class Trail(NamedTuple):
+    """What a view was made of; dimensions are counted from the first, 0.
+
+    Attributes:
+        weights: parameters that multiplied it, and the dimensions along which each varies; all that
+            it was made of where it depends on no argument.
+        divided: dimensions along which a root divided it that is the same along them.
+        is_root: whether it is such a root.
+        is_scaled: whether a parameter multiplied it after that division.
+        table: a parameter of which it holds rows that were looked up.
+    """
+
+    weights: frozenset[tuple[frozenset[int], Places]] = frozenset()
+    divided: Places = frozenset()
+    is_root: bool = False
+    is_scaled: bool = False
+    table: frozenset[int] = frozenset()
+
+
+def read_trail(view: View) -> Trail:
+    """What a view was made of."""
+    fact, dims = view
+    if isinstance(fact, Other):
+        weights = frozenset((leaves, _place(dims, axes)) for leaves, axes in fact.weights)
+        divided = _place(dims, fact.divided)
+        return Trail(weights, divided, fact.is_root, fact.is_scaled, fact.table)
+    if isinstance(fact, Parameter):
+        return Trail(frozenset({(fact.leaves, _list_varying(dims))}))
+    if isinstance(fact, Weighted):
+        own = read_trail(View(fact.of, dims))
+        if fact.is_doubtful:
+            return own._replace(is_scaled=True)
+        return own._replace(weights=own.weights | read_trail(fact.scale).weights)
+    if isinstance(fact, Normalised):
+        is_kernel = not depends(fact.of) and not getattr(fact.spread, "is_mean", True)
+        is_closed = is_kernel or fact.has_bias
+        divided = frozenset[int]() if is_closed else _place(dims, fact.axes)
+        return Trail(divided=divided, is_scaled=fact.scale is not None)
+    if isinstance(fact, Inverse | Root):
+        scale = fact.scale if isinstance(fact, Inverse) else None
+        weights = frozenset() if scale is None else read_trail(View(scale, dims)).weights
+        return Trail(weights, is_root=depends(fact.of))
+    if isinstance(fact, Centred | Magnitude | Square | Sum):
+        own = read_trail(View(fact.of, dims))
+        return own._replace(weights=frozenset()) if depends(fact.of) else own
+    return Trail()
+
+
+def follow(trail: Trail, dims: Dims, is_needed: bool) -> View:
+    """An array that is no step of a norm, with these dimensions and this trail."""
+    weights = frozenset((own, _name(dims, places)) for own, places in trail.weights)
+    divided = _name(dims, trail.divided)
+    is_scaled = trail.is_scaled and bool(divided)
+    return View(
+        Other(is_needed, False, weights, divided, trail.is_root, is_scaled, trail.table), dims
+    )
+
+
+def shift(view: View, shape: Sequence[int], by: int = 0) -> View:
+    """Some entries or a stack of an array, its dimensions `by` places further on."""
+    trail = read_trail(view)
+
+    def move(places: Places) -> Places:
+        return frozenset(place + by for place in places if place + by >= 0)
+
+    weights = frozenset((leaves, move(places)) for leaves, places in trail.weights)
+    trail = trail._replace(weights=weights, divided=move(trail.divided))
+    return follow(trail, name_axes(object(), shape), depends(view.fact))
+
+
+def weigh(view: View, parameter: View, notes: Notes) -> View:
+    """An array times a parameter, which is no scale of a norm; its root mean square may follow."""
+    trail, (own,) = read_trail(view), read_trail(parameter).weights
+    is_doubtful = bool(own[1] & trail.divided) and not trail.is_scaled
+    notes.weighted.append(Weighted(view.fact, parameter, is_doubtful))
+    return View(notes.weighted[-1], view.dims)
+
+
+def lose(eqn: Any, ins: Sequence[View], notes: Notes, is_opaque: bool = False) -> list[View]:
+    """The results of a primitive that is no step of a norm; its parameters have another use.
+
+    Args:
+        eqn: the equation.
+        ins: what is known of its operands.
+        notes: takes the uses of parameters.
+        is_opaque: whether the primitive may compute a norm that cannot be seen.
+    """
+    name, shapes = eqn.primitive.name, [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
+    notes.uses.extend((leaf, name) for view in ins for leaf in list_leaves(view.fact))
+    if name in _ELEMENTWISE:
+        return [blend(name, ins, shapes[0], notes)]
+    if all(isinstance(view.fact, Constant) for view in ins):
+        return [View(Constant(), name_axes(object(), shape)) for shape in shapes]
+    trail = Trail() if name in _MIXING else _gather_trail(name, ins)
+    is_needed = any(depends(view.fact) for view in ins)
+    results: list[View] = []
+    for shape in shapes:
+        every = frozenset(range(len(shape)))
+        same = all(len(shape) == len(v.dims) for v in ins if read_trail(v).divided)
+        divided = every if is_opaque or (trail.divided and not same) else trail.divided
+        weights = frozenset() if is_needed else frozenset((own, every) for own, _ in trail.weights)
+        own = trail._replace(weights=weights, divided=divided)
+        results.append(follow(own, name_axes(object(), shape), is_needed))
+    return results
+
+
+def _gather_trail(name: str, ins: Sequence[View]) -> Trail:
+    """The trail of an array that holds some of the entries of others."""
+    trails = [read_trail(view) for view in ins]
+    is_lookup = name in _LOOKUPS and not depends(ins[0].fact)
+    rows = frozenset[int]().union(*(own for own, _ in trails[0].weights)) if is_lookup else None
+    return Trail(
+        frozenset().union(*(trail.weights for trail in trails)),
+        frozenset().union(*(trail.divided for trail in trails)),
+        any(trail.is_root for trail in trails),
+        _is_scaled(trails),
+        rows if rows is not None else frozenset[int](),
+    )
+
+
+def blend(name: str, ins: Sequence[View], shape: Sequence[int], notes: Notes) -> View:
+    """An elementwise result that is no step of a norm."""
+    views = [View(view.fact, stretch(view.dims, shape)) for view in ins]
+    dims = _merge(views, shape)
+    if all(isinstance(view.fact, Constant) for view in views):
+        return View(Constant(), dims)
+    if name == "select_n":
+        views = views[1:]
+    trails = [read_trail(view) for view in views]
+    needed = [depends(view.fact) for view in views]
+    is_product, is_needed = name in _PRODUCTS, any(needed)
+    others = [i for i, view in enumerate(views) if not isinstance(view.fact, Constant)]
+    if name in _SUMS and len(others) > 1:
+        _add_bias(trails, needed, notes)
+        trails = [
+            trail._replace(divided=frozenset()) if trail.is_scaled else trail for trail in trails
+        ]
+    divided = frozenset[int]().union(*(trail.divided for trail in trails))
+    rows = [trail.table for trail in trails if divided and not trail.divided]
+    is_scaled = _is_scaled(trails)
+    own = _divide(views, trails, needed) if is_product else frozenset[int]()
+    if own:
+        divided, is_scaled = divided | own, False
+    is_kept = is_product or name in ("neg", "select_n") or not is_needed
+    weights = frozenset().union(*(trail.weights for trail in trails)) if is_kept else frozenset()
+    table = frozenset[int]().union(*(trail.table for trail in trails))
+    if divided and is_product and not is_scaled:
+        is_scaled = _add_scale(weights, divided, frozenset[int]().union(*rows), notes)
+        weights = frozenset() if is_scaled else weights
+    is_root = is_needed and not own and all(
+        trail.is_root for trail, is_own in zip(trails, needed, strict=True) if is_own
+    )  # fmt: skip
+    is_root = is_root or (is_needed and name in _ROOTS)
+    is_root = is_root or (name == "log" and isinstance(views[0].fact, Spread))
+    table = table if len(others) == 1 else frozenset()
+    return follow(Trail(weights, divided, is_root, is_scaled, table), dims, is_needed)
+
+
+def _add_scale(
+    weights: Iterable[tuple[frozenset[int], Places]],
+    divided: Places,
+    table: frozenset[int],
+    notes: Notes,
+) -> bool:
+    """Notes the parameters that vary where a root divided; whether there is one."""
+    met = frozenset[int]().union(*(leaves for leaves, places in weights if places & divided))
+    if met:
+        notes.uncertain.append((met, "multiplies an array that may be normalised"))
+    if table:
+        notes.uncertain.append((table, "holds rows that multiply a normalised array"))
+    return bool(met or table)
+
+
+def _add_bias(trails: Sequence[Trail], needed: Sequence[bool], notes: Notes) -> None:
+    """Notes a parameter that lies just where the other operand of a sum was divided."""
+    for one, other, is_needed in ((0, 1, needed[1]), (1, 0, needed[0])):
+        for leaves, places in trails[other].weights:
+            if not is_needed and places and places <= trails[one].divided:
+                notes.uncertain.append((leaves, "is added to an array that may be normalised"))
+
+
+def _divide(views: Sequence[View], trails: Sequence[Trail], needed: Sequence[bool]) -> Places:
+    """Dimensions along which one operand varies, and a root by which it is multiplied does not."""
+    divided = set[int]()
+    for view, trail in zip(views, trails, strict=True):
+        if not trail.is_root:
+            continue
+        own = frozenset[int]().union(*(places for _, places in trail.weights))
+        varies = _list_varying(view.dims) - own
+        for other, its, is_needed in zip(views, trails, needed, strict=True):
+            if is_needed and not its.is_root:
+                divided |= _list_varying(other.dims) - varies
+    return frozenset(divided)
+
+
+def _is_scaled(trails: Sequence[Trail]) -> bool:
+    return all(trail.is_scaled for trail in trails if trail.divided)
+
+
+def _merge(views: Sequence[View], shape: Sequence[int]) -> Dims:
+    """The dimensions of an elementwise result: of the operand that varies most along each."""
+    order = sorted(views, key=lambda view: not depends(view.fact))
+    dims = tuple(
+        max((view.dims[i] for view in order), key=lambda dim: count(list_real(dim)))
+        for i in range(len(shape))
+    )
+    digits = [(factor.axis, factor.stride) for dim in dims for factor in list_real(dim)]
+    return dims if len(set(digits)) == len(digits) else name_axes(object(), shape)
+
+
+def _list_varying(dims: Dims) -> Places:
+    return frozenset(i for i, dim in enumerate(dims) if list_real(dim))
+
+
+def _place(dims: Dims, axes: Axes) -> Places:
+    """The dimensions in which some axes lie."""
+    return frozenset(
+        i
+        for i, dim in enumerate(dims)
+        if axes and any(cover(factor, axes) != NONE for factor in list_real(dim))
+    )
+
+
+def _name(dims: Dims, places: Places) -> Axes:
+    """The axes that lie in some dimensions."""
+    return frozenset(factor for i in places for factor in list_real(dims[i]))
