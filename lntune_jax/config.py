@@ -18,7 +18,8 @@ from .messages import shorten
 from .storage.directories import refuse_url
 from .storage.json_files import read_json
 
-CONFIG_FILE = "adapter_config.json"
+# PEFT's names that layers below `peft` know too; the others are in `peft.files` and `peft.heads`.
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PARAM_DTYPES = ("float32", "float64", None)
 # The modules that PEFT adds to `modules_to_save` for a task, and expects in the file
 # (src/peft/peft_model.py, PeftModelForSequenceClassification and its siblings).

@@ -29,6 +29,31 @@ def list_names(names: Sequence[str], write: Callable[[str], str] = repr, most: i
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def explain_other_model(
+    adapter: object, base: str | None, theirs: Sequence[str], ours: Sequence[str]
+) -> str:
+    """What to say of an adapter of which a tree has no leaf.
+
+    Args:
+        adapter: its path.
+        base: the model it was trained on, where its config says so.
+        theirs: the names in the adapter.
+        ours: names of the same kind in the tree.
+
+    Example:
+        >>> text = explain_other_model("a", "org/bert", ["bert.norm.bias"], ["model.norm.scale"])
+        >>> print(text.partition(",")[0])
+        the adapter a was trained on another model ('org/bert'): it holds 'bert.norm.bias'
+    """
+    name = repr(shorten(base)) if base else "its config has no name"
+    found = list_names(ours, most=1) if ours else "no norm"
+    return (
+        f"the adapter {adapter} was trained on another model ({name}): it holds "
+        f"{list_names(theirs, most=1)}, and params has {found}. Pass params of that model; if the "
+        "names alone differ, or one leaf holds all layers, pass a name_map"
+    )
+
+
 def shorten(text: str, most: int = 300) -> str:
     """A name may come from a file, and be of any length."""
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import LNTuningConfig
 from ..errors import AdapterError, SelectionError, TreeError
-from ..messages import list_names
+from ..messages import explain_other_model, list_names
 from ..names.layers import list_parts, view
 from ..names.maps import NameMap, get_name_map
 from ..partition import Placeholder, is_placeholder
@@ -121,6 +121,10 @@ def check_place(
         )
     present = _list_named(directory, params, name_map)
     absent = [name for name in trainable if name not in present]
+    if absent == list(trainable):
+        vectors = [name for name, value in present.items() if len(get_shape(value) or ()) == 1]
+        base = config.base_model_name_or_path
+        raise AdapterError(explain_other_model(directory, base, absent, vectors))
     wrong = [f"params lacks {list_names(absent)}"] if absent else []
     for name, value in trainable.items():
         wrong += compare_leaf(name, present[name], value, "params") if name in present else []

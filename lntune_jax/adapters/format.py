@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ..config import CONFIG_FILE
+from ..config import CONFIG_FILE, WEIGHTS_FILE
 from ..errors import AdapterError
 from ..storage.arrays import hash_array
 from ..storage.checksums import METADATA_FILE, list_files
@@ -107,10 +107,14 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
         text = read_bounded(file)
         fields = parse_json(text)
     except FileNotFoundError:
+        if (directory / WEIGHTS_FILE).is_file():
+            raise AdapterError(
+                f"{directory} is an adapter of PEFT, not of {kind.writer}: read it with "
+                "import_peft or load_peft"
+            ) from None
         raise AdapterError(
             f"{directory} holds no {METADATA_FILE}, which is written last: it is no {kind.noun} of "
-            "lntune_jax, or saving it was interrupted. Save it again; a PEFT directory is read by "
-            "import_peft"
+            "lntune_jax, or saving it was interrupted. Save it again"
         ) from None
     except OSError as error:
         raise AdapterError(f"cannot read {file}: {error.strerror}") from None

@@ -18,16 +18,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import CONFIG_FILE, LNTuningConfig
+from ..config import CONFIG_FILE, WEIGHTS_FILE, LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..messages import list_names
 from ..storage.checksums import METADATA_FILE
 from ..storage.directories import UNWRITABLE, write_directory
 
 OURS, PEFT = "lntune_jax", "PEFT"
-WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _PREFIX, _COPY, _BASE = "base_model.model.", ".ln_tuning_layers.", ".base_layer."
+# How the tensors of other methods are called (src/peft/tuners, 0.21).
+_METHODS = {"lora_": "LORA", "ia3_": "IA3", "hada_": "LOHA", "lokr_": "LOKR", "oft_": "OFT"} | {
+    "boft_": "BOFT",
+    "vera_lambda_": "VERA",
+    "fourierft_": "FOURIERFT",
+    "adaption_": "ADAPTION_PROMPT",
+    "prompt_embeddings": "PROMPT_TUNING",
+}
 _FLOATING = ("F64", "F32", "F16", "BF16")
 
 
@@ -75,6 +82,18 @@ def read_key(key: str) -> Key:
     return Key(name)
 
 
+def find_method(keys: Iterable[str]) -> str | None:
+    """The other method of PEFT to which keys belong, or None.
+
+    Example:
+        >>> find_method(["base_model.model.layers.0.q_proj.lora_A.weight"])
+        'LORA'
+    """
+    segments = {segment for key in keys for segment in key.split(".")}
+    found = (m for start, m in _METHODS.items() if any(s.startswith(start) for s in segments))
+    return next(found, None)
+
+
 def find_kind(directory: Path) -> str:
     """Which of the two formats an adapter directory has, told by its files: `OURS` or `PEFT`.
 
@@ -102,11 +121,14 @@ def read_header(directory: Path) -> tuple[dict[str, tuple[int, ...]], LNTuningCo
     weights = directory / WEIGHTS_FILE
     if not weights.is_file():
         raise AdapterError(_explain_absence(directory, f"{WEIGHTS_FILE} (PEFT)"))
+    if not (directory / CONFIG_FILE).is_file():
+        raise AdapterError(f"{directory} has no {CONFIG_FILE}: copy it from where the weights are")
     try:
         config = LNTuningConfig.from_pretrained(directory)
     except ConfigError as error:
         raise AdapterError(
-            f"{directory / CONFIG_FILE} is no config of an LN tuning adapter: {error}"
+            f"{directory / CONFIG_FILE} is no config of an LN tuning adapter, and other adapters "
+            f"of PEFT cannot be read here: {error}"
         ) from error
     with _open(weights) as handle:
         kinds = {key: handle.get_slice(key).get_dtype() for key in handle.keys()}  # noqa: SIM118

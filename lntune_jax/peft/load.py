@@ -18,7 +18,7 @@ from ..adapters.fit import fill_placeholders, place_leaves
 from ..adapters.store import Adapter
 from ..config import LNTuningConfig
 from ..errors import AdapterError, CopiedModuleWarning, SelectionError
-from ..messages import list_names, warn
+from ..messages import explain_other_model, list_names, warn
 from ..names.maps import NameMap, Place, assemble, get_name_map
 from ..paths import Leaf, flatten, get_shape, join
 from ..selection.norms import NORM, match_norms
@@ -27,7 +27,7 @@ from ..selection.select import select_leaves
 from ..storage.directories import resolve_path
 from ..storage.leaves import compare_leaf, compare_shapes, list_nonfinite
 from .config import is_in, is_saved_by_peft
-from .files import Key, read_header, read_key, read_tensors
+from .files import Key, find_method, read_header, read_key, read_tensors
 from .heads import check_untied, is_embedding
 from .tree import Index, index_tree
 
@@ -225,7 +225,7 @@ def check_contents(
         if found.parameter not in index.parameters or (found.is_base and found.copied not in copied)
     ]
     if strange:
-        raise AdapterError(_explain_strange(directory, strange, read, index))
+        raise AdapterError(_explain_strange(directory, strange, read, index, config))
     keys: dict[str, str] = {}
     wrong: list[str] = []
     for key, found in read.items():
@@ -332,22 +332,35 @@ def _check_selected(
 
 
 def _explain_strange(
-    directory: Path, strange: list[str], keys: Mapping[str, Key], index: Index
+    directory: Path,
+    strange: list[str],
+    keys: Mapping[str, Key],
+    index: Index,
+    config: LNTuningConfig,
 ) -> str:
     unclear = [text for name, text in index.unclear.items() if _holds(keys, name)]
     if unclear:
         return f"the adapter {directory} cannot be read: {unclear[0]}"
-    text = (
-        f"the adapter {directory} does not fit params: {len(strange):,} of {len(keys):,} keys "
-        f"belong to nothing: {list_names(strange)}"
-    )
-    if any("lora_" in key for key in strange):
-        return f"{text}. They are of a LoRA adapter; only LN tuning can be imported"
-    firsts = [name for name in list(index.parameters) if name in index.norms][:3]
+    if method := find_method(strange):
+        return (
+            f"{directory} holds an adapter of {method} ({list_names(strange, most=1)}): load it "
+            "with PEFT, since only LN tuning can be imported"
+        )
+    norms = [name for name in index.parameters if name in index.norms]
+    if not norms:
+        return (
+            f"the adapter {directory} does not fit params, since params holds no norm: pass the "
+            "whole tree of the model that it was trained on, and norms= where they are not found"
+        )
+    copied = [name for key in keys.values() if key.copied and (name := key.parameter)]
+    if copied and index.parameters.keys().isdisjoint(copied):
+        return explain_other_model(directory, config.base_model_name_or_path, copied, norms)
     return (
-        f"{text}. The norms of params are called {list_names(firsts) or 'nothing that is known'}: "
-        "pass the model that the adapter was trained on, with the same head (not tied, where the "
-        "adapter holds it), and a name_map if its module paths are not those of transformers"
+        f"the adapter {directory} does not fit params: {len(strange):,} of {len(keys):,} keys "
+        f"belong to nothing: {list_names(strange)}. The norms of params are called "
+        f"{list_names(norms[:3])}: pass the model that the adapter was trained on, with the same "
+        "head (not tied, where the adapter holds it), and a name_map if its module paths are not "
+        "those of transformers"
     )
 
 

@@ -223,7 +223,7 @@ def test_restore_refuses_a_tree_that_does_not_fit(saved: Path) -> None:
     params["layers"][0]["norm"]["scale"] = "text"
     refuse(f"'{SCALE}' is a str in params", params)
     refuse("params is the frozen half", lnt.partition_params(make_params(), CONFIG).frozen)
-    refuse("params lacks", {"nothing": np.ones(3)})
+    refuse("was trained on another model", {"nothing": np.ones(3)})
 
 
 def test_restore_refuses_leaves_that_the_config_does_not_select(tmp_path: Path) -> None:

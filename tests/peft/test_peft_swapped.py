@@ -41,7 +41,7 @@ def test_an_adapter_of_a_bert_given_to_a_llama(tmp_path, read):
         lambda: read(path, make_llama()),
         "was trained on another model",
         f"{BERT!r}",
-        "'bert.embeddings.LayerNorm.weight'",
+        "'bert.embeddings.LayerNorm.bias'",
         "'model.layers.0.input_layernorm.weight'",
         without=["and 5 more", "base_model.model"],
     )
@@ -80,8 +80,8 @@ def test_adapters_of_other_methods_of_peft(tmp_path, kind, key):
     own = files.write_adapter(tmp_path / "own", tensors, peft_type=kind)
     claimed = files.write_adapter(tmp_path / "claimed", tensors)
     for path in (own, claimed):
-        refuse(lambda path=path: lnt.import_peft(path, make_llama()), f"of {kind}", "LN tuning")
-        refuse(lambda path=path: lnt.load_peft(path, make_llama()), f"of {kind}", "PEFT")
+        refuse(lambda path=path: lnt.import_peft(path, make_llama()), kind, "LN tuning")
+        refuse(lambda path=path: lnt.load_peft(path, make_llama()), kind, "PEFT")
 
 
 def test_a_directory_of_ours_given_to_the_readers_of_peft(tmp_path):
