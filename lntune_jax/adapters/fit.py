@@ -15,7 +15,7 @@ from ..messages import explain_other_model, list_names
 from ..names.layers import list_parts, view
 from ..names.maps import NameMap, get_name_map
 from ..partition import Placeholder, is_placeholder
-from ..paths import flatten, join
+from ..paths import flatten, get_shape, join
 from ..selection.roles import RoledTree
 from ..selection.select import Views, select_views
 from ..storage.leaves import cast_leaf, compare_leaf, list_nonfinite, place_leaf

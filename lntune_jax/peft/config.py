@@ -1,4 +1,4 @@
-"""The config of an exported adapter: patterns that PEFT reads as we do.
+"""Configs that select the same leaves on the other side, whose patterns are written anew.
 
 PEFT copies every module that a target matches, a whole decoder included, and knows no expressions
 in lists (src/peft/tuners/tuners_utils.py, 0.21). So entries are kept where both readings agree,
@@ -7,12 +7,17 @@ and written out as the modules' own paths elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ..config import TASK_HEADS, LNTuningConfig
+from ..errors import SelectionError
+from ..paths import join
 from ..selection.architectures import DEFAULT_TARGETS
 from ..selection.patterns import PLAIN
 from ..selection.roles import get_modules_to_save, list_modules
+from ..selection.select import select_leaves
+from .heads import is_in, is_saved_by_peft, list_above, list_parents
 
 _PEFT_HEADS = frozenset().union(*TASK_HEADS.values())  # added by PEFT, whether there or not
 
@@ -51,7 +56,7 @@ def make_peft_config(
         # A path may be the end of another one, which PEFT would copy too.
         excluded = tuple(sorted(_list_ends(modules, copied) - set(copied))) or None
     heads, kept = list_parents(saved), tuple(get_modules_to_save(config) or ())
-    tasks = TASK_HEADS.get(config.task_type or "", ())
+    tasks = config.optional_modules
     added = [head for head in heads if not any(is_in(head, entry) for entry in kept)]
     written = kept + _join_heads(added, tasks)
     if (
@@ -73,30 +78,6 @@ def make_peft_config(
     )
 
 
-def list_parents(parameters: Iterable[str]) -> list[str]:
-    """The modules that hold these parameters, each once, in their order."""
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in parameters))
-
-
-def is_in(module: str, entry: str) -> bool:
-    """Whether a module lies in, or is, one that an entry of `modules_to_save` names."""
-    return f".{entry}." in f".{module}."
-
-
-def is_saved_by_peft(parameter: str, entries: Iterable[str]) -> bool:
-    """Whether PEFT saves a parameter by these entries of `modules_to_save`.
-
-    Its rule is the end of a string, not of a path: "classifier" saves DistilBERT's
-    `pre_classifier` too (src/peft/utils/other.py, `_set_trainable`).
-
-    Example:
-        >>> is_saved_by_peft("pre_classifier.weight", ["classifier"])
-        True
-    """
-    ends = tuple(entries)
-    return any(module.endswith(ends) for module in _list_above(parameter))
-
-
 def _reads_alike(
     targets: str | Sequence[str] | None,
     excluded: str | Sequence[str] | None,
@@ -107,7 +88,7 @@ def _reads_alike(
         return False
     if not _is_plain(targets) or not _is_plain(excluded):
         return False
-    above = [container for module in modules for container in _list_above(module)]
+    above = [container for module in modules for container in list_above(module)]
     return _list_ends([*above, *modules], targets) == set(modules)
 
 
@@ -127,23 +108,18 @@ def _join_heads(modules: Sequence[str], heads: Sequence[str]) -> tuple[str, ...]
     """The outermost of these modules; PEFT adds the task's heads itself, and cannot nest copies."""
     roots: dict[str, None] = {}
     for module in modules:
-        above = [*_list_above(module), module]
+        above = [*list_above(module), module]
         roots[next((path for path in above if path.endswith(tuple(heads))), module)] = None
-    return tuple(r for r in roots if not any(parent in roots for parent in _list_above(r)))
+    return tuple(r for r in roots if not any(parent in roots for parent in list_above(r)))
 
 
 def _is_flat(modules: Sequence[str], entries: tuple[str, ...]) -> bool:
     """Whether PEFT can save by these entries: no module within another, and none that is a list."""
     saved = [module for module in modules if module.endswith(entries)]
     roots = set(saved)
-    nested = any(parent in roots for module in saved for parent in _list_above(module))
+    nested = any(parent in roots for module in saved for parent in list_above(module))
     lists = {m.rpartition(".")[0] for m in modules if m.rpartition(".")[2].isdigit()}
     return not nested and not roots & lists
-
-
-def _list_above(path: str) -> list[str]:
-    """The modules that hold this one, or this parameter, the outermost first."""
-    return list_modules([tuple(path.split("."))])
 
 
 def _list_ends(modules: Iterable[str], entries: Iterable[str]) -> set[str]:
@@ -154,3 +130,48 @@ def _list_ends(modules: Iterable[str], entries: Iterable[str]) -> set[str]:
         if any(".".join(segments[i:]) in wanted for i in range(len(segments))):
             found.add(module)
     return found
+
+
+def make_own_config(
+    params: Any,
+    config: LNTuningConfig,
+    norms: Iterable[str] | None,
+    wanted: Mapping[str, bool],
+    *,
+    keep: bool,
+) -> LNTuningConfig | None:
+    """A config that selects, in the caller's tree, exactly the leaves that an adapter holds.
+
+    Args:
+        params: the tree.
+        config: the file's.
+        norms: the norms that the caller named, or None.
+        wanted: the leaf paths, and whether each is a norm's.
+        keep: whether the file's config will do where it selects these leaves. Else, and where it
+            does not, its patterns are written anew.
+
+    Returns:
+        The config; None where none selects just these leaves.
+    """
+    if keep and _select(params, config, norms) == wanted.keys():
+        return config
+    written = config.replace(
+        # An empty list where the adapter holds no norm.
+        target_modules=list_parents(name for name, is_norm in wanted.items() if is_norm),
+        exclude_modules=None,
+        modules_to_save=list_parents(n for n, is_norm in wanted.items() if not is_norm) or None,
+        model_type=None,
+    )
+    # A path may be the end of another one, which is then left out by name.
+    extra = list_parents(sorted(_select(params, written, norms) - wanted.keys()))
+    exact = written.replace(exclude_modules=extra) if extra else written
+    fitting = (each for each in (written, exact) if _select(params, each, norms) == wanted.keys())
+    return next(fitting, None)
+
+
+def _select(params: Any, config: LNTuningConfig, norms: Iterable[str] | None) -> set[str]:
+    try:
+        selection = select_leaves(params, config, norms, warn=False)
+    except SelectionError:
+        return set()
+    return {join(x.path) for i, x in enumerate(selection.leaves) if selection.is_trainable(i)}

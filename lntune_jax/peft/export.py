@@ -7,14 +7,14 @@ kernels, and stacks of layers change.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..adapters.fit import check_trainable, check_values, fill_placeholders
-from ..config import TASK_HEADS, LNTuningConfig
+from ..config import LNTuningConfig
 from ..errors import AdapterError, SelectionError
 from ..messages import list_names
 from ..names.layers import fold_roles, list_parts, view
@@ -23,9 +23,11 @@ from ..paths import Leaf, get_shape, join
 from ..selection.norm_names import BIAS_NAMES, SCALE_NAMES
 from ..selection.norms import NORM, find_norms, match_norms
 from ..selection.roles import (
-    FROZEN_ROLE,
     NORM_ROLE,
     SAVED_ROLE,
+    STATE_ROLE,
+    TRAINABLE_ROLES,
+    Matches,
     RoledTree,
     assign_roles,
     match_config,
@@ -36,10 +38,12 @@ from ..selection.selection import Selection, get_config
 from ..storage.arrays import to_numpy
 from ..storage.directories import resolve_path
 from ..storage.processes import write_on_first_process
-from .config import is_in, is_saved_by_peft, make_peft_config
+from .config import make_peft_config
 from .files import write_key, write_peft_directory
-from .heads import check_untied
+from .heads import check_head, check_untied, is_saved_by_peft, list_parents
 from .tree import Index, index_tree
+
+_STORABLE = ("float64", "float32", "float16", "bfloat16")
 
 
 def export_peft(
@@ -96,98 +100,97 @@ def export_peft(
         ['adapter_config.json', 'adapter_model.safetensors']
     """
     target = resolve_path(path, error=AdapterError)
-    parameters = collect_parameters(
-        trainable, config, base=base, norms=norms, name_map=get_name_map(name_map)
-    )
-    if not parameters.norms:
-        raise AdapterError(
-            "the adapter holds saved modules alone, and PEFT loads none without a norm: train at "
-            "least one (target_modules), or keep the leaves with save_adapter"
-        )
+    settings = get_config(config)
+    check_arrays(trainable)
+    # In one order, however the leaves come: jitted functions sort a dict, `partition_params` does
+    # not, and the same leaves give the same file.
+    trainable = dict(sorted(trainable.items()))
+    if isinstance(config, Selection) and name_map is None:
+        name_map = config.name_map
+    name_map = get_name_map(name_map)
+    tree = _read_tree(trainable, config, base, norms, name_map)
+    _check_names(tree.names, trainable, name_map)
+    arrays = {name: to_numpy(name, value) for name, value in trainable.items()}
+    wanted, written = _collect(tree, settings, trainable, name_map is not None)
+    tensors: dict[str, np.ndarray] = {}
+    for parameter, is_norm in wanted.items():
+        place = tree.names.parameters[parameter]
+        if place.leaf not in arrays:
+            arrays[place.leaf] = to_numpy(place.leaf, tree.values[place.leaf])
+        tensor = np.asarray(take(place, arrays[place.leaf]))
+        _check_layout(place, tensor, is_norm, name_map is not None)
+        tensors[write_key(parameter, is_norm=is_norm)] = tensor
+    check_values(arrays)
 
     def write() -> None:
-        tensors = _make_tensors(parameters)
-        write_peft_directory(target, tensors, parameters.config, overwrite=overwrite)
+        write_peft_directory(target, tensors, written, overwrite=overwrite)
 
     write_on_first_process(write)
     return target
 
 
-def _make_tensors(parameters: Parameters) -> dict[str, np.ndarray]:
-    return {
-        write_key(name, is_norm=name in parameters.norms): array
-        for name, array in parameters.arrays.items()
-    }
-
-
-# Modules that PEFT saves with a head because their names end alike, by the first segment of the
-# model's paths. They are outside the head, so the base has to give them.
-SAVED_WITH_HEAD = {"distilbert": "pre_classifier"}
-
-
-class Parameters(NamedTuple):
-    """What is written to a PEFT adapter.
+class Tree(NamedTuple):
+    """What is known of the tree.
 
     Attributes:
-        arrays: parameters by the names that transformers has for them, in PyTorch's layout.
-        norms: the names of those that belong to norms.
-        config: the config with which PEFT finds them.
+        names: its parameters: of all leaves, or of the trainable ones where no more is known.
+        roles: the role of each leaf, by leaf path.
+        values: the base's leaves, or none.
+        is_whole: whether all leaves are known.
+        saved: without the whole tree, what `modules_to_save` matched.
     """
 
-    arrays: dict[str, np.ndarray]
-    norms: frozenset[str]
-    config: LNTuningConfig
+    names: Index
+    roles: Mapping[str, str]
+    values: Mapping[str, Any]
+    is_whole: bool
+    saved: frozenset[str]
 
 
-def collect_parameters(
-    trainable: Mapping[str, Any],
-    config: LNTuningConfig | Selection,
-    *,
-    base: Any = None,
-    norms: Iterable[str] | None = None,
-    name_map: NameMap | None = None,
-) -> Parameters:
-    """Names the trainable leaves as transformers does, and adds what PEFT keeps beside them.
+def _collect(
+    tree: Tree, config: LNTuningConfig, trainable: Mapping[str, Any], is_renamed: bool
+) -> tuple[dict[str, bool], LNTuningConfig]:
+    """The parameters that PEFT wants in the file, and whether each is a norm's; and its config.
 
-    Args:
-        trainable: `{leaf path: array}`.
-        config: the config that `partition_params` was given, or the `Selection`.
-        base: the parameters that were tuned, or the frozen half; None where nothing is needed.
-        norms: as given to `partition_params`, if it was.
-        name_map: for trees whose module paths are not those of transformers.
-
-    Raises:
-        AdapterError: a leaf has no name in transformers or no values; a value is not finite; or
-            the base is needed and not given.
-        TreeError: two leaves are one parameter.
+    More than what trained, sometimes: PEFT keeps norms and saved modules whole, and wants the head
+    of a task in every file.
     """
-    check_arrays(trainable)
-    selected, config = config, get_config(config)
-    if base is None:
-        tree = read_trainable(trainable, selected, name_map)
-    else:
-        tree = read_base(trainable, selected, base, norms, name_map)
-    arrays = {name: to_numpy(name, value) for name, value in trainable.items()}
-    _check_names(tree.names, arrays)
-    wanted = _list_parameters(tree, arrays)
-    is_renamed = name_map is not None
-    written = _write_config(config, wanted, tree.names, is_renamed)
-    while base is not None and _add_saved(tree.names, written, wanted):
-        written = _write_config(config, wanted, tree.names, is_renamed)
-    if base is None:
-        _check_head(written, wanted, tree.saved)
-    check_untied(wanted, config.task_type, tree.names.parameters if base is not None else None)
-    tensors: dict[str, np.ndarray] = {}
-    for parameter, is_norm in wanted.items():
-        place = tree.names.parameters[parameter]
-        value = arrays[place.leaf] if place.leaf in arrays else tree.values[place.leaf]
-        tensors[parameter] = np.asarray(take(place, to_numpy(place.leaf, value)))
-        _check_layout(place, tensors[parameter], is_norm, is_renamed)
-    check_values(tensors)
-    return Parameters(tensors, frozenset(n for n, is_norm in wanted.items() if is_norm), written)
+    wanted = {
+        place.parameter: tree.roles[name] == NORM_ROLE
+        for name in trainable
+        for place in tree.names.places[name]
+    }
+    if not any(wanted.values()):
+        raise AdapterError(
+            "the adapter holds saved modules alone, and PEFT loads none without a norm: train at "
+            "least one (target_modules), or keep the leaves with save_adapter"
+        )
+    known = tree.names.parameters
+    modules = set(list_parents(name for name, is_norm in wanted.items() if is_norm))
+    beside = [name for name in known if name in tree.names.norms and name not in wanted]
+    wanted |= dict.fromkeys((n for n in beside if n.rpartition(".")[0] in modules), True)
+    while True:
+        norms = [name for name, is_norm in wanted.items() if is_norm]
+        saved = [name for name, is_norm in wanted.items() if not is_norm]
+        written = make_peft_config(config, norms, saved, known=known, is_renamed=is_renamed)
+        entries = (*(written.modules_to_save or ()), *written.optional_modules)
+        more = [name for name in known if name not in wanted and is_saved_by_peft(name, entries)]
+        if not more:
+            break
+        wanted |= dict.fromkeys(more, False)
+    lacking = [name for name in wanted if known[name].leaf not in {*trainable, *tree.values}]
+    if lacking:
+        raise AdapterError(
+            f"PEFT keeps whole modules, and wants {list_names(lacking)} too: pass base=params, so "
+            "that these are written as they are in the base"
+        )
+    if not tree.is_whole:
+        check_head(written, wanted, tree.saved)
+    check_untied(wanted, config.task_type, known if tree.is_whole else None)
+    return wanted, written
 
 
-def _check_names(names: Index, leaves: Collection[str]) -> None:
+def _check_names(names: Index, leaves: Collection[str], name_map: NameMap | None) -> None:
     nowhere = [place.leaf for place in names.parameters.values() if "." not in place.parameter]
     nowhere = sorted(set(nowhere) & set(leaves))
     if nowhere:
@@ -196,63 +199,15 @@ def _check_names(names: Index, leaves: Collection[str]) -> None:
             "Leave them out of the training, or keep the adapter with save_adapter"
         )
     nameless = [name for name in leaves if name not in names.places]
+    if nameless and name_map is not None:
+        raise AdapterError(
+            f"name_map has no rule for {list_names(nameless)}: its rules are for "
+            f"{list_names([rule.leaf for rule in name_map.rules])}. Add one, or pass the map of "
+            "the library that made the tree"
+        )
     if nameless:
         reasons = [names.unclear.get(name, repr(name)) for name in nameless]
-        raise AdapterError(
-            f"these leaves have no name in transformers: {list_names(reasons, str)}. Pass the "
-            "name_map of the library that made the tree"
-        )
-
-
-def _list_parameters(tree: Tree, leaves: Iterable[str]) -> dict[str, bool]:
-    """The parameters that trained and the rest of their norms, and whether each is a norm's."""
-    wanted = {
-        place.parameter: tree.roles[name] == NORM_ROLE
-        for name in leaves
-        for place in tree.names.places[name]
-    }
-    modules = {name.rpartition(".")[0] for name, is_norm in wanted.items() if is_norm}
-    for parameter in tree.names.parameters:
-        if parameter in tree.names.norms and parameter.rpartition(".")[0] in modules:
-            wanted.setdefault(parameter, True)
-    return wanted
-
-
-def _write_config(
-    config: LNTuningConfig, wanted: Mapping[str, bool], names: Index, is_renamed: bool
-) -> LNTuningConfig:
-    norms = [name for name, is_norm in wanted.items() if is_norm]
-    saved = [name for name, is_norm in wanted.items() if not is_norm]
-    known = names.parameters
-    return make_peft_config(config, norms, saved, known=known, is_renamed=is_renamed)
-
-
-def _add_saved(names: Index, written: LNTuningConfig, wanted: dict[str, bool]) -> bool:
-    """Adds to `wanted` what PEFT saves besides by that config; whether there was any."""
-    entries = (*(written.modules_to_save or ()), *TASK_HEADS.get(written.task_type or "", ()))
-    found = [p for p in names.parameters if p not in wanted and is_saved_by_peft(p, entries)]
-    wanted |= dict.fromkeys(found, False)
-    return bool(found)
-
-
-def _check_head(written: LNTuningConfig, wanted: Iterable[str], saved: Iterable[str]) -> None:
-    """Whether what PEFT saves beside what trained is there, as far as that can be known."""
-    heads = TASK_HEADS.get(written.task_type or "", ())
-    entries = (*heads, *(written.modules_to_save or ()))
-    if heads and not any(f".{name}".endswith(f".{head}") for name in saved for head in heads):
-        raise AdapterError(
-            f"PEFT saves the head ({' or '.join(heads)}) with every {written.task_type} adapter "
-            "and cannot load one without it: pass base=params, so that it is written as it is in "
-            "the base, or clear the task with config.replace(task_type=None)"
-        )
-    for root in {name.partition(".")[0] for name in wanted} & SAVED_WITH_HEAD.keys():
-        beside = SAVED_WITH_HEAD[root]
-        if beside.endswith(entries) and not any(is_in(name, beside) for name in saved):
-            raise AdapterError(
-                f"PEFT also saves {beside!r}, whose name ends like a saved module's, and cannot "
-                "load an adapter without it: pass base=params, so that it is written as it is in "
-                "the base"
-            )
+        raise AdapterError(f"these leaves have no name in transformers: {list_names(reasons, str)}")
 
 
 def _check_layout(place: Place, tensor: np.ndarray, is_norm: bool, is_renamed: bool) -> None:
@@ -266,18 +221,6 @@ def _check_layout(place: Place, tensor: np.ndarray, is_norm: bool, is_renamed: b
             f"the layout of {place.leaf!r} in PyTorch cannot be known: with three axes it may be a "
             "convolution's or an attention's. Pass a name_map with a rule for it"
         )
-
-
-_STORABLE = ("float64", "float32", "float16", "bfloat16")
-
-
-class Tree(NamedTuple):
-    """What is known of the tree: its parameters, its leaves' roles, and the base's values."""
-
-    names: Index
-    roles: dict[str, str]
-    values: Mapping[str, Any]
-    saved: frozenset[str]  # what `modules_to_save` matched
 
 
 def check_arrays(trainable: Any) -> None:
@@ -307,31 +250,33 @@ def _describe(value: Any) -> str:
     return type(value).__name__ if get_shape(value) is None else str(value.dtype)
 
 
-def read_trainable(
-    trainable: Any, selected: LNTuningConfig | Selection, name_map: NameMap | None
+def _read_tree(
+    trainable: Mapping[str, Any],
+    config: LNTuningConfig | Selection,
+    base: Any,
+    norms: Iterable[str] | None,
+    name_map: NameMap | None,
 ) -> Tree:
-    """What the trainable half alone says, for an adapter that needs nothing of the base.
+    """What the base says, or the selection, or the trainable leaves alone.
 
     Raises:
-        AdapterError: a leaf is not selected by the config, or PEFT keeps more than what trained.
+        AdapterError: trainable is not what the config selects, or PEFT keeps more than what
+            trained and nothing says what.
     """
-    tree, config = name_trainable(trainable, selected, name_map), get_config(selected)
-    frozen = [name for name, role in tree.roles.items() if role not in (NORM_ROLE, SAVED_ROLE)]
+    if base is not None:
+        return _read_base(trainable, config, base, norms, name_map)
+    if isinstance(config, Selection):
+        return _read_selection(trainable, config, name_map)
+    tree = name_trainable(trainable, config, name_map)
+    frozen = [name for name, role in tree.roles.items() if role not in TRAINABLE_ROLES]
     if frozen:
         raise AdapterError(
             f"trainable holds {list_names(frozen)}, which the config does not select: pass the "
             "config that partition_params was given"
         )
     saved = [name for name, role in tree.roles.items() if role == SAVED_ROLE]
-    norms = [name for name, role in tree.roles.items() if role == NORM_ROLE]
-    if isinstance(selected, Selection):
-        trained = {name.rpartition(".")[0] for name in norms}
-        left_out = (leaf.path for leaf in selected.leaves if leaf.path not in tree.roles)
-        partial = [name for name in left_out if name.rpartition(".")[0] in trained]
-    else:
-        partial = _find_partial(norms, config)
-    partial += [name for name in saved if name in tree.saved]
-    partial += saved if config.exclude_modules else []
+    partial = _find_partial([n for n, role in tree.roles.items() if role == NORM_ROLE], config)
+    partial += [name for name in saved if name in tree.saved or config.exclude_modules]
     if partial:
         raise AdapterError(
             f"the config trains leaves of {list_names(partial)} one by one, and PEFT keeps whole "
@@ -340,64 +285,72 @@ def read_trainable(
     return tree
 
 
+def _read_selection(
+    trainable: Mapping[str, Any], selection: Selection, name_map: NameMap | None
+) -> Tree:
+    """A selection knows every leaf of its tree, but no values."""
+    leaves = [
+        Leaf(tuple(x.path.split(".")), x if x.shape is not None else None, x.role != STATE_ROLE)
+        for x in selection.leaves
+        if not x.is_repeat
+    ]
+    roles = {x.path: x.role for x in selection.leaves}
+    expected = {x.path: x for x in selection.leaves if x.role in TRAINABLE_ROLES}
+    check_trainable(trainable, expected, {})
+    norms = [tuple(x.path.split(".")) for x in selection.leaves if x.is_norm]
+    index = index_tree({}, leaves, name_map, norms=norms)
+    return Tree(index, roles, {}, is_whole=True, saved=frozenset())
+
+
 def name_trainable(
-    trainable: Any, selected: LNTuningConfig | Selection, name_map: NameMap | None
+    trainable: Mapping[str, Any], config: LNTuningConfig, name_map: NameMap | None
 ) -> Tree:
     """The roles of trainable leaves, and their names in transformers, without their tree."""
     leaves = [Leaf(tuple(str(n).split(".")), value, True) for n, value in trainable.items()]
-    config = get_config(selected)
-    matches = match_config(config, [leaf.path for leaf in leaves])
-    kinds = dict.fromkeys((leaf.path[:-1] for leaf in leaves), NORM)
-    roles = dict(zip(map(_name, leaves), assign_roles(leaves, kinds, matches), strict=True))
-    if isinstance(selected, Selection):
-        known = selected.by_path
-        roles = {name: known[name].role if name in known else FROZEN_ROLE for name in roles}
-    elif name_map is not None and not set(roles.values()) <= {NORM_ROLE, SAVED_ROLE}:
+    roles, matches = _assign_roles(leaves, config)
+    if name_map is not None and not set(roles.values()) <= set(TRAINABLE_ROLES):
         parts = list_parts(leaves, name_map)
         named = [part for leaf in leaves for part in view(leaf, parts[_name(leaf)])]
-        matches = match_config(config, [part.path for part in named])
-        own = dict.fromkeys((part.path[:-1] for part in named), NORM)
-        by_name = dict(zip(map(_name, named), assign_roles(named, own, matches), strict=True))
+        by_name, matches = _assign_roles(named, config)
         roles = dict(zip(map(_name, leaves), fold_roles(leaves, parts, by_name), strict=True))
     norms = {leaf.path[:-1] for leaf in leaves if roles[_name(leaf)] == NORM_ROLE}
     inside = find_norms({}, leaves)  # norms in saved modules, whose scales are called so too
     index = index_tree({}, leaves, name_map, norms={*norms, *inside})
-    return Tree(index, roles, {}, unite(matches.saved))
+    return Tree(index, roles, {}, is_whole=False, saved=unite(matches.saved))
 
 
-def read_base(
+def _assign_roles(leaves: Sequence[Leaf], config: LNTuningConfig) -> tuple[dict[str, str], Matches]:
+    """The roles of leaves, each of which may be a norm's."""
+    matches = match_config(config, [leaf.path for leaf in leaves])
+    kinds = dict.fromkeys((leaf.path[:-1] for leaf in leaves), NORM)
+    return dict(zip(map(_name, leaves), assign_roles(leaves, kinds, matches), strict=True)), matches
+
+
+def _read_base(
     trainable: Mapping[str, Any],
     config: LNTuningConfig | Selection,
     base: Any,
     norms: Iterable[str] | None,
     name_map: NameMap | None,
 ) -> Tree:
-    """The same with the base, which also gives what PEFT keeps beside what trained.
-
-    Raises:
-        AdapterError: trainable is not what the config selects in the base.
-    """
     params, placeholders = fill_placeholders(base)
     norms = norms if norms is None or isinstance(norms, str) else list(norms)
     selection = _select(params, config, norms, name_map, trainable)
     roles = dict(zip(map(_name, selection.leaves), selection.roles, strict=True))
-    values = {_name(leaf): leaf.value for leaf in selection.leaves}
-    expected = {
-        name: values[name] for name, role in roles.items() if role in (NORM_ROLE, SAVED_ROLE)
-    }
-    check_trainable(trainable, expected, placeholders)
+    check_trainable(trainable, selection.list_trainable(), placeholders)
     if isinstance(config, Selection):
         norms = config.norms
     given = None if norms is None else match_norms(norms, selection.leaves).paths
     index = index_tree(params, selection.leaves, name_map, norms=given)
-    return Tree(index, roles, values, frozenset())
+    values = {_name(leaf): leaf.value for leaf in selection.leaves}
+    return Tree(index, roles, values, is_whole=True, saved=frozenset())
 
 
 def _select(
     params: Any,
     config: LNTuningConfig | Selection,
     norms: Iterable[str] | None,
-    name_map: str | NameMap | None,
+    name_map: NameMap | None,
     trainable: Mapping[str, Any],
 ) -> RoledTree:
     """By the tree's own names, or, where these say otherwise, layer by layer."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,8 +63,8 @@ def write_key(parameter: str, *, is_norm: bool) -> str:
     return f"{_PREFIX}{module}{_COPY}{leaf}" if is_norm else _PREFIX + parameter
 
 
-def read_key(key: str) -> Key:
-    """What a key says.
+def read_key(key: str, known: Container[str] = ()) -> Key:
+    """What a key says; `known` are the parameters of the model, where there is one.
 
     Example:
         >>> read_key("base_model.model.model.norm.ln_tuning_layers.weight")
@@ -73,10 +73,15 @@ def read_key(key: str) -> Key:
     if not key.startswith(_PREFIX):
         return Key(None)
     name = key.removeprefix(_PREFIX)
-    module, copy, leaf = name.partition(_COPY)
+    if name in known:  # whatever its modules are called
+        return Key(name)
+    # The last one, since a module of the model may have such a name too.
+    module, copy, leaf = name.rpartition(_COPY)
     if copy:
-        return Key(f"{module}.{leaf}", module)
-    module, base, leaf = name.partition(_BASE)
+        # PEFT writes its adapter's name into the keys of copied containers.
+        within = f"{module}.{leaf.partition('.')[2]}"
+        return Key(within if within in known else f"{module}.{leaf}", module)
+    module, base, leaf = name.rpartition(_BASE)
     if base:
         return Key(f"{module}.{leaf}", module, is_base=True)
     return Key(name)

@@ -7,7 +7,7 @@ and the shapes must agree; otherwise nothing is read and the error lists the key
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,18 +17,17 @@ import numpy as np
 from ..adapters.fit import fill_placeholders, place_leaves
 from ..adapters.store import Adapter
 from ..config import LNTuningConfig
-from ..errors import AdapterError, CopiedModuleWarning, SelectionError
+from ..errors import AdapterError, CopiedModuleWarning
 from ..messages import explain_other_model, list_names, warn
 from ..names.maps import NameMap, Place, assemble, get_name_map
 from ..paths import Leaf, flatten, get_shape, join
 from ..selection.norms import NORM, match_norms
 from ..selection.roles import NORM_ROLE, SAVED_ROLE, RoledTree, assign_roles, match_config, unite
-from ..selection.select import select_leaves
 from ..storage.directories import resolve_path
 from ..storage.leaves import compare_leaf, compare_shapes, list_nonfinite
-from .config import is_in, is_saved_by_peft
+from .config import make_own_config
 from .files import Key, find_method, read_header, read_key, read_tensors
-from .heads import check_untied, is_embedding
+from .heads import check_untied, is_embedding, is_in, is_saved_by_peft
 from .tree import Index, index_tree
 
 
@@ -151,7 +150,12 @@ def _read(
     values = {join(leaf.path): leaf.value for leaf in leaves}
     contents = check_contents(directory, shapes, config, index, values)
     tensors = read_tensors(directory, contents.keys.values())
-    check_finite(directory, tensors)
+    broken = list_nonfinite(tensors)
+    if broken:
+        raise AdapterError(
+            f"the adapter {directory} holds values that are not finite: {list_names(broken, str)}. Its "
+            "training has diverged, or the file is damaged: pass an earlier one"
+        )
     arrays = {parameter: tensors[key] for parameter, key in contents.keys.items()}
     names = [
         name
@@ -168,7 +172,22 @@ def _read(
     ]
     if wrong:
         raise AdapterError(f"the adapter {directory} does not fit params: {'; '.join(wrong[:5])}")
-    made = make_own_config(directory, params, config, norms, index, contents, names)
+    if contents.copies:
+        warn(
+            f"the adapter {directory} holds copies of modules that are no norms: "
+            f"{list_names(contents.copies)}. They are imported whole, as modules_to_save",
+            CopiedModuleWarning,
+        )
+    own = {
+        name: all(place.parameter in contents.norms for place in index.places[name])
+        for name in names
+    }
+    made = make_own_config(params, config, norms, own, keep=not contents.copies)
+    if made is None:
+        raise AdapterError(
+            f"no config selects just the leaves of the adapter {directory} in params: "
+            f"{list_names(names)}"
+        )
     return _Read(Adapter(trainable, made), RoledTree(leaves, treedef, []))
 
 
@@ -217,7 +236,7 @@ def check_contents(
     Raises:
         AdapterError: lists the keys that belong to nothing, are missing, or are otherwise.
     """
-    read = {key: _resolve(read_key(key), index) for key in shapes}
+    read = {key: read_key(key, index.parameters) for key in shapes}
     copied = {key.copied for key in read.values() if not key.is_base}
     strange = [
         key
@@ -248,27 +267,6 @@ def check_contents(
     _check_selected(directory, config, index, contents, values, own)
     check_untied(saved, config.task_type, index.parameters)
     return contents
-
-
-def check_finite(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Refuses values that are not finite.
-
-    Raises:
-        AdapterError: lists the keys.
-    """
-    broken = list_nonfinite(tensors)
-    if broken:
-        wrong = [f"values that are not finite in {list_names(broken, str)}"]
-        raise AdapterError(_explain(directory, wrong))
-
-
-def _resolve(read: Key, index: Index) -> Key:
-    """Drops the adapter's name, which PEFT writes into the keys of copied containers."""
-    if read.copied is None or read.parameter in index.parameters or read.parameter is None:
-        return read
-    rest = read.parameter.removeprefix(read.copied + ".").partition(".")[2]
-    name = f"{read.copied}.{rest}"
-    return read._replace(parameter=name) if name in index.parameters else read
 
 
 def _check_shape(
@@ -374,70 +372,3 @@ def _explain(directory: Path, wrong: list[str]) -> str:
         f"the adapter {directory} does not fit params: {list_names(wrong, str)}. Pass the model "
         "that it was trained on, or fetch the adapter anew"
     )
-
-
-def make_own_config(
-    directory: Path,
-    params: Any,
-    config: LNTuningConfig,
-    norms: Iterable[str] | None,
-    index: Index,
-    contents: Contents,
-    wanted: Sequence[str],
-) -> LNTuningConfig:
-    """The file's config, or one with its patterns written anew for this tree.
-
-    Raises:
-        AdapterError: no config can select these leaves.
-
-    Warns:
-        CopiedModuleWarning: the adapter copied modules that are no norms.
-    """
-    if contents.copies:
-        warn(
-            f"the adapter {directory} holds copies of modules that are no norms: "
-            f"{list_names(contents.copies)}. They are imported whole, as modules_to_save",
-            CopiedModuleWarning,
-        )
-    elif _selects(params, config, norms, wanted):
-        return config
-    is_norm = {
-        name: all(place.parameter in contents.norms for place in index.places[name])
-        for name in wanted
-    }
-    own = [name for name in wanted if is_norm[name]]
-    saved = _list_modules([name for name in wanted if not is_norm[name]])
-    written = config.replace(
-        target_modules=_list_modules(own),  # an empty list where the adapter holds no norm
-        exclude_modules=None,
-        modules_to_save=saved or None,
-        model_type=None,
-    )
-    # A path may be the end of another one, which is then left out by name.
-    extra = _list_modules(sorted(_select(params, written, norms) - set(wanted)))
-    exact = written.replace(exclude_modules=extra) if extra else written
-    for candidate in (written, exact):
-        if _selects(params, candidate, norms, wanted):
-            return candidate
-    raise AdapterError(
-        f"no config selects just the leaves of the adapter {directory} in params: "
-        f"{list_names(wanted)}"
-    )
-
-
-def _list_modules(names: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-
-
-def _selects(
-    params: Any, config: LNTuningConfig, norms: Iterable[str] | None, wanted: Sequence[str]
-) -> bool:
-    return _select(params, config, norms) == set(wanted)
-
-
-def _select(params: Any, config: LNTuningConfig, norms: Iterable[str] | None) -> set[str]:
-    try:
-        selection = select_leaves(params, config, norms, warn=False)
-    except SelectionError:
-        return set()
-    return {join(x.path) for i, x in enumerate(selection.leaves) if selection.is_trainable(i)}

@@ -218,12 +218,6 @@ def test_an_adapter_of_another_architecture_names_the_norms_that_are_here(tmp_pa
     path = files.write_adapter(tmp_path, tensors, target_modules=["input_layernorm"])
     here = "'bert.embeddings.LayerNorm.bias'"
     refuse(path, "trained on another model", "and 8 more", here, "name_map")
-        path,
-        "trained on another model",
-        "and 8 more",
-        "'bert.embeddings.LayerNorm.bias'",
-        "name_map",
-    )
 
 
 def test_missing_keys_are_listed(tmp_path):
@@ -254,7 +248,7 @@ def test_a_wrong_shape_names_the_key_and_both_shapes(tmp_path):
 def test_values_that_are_not_finite_are_refused(tmp_path):
     tensors = files.make_tensors()
     next(iter(tensors.values()))[2] = np.nan
-    refuse(files.write_adapter(tmp_path, tensors), "values that are not finite in")
+    refuse(files.write_adapter(tmp_path, tensors), "holds values that are not finite")
 
 
 def test_integers_are_refused(tmp_path):
