@@ -15,6 +15,7 @@ import jax
 
 from ...errors import FreshWeightsWarning, LNTuningError, ModelError
 from ...messages import warn
+from .export import Program
 from .imports import load_torch, load_torchax, load_transformers
 from .module import (
     Skeleton,
@@ -66,6 +67,7 @@ class TorchModel:
     norms: tuple[str, ...]
     config: Any = field(repr=False)
     _skeleton: Skeleton = field(repr=False)
+    _programs: dict[Any, Program] = field(repr=False, default_factory=dict)
 
     def apply(
         self,
@@ -111,7 +113,7 @@ class TorchModel:
             [0.0, 2.0]
         """
         buffers = self.buffers if buffers is None else buffers
-        return run(self._skeleton, params, buffers, args, kwargs, key, train)
+        return run(self._skeleton, self._programs, params, buffers, args, kwargs, key, train)
 
 
 def from_torch(module: Any) -> TorchModel:

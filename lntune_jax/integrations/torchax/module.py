@@ -48,17 +48,20 @@ def make_skeleton(module: Any, params: Mapping[str, Any], buffers: Mapping[str, 
     tensors = {**params, **buffers}
     replacements = {**bare.params, **bare.buffers}
     copied = _copy(module, tensors, replacements)
-    _choose_experts(getattr(copied, "config", None))
+    for part in copied.modules():
+        _settle_config(getattr(part, "config", None))
     return bare._replace(module=copied)
 
 
-def _choose_experts(config: Any) -> None:
-    """Sets the one way to compute a mixture of experts that torchax can run and jit compile.
+def _settle_config(config: Any) -> None:
+    """Sets the way to compute a mixture of experts that jit compiles, and no cache.
 
-    The others call a kernel that torchax lacks, or branch on values.
+    The other ways call a kernel that torchax lacks, or branch on values.
     """
     if getattr(config, "_experts_implementation", None) is not None:
         config._experts_implementation = "batched_mm"
+    if getattr(config, "use_cache", False):
+        config.use_cache = False
 
 
 def fill(skeleton: Skeleton, values: Mapping[str, Any]) -> Any:
@@ -127,11 +130,12 @@ def to_array(name: str, tensor: Any, *, share: bool = False) -> jax.Array:
         raise ModelError(
             f"the tensor {name!r} is on the meta device, without values: load the weights first"
         )
-    array = _to_numpy(tensor)
+    array = to_numpy(tensor)
     return jnp.asarray(array) if share else jnp.array(array)
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
+def to_numpy(tensor: Any) -> np.ndarray:
+    """The values of a torch tensor, in its dtype."""
     tensor = tensor.detach().cpu().contiguous()
     try:
         return tensor.numpy()

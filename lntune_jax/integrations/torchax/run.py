@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import sys
 import threading
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ...errors import LNTuningError, ModelError, TreeError
+from .export import Program, Slot, export
+from .graph import Cell, Check, Interpreter
 from .imports import load_torch, load_torchax
-from .module import Skeleton, fill, to_array
-from .output import TorchOutput
+from .module import Skeleton
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
-_CACHES = ("past_key_values", "cache_params")
+_KEPT_PROGRAMS = 32
 
 # Warning filters and torch's generator belong to the process; a call puts both back, which two
 # threads that trace at once would do in the wrong order.
@@ -28,6 +28,7 @@ _LOCK = threading.RLock()
 
 def run(
     skeleton: Skeleton,
+    programs: dict[Any, Program],
     params: Mapping[str, Any],
     buffers: Mapping[str, Any],
     args: tuple[Any, ...],
@@ -35,45 +36,104 @@ def run(
     key: Any,
     train: bool | None,
 ) -> Any:
-    """Runs the module's `forward`; see `TorchModel.apply`."""
+    """Runs the module's `forward`; see `TorchModel.apply`.
+
+    Args:
+        skeleton: the module.
+        programs: the graphs made so far, by the kind of arguments; a new one is put in.
+        params: its parameters.
+        buffers: its other tensors.
+        args: of `forward`.
+        kwargs: of `forward`.
+        key: a random key, or None.
+        train: training mode or not; None for whether there is a key.
+    """
     torch, torchax = load_torch(), load_torchax()
+    with jax.ensure_compile_time_eval():  # it is made at the first use, with a random key
+        torchax.default_env()
     train = _check_mode(skeleton.module, key, train)
     _check_tensors("params", params, skeleton.params)
     _check_tensors("buffers", buffers, skeleton.buffers)
-    # A new environment costs 2 ms at tracing and leaves torchax's global one as it is.
-    environment = torchax.tensor.Environment()
-
-    def to_torch(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            raise LNTuningError("apply takes JAX or NumPy arrays, not torch tensors: call .numpy()")
-        is_array = isinstance(value, _ARRAYS)
-        return torchax.tensor.Tensor(jax.numpy.asarray(value), environment) if is_array else value
-
+    kwargs = dict(kwargs)
+    if "use_cache" in inspect.signature(skeleton.module.forward).parameters:
+        kwargs.setdefault("use_cache", False)
     # torch promotes dtypes by rules of its own, which torchax leaves to JAX's standard ones.
-    # Layers that draw on the host (LayerDrop at rate zero) must not advance torch's generator.
     # torch asks for int64 by name, which JAX makes int32, as it should.
     with (
         _LOCK,
         jax.numpy_dtype_promotion("standard"),
         torch.random.fork_rng(devices=[]),
+        torchax.disable_temporarily(),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "Explicitly requested dtype .*int64", UserWarning)
+        given, structure = jax.tree.flatten((args, kwargs))
+        given = [_to_argument(value) for value in given]
+        program = _find_program(skeleton, programs, given, structure, train)
+        weights = [{**params, **buffers}[name] for name in (*skeleton.params, *skeleton.buffers)]
+        arrays = [jnp.asarray(x) for x in (*weights, *given) if isinstance(x, _ARRAYS)]
+        own = iter(arrays)
+        cells = [Cell(next(own) if c is None else jnp.asarray(c)) for c in program.constants]
+        environment = torchax.tensor.Environment()
         seed = jax.random.key(0) if key is None else key
-        args, kwargs = jax.tree.map(to_torch, (args, kwargs))
-        module = fill(skeleton, jax.tree.map(to_torch, {**params, **buffers}))
-        module.train(train)
-        if "use_cache" in inspect.signature(module.forward).parameters:
-            kwargs.setdefault("use_cache", False)
-        try:
-            with environment.override_property(prng=seed), environment:
-                result = module(*args, **kwargs)
-        except torchax.tensor.OperatorNotFound as error:
+        interpreter = Interpreter(environment, _has_own_dtypes(skeleton, params, buffers))
+        with environment.override_property(prng=seed):
+            results = interpreter.run(program.graph, cells)
+        tensors = iter(_apply_checks([x.read() for x in results], interpreter.checks))
+        leaves = [next(tensors) if value is None else value for value in program.values]
+        return program.structure.unflatten(leaves)
+
+
+def _to_argument(value: Any) -> Any:
+    if isinstance(value, load_torch().Tensor):
+        raise LNTuningError("apply takes JAX or NumPy arrays, not torch tensors: call .numpy()")
+    return jnp.asarray(value) if isinstance(value, _ARRAYS) else value
+
+
+def _find_program(
+    skeleton: Skeleton, programs: dict[Any, Program], given: list[Any], structure: Any, train: bool
+) -> Program:
+    """The graph for arguments of these shapes, dtypes and plain values."""
+    slots = [Slot(x.shape, str(x.dtype)) if isinstance(x, jax.Array) else x for x in given]
+    kind = (structure, tuple((type(x), x) for x in slots), train, jax.config.jax_enable_x64)
+    try:
+        known = programs.get(kind)
+    except TypeError:  # a value that cannot be hashed
+        return export(skeleton, *structure.unflatten(slots), train)
+    if known is None:
+        known = export(skeleton, *structure.unflatten(slots), train)
+        while len(programs) >= _KEPT_PROGRAMS:
+            programs.pop(next(iter(programs)))
+        programs[kind] = known
+    return known
+
+
+def _has_own_dtypes(skeleton: Skeleton, *values: Mapping[str, Any]) -> bool:
+    """Whether all weights have the module's dtypes, so that PyTorch's dtypes hold throughout."""
+    expected = {**skeleton.params, **skeleton.buffers}
+    return all(
+        jnp.asarray(value).dtype
+        == jax.dtypes.canonicalize_dtype(jnp.dtype(str(expected[name].dtype).rpartition(".")[2]))
+        for group in values
+        for name, value in group.items()
+    )
+
+
+def _apply_checks(arrays: list[Any], checks: list[Check]) -> list[Any]:
+    """Raises where a check of `forward` fails; makes NaN of the results where jit hides that."""
+    for check in checks:
+        holds = jnp.all(jnp.asarray(check.holds))
+        if isinstance(holds, jax.core.Tracer):
+            arrays = [
+                jnp.where(holds, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+                for x in arrays
+            ]
+        elif not holds:
             raise ModelError(
-                f"torchax cannot run this module: {error}. Another implementation may avoid the "
-                'operator: for attention, set attn_implementation="eager" in the config'
-            ) from error
-        return _to_jax(result, "the result")
+                f"a check in its forward fails for these values, in {check.where}: see there what "
+                "the arguments must fulfil"
+            )
+    return arrays
 
 
 def _check_mode(module: Any, key: Any, train: bool | None) -> bool:
@@ -130,32 +190,3 @@ def _check_tensors(what: str, values: Mapping[str, Any], expected: Mapping[str, 
 def _shorten(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return f"{names[:5]}{more}"
-
-
-def _to_jax(value: Any, where: str) -> Any:
-    """A result in types that jit can return; caches are left out."""
-    torch, torchax = load_torch(), load_torchax()
-    if isinstance(value, torchax.tensor.Tensor | torchax.tensor.View):
-        return value.jax()
-    if isinstance(value, torch.Tensor):
-        return to_array(where, value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return TorchOutput({n: _to_jax(v, n) for n, v in fields.items() if n not in _CACHES})
-    if isinstance(value, Mapping):
-        return {str(name): _to_jax(v, str(name)) for name, v in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(_to_jax(v, where) for v in value if not _is_cache(v))
-    if _is_cache(value):
-        return None
-    if value is None or isinstance(value, int | float | complex):
-        return value
-    raise ModelError(
-        f"{where} of the forward pass is a {type(value).__name__}, which jax.jit cannot return: "
-        "wrap the module in one that returns tensors only"
-    )
-
-
-def _is_cache(value: Any) -> bool:
-    caches = sys.modules.get("transformers.cache_utils")
-    return caches is not None and isinstance(value, caches.Cache)

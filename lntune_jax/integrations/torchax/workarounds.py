@@ -1,0 +1,248 @@
+"""What torchax and torch.export cannot do, or do otherwise than PyTorch, and what is done instead.
+
+All of it, and only that, is in this file. Each part names the version on which it was tried; it
+can go when its test passes without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from ...errors import ModelError
+from .imports import load_torch
+
+# --- torchax 0.0.14.dev20261026: operators that it lacks, or has wrong -----------------------
+
+
+@functools.cache
+def list_operators() -> dict[Any, Callable[..., Any]]:
+    """Our own operators, on JAX arrays, in place of torchax's."""
+    torch = load_torch()
+    aten = torch.ops.aten
+    return {
+        # Missing.
+        aten._is_all_true: lambda x: jnp.all(x),
+        aten.item: lambda x: x.reshape(()),
+        aten._local_scalar_dense: lambda x: x.reshape(()),
+        torch.sym_ite: lambda condition, yes, no: jnp.where(condition, yes, no),
+        torch.sym_not: jnp.logical_not,
+        operator.and_: jnp.logical_and,
+        operator.or_: jnp.logical_or,
+        # `arange(end=)` and other keywords; dtypes of integers.
+        aten.arange.default: lambda end, **k: _arange(0, end, 1, **k),
+        aten.arange.start: lambda start, end, **k: _arange(start, end, 1, **k),
+        aten.arange.start_step: lambda start, end, step=1, **k: _arange(start, end, step, **k),
+        # Cast and copy: arguments of many kinds.
+        aten.to: _cast,
+        aten._to_copy: _cast,
+        aten.contiguous: lambda x, **_: x,
+        aten.clone: lambda x, **_: x,
+        aten.alias: lambda x: x,
+        aten.lift_fresh_copy: lambda x: x,
+        aten.copy: lambda x, source, *_: jnp.broadcast_to(source, x.shape),
+        aten.fill: lambda x, value: jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape),
+        aten.zero: jnp.zeros_like,
+        # A row without a key is zeros in PyTorch, NaN in torchax.
+        aten.scaled_dot_product_attention: _attend,
+        # Index arrays may be None, and lie apart.
+        aten.index: _index,
+        aten.masked_scatter: _masked_scatter,
+    }
+
+
+def is_trusted(target: Any) -> bool:
+    """Whether torchax's function for an operator is the one that its own users run.
+
+    Those that PyTorch itself makes of others never reach torchax there; several are stale, as
+    `conv2d`, whose defaults it lacks. A few are kept, since one product is better than many parts.
+    """
+    packet = getattr(target, "overloadpacket", target)
+    return packet.__name__ in ("linear", "matmul", "reshape", "einsum") or not (
+        isinstance(target, load_torch()._ops.OpOverload) and target._can_decompose()
+    )
+
+
+def _arange(start: Any, end: Any, step: Any, dtype: Any = None, **_: Any) -> Any:
+    return jnp.arange(start, end, step, _to_dtype(dtype))
+
+
+def _to_dtype(dtype: Any) -> Any:
+    if dtype is None:
+        return None
+    return jax.dtypes.canonicalize_dtype(jnp.dtype(str(dtype).rpartition(".")[2]))
+
+
+def _cast(x: Any, *args: Any, **kwargs: Any) -> Any:
+    torch = load_torch()
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.dtype):
+            return x.astype(_to_dtype(value))
+        if isinstance(value, jax.Array):
+            return x.astype(value.dtype)
+    return x
+
+
+def _index(x: Any, indices: Any) -> Any:
+    return x[tuple(slice(None) if index is None else index for index in indices)]
+
+
+def _masked_scatter(x: Any, mask: Any, source: Any) -> Any:
+    mask = jnp.broadcast_to(mask, x.shape)
+    places = jnp.cumsum(mask.ravel().astype(jnp.int32)) - 1
+    values = source.ravel()[jnp.clip(places, 0, source.size - 1)].reshape(x.shape)
+    return jnp.where(mask, values, x)
+
+
+def _attend(
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any = None,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    next_key: Callable[[], Any],
+) -> Any:
+    if enable_gqa:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = (jnp.repeat(x, repeats, -3) for x in (key, value))
+    if is_causal:
+        mask = jnp.tri(query.shape[-2], key.shape[-2], dtype=bool)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = jnp.matmul(query, jnp.swapaxes(key, -1, -2)) * jnp.asarray(scale, query.dtype)
+    dead = None
+    if mask is not None and mask.dtype == bool:
+        dead = ~jnp.any(mask, -1, keepdims=True)
+        scores = jnp.where(mask | dead, scores, -jnp.inf)
+    elif mask is not None:
+        dead = jnp.all(jnp.isneginf(mask), -1, keepdims=True)
+        scores = scores + jnp.where(dead, 0, mask)
+    weights = jax.nn.softmax(scores, -1)
+    if dead is not None:
+        weights = jnp.where(dead, 0, weights)
+    if dropout > 0:
+        kept = jax.random.bernoulli(next_key(), 1 - dropout, weights.shape)
+        weights = jnp.where(kept, weights / (1 - dropout), 0)
+    return jnp.matmul(weights.astype(value.dtype), value)
+
+
+# What is called with `next_key`, which draws a new random key.
+NEEDS_KEY = frozenset({_attend})
+
+
+# --- torch.export of torch 2.13.0: what it passes over in silence ----------------------------
+
+
+@contextlib.contextmanager
+def guard_tracing(module: Any) -> Iterator[None]:
+    """Makes export see, or refuse, what its graph would leave out, and leaves no tracer behind."""
+    torch = load_torch()
+    with (
+        mock.patch.object(torch.autograd.Function, "apply", classmethod(_refuse_own_backward)),
+        mock.patch.object(torch.inference_mode, "__enter__", _enter_inference),
+        mock.patch.object(torch.inference_mode, "__exit__", _exit_inference),
+        _make_guard_mode(),
+    ):
+        _clear_caches(module)
+        try:
+            yield
+        finally:
+            _clear_caches(module)
+
+
+def _refuse_own_backward(cls: type, *_: Any, **__: Any) -> Any:
+    """Export keeps the operators of a Function's forward, and forgets its backward."""
+    if "Checkpoint" in cls.__name__:
+        raise ModelError(
+            "forward uses torch.utils.checkpoint: call gradient_checkpointing_disable() on the "
+            "module, and wrap your loss in jax.checkpoint"
+        )
+    if cls.__name__ == "BackwardHookFunction":
+        raise _refuse("a backward hook on a module", "take the hook away")
+    raise _refuse(
+        f"{cls.__name__}, a torch.autograd.Function with a backward of its own",
+        "write it with operators of PyTorch: `x + (f(x) - x).detach()` has the value of f and "
+        "the gradient of x",
+    )
+
+
+def _refuse(what: str, cure: str) -> ModelError:
+    return ModelError(f"forward uses {what}, which JAX would not see: {cure}")
+
+
+def _enter_inference(self: Any) -> None:
+    """Export does not note inference mode, whose results have no gradient either."""
+    self._as_no_grad = load_torch().no_grad() if self.mode else contextlib.nullcontext()
+    self._as_no_grad.__enter__()
+
+
+def _exit_inference(self: Any, *error: Any) -> None:
+    self._as_no_grad.__exit__(*error)
+
+
+@functools.cache
+def _make_guards() -> dict[Any, Callable[..., Any]]:
+    torch = load_torch()
+
+    def refuse(what: str, cure: str) -> Callable[..., Any]:
+        def stop(*_: Any, **__: Any) -> Any:
+            raise _refuse(what, cure)
+
+        return stop
+
+    tensor = torch.Tensor
+    gradient = refuse("torch.autograd.grad or backward()", "take gradients with jax.grad")
+    hook = refuse("register_hook", "take the hook away")
+    data = refuse("an assignment to .data", "assign with torch.no_grad() and copy_()")
+    flag = refuse("requires_grad", "use detach(), or take gradients with jax.grad")
+    values = "the values of a tensor, by .numpy() or .tolist()"
+    host = refuse(values, "use operators of PyTorch, or compute that part before")
+    return {
+        # Export makes `x.data` a constant without values.
+        tensor.data.__get__: lambda x: x.detach(),
+        tensor.data.__set__: data,
+        tensor.register_hook: hook,
+        tensor.requires_grad_: flag,
+        tensor.requires_grad.__set__: flag,
+        tensor.backward: gradient,
+        torch.autograd.grad: gradient,
+        torch.autograd.backward: gradient,
+        tensor.numpy: host,
+        tensor.__array__: host,
+        tensor.tolist: host,
+    }
+
+
+def _make_guard_mode() -> Any:
+    torch, guards = load_torch(), _make_guards()
+
+    class Guard(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return guards.get(func, func)(*args, **(kwargs or {}))
+
+    return Guard()
+
+
+def _clear_caches(module: Any) -> None:
+    """Empties the `lru_cache`s beside the module's classes, which would keep traced tensors.
+
+    transformers 5.23.0: `get_patches_center_coordinates` of dinov3_vit, `SinePositionEmbedding`.
+    """
+    places = {type(part).__module__ for part in module.modules()}
+    for place in map(sys.modules.get, places):
+        for value in list(vars(place).values()) if place else ():
+            owned = list(vars(value).values()) if isinstance(value, type) else ()
+            for function in (value, *owned):
+                if isinstance(function, functools._lru_cache_wrapper):
+                    function.cache_clear()

@@ -1,0 +1,344 @@
+"""Values and gradients of `apply` against PyTorch's, where a graph of gradients has a cut in it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lntune_jax.errors import ModelError
+from lntune_jax.integrations.torchax import from_torch
+
+
+class Weighted(nn.Module):
+    """A module with one weight; each case below is its forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, -1.5, 2.0, 1.0]))
+
+
+def make(forward):
+    return type(forward.__name__, (Weighted,), {"forward": forward})()
+
+
+def no_grad_block(self, x):
+    with torch.no_grad():
+        scale = self.weight * x
+    return scale * self.weight * x
+
+
+@torch.no_grad()
+def compute_scale(weight, x):
+    return weight * x
+
+
+def no_grad_function(self, x):
+    return compute_scale(self.weight, x) * self.weight * x
+
+
+def enabled_inside_no_grad(self, x):
+    with torch.no_grad():
+        a = self.weight * x
+        with torch.enable_grad():
+            b = self.weight * x
+    return a * x + b * self.weight
+
+
+def switched_by_hand(self, x):
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    a = self.weight.exp()
+    torch.set_grad_enabled(before)
+    return a * x * self.weight
+
+
+def untouched_through_no_grad(self, x):
+    with torch.no_grad():
+        same = x
+    return same * self.weight
+
+
+def detach(self, x):
+    return x * (self.weight * x).detach() + self.weight
+
+
+def detach_of_a_view(self, x):
+    return self.weight * x[1:].detach() * x[:-1]
+
+
+def detach_then_view(self, x):
+    return self.weight * x.detach()[1:] * x[:-1]
+
+
+def detach_in_place(self, x):
+    y = self.weight * x
+    y.detach_()
+    return y * x * self.weight
+
+
+def data_attribute(self, x):
+    return self.weight.data * x * self.weight * x.data
+
+
+def straight_through(self, x):
+    y = x * self.weight
+    return y + (torch.sign(y) - y).detach()
+
+
+def write_into_a_slice(self, x):
+    y = torch.zeros(3, 4)
+    y[1:, :2] = x[1:, 2:] * self.weight[:2]
+    y[0] = x[0] * 3
+    return y * x
+
+
+def write_through_two_views(self, x):
+    y = x * 1.0
+    y[1:].transpose(0, 1)[2] = self.weight[:2]
+    row = y[0]
+    row.mul_(self.weight)
+    y.view(-1)[3:5].add_(self.weight[:2])
+    return y * y + row
+
+
+def write_before_and_after(self, x):
+    y = x * 1.0
+    first = y[:, :2]
+    before = first * 2
+    y.add_(self.weight)
+    return before * first
+
+
+def write_without_gradient(self, x):
+    y = x * self.weight
+    with torch.no_grad():
+        y.mul_(3.0)
+    return y * x
+
+
+def write_constants_without_gradient(self, x):
+    y = x * self.weight
+    with torch.no_grad():
+        y[1:].fill_(2.0)
+    return y + x
+
+
+def write_through_detached(self, x):
+    y = x * self.weight
+    y.detach()[0].fill_(3.0)
+    return y * x
+
+
+def masked_writes(self, x):
+    y = x * self.weight
+    y[x > 0] = 0.0
+    y.masked_fill_(x < -1, 2.0)
+    return y.masked_scatter(x > 0.5, self.weight.repeat(3)) + y.clamp_(-0.5, 0.5)
+
+
+def index_writes(self, x):
+    y = x * self.weight
+    y[:, torch.arange(2)] = self.weight[2:]
+    y.index_add_(0, torch.tensor([0, 2]), x[:2])
+    y.scatter_add_(1, torch.tensor([[0, 0, 1, 3]]), x[:1])
+    return y[torch.arange(2)] * x[:2]
+
+
+def relu_in_place(self, x):
+    y = x * self.weight
+    return F.relu(y, inplace=True) + y
+
+
+def shapes_in_place(self, x):
+    y = (x * self.weight).contiguous()
+    y.unsqueeze_(0)
+    y.transpose_(1, 2)
+    y.squeeze_(0)
+    return y[:, :3] * x[:, :3].T[:1]
+
+
+def expanded_and_split(self, x):
+    a, b = (x * self.weight).split(2, dim=1)
+    a, c = a * 2.0, (x * 3.0)
+    c.narrow(1, 0, 2).mul_(self.weight[:2])
+    a = a + c[:, :2]
+    top, *_ = x.unbind(0)
+    return a * b + top[:2].expand(3, 2)
+
+
+def keyword_gaps(self, x):
+    y = F.linear(input=x, weight=self.weight.expand(4, 4), bias=None)
+    return y * torch.arange(end=4) + torch.arange(start=1, end=5)
+
+
+def sorted_values(self, x):
+    values, order = (x * self.weight).sort(dim=-1, descending=True)
+    top = (x * self.weight).topk(2, dim=-1).values
+    return values * order + top.sum(-1, keepdim=True) + x.max(dim=-1, keepdim=True).values
+
+
+CASES = [
+    no_grad_block,
+    no_grad_function,
+    enabled_inside_no_grad,
+    switched_by_hand,
+    untouched_through_no_grad,
+    detach,
+    detach_of_a_view,
+    detach_then_view,
+    detach_in_place,
+    data_attribute,
+    straight_through,
+    write_into_a_slice,
+    write_through_two_views,
+    write_before_and_after,
+    write_without_gradient,
+    write_constants_without_gradient,
+    write_through_detached,
+    masked_writes,
+    index_writes,
+    relu_in_place,
+    shapes_in_place,
+    expanded_and_split,
+    keyword_gaps,
+    sorted_values,
+]
+
+
+def check(module, *args, **kwargs):
+    """Value, and gradients of the weights and of all floating inputs, are PyTorch's."""
+    tensors = [torch.tensor(np.asarray(x)) for x in args]
+    for tensor in tensors:
+        tensor.requires_grad_(tensor.is_floating_point())
+    expected = module(*tensors, **kwargs)
+    slopes = torch.cos(torch.arange(expected.numel())).reshape(expected.shape)
+    wanted = [*module.parameters(), *(t for t in tensors if t.requires_grad)]
+    grads = torch.autograd.grad((expected * slopes).sum(), wanted, allow_unused=True)
+    model = from_torch(module)
+    floats = [i for i, tensor in enumerate(tensors) if tensor.requires_grad]
+
+    def apply(params, inputs):
+        own = [inputs.get(i, x) for i, x in enumerate(args)]
+        return model.apply(params, *own, **kwargs)
+
+    def loss_fn(params, inputs):
+        return (apply(params, inputs) * slopes.numpy()).sum()
+
+    inputs = {i: jnp.asarray(args[i]) for i in floats}
+    for transform in (lambda f: f, jax.jit):
+        value = transform(apply)(model.params, inputs)
+        np.testing.assert_allclose(value, expected.detach(), rtol=1e-5, atol=1e-6)
+        found = transform(jax.grad(loss_fn, (0, 1)))(model.params, inputs)
+        names = [name for name, _ in module.named_parameters()]
+        own = [*(found[0][name] for name in names), *(found[1][i] for i in floats)]
+        for mine, theirs in zip(own, grads, strict=True):
+            theirs = np.zeros(mine.shape) if theirs is None else theirs.numpy()
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+X = np.array([[0.3, -2.0, 1.0, 0.7], [1.5, 0.2, -0.4, 0.9], [-1.2, 0.6, 2.0, -0.1]], np.float32)
+
+
+@pytest.mark.parametrize("forward", CASES, ids=lambda forward: forward.__name__)
+def test_values_and_gradients_are_torchs(forward):
+    check(make(forward), X)
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def own_backward(self, x):
+    return Sign.apply(x * self.weight)
+
+
+def hooked(self, x):
+    y = x * self.weight
+    y.register_hook(lambda grad: grad * 2)
+    return y
+
+
+def module_hooked(self, x):
+    layer = nn.Identity()
+    layer.register_full_backward_hook(lambda module, given, got: (given[0] * 2,))
+    return layer(x * self.weight)
+
+
+def inner_gradient(self, x):
+    with torch.enable_grad():
+        y = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad((y**3).sum(), y)
+    return grad * self.weight
+
+
+def set_data(self, x):
+    y = x * self.weight
+    y.data = y.data * 2
+    return y
+
+
+def branch_on_values(self, x):
+    if (x * self.weight).sum() > 0:
+        return x * self.weight
+    return x
+
+
+def loop_over_values(self, x):
+    return sum(self.weight * float(value) for value in x[0]) * x
+
+
+def shape_of_values(self, x):
+    return x[x[:, 0] > 0] * self.weight
+
+
+def to_numpy(self, x):
+    return torch.from_numpy(x.detach().numpy() * 2) * self.weight
+
+
+def own_error(self, x):
+    raise ValueError("the image is too small")
+
+
+REFUSED = {
+    own_backward: r"Sign, a torch\.autograd\.Function.*detach",
+    hooked: "register_hook",
+    module_hooked: "backward hook",
+    inner_gradient: r"torch\.autograd\.grad|requires_grad",
+    set_data: r"\.data",
+    branch_on_values: "depends on the values of a tensor",
+    loop_over_values: "depends on the values of a tensor",
+    shape_of_values: "shape depends on the values of a tensor|depends on the values of a tensor",
+    to_numpy: "numpy",
+    own_error: "ValueError: the image is too small",
+}
+
+
+@pytest.mark.parametrize("forward", REFUSED, ids=lambda forward: forward.__name__)
+def test_what_cannot_be_honoured_is_refused(forward):
+    model = from_torch(make(forward))
+    for apply in (model.apply, jax.jit(model.apply)):
+        with pytest.raises(ModelError, match=f"(?s){REFUSED[forward]}"):
+            apply(model.params, X)
+
+
+def checked(self, x):
+    torch._check_tensor_all(x > -5, lambda: "too small")
+    return x * self.weight
+
+
+def test_a_check_of_values_is_kept():
+    """An error outside jit, NaN inside: never a result that PyTorch would have refused."""
+    model = from_torch(make(checked))
+    check(make(checked), X)
+    with pytest.raises(ModelError, match="a check in its forward fails"):
+        model.apply(model.params, X * 10)
+    assert np.isnan(jax.jit(model.apply)(model.params, X * 10)).all()
