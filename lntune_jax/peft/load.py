@@ -153,8 +153,8 @@ def _read(
     broken = list_nonfinite(tensors)
     if broken:
         raise AdapterError(
-            f"the adapter {directory} holds values that are not finite: {list_names(broken, str)}. Its "
-            "training has diverged, or the file is damaged: pass an earlier one"
+            f"the adapter {directory} holds values that are not finite: {list_names(broken, str)}. "
+            "Its training has diverged, or the file is damaged: pass an earlier one"
         )
     arrays = {parameter: tensors[key] for parameter, key in contents.keys.items()}
     names = [
