@@ -270,11 +270,11 @@ def test_a_selection_knows_what_else_peft_keeps(tmp_path):
 
 
 def test_a_selection_keeps_its_name_map(tmp_path):
-    rule = NameRule(leaf="stack.scale", parameter="layers.{layer}.norm.weight", layer_axis=0)
+    rule = NameRule(leaf="stack.norm.scale", parameter="layers.{layer}.norm.weight", layer_axis=0)
     name_map = NameMap(source="own.py", model_types=("llama",), rules=(rule,))
-    params = {"stack": {"scale": draw(2, WIDTH)}}
+    params = {"stack": {"norm": {"scale": draw(2, WIDTH)}}}
     selection = lnt.select(params, lnt.LNTuningConfig(target_modules=["norm"]), name_map=name_map)
     trainable, _ = selection.partition(params)
     path = lnt.export_peft(tmp_path / "a", trainable, selection)
     again = lnt.import_peft(path, params, name_map=name_map)
-    np.testing.assert_array_equal(again["stack"]["scale"], params["stack"]["scale"])
+    np.testing.assert_array_equal(again["stack"]["norm"]["scale"], params["stack"]["norm"]["scale"])
