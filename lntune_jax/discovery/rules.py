@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
@@ -38,6 +38,7 @@ from .trail import weigh
 
 Result = View | Sequence[View] | None
 Rule = Callable[[Sequence[View], Any, Notes], Result]
+AnyRule = TypeVar("AnyRule", bound=Rule)
 RULES: dict[str, Rule] = {}
 
 _STATISTICS = (Sum, Spread, Root, Inverse)
@@ -45,7 +46,7 @@ _SCALED = (*_STATISTICS, Shift, Normalised, Parameter)  # a constant factor is n
 _MASKED = (Other, Square, Centred, Normalised)  # nor are zeros in place of what does not count
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[AnyRule], AnyRule]:
     """Registers a function as the rule of these primitives.
 
     Example:
@@ -56,7 +57,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         True
     """
 
-    def register(function: Rule) -> Rule:
+    def register(function: AnyRule) -> AnyRule:
         RULES.update(dict.fromkeys(names, function))
         return function
 

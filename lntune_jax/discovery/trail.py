@@ -100,7 +100,8 @@ def read_trail(view: View) -> Trail:
 
 def follow(trail: Trail, dims: Dims, is_needed: bool) -> View:
     """An array that is no step of a norm, with these dimensions and this trail."""
-    weights = frozenset((own, _name(dims, places)) for own, places in trail.weights)
+    named = ((own, _name(dims, places)) for own, places in trail.weights)
+    weights = frozenset((own, axes) for own, axes in named if axes)
     divided = _name(dims, trail.divided)
     is_scaled = trail.is_scaled and bool(divided)
     return View(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 from jax.extend.core import primitives
 
@@ -264,7 +264,7 @@ def _find_number(value: Any) -> float | None:
     """The one real number that fills an array."""
     dtype = value.dtype if hasattr(value, "dtype") else np.result_type(value)
     is_real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    if not is_real or not 0 < np.size(value) <= _LARGEST or isinstance(value, jax.core.Tracer):
+    if not is_real or not 0 < np.size(value) <= _LARGEST or isinstance(value, Tracer):
         return None
     array = np.asarray(value)
     return float(array.flat[0]) if (array == array.flat[0]).all() else None
