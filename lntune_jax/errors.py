@@ -116,6 +116,16 @@ class AdapterError(LNTuningError, ValueError):
     """
 
 
+class AnotherProcessError(AdapterError, CheckpointError):
+    """Another process of the run raised an error, so that this one stopped instead of waiting.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> issubclass(lnt.errors.AnotherProcessError, lnt.errors.AdapterError)
+        True
+    """
+
+
 class ModelError(LNTuningError, ValueError):
     """A model directory or its config cannot be honoured exactly.
 

@@ -25,6 +25,7 @@ from ..names.layers import LayerSlice
 from ..paths import join
 from ..selection.quantized import describe_quantization
 from ..selection.roles import FROZEN_ROLE, RoledTree
+from ..storage.processes import meet
 
 LEAVES_SAMPLED = 8
 QUANTIZED = "quantized"  # the field that names the kinds of a quantised base's kernels
@@ -309,6 +310,7 @@ def _combine_processes(found: np.ndarray, known: np.ndarray) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     octets = found.view(np.uint8).reshape(len(found), -1)
+    meet()
     all_octets, all_known = multihost_utils.process_allgather((octets, known))
     owner = np.argmax(all_known, axis=0)
     chosen = np.ascontiguousarray(np.asarray(all_octets)[owner, np.arange(len(found))])

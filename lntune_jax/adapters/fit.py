@@ -18,7 +18,14 @@ from ..partition import Placeholder, is_placeholder
 from ..paths import flatten, get_shape, join
 from ..selection.roles import RoledTree
 from ..selection.select import Views, select_views
-from ..storage.leaves import cast_leaf, compare_leaf, list_nonfinite, place_leaf
+from ..storage.leaves import (
+    cast_leaf,
+    check_enabled,
+    compare_leaf,
+    list_nonfinite,
+    place_leaf,
+)
+from ..storage.processes import meet, spans_processes
 
 _LONGEST_PATH = 4096  # bytes; Orbax's store has a limit too
 
@@ -151,11 +158,17 @@ def place_leaves(selection: RoledTree, trainable: Mapping[str, np.ndarray], cast
     Raises:
         AdapterError: a value is too large for the base's dtype, or JAX has the dtype turned off.
     """
-    leaves = []
+    values = []
     for leaf in selection.leaves:
         name = join(leaf.path)
         value = trainable.get(name) if leaf.is_parameter else None
-        leaves.append(leaf.value if value is None else _place(name, value, leaf.value, cast))
+        values.append(None if value is None else _convert(name, value, leaf.value, cast))
+    if spans_processes([leaf.value for leaf in selection.leaves]):
+        meet()  # to put a value there is a collective
+    leaves = [
+        leaf.value if value is None else place_leaf(join(leaf.path), value, leaf.value)
+        for leaf, value in zip(selection.leaves, values, strict=True)
+    ]
     return selection.treedef.unflatten(leaves)
 
 
@@ -192,11 +205,12 @@ def _explain(directory: Path, wrong: list[str]) -> AdapterError:
     )
 
 
-def _place(name: str, value: np.ndarray, place: Any, cast: bool) -> Any:
+def _convert(name: str, value: np.ndarray, place: Any, cast: bool) -> np.ndarray:
     value = cast_leaf(value, place.dtype) if cast else value
     if list_nonfinite({name: value}):
         raise AdapterError(
             f"the leaf {name!r} holds values too large for {value.dtype}, the dtype of params: "
             "pass cast=False, or params in a wider dtype"
         )
-    return place_leaf(name, value, place)
+    check_enabled(name, value, place)
+    return value

@@ -23,7 +23,7 @@ from ..selection.selection import Selection, get_config
 from ..storage.arrays import read_arrays, to_numpy, write_arrays
 from ..storage.checksums import METADATA_FILE, check_files, describe_files
 from ..storage.directories import identify, list_asides, resolve_path, write_directory
-from ..storage.processes import write_on_first_process
+from ..storage.processes import spans_processes, together, write_on_first_process
 from .fingerprint import explain_difference, list_frozen, make_fingerprint
 from .fit import check_place, check_trainable, check_values, fill_placeholders, place_leaves
 from .format import ADAPTER, Kind, Metadata, describe_leaf, list_own, read_metadata, write_metadata
@@ -76,35 +76,36 @@ def save_adapter(
         >>> sorted(entry.name for entry in path.iterdir())
         ['adapter_config.json', 'arrays', 'lntune.json']
     """
-    target = resolve_path(path, error=AdapterError)
-    norms = [norms] if isinstance(norms, str) else norms
-    norms = None if norms is None else [_join_module(module) for module in norms]
-    params, placeholders = fill_placeholders(base)
-    views = select_views(params, config, norms, name_map, warn=False)
-    if isinstance(config, Selection) and config.norms is not None:
-        norms = list(config.norms)
-    config = get_config(config)
-    expected = views.tree.list_trainable()
-    check_trainable(trainable, expected, placeholders)
-    arrays = {name: to_numpy(name, trainable[name]) for name in expected}
-    check_values(arrays)
-    dtypes = {name: leaf.dtype for name, leaf in views.named.list_trainable().items()}
-    if views.parts is not None:
-        arrays = split_arrays(arrays, views.parts)
-        norms = None if norms is None else views.norms
-    leaves = {name: describe_leaf(arrays[name], dtypes[name]) for name in arrays}
-    fingerprint = make_fingerprint(list_frozen(views.named))
+    with together():
+        target = resolve_path(path, error=AdapterError)
+        norms = [norms] if isinstance(norms, str) else norms
+        norms = None if norms is None else [_join_module(module) for module in norms]
+        params, placeholders = fill_placeholders(base)
+        views = select_views(params, config, norms, name_map, warn=False)
+        if isinstance(config, Selection) and config.norms is not None:
+            norms = list(config.norms)
+        config = get_config(config)
+        expected = views.tree.list_trainable()
+        check_trainable(trainable, expected, placeholders)
+        arrays = {name: to_numpy(name, trainable[name]) for name in expected}
+        check_values(arrays)
+        dtypes = {name: leaf.dtype for name, leaf in views.named.list_trainable().items()}
+        if views.parts is not None:
+            arrays = split_arrays(arrays, views.parts)
+            norms = None if norms is None else views.norms
+        leaves = {name: describe_leaf(arrays[name], dtypes[name]) for name in arrays}
+        fingerprint = make_fingerprint(list_frozen(views.named))
 
-    def fill(new: Path) -> None:
-        (new / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-        write_arrays(new / ARRAYS_DIRECTORY, arrays)
-        write_metadata(new, Metadata(leaves, describe_files(new), fingerprint, norms))
-        read_directory(new)  # what cannot be read back is not put in place
+        def fill(new: Path) -> None:
+            (new / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+            write_arrays(new / ARRAYS_DIRECTORY, arrays)
+            write_metadata(new, Metadata(leaves, describe_files(new), fingerprint, norms))
+            read_directory(new)  # what cannot be read back is not put in place
 
-    def write() -> None:
-        write_directory(target, fill, noun="adapter", list_own=list_own, overwrite=overwrite)
+        def write() -> None:
+            write_directory(target, fill, noun="adapter", list_own=list_own, overwrite=overwrite)
 
-    write_on_first_process(write)
+        write_on_first_process(write)
     return target
 
 
@@ -175,10 +176,11 @@ def restore_adapter(
         >>> restore_adapter(path, params)["ln_1"]["scale"].tolist()
         [3.0, 3.0]
     """
-    adapter, views = read_fitting(path, params, name_map)
-    found = adapter.trainable
-    found = found if views.parts is None else join_arrays(found, views.parts)
-    return place_leaves(views.tree, found, cast)
+    with together(spans_processes(params)):
+        adapter, views = read_fitting(path, params, name_map)
+        found = adapter.trainable
+        found = found if views.parts is None else join_arrays(found, views.parts)
+        return place_leaves(views.tree, found, cast)
 
 
 def read_fitting(

@@ -29,7 +29,7 @@ from ..storage.arrays import to_numpy, write_arrays
 from ..storage.checksums import METADATA_FILE, check_files, describe_files
 from ..storage.directories import resolve_path, write_directory
 from ..storage.json_files import read_json
-from ..storage.processes import write_on_first_process
+from ..storage.processes import meet, spans_processes, together, write_on_first_process
 from .core import AdapterBank, Row, place, round_capacity
 from .values import BASE, check_base, check_name
 
@@ -72,26 +72,27 @@ def save_bank(
         >>> sorted(entry.name for entry in path.iterdir())
         ['arrays', 'bank.json', 'lntune.json']
     """
-    target = resolve_path(path, error=AdapterError)
-    used = np.array([number for number, row in enumerate(bank.rows) if row is not None])
-    params, placeholders = fill_placeholders(base)
-    others, own = list_base(params, bank.leaves)
-    arrays = {name: to_numpy(name, leaf)[used] for name, leaf in bank.leaves.items()}
-    check_base("base", arrays, own, has_values=not placeholders)
-    leaves = {name: describe_leaf(array, own[name].dtype) for name, array in arrays.items()}
-    fingerprint = make_fingerprint(others)
+    with together():
+        target = resolve_path(path, error=AdapterError)
+        used = np.array([number for number, row in enumerate(bank.rows) if row is not None])
+        params, placeholders = fill_placeholders(base)
+        others, own = list_base(params, bank.leaves)
+        arrays = {name: to_numpy(name, leaf)[used] for name, leaf in bank.leaves.items()}
+        check_base("base", arrays, own, has_values=not placeholders)
+        leaves = {name: describe_leaf(array, own[name].dtype) for name, array in arrays.items()}
+        fingerprint = make_fingerprint(others)
 
-    def fill(new: Path) -> None:
-        new.joinpath(_ROWS_FILE).write_text(_write_rows(bank), encoding="utf-8")
-        write_arrays(new / ARRAYS_DIRECTORY, arrays)
-        write_metadata(new, Metadata(leaves, describe_files(new), fingerprint, None), BANK)
-        _read(new)  # what cannot be read back is not put in place
+        def fill(new: Path) -> None:
+            new.joinpath(_ROWS_FILE).write_text(_write_rows(bank), encoding="utf-8")
+            write_arrays(new / ARRAYS_DIRECTORY, arrays)
+            write_metadata(new, Metadata(leaves, describe_files(new), fingerprint, None), BANK)
+            _read(new)  # what cannot be read back is not put in place
 
-    def write() -> None:
-        own = partial(list_own, kind=BANK)
-        write_directory(target, fill, noun="bank", list_own=own, overwrite=overwrite)
+        def write() -> None:
+            own = partial(list_own, kind=BANK)
+            write_directory(target, fill, noun="bank", list_own=own, overwrite=overwrite)
 
-    write_on_first_process(write)
+        write_on_first_process(write)
     return target
 
 
@@ -126,26 +127,29 @@ def load_bank(
         >>> lnt.bank.load_bank(path, params).names
         ('base', 'a')
     """
-    directory, (arrays, rows, metadata) = read_settled(
-        resolve_path(path, error=AdapterError), _read, BANK
-    )
-    others, own = list_base(params, arrays)
-    difference = explain_difference(metadata.base, others)
-    if difference:
-        raise AdapterError(
-            f"the bank {directory} was made over another base than params: {difference}. Pass "
-            "that base"
+    with together(spans_processes((params, sharding))):
+        directory, (arrays, rows, metadata) = read_settled(
+            resolve_path(path, error=AdapterError), _read, BANK
         )
-    check_base("params", arrays, own, has_values=True)
-    count = round_capacity(len(rows), capacity)
+        others, own = list_base(params, arrays)
+        difference = explain_difference(metadata.base, others)
+        if difference:
+            raise AdapterError(
+                f"the bank {directory} was made over another base than params: {difference}. Pass "
+                "that base"
+            )
+        check_base("params", arrays, own, has_values=True)
+        count = round_capacity(len(rows), capacity)
 
-    def spread(array: np.ndarray) -> np.ndarray:
-        leaf = np.full((count, *array.shape[1:]), np.nan, array.dtype)
-        leaf[: len(rows)] = array
-        return leaf
+        def spread(array: np.ndarray) -> np.ndarray:
+            leaf = np.full((count, *array.shape[1:]), np.nan, array.dtype)
+            leaf[: len(rows)] = array
+            return leaf
 
-    leaves = {name: place(spread(array), sharding, on_host) for name, array in arrays.items()}
-    return AdapterBank(leaves, (*rows, *[None] * (count - len(rows))))
+        if spans_processes(sharding):
+            meet()  # to put a value there is a collective
+        leaves = {name: place(spread(array), sharding, on_host) for name, array in arrays.items()}
+        return AdapterBank(leaves, (*rows, *[None] * (count - len(rows))))
 
 
 def list_base(params: Any, paths: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -37,7 +37,7 @@ from ..selection.select import select_leaves
 from ..selection.selection import Selection, get_config
 from ..storage.arrays import to_numpy
 from ..storage.directories import resolve_path
-from ..storage.processes import write_on_first_process
+from ..storage.processes import together, write_on_first_process
 from .config import make_peft_config
 from .files import write_key, write_peft_directory
 from .heads import check_head, check_untied, is_saved_by_peft, list_parents
@@ -99,33 +99,34 @@ def export_peft(
         >>> sorted(entry.name for entry in path.iterdir())
         ['adapter_config.json', 'adapter_model.safetensors']
     """
-    target = resolve_path(path, error=AdapterError)
-    settings = get_config(config)
-    check_arrays(trainable)
-    # In one order, however the leaves come: jitted functions sort a dict, `partition_params` does
-    # not, and the same leaves give the same file.
-    trainable = dict(sorted(trainable.items()))
-    if isinstance(config, Selection) and name_map is None:
-        name_map = config.name_map
-    name_map = get_name_map(name_map)
-    tree = _read_tree(trainable, config, base, norms, name_map)
-    _check_names(tree.names, trainable, name_map)
-    arrays = {name: to_numpy(name, value) for name, value in trainable.items()}
-    wanted, written = _collect(tree, settings, trainable, name_map is not None)
-    tensors: dict[str, np.ndarray] = {}
-    for parameter, is_norm in wanted.items():
-        place = tree.names.parameters[parameter]
-        if place.leaf not in arrays:
-            arrays[place.leaf] = to_numpy(place.leaf, tree.values[place.leaf])
-        tensor = np.asarray(take(place, arrays[place.leaf]))
-        _check_layout(place, tensor, is_norm, name_map is not None)
-        tensors[write_key(parameter, is_norm=is_norm)] = tensor
-    check_values(arrays)
+    with together():
+        target = resolve_path(path, error=AdapterError)
+        settings = get_config(config)
+        check_arrays(trainable)
+        # In one order, however the leaves come: jitted functions sort a dict, `partition_params`
+        # does not, and the same leaves give the same file.
+        trainable = dict(sorted(trainable.items()))
+        if isinstance(config, Selection) and name_map is None:
+            name_map = config.name_map
+        name_map = get_name_map(name_map)
+        tree = _read_tree(trainable, config, base, norms, name_map)
+        _check_names(tree.names, trainable, name_map)
+        arrays = {name: to_numpy(name, value) for name, value in trainable.items()}
+        wanted, written = _collect(tree, settings, trainable, name_map is not None)
+        tensors: dict[str, np.ndarray] = {}
+        for parameter, is_norm in wanted.items():
+            place = tree.names.parameters[parameter]
+            if place.leaf not in arrays:
+                arrays[place.leaf] = to_numpy(place.leaf, tree.values[place.leaf])
+            tensor = np.asarray(take(place, arrays[place.leaf]))
+            _check_layout(place, tensor, is_norm, name_map is not None)
+            tensors[write_key(parameter, is_norm=is_norm)] = tensor
+        check_values(arrays)
 
-    def write() -> None:
-        write_peft_directory(target, tensors, written, overwrite=overwrite)
+        def write() -> None:
+            write_peft_directory(target, tensors, written, overwrite=overwrite)
 
-    write_on_first_process(write)
+        write_on_first_process(write)
     return target
 
 

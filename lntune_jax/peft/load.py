@@ -25,6 +25,7 @@ from ..selection.norms import NORM, match_norms
 from ..selection.roles import NORM_ROLE, SAVED_ROLE, RoledTree, assign_roles, match_config, unite
 from ..storage.directories import resolve_path
 from ..storage.leaves import compare_leaf, compare_shapes, list_nonfinite
+from ..storage.processes import spans_processes, together
 from .config import make_own_config
 from .files import Key, find_method, read_header, read_key, read_tensors
 from .heads import check_untied, is_embedding, is_in, is_saved_by_peft
@@ -40,6 +41,8 @@ def import_peft(
     cast: bool = True,
 ) -> Any:
     """Puts an adapter that PEFT wrote into the base.
+
+    In a run of several processes each must call this.
 
     Args:
         path: the directory with `adapter_config.json` and `adapter_model.safetensors`.
@@ -77,8 +80,9 @@ def import_peft(
         >>> lnt.import_peft(path, params)["model"]["norm"]["scale"].tolist()
         [2.0, 3.0]
     """
-    read = _read(path, params, norms, name_map)
-    return place_leaves(read.selection, read.adapter.trainable, cast)
+    with together(spans_processes(params)):
+        read = _read(path, params, norms, name_map)
+        return place_leaves(read.selection, read.adapter.trainable, cast)
 
 
 def load_peft(

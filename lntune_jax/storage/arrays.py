@@ -20,6 +20,7 @@ from jax.core import Tracer
 from ..errors import AdapterError
 from ..messages import list_names
 from .directories import UNWRITABLE
+from .processes import gather
 
 
 def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -91,10 +92,7 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
                 f"the leaf {name!r} was donated to a jitted function and is gone: pass the arrays "
                 "that the function returned"
             )
-        if not value.is_fully_addressable and not value.is_fully_replicated:
-            from jax.experimental import multihost_utils
-
-            value = multihost_utils.process_allgather(value, tiled=True)
+        value = gather(value)
     array = np.asarray(value)
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 

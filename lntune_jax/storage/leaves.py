@@ -119,13 +119,29 @@ def place_leaf(
         return value[()]
     if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         return value
+    check_enabled(path, value, like, error)
+    sharding = like.sharding
+    if sharding is None or (isinstance(like, jax.Array) and not like.committed):
+        return jnp.asarray(value)  # as free to move as the leaf it replaces
+    return jax.device_put(value, sharding)
+
+
+def check_enabled(
+    path: str, value: np.ndarray, like: Any, error: type[LNTuningError] = AdapterError
+) -> None:
+    """Refuses values that would become a JAX array of a dtype that JAX has turned off.
+
+    Raises:
+        LNTuningError: JAX would round; the arguments are those of `place_leaf`.
+
+    Example:
+        >>> check_enabled("ln.scale", np.ones(2, np.float32), jnp.zeros(2))
+    """
+    if not isinstance(like, jax.Array | jax.ShapeDtypeStruct):
+        return
     if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
         raise error(
             f"the leaf {path!r} is {value.dtype}, which JAX has turned off: call "
             "jax.config.update('jax_enable_x64', True), or let the leaf take the base's dtype "
             "(cast=True)"
         )
-    sharding = like.sharding
-    if sharding is None or (isinstance(like, jax.Array) and not like.committed):
-        return jnp.asarray(value)  # as free to move as the leaf it replaces
-    return jax.device_put(value, sharding)

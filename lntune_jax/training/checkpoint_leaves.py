@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import CheckpointError, LNTuningError
+from ..errors import AnotherProcessError, CheckpointError, LNTuningError
 from ..messages import list_names
 from ..storage.arrays import hash_array, to_numpy
 from ..storage.leaves import place_leaf as put_leaf
@@ -72,6 +72,8 @@ def read_leaf(path: str, leaf: Any) -> np.ndarray:
         return np.asarray(jax.random.key_data(leaf))
     try:
         return to_numpy(path, leaf)
+    except AnotherProcessError:
+        raise
     except LNTuningError as error:
         raise CheckpointError(str(error)) from error
 

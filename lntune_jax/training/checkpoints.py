@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import CheckpointError, LNTuningError
 from ..storage.checksums import METADATA_FILE, check_files, describe_files
 from ..storage.directories import resolve_path, sync, sync_tree
+from ..storage.processes import meet, together
 from .checkpoint_leaves import (
     check_classes,
     check_structure,
@@ -71,16 +72,33 @@ def open_checkpoints(
         None
     """
     import orbax.checkpoint as ocp
+
+    with together():
+        path = resolve_path(directory, error=CheckpointError)
+        options = _make_options(keep, keep_best, best_metric, highest_is_best, keep_every_seconds)
+        meet()  # Orbax waits for all
+        try:
+            return ocp.CheckpointManager(path, options=options)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"cannot open the checkpoint directory {path}: {error}"
+            ) from error
+
+
+def _make_options(
+    keep: int, keep_best: int, best_metric: str, highest_is_best: bool, keep_every: int | None
+) -> Any:
+    import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
 
     if not _is_whole(keep) or keep < 1:
         raise CheckpointError(
             f"keep must be at least 1, not {keep!r}: a run needs one to go on from"
         )
-    seconds = 1 if keep_every_seconds is None else keep_every_seconds
+    seconds = 1 if keep_every is None else keep_every
     if not _is_whole(keep_best) or keep_best < 0 or not _is_whole(seconds) or seconds < 1:
         raise CheckpointError(
-            f"keep_best is {keep_best!r} and keep_every_seconds {keep_every_seconds!r}: expected 0 "
+            f"keep_best is {keep_best!r} and keep_every_seconds {keep_every!r}: expected 0 "
             "or more, and None or 1 or more"
         )
 
@@ -96,19 +114,14 @@ def open_checkpoints(
             keep_checkpoints_without_metrics=False,
         )
         kept.append(best)
-    if keep_every_seconds is not None:
-        kept.append(policies.EveryNSeconds(keep_every_seconds))
-    path = resolve_path(directory, error=CheckpointError)
-    options = ocp.CheckpointManagerOptions(
+    if keep_every is not None:
+        kept.append(policies.EveryNSeconds(keep_every))
+    return ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
         best_fn=read_metric if keep_best else None,
         best_mode="max" if highest_is_best else "min",
         create=True,
     )
-    try:
-        return ocp.CheckpointManager(path, options=options)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot open the checkpoint directory {path}: {error}") from error
 
 
 def _is_whole(value: Any) -> bool:
@@ -154,7 +167,52 @@ def save_state(
     """
     import orbax.checkpoint as ocp
 
-    finish_saves(manager)
+    with together():
+        _finish(manager)
+        step = _check_step(manager, state)
+        try:
+            extra = json.loads(json.dumps(extra))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"extra must be a JSON value: {error}") from None
+        if metrics is not None:
+            metrics = _check_metrics(metrics)
+        leaves = list_leaves(state)
+        # A copy where training goes on: its next step may reuse the memory.
+        arrays = {
+            path: read_leaf(path, leaf) if wait else np.array(read_leaf(path, leaf))
+            for path, leaf in leaves.items()
+        }
+        manifest = {path: describe(leaf, arrays[path]) for path, leaf in leaves.items()}
+        fields = {"leaves": manifest, "classes": list_classes(state), "extra": extra}
+        about = seal({"format_version": _FORMAT_VERSION, **fields})
+        # Orbax refuses arrays without elements; there is nothing to store in them either.
+        stored = {path: array for path, array in arrays.items() if array.size}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(stored),  # pyright: ignore[reportCallIssue]
+            about=ocp.args.JsonSave(about),  # pyright: ignore[reportCallIssue]
+        )
+        meet()  # Orbax waits for all
+        try:
+            done = manager.save(step, args=items, metrics=metrics)
+        except Exception as error:
+            raise CheckpointError(
+                f"cannot save step {step} in {manager.directory}: {error}"
+            ) from error
+        if not done:
+            raise CheckpointError(
+                f"Orbax did not save step {step} in {manager.directory}: open it with "
+                "open_checkpoints"
+            )
+        if wait:
+            _finish(manager)
+
+
+def _check_step(manager: Any, state: Any) -> int:
+    """The step of a state that may be saved next.
+
+    Raises:
+        CheckpointError: it has none, or one that is not above the latest.
+    """
     if not hasattr(state, "step"):
         raise CheckpointError(
             f"the state is a {type(state).__name__} without an attribute step: pass a TrainState, "
@@ -164,40 +222,10 @@ def save_state(
     if latest is not None and step <= latest:
         raise CheckpointError(
             f"cannot save step {step} in {manager.directory}, which holds step {latest}: a "
-            "checkpoint must be of a later step. Resume with restore_state, or pass another "
-            "directory to open_checkpoints"
+            "checkpoint must be of a later step. Resume with restore_state; to go on from an "
+            "earlier step, such as the best, save into another directory of open_checkpoints"
         )
-    try:
-        extra = json.loads(json.dumps(extra))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"extra must be a JSON value: {error}") from None
-    if metrics is not None:
-        metrics = _check_metrics(metrics)
-    leaves = list_leaves(state)
-    # A copy where training goes on: its next step may reuse the memory.
-    arrays = {
-        path: read_leaf(path, leaf) if wait else np.array(read_leaf(path, leaf))
-        for path, leaf in leaves.items()
-    }
-    manifest = {path: describe(leaf, arrays[path]) for path, leaf in leaves.items()}
-    fields = {"leaves": manifest, "classes": list_classes(state), "extra": extra}
-    about = seal({"format_version": _FORMAT_VERSION, **fields})
-    # Orbax refuses arrays without elements; there is nothing to store in them either.
-    stored = {path: array for path, array in arrays.items() if array.size}
-    items = ocp.args.Composite(
-        state=ocp.args.StandardSave(stored),  # pyright: ignore[reportCallIssue]
-        about=ocp.args.JsonSave(about),  # pyright: ignore[reportCallIssue]
-    )
-    try:
-        done = manager.save(step, args=items, metrics=metrics)
-    except Exception as error:
-        raise CheckpointError(f"cannot save step {step} in {manager.directory}: {error}") from error
-    if not done:
-        raise CheckpointError(
-            f"Orbax did not save step {step} in {manager.directory}: open it with open_checkpoints"
-        )
-    if wait:
-        finish_saves(manager)
+    return step
 
 
 def finish_saves(manager: Any) -> None:
@@ -220,6 +248,11 @@ def finish_saves(manager: Any) -> None:
         ...     print(manager.all_steps())
         [0]
     """
+    with together():
+        _finish(manager)
+
+
+def _finish(manager: Any) -> None:
     try:
         manager.wait_until_finished()
         latest = manager.latest_step()
@@ -257,30 +290,36 @@ def restore_state(
     """
     import orbax.checkpoint as ocp
 
-    manager.wait_until_finished()
-    manager.reload()  # another process may have saved since
-    steps = manager.all_steps()
-    if step is not None and step not in steps:
-        raise CheckpointError(
-            f"{manager.directory} has no checkpoint of step {step}; it has {sorted(steps)}"
-        )
-    step = manager.latest_step() if step is None else step
-    if step is None:
-        return None
-    directory = Path(manager.directory) / str(step)
-    _check_record(directory)
-    about = _read_item(manager, step, "about", ocp.args.JsonRestore())
-    manifest, classes, extra = _parse_about(directory, about)
-    likes = list_leaves(like_state)
-    check_structure(directory, manifest, likes)
-    check_classes(directory, classes, list_classes(like_state))
-    targets = {path: make_target(manifest[path]) for path in likes}
-    arrays = {path: target for path, target in targets.items() if not target.size}
-    wanted = {path: target for path, target in targets.items() if target.size}
-    arrays |= _read_item(manager, step, "state", ocp.args.StandardRestore(wanted))  # pyright: ignore[reportCallIssue]
-    check_values(directory, manifest, arrays)
-    leaves = [place_leaf(path, arrays[path], like, manifest[path]) for path, like in likes.items()]
-    return jax.tree_util.tree_structure(like_state).unflatten(leaves), extra
+    with together():
+        manager.wait_until_finished()
+        manager.reload()  # another process may have saved since
+        steps = manager.all_steps()
+        if step is not None and step not in steps:
+            raise CheckpointError(
+                f"{manager.directory} has no checkpoint of step {step}; it has {sorted(steps)}"
+            )
+        step = manager.latest_step() if step is None else step
+        if step is None:
+            return None
+        directory = Path(manager.directory) / str(step)
+        _check_record(directory)
+        meet()  # Orbax waits for all
+        about = _read_item(manager, step, "about", ocp.args.JsonRestore())
+        manifest, classes, extra = _parse_about(directory, about)
+        likes = list_leaves(like_state)
+        check_structure(directory, manifest, likes)
+        check_classes(directory, classes, list_classes(like_state))
+        targets = {path: make_target(manifest[path]) for path in likes}
+        arrays = {path: target for path, target in targets.items() if not target.size}
+        wanted = {path: target for path, target in targets.items() if target.size}
+        meet()
+        arrays |= _read_item(manager, step, "state", ocp.args.StandardRestore(wanted))  # pyright: ignore[reportCallIssue]
+        check_values(directory, manifest, arrays)
+        meet()  # to put a leaf on devices of several processes is a collective
+        leaves = [
+            place_leaf(path, arrays[path], like, manifest[path]) for path, like in likes.items()
+        ]
+        return jax.tree_util.tree_structure(like_state).unflatten(leaves), extra
 
 
 def _read_item(manager: Any, step: int, name: str, args: Any) -> Any:

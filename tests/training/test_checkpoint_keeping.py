@@ -1,5 +1,6 @@
 """Which checkpoints stay, and saves that training does not wait for."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from lntune_jax.training.checkpoints import (
     restore_state,
     save_state,
 )
+from tests.support.paths import ROOT
 from tests.support.states import advance, assert_same_state, make_state
 
 
@@ -115,3 +117,42 @@ def test_dying_before_the_record_is_in_place_loses_nothing(
             assert_same_state(restored[0], state)
             save_state(manager, advance(state))
             assert sorted(manager.all_steps()) == [1, 2]
+
+
+def test_a_branch_goes_on_from_the_best_step_and_nothing_is_lost(tmp_path: Path) -> None:
+    """The recipe of docs/resuming.md."""
+    losses = [3.0, 1.0, 2.0, 5.0]
+    assert save_all(tmp_path / "run", losses, keep=1, keep_best=1) == [2, 4]
+    like, ends = make_state(), []
+    for _ in range(2):  # the second time the branch goes on where it was stopped
+        with (
+            open_checkpoints(tmp_path / "run", keep=1, keep_best=1) as before,
+            open_checkpoints(tmp_path / "branch", keep=1) as manager,
+        ):
+            found = restore_state(manager, like)
+            if found is None:
+                found = restore_state(before, like, step=before.best_step())
+            assert found is not None
+            state, _ = found
+            ends.append(int(state.step))
+            with pytest.raises(CheckpointError, match="save into another directory"):
+                save_state(before, state)
+            save_state(manager, advance(state))
+            assert sorted(before.all_steps()) == [2, 4]
+    assert ends == [2, 3]
+    with open_checkpoints(tmp_path / "branch") as manager:
+        found = restore_state(manager, like)
+    assert found is not None
+    assert_same_state(found[0], advance(advance(advance(advance(make_state())))))
+
+
+def test_the_page_on_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "resuming.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for block, shown in re.findall(r"```python\n(.*?)```\n\n```\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+        assert capsys.readouterr().out == shown
+    assert "before" in names
