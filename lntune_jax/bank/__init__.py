@@ -12,7 +12,7 @@ from .algebra import (
     weighted_sum,
 )
 from .apply import apply_ensemble, apply_per_example, apply_rows, freeze_base, merge_rows, take_rows
-from .core import AdapterBank, Row, grow_bank
+from .core import AdapterBank, BankLeaves, Row, grow_bank
 from .edit import (
     add_adapter,
     bank_bytes,
@@ -26,6 +26,7 @@ from .files import load_bank, save_bank
 
 __all__ = [
     "AdapterBank",
+    "BankLeaves",
     "Comparison",
     "Row",
     "Soup",

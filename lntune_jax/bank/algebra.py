@@ -1,12 +1,14 @@
 """Arithmetic on the adapters of a bank, around the base: an adapter is what it changes there.
 
-Sums are taken in float64 and rounded once, to the bank's dtype. So one adapter with weight 1, the
-mean of equal ones, and both ends of an interpolation come out bit for bit (Ilharco et al.,
-"Editing models with task arithmetic", arXiv 2212.04089, does the same with whole models).
+Sums are taken in float64 and rounded once, to the bank's dtype. Where all adapters of a sum have
+the same value, the sum has it too, bit for bit. So one adapter with weight 1, the mean of equal
+ones, and both ends of an interpolation come out as they are, signs of zeros included (Ilharco et
+al., "Editing models with task arithmetic", arXiv 2212.04089, does the same with whole models).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,9 +21,8 @@ from ..errors import AdapterError
 from ..messages import list_names
 from ..storage.arrays import to_numpy
 from .apply import take_rows
-from .core import AdapterBank, get_row_shapes
+from .core import BASE, AdapterBank, get_row_shapes
 from .sources import select_paths
-from .values import BASE
 
 
 def weighted_sum(bank: AdapterBank, weights: Mapping[str, float]) -> Adapter:
@@ -48,11 +49,18 @@ def weighted_sum(bank: AdapterBank, weights: Mapping[str, float]) -> Adapter:
         >>> lnt.bank.weighted_sum(bank, {"a": 2.0}).trainable
         {'ln.scale': array([3., 5.], dtype=float32)}
     """
-    broken = [name for name, weight in weights.items() if not math.isfinite(weight)]
-    if broken or not weights:
-        raise AdapterError(f"weights must hold finite numbers by name, not {dict(weights)!r:.200}")
-    rest = 1.0 - math.fsum(weights.values())  # of the base, in affine form
-    return _mix(bank, {BASE: rest + weights.get(BASE, 0.0)} | _without_base(weights))
+    if (
+        not isinstance(weights, Mapping)
+        or not weights
+        or not all(map(_is_finite, weights.values()))
+    ):
+        raise AdapterError(f"weights must hold finite numbers by name, not {weights!r:.200}")
+    given = {name: float(weight) for name, weight in weights.items()}
+    try:
+        rest = 1.0 - math.fsum(given.values())  # of the base, in affine form
+    except OverflowError as error:
+        raise AdapterError(f"weights are too large to be added: {given!r:.200}") from error
+    return _mix(bank, {**given, BASE: rest + given.get(BASE, 0.0)}, list(given))
 
 
 def average(bank: AdapterBank, names: Sequence[str]) -> Adapter:
@@ -74,7 +82,7 @@ def average(bank: AdapterBank, names: Sequence[str]) -> Adapter:
         {'ln.scale': array([3.5, 3.5], dtype=float32)}
     """
     listed = _check_names(names)
-    return _mix(bank, dict.fromkeys(listed, 1.0), divisor=len(listed))
+    return _mix(bank, dict.fromkeys(listed, 1.0), listed, divisor=len(listed))
 
 
 def interpolate(bank: AdapterBank, start: str, end: str, amount: float) -> Adapter:
@@ -97,15 +105,18 @@ def interpolate(bank: AdapterBank, start: str, end: str, amount: float) -> Adapt
         >>> lnt.bank.interpolate(bank, "base", "a", 0.5).trainable
         {'ln.scale': array([1.5, 2. ], dtype=float32)}
     """
-    if not math.isfinite(amount):
-        raise AdapterError(f"amount is {amount}; expected a finite number")
-    return _mix(bank, {start: 1.0} if start == end else {start: 1.0 - amount, end: amount})
+    if not _is_finite(amount):
+        raise AdapterError(f"amount is {amount!r:.80}; expected a finite number")
+    share = float(amount)
+    weights = {start: 1.0} if start == end else {start: 1.0 - share, end: share}
+    return _mix(bank, weights, list(weights))
 
 
 def negate(bank: AdapterBank, name: str) -> Adapter:
     """The adapter that changes the base by as much the other way: base - (adapter - base).
 
-    Rounded once; to negate twice gives the adapter back but for that.
+    Where the adapter has the base's value, so has this. Elsewhere it is rounded once, and to
+    negate twice gives the adapter back but for that.
 
     Raises:
         AdapterError: as for `weighted_sum`.
@@ -168,9 +179,7 @@ def greedy_soup(
         >>> soup.names, soup.adapter.trainable["ln.scale"].tolist()
         (('a', 'b'), [3.5, 3.5])
     """
-    listed = list(bank.names[1:] if names is None else names)
-    if not listed:
-        raise AdapterError("there is no adapter to average: the bank holds the base alone")
+    listed = _check_names(_list_adapters(bank, names))
     scores = {name: _score(evaluate, take_rows(bank, name), name) for name in listed}
     order = sorted(scores, key=lambda name: -scores[name])
     kept, best = order[:1], scores[order[0]]
@@ -197,7 +206,7 @@ def uniform_soup(bank: AdapterBank, names: Sequence[str] | None = None) -> Adapt
         >>> lnt.bank.uniform_soup(bank).trainable
         {'ln.scale': array([3.5, 3.5], dtype=float32)}
     """
-    return average(bank, bank.names[1:] if names is None else names)
+    return average(bank, _list_adapters(bank, names))
 
 
 class Comparison(NamedTuple):
@@ -254,17 +263,16 @@ def compare_adapters(
         >>> related.distance[0, 1].item(), related.cosine[0, 1].item()
         (10.0, -1.0)
     """
-    listed = list(bank.names[1:] if names is None else names)
-    if not listed:
-        raise AdapterError("there is no adapter to compare: the bank holds the base alone")
-    numbers = bank.get_ids(listed)
-    chosen = list_tuned(bank, listed) if paths is None else list(paths)
+    listed = _list_adapters(bank, names)
+    numbers = [0, *map(bank.get_number, listed)]
+    paths = [paths] if isinstance(paths, str) else paths
+    chosen = _list_tuned(bank, listed) if paths is None else list(paths)
     absent = [path for path in chosen if path not in bank.leaves]
     if absent or not chosen:
         raise AdapterError(f"paths: the bank has no leaf {list_names(absent)}")
     changes = []
     for path in chosen:
-        rows = read_rows(bank, path, [0, *numbers])
+        rows = _read_rows(bank, path, numbers).astype(np.float64)
         changes.append((rows[1:] - rows[0]).reshape(len(listed), -1))
     products = np.stack([change @ change.T for change in changes])
     squares = np.stack([_squared_distances(change) for change in changes])
@@ -281,42 +289,60 @@ def compare_adapters(
     )
 
 
-def _mix(bank: AdapterBank, weights: Mapping[str, float], divisor: int = 1) -> Adapter:
-    """The sum of rows times weights; a row holds the base's values where it tunes nothing."""
-    names = [name for name in weights if name != BASE] or [BASE]
-    paths, numbers = list_tuned(bank, names), bank.get_ids(list(weights))
-    factors = np.array(list(weights.values()), np.float64)
-    mixed = {}
-    for path in paths:
-        exact = np.tensordot(factors, read_rows(bank, path, numbers), axes=1) / divisor
-        with np.errstate(over="ignore"):
-            mixed[path] = exact.astype(bank.leaves[path].dtype)
-        if not np.isfinite(mixed[path]).all():
-            raise AdapterError(
-                f"the sum is too large for {bank.leaves[path].dtype} in {path!r}: lower the weights"
-            )
-    return Adapter(mixed, _unite_configs(bank, names, paths))
+def _mix(
+    bank: AdapterBank, weights: Mapping[str, float], names: Sequence[str], divisor: int = 1
+) -> Adapter:
+    """The sum of rows times weights, which add up to `divisor`, divided by it.
+
+    A row holds the base's values where it tunes nothing.
+    """
+    tuned = [name for name in names if name != BASE] or [BASE]
+    paths = _list_tuned(bank, tuned)
+    numbers = {bank.get_number(name): weight for name, weight in weights.items() if weight}
+    mixed = {
+        path: _sum_rows(path, _read_rows(bank, path, numbers), numbers, divisor) for path in paths
+    }
+    return Adapter(mixed, _unite_configs(bank, tuned, paths))
 
 
-def _without_base(weights: Mapping[str, float]) -> dict[str, float]:
-    return {name: weight for name, weight in weights.items() if name != BASE}
+def _sum_rows(
+    path: str, rows: np.ndarray, factors: Mapping[int, float], divisor: int
+) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        terms = [f * row.astype(np.float64) for f, row in zip(factors.values(), rows, strict=True)]
+        mixed = (functools.reduce(np.add, terms) / divisor).astype(rows.dtype)
+    # By bits, since equal zeros may have other signs.
+    bits = rows.view(f"u{rows.dtype.itemsize}")
+    mixed = np.where((bits == bits[0]).all(0), rows[0], mixed)
+    if not np.isfinite(mixed).all():
+        raise AdapterError(f"the sum is too large for {rows.dtype} in {path!r}: lower the weights")
+    return mixed
 
 
-def list_tuned(bank: AdapterBank, names: Sequence[str]) -> list[str]:
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except (TypeError, OverflowError):
+        return False
+
+
+def _list_tuned(bank: AdapterBank, names: Sequence[str]) -> list[str]:
     """The leaves that one of the adapters tunes, in the bank's order; of the base alone, all."""
     tuned = {path for name in names for path in bank.get_row(name).paths}
     return [path for path in bank.leaves if path in tuned] or list(bank.leaves)
 
 
-def read_rows(bank: AdapterBank, path: str, numbers: Any) -> np.ndarray:
-    """Some rows of one leaf, in float64 on the host."""
+def _read_rows(bank: AdapterBank, path: str, numbers: Iterable[int]) -> np.ndarray:
+    """Some rows of one leaf, on the host."""
     leaf = bank.leaves[path]
-    rows = leaf[np.asarray(numbers)] if isinstance(leaf, np.ndarray) else _take(leaf, numbers)
-    return rows.astype(np.float64)
+    return np.stack([to_numpy(path, leaf[number]) for number in numbers])
 
 
-def _take(leaf: Any, numbers: Any) -> np.ndarray:
-    return np.stack([to_numpy("a row", leaf[int(number)]) for number in numbers])
+def _list_adapters(bank: AdapterBank, names: str | Sequence[str] | None) -> list[str]:
+    """The names given, or all but the base's."""
+    if names is None and len(bank.names) == 1:
+        raise AdapterError("there is no adapter: the bank holds the base alone")
+    return [names] if isinstance(names, str) else list(bank.names[1:] if names is None else names)
 
 
 def _check_names(names: Sequence[str]) -> list[str]:

@@ -1,12 +1,19 @@
 """A bank of adapters over one base: each leaf stacked, one row for each adapter, row 0 the base.
 
-The arrays (`leaves`) are all that a compiled program sees. Names and configs lie beside them, so
-that adapters come and go, up to the capacity, without compiling anything anew.
+`bank.leaves` is all that a compiled program sees. Names and configs lie beside it, so that adapters
+come and go, up to the capacity, without compiling anything anew.
+
+An id is never used twice: it is a row, and above that how many adapters had the row before. Each
+row knows the id that it answers to, and a program compares. So the id of a removed adapter gives
+NaN, also when another adapter has its row: a batch under way cannot get another tenant's values.
+To keep removed rows unused would be simpler, but a server whose tenants come and go would grow
+without end, and compile anew each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -14,9 +21,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError
+from ..messages import shorten
+
+BASE = "base"  # the name of row 0
+MOST_ROWS = 2**20  # an id is row + MOST_ROWS * (how many adapters had the row before)
+ID_BOUND = 2**31  # ids are int32; a row that has none left is not used again
+_FEWEST_ROWS = 8
 
 
 class Row(NamedTuple):
@@ -40,6 +54,49 @@ class Row(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
+class BankLeaves(Mapping[str, Any]):
+    """The arrays of a bank, by leaf path, and the id that each row answers to: a pytree.
+
+    It is what a jitted function takes: `take_rows` and `apply_per_example` need both.
+
+    Attributes:
+        arrays: `{leaf path: (capacity, *shape)}`; free rows hold NaN.
+        ids: int32 (capacity,), the id of the adapter in each row; of a free row the next one.
+
+    Raises:
+        AdapterError: when it is read after an edit with `donate=True` took its arrays.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> leaves = lnt.bank.make_bank({"ln": {"scale": jnp.ones(2)}}, capacity=4).leaves
+        >>> leaves["ln.scale"].shape, leaves.ids.tolist()
+        ((4, 2), [0, 1, 2, 3])
+    """
+
+    arrays: dict[str, Any]
+    ids: Any
+
+    def __getitem__(self, path: str) -> Any:
+        return self._get_arrays()[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._get_arrays())
+
+    def __len__(self) -> int:
+        return len(self._get_arrays())
+
+    def _get_arrays(self) -> dict[str, Any]:
+        if not self.arrays:
+            raise AdapterError(
+                "this bank was given up by an edit with donate=True: use the bank that the edit "
+                "returned"
+            )
+        return self.arrays
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
 class AdapterBank:
     """Adapters over one base, stacked: an immutable pytree, made by `make_bank`.
 
@@ -47,9 +104,9 @@ class AdapterBank:
     structure, and another name would compile the function anew.
 
     Attributes:
-        leaves: `{leaf path: (capacity, *shape)}`; row 0 is the base, rows not in use hold NaN, so
-            that the number of a removed adapter cannot pass for another one.
+        leaves: the arrays and their ids; row 0 is the base, free rows hold NaN.
         rows: a `Row` for each row in use, else None.
+        ids: the id of the adapter in each row; of a free row the next one.
 
     Example:
         >>> import jax.numpy as jnp
@@ -59,8 +116,9 @@ class AdapterBank:
         (('base',), 4, (4, 2))
     """
 
-    leaves: dict[str, Any]
+    leaves: BankLeaves
     rows: tuple[Row | None, ...] = field(metadata={"static": True})
+    ids: tuple[int, ...] = field(metadata={"static": True})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,27 +141,36 @@ class AdapterBank:
         return all(isinstance(leaf, np.ndarray) for leaf in self.leaves.values())
 
     @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {row.name: number for number, row in enumerate(self.rows) if row is not None}
+    def _ids_by_name(self) -> dict[str, int]:
+        pairs = zip(self.rows, self.ids, strict=True)
+        return {row.name: number for row, number in pairs if row is not None}
 
     def get_ids(self, names: str | Sequence[str]) -> np.ndarray:
-        """The row of each name, for `apply_per_example`.
+        """The id of each name, for `take_rows` and `apply_per_example`.
+
+        An id stays valid until its adapter is removed, and no other adapter of this bank, or of
+        one made from it by edits, ever gets it. It is no index of the arrays.
 
         Args:
             names: one name, or one for each row of a batch; "base" is the base.
 
         Returns:
-            int32, of the shape () or (batch,). Valid until one of the adapters is removed.
+            int32, of the shape () or (batch,).
 
         Raises:
             AdapterError: a name is not in the bank.
         """
         single = isinstance(names, str)
+        if not single and not isinstance(names, Iterable):
+            raise AdapterError(f"names must be a name or a sequence of names, not {names!r:.80}")
         wanted = [names] if single else list(names)
-        unknown = list(dict.fromkeys(n for n in wanted if n not in self._numbers))
+        known = self._ids_by_name
+        unknown = [name for name in wanted if not isinstance(name, str) or name not in known]
         if unknown:
-            raise AdapterError(f"the bank has no adapter {unknown[0]!r}; it has {_list(self)}")
-        ids = np.array([self._numbers[name] for name in wanted], np.int32)
+            raise AdapterError(
+                f"the bank has no adapter {shorten(repr(unknown[0]))}; it has {_list(self)}"
+            )
+        ids = np.array([known[name] for name in wanted], np.int32)
         return ids[0] if single else ids
 
     def get_row(self, name: str) -> Row:
@@ -112,12 +179,55 @@ class AdapterBank:
         Raises:
             AdapterError: the name is not in the bank.
         """
-        row = self.rows[int(self.get_ids(name))]
+        row = self.rows[self.get_number(name)]
         assert row is not None
         return row
 
+    def get_number(self, name: str) -> int:
+        """The row of an adapter in the arrays.
 
-_FEWEST_ROWS = 8
+        Raises:
+            AdapterError: the name is not in the bank.
+        """
+        return int(self.get_ids(name)) % MOST_ROWS
+
+
+def build_bank(
+    arrays: Iterable[tuple[str, np.ndarray]],
+    rows: Mapping[int, Row],
+    freed: Iterable[int],
+    capacity: int | None,
+    sharding: Any,
+    on_host: bool,
+) -> AdapterBank:
+    """Makes a bank.
+
+    Args:
+        arrays: of each leaf path the values of `rows`, (len(rows), *shape), in their order.
+        rows: by id.
+        freed: the next ids of rows that had an adapter and are free.
+        capacity: rows; None is a power of two that holds these.
+        sharding: of the arrays.
+        on_host: whether they stay numpy arrays.
+
+    Raises:
+        AdapterError: they cannot be laid out so, or the capacity is too small.
+    """
+    numbers = [number % MOST_ROWS for number in rows]
+    given = {number % MOST_ROWS: number for number in (*rows, *freed)}
+    count = _round_capacity(max(given) + 1, capacity)
+
+    def spread(array: np.ndarray) -> np.ndarray:
+        leaf = np.full((count, *array.shape[1:]), np.nan, array.dtype)
+        leaf[numbers] = array
+        return leaf
+
+    placed = {path: _place(spread(array), sharding, on_host) for path, array in arrays}
+    ids = tuple(given.get(number, number) for number in range(count))
+    by_number = dict(zip(numbers, rows.values(), strict=True))
+    return AdapterBank(
+        BankLeaves(placed, _place_ids(ids, placed)), tuple(map(by_number.get, range(count))), ids
+    )
 
 
 def choose_dtype(leaf: Any, dtype: str | None) -> np.dtype:
@@ -138,22 +248,26 @@ def choose_dtype(leaf: Any, dtype: str | None) -> np.dtype:
     return chosen
 
 
-def round_capacity(rows: int, capacity: int | None) -> int:
-    """How many rows to make for `rows` in use.
+def _round_capacity(rows: int, capacity: int | None) -> int:
+    """How many rows to make where `rows` are needed.
 
     Raises:
-        AdapterError: the capacity asked for is too small.
+        AdapterError: the capacity asked for is no number, too small or too large.
     """
-    if capacity is None:
-        return max(_FEWEST_ROWS, 1 << (rows - 1).bit_length())
-    if capacity < rows:
+    count = max(_FEWEST_ROWS, 1 << (rows - 1).bit_length()) if capacity is None else capacity
+    if isinstance(count, bool) or not hasattr(count, "__index__"):
+        raise AdapterError(f"capacity is {count!r}; expected a whole number of rows")
+    if count < rows:
         raise AdapterError(
-            f"capacity is {capacity}, but there are {rows} rows with the base's: pass at least that"
+            f"capacity is {count}, but there are {rows} rows with the base's and those that "
+            "adapters had before: pass at least that, or make a new bank of its adapters"
         )
-    return int(capacity)
+    if count > MOST_ROWS:
+        raise AdapterError(f"capacity is {count:,}, and a bank has at most {MOST_ROWS:,} rows")
+    return operator.index(count)
 
 
-def place(leaf: np.ndarray, sharding: Any, on_host: bool) -> Any:
+def _place(leaf: np.ndarray, sharding: Any, on_host: bool) -> Any:
     """A leaf of a bank where it is to be.
 
     Raises:
@@ -193,7 +307,7 @@ def grow_bank(bank: AdapterBank, capacity: int) -> AdapterBank:
         >>> lnt.bank.grow_bank(bank, 16).capacity
         16
     """
-    more = capacity - bank.capacity
+    more = _round_capacity(1, capacity) - bank.capacity
     if more < 0:
         raise AdapterError(f"the bank has {bank.capacity} rows, more than capacity={capacity}")
 
@@ -204,8 +318,9 @@ def grow_bank(bank: AdapterBank, capacity: int) -> AdapterBank:
         grown = jnp.pad(leaf, missing, constant_values=jnp.array(jnp.nan, leaf.dtype))
         return jax.device_put(grown, leaf.sharding) if leaf.committed else grown
 
-    leaves = {path: grow(leaf) for path, leaf in bank.leaves.items()}
-    return AdapterBank(leaves, bank.rows + (None,) * more)
+    arrays = {path: grow(leaf) for path, leaf in bank.leaves.items()}
+    ids = (*bank.ids, *range(bank.capacity, bank.capacity + more))
+    return AdapterBank(BankLeaves(arrays, _place_ids(ids, arrays)), bank.rows + (None,) * more, ids)
 
 
 def get_row_shapes(bank: AdapterBank) -> dict[str, jax.ShapeDtypeStruct]:
@@ -215,26 +330,37 @@ def get_row_shapes(bank: AdapterBank) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
+def find_free(bank: AdapterBank) -> int | None:
+    """The free row that had the fewest adapters; None where the bank is full."""
+    pairs = zip(bank.rows, bank.ids, strict=True)
+    free = [number for row, number in pairs if row is None and number < ID_BOUND]
+    return min(free) % MOST_ROWS if free else None
+
+
 def write_row(
     bank: AdapterBank, number: int, row: Row | None, values: Mapping[str, Any], donate: bool
 ) -> AdapterBank:
-    """Puts values into one row, the base's where there are none.
+    """Puts values into one row, the base's where there are none; frees it where `row` is None.
 
-    One program serves every adapter: absent leaves come as zeros and a mark.
+    One small program serves every adapter: absent leaves come as zeros and a mark. The programs
+    that use the bank see arrays of the same shapes as before.
     """
-    rows = replace_at(bank.rows, number, row)
+    given = bank.leaves
     if bank.on_host:
-        leaves = {path: leaf if donate else leaf.copy() for path, leaf in bank.leaves.items()}
-        for path, leaf in leaves.items():
+        arrays = {path: leaf if donate else leaf.copy() for path, leaf in given.items()}
+        for path, leaf in arrays.items():
             leaf[number] = values.get(path, leaf[0])
-        return AdapterBank(leaves, rows)
-    full = {
-        path: values.get(path, np.zeros(leaf.shape[1:], leaf.dtype))
-        for path, leaf in bank.leaves.items()
-    }
-    tuned = {path: np.bool_(path in values) for path in bank.leaves}
-    write = _write_donated if donate else _write_copy
-    return AdapterBank(write(bank.leaves, np.int32(number), full, tuned), rows)
+    else:
+        shapes = get_row_shapes(bank)
+        full = {p: values.get(p, np.zeros(own.shape, own.dtype)) for p, own in shapes.items()}
+        tuned = {path: np.bool_(path in values) for path in shapes}
+        write = _write_donated if donate else _write_copy
+        arrays = write(given.arrays, np.int32(number), full, tuned)
+    rows, ids, placed = replace_at(bank.rows, number, row), bank.ids, given.ids
+    if row is None:  # whoever has the id of now gets NaN from now on
+        ids = replace_at(ids, number, ids[number] + MOST_ROWS)
+        placed = _place_ids(ids, arrays)
+    return AdapterBank(BankLeaves(arrays, placed), rows, ids)
 
 
 def _set_row(leaves: Any, number: Any, values: Any, tuned: Any) -> Any:
@@ -250,11 +376,28 @@ _write_copy = jax.jit(_set_row)
 _write_donated = partial(jax.jit, donate_argnums=0)(_set_row)
 
 
-def replace_at(
-    rows: tuple[Row | None, ...], number: int, row: Row | None
-) -> tuple[Row | None, ...]:
-    """The rows with another one at `number`."""
-    return (*rows[:number], row, *rows[number + 1 :])
+def replace_at(items: tuple[Any, ...], number: int, item: Any) -> tuple[Any, ...]:
+    """The items with another one at `number`."""
+    return (*items[:number], item, *items[number + 1 :])
+
+
+def place_like(array: np.ndarray, like: Any, *, whole: bool = False) -> Any:
+    """Lays an array where another one of the bank is: as its rows are, or whole on each device."""
+    if isinstance(like, np.ndarray):
+        return array
+    if not like.committed:
+        return jnp.asarray(array)
+    laid = like.sharding
+    if isinstance(laid, NamedSharding):
+        spec = PartitionSpec() if whole else PartitionSpec(*tuple(laid.spec)[:1])
+        laid = NamedSharding(laid.mesh, spec, memory_kind=laid.memory_kind)
+    return jax.device_put(array, laid)
+
+
+def _place_ids(ids: Sequence[int], arrays: Mapping[str, Any]) -> Any:
+    known = np.array(ids, np.int64)
+    known = np.where(known < ID_BOUND, known, -1).astype(np.int32)
+    return place_like(known, next(iter(arrays.values())), whole=True)
 
 
 def _list(bank: AdapterBank, most: int = 8) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..adapters.fit import fill_placeholders
@@ -19,19 +19,20 @@ from ..paths import flatten, join
 from ..selection.select import select_leaves
 from ..storage.arrays import to_numpy
 from .core import (
+    BASE,
     AdapterBank,
     Row,
+    build_bank,
     choose_dtype,
+    find_free,
     get_row_shapes,
     grow_bank,
-    place,
+    place_like,
     replace_at,
-    round_capacity,
     write_row,
 )
-from .files import list_base
 from .sources import Source, describe_source, read_source
-from .values import BASE, check_base, check_name, fit_values, get_trainable
+from .values import check_base, check_name, fit_values, get_own, get_trainable
 
 
 def make_bank(
@@ -85,21 +86,15 @@ def make_bank(
         for name, source in (adapters or {}).items()
     }
     base = _read_base(params, config, norms, name_map, read)
-    rows = [Row(BASE, None, ())]
-    rows += [describe_row(name, adapter, base) for name, adapter in read.items()]
-    count = round_capacity(len(rows), capacity)
     values = {path: np.asarray(leaf, choose_dtype(leaf, dtype)) for path, leaf in base.items()}
     fitted = [fit_values(name, adapter, values) for name, adapter in read.items()]
-
-    def stack(path: str) -> np.ndarray:
-        leaf = np.full((count, *values[path].shape), np.nan, values[path].dtype)
-        leaf[0] = values[path]
-        for number, own in enumerate(fitted, start=1):
-            leaf[number] = own.get(path, values[path])
-        return leaf
-
-    leaves = {path: place(stack(path), sharding, on_host) for path in values}
-    return AdapterBank(leaves, (*rows, *[None] * (count - len(rows))))
+    rows = [Row(BASE, None, ())]
+    rows += [describe_row(name, adapter, base) for name, adapter in read.items()]
+    arrays = (
+        (path, np.stack([value, *(own.get(path, value) for own in fitted)]))
+        for path, value in values.items()
+    )
+    return build_bank(arrays, dict(enumerate(rows)), (), capacity, sharding, on_host)
 
 
 def bank_bytes(
@@ -156,7 +151,7 @@ def add_adapter(
     name_map: str | NameMap | None = None,
     donate: bool = False,
 ) -> AdapterBank:
-    """Adds an adapter in the first free row; a full bank doubles.
+    """Adds an adapter in a free row; a full bank doubles.
 
     No program is compiled anew, unless the bank doubles or gets a leaf that no row had.
 
@@ -168,8 +163,8 @@ def add_adapter(
             bank has no rows for.
         norms: as in `make_bank`, for a path.
         name_map: as in `make_bank`, for a path.
-        donate: whether the old bank's arrays are given up, so that a row is written in place. It
-            cannot be used afterwards. Otherwise the bank is copied.
+        donate: whether the old bank is given up, so that a row is written in place: using it then
+            is an error. Otherwise the bank is copied.
 
     Raises:
         AdapterError: the name is in use, or the adapter does not fit; nothing has changed then.
@@ -187,13 +182,13 @@ def add_adapter(
             f"the bank has an adapter {name!r}: use another name, or call replace_adapter"
         )
     read = read_source(adapter, params, norms, name_map)
-    if params is not None:
-        bank = add_leaves(bank, read, params)
-    values = fit_values(name, read, get_row_shapes(bank))
-    if None not in bank.rows:
-        bank = grow_bank(bank, 2 * bank.capacity)
-    number = bank.rows.index(None)
-    return write_row(bank, number, describe_row(name, read, get_row_shapes(bank)), values, donate)
+    wide = bank if params is None else _add_leaves(bank, read, params)
+    values = fit_values(name, read, get_row_shapes(wide))
+    row = describe_row(name, read, get_row_shapes(wide))
+    number = find_free(wide)
+    if number is None:
+        number, wide = wide.capacity, grow_bank(wide, 2 * wide.capacity)
+    return _hand_over(bank, write_row(wide, number, row, values, donate), donate)
 
 
 def replace_adapter(
@@ -206,7 +201,7 @@ def replace_adapter(
     name_map: str | NameMap | None = None,
     donate: bool = False,
 ) -> AdapterBank:
-    """Puts another adapter into the row of an existing one; its number stays.
+    """Puts another adapter into the row of an existing one; its id stays.
 
     Args:
         bank: the bank.
@@ -229,16 +224,16 @@ def replace_adapter(
         >>> lnt.bank.get_adapter(bank, "a").trainable
         {'ln.scale': array([2., 3.], dtype=float32)}
     """
-    number = int(bank.get_ids(check_name(name)))
+    number = bank.get_number(check_name(name))
     read = read_source(adapter, params, norms, name_map)
-    if params is not None:
-        bank = add_leaves(bank, read, params)
-    values = fit_values(name, read, get_row_shapes(bank))
-    return write_row(bank, number, describe_row(name, read, get_row_shapes(bank)), values, donate)
+    wide = bank if params is None else _add_leaves(bank, read, params)
+    values = fit_values(name, read, get_row_shapes(wide))
+    row = describe_row(name, read, get_row_shapes(wide))
+    return _hand_over(bank, write_row(wide, number, row, values, donate), donate)
 
 
 def remove_adapter(bank: AdapterBank, name: str, *, donate: bool = False) -> AdapterBank:
-    """Frees the row of an adapter. The rows of the others stay where they are.
+    """Frees the row of an adapter; its id gives NaN from then on, and is never used again.
 
     Args:
         bank: the bank.
@@ -256,11 +251,9 @@ def remove_adapter(bank: AdapterBank, name: str, *, donate: bool = False) -> Ada
         >>> lnt.bank.remove_adapter(bank, "a").names
         ('base',)
     """
-    number = int(bank.get_ids(check_name(name)))
-    blank = {
-        path: np.full(leaf.shape[1:], np.nan, leaf.dtype) for path, leaf in bank.leaves.items()
-    }
-    return write_row(bank, number, None, blank, donate)
+    number, shapes = bank.get_number(check_name(name)), get_row_shapes(bank)
+    blank = {path: np.full(own.shape, np.nan, own.dtype) for path, own in shapes.items()}
+    return _hand_over(bank, write_row(bank, number, None, blank, donate), donate)
 
 
 def rename_adapter(bank: AdapterBank, old: str, new: str) -> AdapterBank:
@@ -277,12 +270,11 @@ def rename_adapter(bank: AdapterBank, old: str, new: str) -> AdapterBank:
         >>> lnt.bank.rename_adapter(bank, "a", "b").names
         ('base', 'b')
     """
-    number = int(bank.get_ids(check_name(old)))
+    number = bank.get_number(check_name(old))
     if check_name(new) != old and new in bank.names:
         raise AdapterError(f"the bank has an adapter {new!r} already: use another name")
-    return AdapterBank(
-        bank.leaves, replace_at(bank.rows, number, bank.get_row(old)._replace(name=new))
-    )
+    renamed = bank.get_row(old)._replace(name=new)
+    return replace(bank, rows=replace_at(bank.rows, number, renamed))
 
 
 def get_adapter(bank: AdapterBank, name: str) -> Adapter:
@@ -301,7 +293,7 @@ def get_adapter(bank: AdapterBank, name: str) -> Adapter:
         >>> lnt.bank.get_adapter(bank, "a").trainable
         {'ln.scale': array([0., 0.], dtype=float32)}
     """
-    number, row = int(bank.get_ids(name)), bank.get_row(name)
+    number, row = bank.get_number(name), bank.get_row(name)
     paths = tuple(bank.leaves) if row.name == BASE else row.paths
     values = {path: to_numpy(path, bank.leaves[path][number]).copy() for path in paths}
     config = row.config or describe_row(name, values, get_row_shapes(bank)).config
@@ -309,7 +301,14 @@ def get_adapter(bank: AdapterBank, name: str) -> Adapter:
     return Adapter(values, config)
 
 
-def add_leaves(bank: AdapterBank, adapter: Any, params: Any) -> AdapterBank:
+def _hand_over(old: AdapterBank, new: AdapterBank, donate: bool) -> AdapterBank:
+    """The new bank. A donated one is emptied, so that using it says what is wrong."""
+    if donate:
+        old.leaves.arrays.clear()
+    return new
+
+
+def _add_leaves(bank: AdapterBank, adapter: Any, params: Any) -> AdapterBank:
     """The bank with rows for leaves that it lacks: the base's values in all that are in use.
 
     Raises:
@@ -318,25 +317,16 @@ def add_leaves(bank: AdapterBank, adapter: Any, params: Any) -> AdapterBank:
     absent = [path for path in get_trainable(adapter) if path not in bank.leaves]
     if not absent:
         return bank
-    own = list_base(fill_placeholders(params)[0], bank.leaves)[1]
     first = {path: to_numpy(path, leaf[:1]) for path, leaf in bank.leaves.items()}
-    check_base("params", first, own, has_values=True)
+    check_base("params", first, get_own(fill_placeholders(params)[0], first), has_values=True)
     like = next(iter(bank.leaves.values()))
     used = np.array([row is not None for row in bank.rows])
-    leaves = dict(bank.leaves)
+    arrays = dict(bank.leaves)
     for path, value in read_leaves(params, absent).items():
         stacked = np.full((bank.capacity, *value.shape), np.nan, like.dtype)
         stacked[used] = value
-        if isinstance(like, np.ndarray):
-            leaves[path] = stacked
-        else:
-            spec = getattr(like.sharding, "spec", None)
-            rows_only = spec is None or all(axis is None for axis in spec[1:])
-            sharding = like.sharding if like.committed and rows_only else None
-            leaves[path] = (
-                jnp.asarray(stacked) if sharding is None else jax.device_put(stacked, sharding)
-            )
-    return AdapterBank(leaves, bank.rows)
+        arrays[path] = place_like(stacked, like)
+    return replace(bank, leaves=replace(bank.leaves, arrays=arrays))
 
 
 def describe_row(name: str, adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, Any]) -> Row:

@@ -30,11 +30,12 @@ from ..storage.checksums import METADATA_FILE, check_files, describe_files
 from ..storage.directories import resolve_path, write_directory
 from ..storage.json_files import read_json
 from ..storage.processes import meet, spans_processes, together, write_on_first_process
-from .core import AdapterBank, Row, place, round_capacity
-from .values import BASE, check_base, check_name
+from .core import BASE, MOST_ROWS, AdapterBank, Row, build_bank
+from .values import BASE, check_base, check_name, get_own
 
 _ROWS_FILE = "bank.json"
 _MOST_BYTES = 2**28  # of that file: ten thousand adapters of a 70B model take a fifth of it
+_MOST_FREED = 64  # times the rows in use: a short file must not ask for all memory
 BANK = Kind(
     "lntune_jax bank", "bank", "save_bank", frozenset({_ROWS_FILE, METADATA_FILE, ARRAYS_DIRECTORY})
 )
@@ -45,8 +46,8 @@ def save_bank(
 ) -> Path:
     """Writes the rows in use into one directory, whole or not at all.
 
-    Free rows are not written, so that rows may have other numbers when they are read again. In a
-    run of several processes each must call this, on a shared disk; the first one writes.
+    Free rows are not written; ids stay the same. In a run of several processes each must call
+    this, on a shared disk; the first one writes.
 
     Args:
         path: the directory to make.
@@ -76,11 +77,11 @@ def save_bank(
         target = resolve_path(path, error=AdapterError)
         used = np.array([number for number, row in enumerate(bank.rows) if row is not None])
         params, placeholders = fill_placeholders(base)
-        others, own = list_base(params, bank.leaves)
+        own = get_own(params, bank.leaves)
         arrays = {name: to_numpy(name, leaf)[used] for name, leaf in bank.leaves.items()}
         check_base("base", arrays, own, has_values=not placeholders)
         leaves = {name: describe_leaf(array, own[name].dtype) for name, array in arrays.items()}
-        fingerprint = make_fingerprint(others)
+        fingerprint = make_fingerprint(_list_others(params, own))
 
         def fill(new: Path) -> None:
             new.joinpath(_ROWS_FILE).write_text(_write_rows(bank), encoding="utf-8")
@@ -128,108 +129,105 @@ def load_bank(
         ('base', 'a')
     """
     with together(spans_processes((params, sharding))):
-        directory, (arrays, rows, metadata) = read_settled(
+        directory, (arrays, rows, freed, metadata) = read_settled(
             resolve_path(path, error=AdapterError), _read, BANK
         )
-        others, own = list_base(params, arrays)
-        difference = explain_difference(metadata.base, others)
+        own = get_own(params, arrays)
+        difference = explain_difference(metadata.base, _list_others(params, own))
         if difference:
             raise AdapterError(
                 f"the bank {directory} was made over another base than params: {difference}. Pass "
                 "that base"
             )
         check_base("params", arrays, own, has_values=True)
-        count = round_capacity(len(rows), capacity)
-
-        def spread(array: np.ndarray) -> np.ndarray:
-            leaf = np.full((count, *array.shape[1:]), np.nan, array.dtype)
-            leaf[: len(rows)] = array
-            return leaf
-
+        if capacity is None and len(freed) > _MOST_FREED * len(rows):
+            raise AdapterError(
+                f"the bank {directory} holds {len(rows)} rows and keeps {len(freed):,} free ones for "
+                f"the ids of removed adapters: pass capacity={len(rows) + len(freed)} if that is right"
+            )
         if spans_processes(sharding):
             meet()  # to put a value there is a collective
-        leaves = {name: place(spread(array), sharding, on_host) for name, array in arrays.items()}
-        return AdapterBank(leaves, (*rows, *[None] * (count - len(rows))))
+        return build_bank(arrays.items(), rows, freed, capacity, sharding, on_host)
 
 
-def list_base(params: Any, paths: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parameters that a bank has no rows for, and those that it has rows for.
-
-    Raises:
-        AdapterError: `params` lacks one of these.
-
-    Example:
-        >>> params = {"ln": {"scale": np.ones(2)}, "fc": {"kernel": np.ones((2, 2))}}
-        >>> [list(part) for part in list_base(params, ["ln.scale"])]
-        [['fc.kernel'], ['ln.scale']]
-    """
-    wanted = list(paths)
+def _list_others(params: Any, own: Iterable[str]) -> dict[str, Any]:
+    """The parameters of a base that a bank has no rows for."""
     leaves, treedef = flatten(params)
-    values = {join(leaf.path): leaf.value for leaf in leaves}
-    absent = [path for path in wanted if path not in values]
-    if absent:
-        raise AdapterError(
-            f"the base lacks {list_names(absent)}, which the bank has rows for: pass the tree that "
-            "the bank was made over"
-        )
-    statistics, own = find_statistics(leaves), set(wanted)
+    statistics, wanted = find_statistics(leaves), set(own)
 
     def get_role(leaf: Any) -> str:
-        if join(leaf.path) in own:
+        if join(leaf.path) in wanted:
             return SAVED_ROLE
         is_state = not leaf.is_parameter or leaf.path in statistics
         return STATE_ROLE if is_state else FROZEN_ROLE
 
-    selection = RoledTree(leaves, treedef, [get_role(leaf) for leaf in leaves])
-    return list_frozen(selection), {path: values[path] for path in wanted}
+    return list_frozen(RoledTree(leaves, treedef, [get_role(leaf) for leaf in leaves]))
 
 
 def _write_rows(bank: AdapterBank) -> str:
     rows = [
         {
+            "id": number,
             "name": row.name,
             "config": None if row.config is None else row.config.to_dict(),
             "leaves": list(row.paths),
         }
-        for row in bank.rows
+        for row, number in zip(bank.rows, bank.ids, strict=True)
         if row is not None
     ]
-    return json.dumps({"rows": rows}, indent=1) + "\n"
+    # Rows that had an adapter and are free, so that no id comes back from the disk.
+    freed = [
+        number
+        for row, number in zip(bank.rows, bank.ids, strict=True)
+        if row is None and number >= MOST_ROWS
+    ]
+    return json.dumps({"rows": rows, "freed": freed}, indent=1) + "\n"
 
 
-def _read(directory: Path) -> tuple[dict[str, np.ndarray], tuple[Row, ...], Metadata]:
+def _read(
+    directory: Path,
+) -> tuple[dict[str, np.ndarray], dict[int, Row], list[int], Metadata]:
     metadata = read_metadata(directory, BANK)
     check_files(directory, metadata.files)
-    rows = _parse_rows(directory / _ROWS_FILE)
+    rows, freed = _parse_rows(directory / _ROWS_FILE)
     arrays = read_leaves(directory, metadata)
-    names = [row.name for row in rows]
-    unknown = sorted({path for row in rows for path in row.paths} - arrays.keys())
+    unknown = sorted({path for row in rows.values() for path in row.paths} - arrays.keys())
     wrong = [path for path, array in arrays.items() if array.shape[:1] != (len(rows),)]
-    if unknown or wrong or len(set(names)) != len(names) or not rows or rows[0].config is not None:
+    if unknown or wrong:
         raise AdapterError(
             f"{directory / _ROWS_FILE} does not belong to the arrays beside it: {len(rows)} rows, "
             f"leaves without an array {list_names(unknown)}, leaves with other rows "
             f"{list_names(wrong)}"
         )
-    return arrays, rows, metadata
+    return arrays, rows, freed, metadata
 
 
-def _parse_rows(file: Path) -> tuple[Row, ...]:
+def _parse_rows(file: Path) -> tuple[dict[int, Row], list[int]]:
+    """The rows by id, and the next ids of rows that are free again."""
     try:
         fields: Mapping[str, Any] = read_json(file, _MOST_BYTES)
-        return tuple(_parse_row(row, number) for number, row in enumerate(fields["rows"]))
+        parsed = [_parse_row(row) for row in fields["rows"]]
+        freed = list(fields["freed"])
     except ConfigError as error:
         raise AdapterError(f"{file} holds a config that cannot be used: {error}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{file} cannot be read: {shorten(repr(error))}") from error
+    numbers, names = [number for number, _ in parsed], [row.name for _, row in parsed]
+    whole = all(type(number) is int and 0 <= number < 2**32 for number in (*numbers, *freed))
+    if not whole or numbers[:1] != [0] or names[:1] != [BASE] or parsed[0][1].config is not None:
+        raise AdapterError(f"{file} has no row 0 for the base, or ids that are no numbers")
+    # Rows are taken from the lowest on, so that all up to the last one are named.
+    places = sorted(number % MOST_ROWS for number in (*numbers, *freed))
+    if places != list(range(len(places))) or len(set(names)) != len(names):
+        raise AdapterError(f"{file} has two rows of one name, two ids for one row, or rows missing")
+    return dict(parsed), freed
 
 
-def _parse_row(row: Mapping[str, Any], number: int) -> Row:
-    name, config, leaves = row["name"], row["config"], row["leaves"]
-    if number:
+def _parse_row(fields: Mapping[str, Any]) -> tuple[int, Row]:
+    number, name, config, leaves = (fields[key] for key in ("id", "name", "config", "leaves"))
+    if number != 0:
         check_name(name)
-    elif name != BASE:
-        raise ValueError(f"row 0 is called {shorten(repr(name))}, expected {BASE!r}")
     if not isinstance(leaves, list) or not all(isinstance(path, str) for path in leaves):
         raise ValueError(f"the leaves of {shorten(repr(name))} are no list of paths")
-    return Row(name, None if config is None else LNTuningConfig.from_dict(config), tuple(leaves))
+    config = None if config is None else LNTuningConfig.from_dict(config)
+    return number, Row(name, config, tuple(leaves))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,10 @@ import numpy as np
 from ..adapters.fingerprint import holds_values
 from ..errors import AdapterError
 from ..messages import list_names, shorten
-from ..paths import get_shape
+from ..paths import flatten, get_shape, join
 from ..storage.arrays import to_numpy
 from ..storage.leaves import cast_leaf, compare_leaf, list_nonfinite
-
-BASE = "base"
+from .core import BASE
 
 
 def check_name(name: Any) -> str:
@@ -86,6 +85,27 @@ def fit_values(name: str, adapter: Any, leaves: Mapping[str, Any]) -> dict[str, 
             f"{list_names(broken, str)}: a training that diverged, or a dtype that is too narrow"
         )
     return values
+
+
+def get_own(params: Any, paths: Iterable[str]) -> dict[str, Any]:
+    """The leaves of a base that a bank has rows for.
+
+    Raises:
+        AdapterError: `params` lacks one of these.
+
+    Example:
+        >>> list(get_own({"ln": {"scale": np.ones(2)}, "fc": np.ones((2, 2))}, ["ln.scale"]))
+        ['ln.scale']
+    """
+    values = {join(leaf.path): leaf.value for leaf in flatten(params)[0]}
+    wanted = list(paths)
+    absent = [path for path in wanted if path not in values]
+    if absent:
+        raise AdapterError(
+            f"the base lacks {list_names(absent)}, which the bank has rows for: pass the tree that "
+            "the bank was made over"
+        )
+    return {path: values[path] for path in wanted}
 
 
 def check_base(

@@ -63,26 +63,77 @@ def test_what_a_bank_was_stays_as_it_was():
     banks.remove_adapter(bank, "a")
     banks.add_adapter(bank, "d", adapters["a"])
     assert same(bank.leaves, copies)
-    donated = banks.remove_adapter(bank, "a", donate=True)
-    assert donated.leaves["ln_f.scale"] is bank.leaves["ln_f.scale"]  # written in place
 
 
-def test_a_donated_bank_is_given_up():
-    _, adapters, bank = make_small_bank()
-    added = banks.add_adapter(bank, "d", adapters["a"], donate=True)
-    assert all(leaf.is_deleted() for leaf in bank.leaves.values())
-    assert same(banks.get_adapter(added, "d").trainable, adapters["a"].trainable)
+def add(bank, adapter):
+    return banks.add_adapter(bank, "d", adapter, donate=True)
 
 
-def test_numbers_stay_while_adapters_come_and_go():
+EDITS = {
+    "add": add,
+    "add with a new leaf": lambda bank, adapter: banks.add_adapter(
+        bank, "d", {"classifier.bias": np.ones(2, "f")}, params=make_params(), donate=True
+    ),
+    "replace": lambda bank, adapter: banks.replace_adapter(bank, "b", adapter, donate=True),
+    "remove": lambda bank, adapter: banks.remove_adapter(bank, "b", donate=True),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("capacity", [4, 8])
+@pytest.mark.parametrize("on_host", [False, True])
+def test_a_donated_bank_is_given_up_whole(edit, capacity, on_host, tmp_path):
+    params, adapters, bank = make_small_bank(on_host=on_host, capacity=capacity)
+    renamed, leaves = banks.rename_adapter(bank, "c", "x"), bank.leaves
+    edited = EDITS[edit](bank, adapters["a"])
+    assert same(banks.get_adapter(edited, "a").trainable, adapters["a"].trainable)
+    for use in (
+        lambda: banks.take_rows(bank, "a"),
+        lambda: banks.take_rows(leaves, [1]),
+        lambda: banks.take_rows(renamed, ["x"]),
+        lambda: banks.get_adapter(bank, "a"),
+        lambda: banks.freeze_base(params, bank),
+        lambda: banks.add_adapter(bank, "e", adapters["a"]),
+        lambda: banks.remove_adapter(bank, "a"),
+        lambda: banks.grow_bank(bank, 32),
+        lambda: banks.average(bank, ["a"]),
+        lambda: banks.save_bank(tmp_path / "bank", bank, base=params),
+        lambda: bank.nbytes,
+        lambda: bank.leaves["ln_f.scale"],
+        lambda: jax.jit(lambda leaves: banks.take_rows(leaves, [1]))(bank.leaves),
+    ):
+        with pytest.raises(AdapterError, match="given up by an edit with donate=True"):
+            use()
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_a_donated_edit_writes_in_place_and_a_refused_one_changes_nothing(on_host):
+    _, adapters, bank = make_small_bank(on_host=on_host)
+    row, array = banks.take_rows(bank, "b"), bank.leaves["ln_f.scale"]
+    with pytest.raises(AdapterError, match="not finite"):
+        add(bank, {"ln_f.scale": np.full(32, np.nan, "f")})
+    assert same(banks.get_adapter(bank, "a").trainable, adapters["a"].trainable)
+    edited = banks.remove_adapter(bank, "b", donate=True)
+    assert edited.leaves["ln_f.scale"] is array if on_host else array.is_deleted()
+    assert same(row, adapters["b"].trainable)  # rows that were taken before are copies
+    # What shares arrays without the bank's own dict says so too.
+    if not on_host:
+        copy = jax.tree.map(lambda leaf: leaf, edited)
+        banks.remove_adapter(edited, "a", donate=True)
+        with pytest.raises(AdapterError, match="donated and are gone"):
+            banks.take_rows(copy, "a")
+
+
+def test_ids_stay_while_adapters_come_and_go():
     _, adapters, bank = make_small_bank()
     assert bank.get_ids(["base", "a", "b", "c", "a"]).tolist() == [0, 1, 2, 3, 1]
     assert bank.get_ids("b") == 2
     bank = banks.remove_adapter(bank, "a")
     assert bank.get_ids(["b", "c"]).tolist() == [2, 3]
-    assert np.isnan(bank.leaves["ln_f.scale"][1]).all()  # loud, not another adapter's
+    assert np.isnan(bank.leaves["ln_f.scale"][1]).all()
     bank = banks.add_adapter(bank, "d", adapters["a"])
-    assert bank.names == ("base", "d", "b", "c")
+    assert bank.names == ("base", "b", "c", "d")  # rows that had no adapter come first
+    assert bank.get_ids("d") == 4
 
 
 def test_a_full_bank_doubles():

@@ -27,14 +27,26 @@ def test_the_ends_are_exact(base, left, right):
     bank = make_vectors(base, a=left, b=right, again=left, third=left)
 
     def bits(adapter):
-        return (adapter.trainable["ln.scale"] + 0).tolist()  # a zero may lose its sign
+        return (adapter.trainable["ln.scale"] + 0).tolist()  # between, a zero may lose its sign
 
-    assert bits(banks.weighted_sum(bank, {"a": 1.0, "b": 0.0})) == left.tolist()
-    assert bits(banks.weighted_sum(bank, {"a": 0.0})) == base.tolist()
-    assert bits(banks.average(bank, ["a", "again", "third"])) == left.tolist()
-    assert bits(banks.interpolate(bank, "a", "b", 0.0)) == left.tolist()
-    assert bits(banks.interpolate(bank, "a", "b", 1.0)) == right.tolist()
-    assert bits(banks.interpolate(bank, "base", "b", 1.0)) == right.tolist()
+    for adapter, end in (
+        (banks.weighted_sum(bank, {"a": 1.0, "b": 0.0}), left),
+        (banks.weighted_sum(bank, {"a": 1.0}), left),
+        (banks.weighted_sum(bank, {"a": 0.0}), base),
+        (banks.average(bank, ["a"]), left),
+        (banks.average(bank, ["a", "again", "third"]), left),
+        (banks.weighted_sum(bank, {"a": 0.3, "again": 0.7}), left),
+        (banks.uniform_soup(bank, "a"), left),
+        (banks.interpolate(bank, "a", "b", 0.0), left),
+        (banks.interpolate(bank, "a", "b", -0.0), left),
+        (banks.interpolate(bank, "a", "b", 1.0), right),
+        (banks.interpolate(bank, "a", "a", 0.3), left),
+        (banks.interpolate(bank, "a", "again", 0.3), left),
+        (banks.interpolate(bank, "base", "b", 1), right),
+        (banks.interpolate(bank, "base", "b", np.float32(0)), base),
+        (banks.greedy_soup(bank, lambda leaves: 0.0, ["a"]).adapter, left),
+    ):
+        assert adapter.trainable["ln.scale"].tobytes() == end.tobytes()
     exact = base.astype("d") + 0.5 * (left.astype("d") - base) - 2 * (right.astype("d") - base)
     found = banks.weighted_sum(bank, {"a": 0.5, "b": -2.0}).trainable["ln.scale"]
     np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-6)
@@ -42,6 +54,41 @@ def test_the_ends_are_exact(base, left, right):
     assert bits(banks.average(bank, ["a", "b"])) == (mean.astype("f") + 0).tolist()
     negated = 2 * base.astype("d") - left
     assert bits(banks.negate(bank, "a")) == (negated.astype("f") + 0).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("on_host", [False, True])
+def test_zeros_keep_their_signs(dtype, on_host):
+    zero, none = np.array([0.0, -0.0, -0.0], "f"), np.array([-0.0, 0.0, -0.0], "f")
+    adapters = {name: {"ln.scale": none} for name in ("a", "b")}
+    bank = banks.make_bank({"ln": {"scale": zero}}, adapters, dtype=dtype, on_host=on_host)
+
+    def signs(adapter):
+        return np.signbit(adapter.trainable["ln.scale"]).tolist()
+
+    assert signs(banks.interpolate(bank, "a", "base", 0.0)) == [True, False, True]
+    assert signs(banks.interpolate(bank, "base", "a", 1.0)) == [True, False, True]
+    assert signs(banks.average(bank, ["a", "b"])) == [True, False, True]
+    assert signs(banks.weighted_sum(bank, {"a": 0.0})) == [False, True, True]
+    assert signs(banks.negate(bank, "a"))[2]  # where the adapter is the base
+    twice = banks.add_adapter(bank, "negated", banks.negate(bank, "a"))
+    assert signs(banks.negate(twice, "negated"))[2]
+
+
+def test_an_end_is_exact_whatever_the_other_one_is():
+    """Times 0, a value that is too large for a sum would be NaN; a wide bank, no other digits."""
+    most = np.full(2, np.finfo("f").max, "f")
+    bank = banks.make_bank({"ln": {"scale": -most}}, {"a": {"ln.scale": most}})
+    assert same(banks.interpolate(bank, "base", "a", 1.0).trainable, {"ln.scale": most})
+    with pytest.raises(AdapterError, match="too large for float32"):
+        banks.interpolate(bank, "base", "a", 2.0)
+    wide = {"ln": {"scale": np.full(2, 0.1)}}
+    adapters = {name: {"ln.scale": np.full(2, 1 / 3)} for name in ("a", "b")}
+    bank = banks.make_bank(wide, adapters, on_host=True)
+    mean = banks.weighted_sum(bank, {"a": 0.1, "b": 0.9}).trainable
+    assert same(mean, {"ln.scale": np.full(2, 1 / 3)})
+    with pytest.raises(AdapterError, match="too large to be added"):
+        banks.weighted_sum(bank, {"a": 1e308, "b": 1e308})
 
 
 @given(VALUES, VALUES, VALUES)
@@ -132,6 +179,13 @@ def test_what_cannot_be_combined():
     for call, message in (
         (lambda: banks.weighted_sum(bank, {"a": float("nan")}), "finite numbers by name"),
         (lambda: banks.weighted_sum(bank, {}), "finite numbers by name"),
+        (lambda: banks.weighted_sum(bank, {"a": "much"}), "finite numbers by name"),
+        (lambda: banks.weighted_sum(bank, ["a"]), "finite numbers by name"),
+        (lambda: banks.uniform_soup(banks.make_bank(params)), "the base alone"),
+        (lambda: banks.greedy_soup(bank, len, ["a", "a"]), "each once"),
+        (lambda: banks.greedy_soup(bank, len, "ab"), "no adapter 'ab'"),
+        (lambda: banks.compare_adapters(bank, "ab"), "no adapter 'ab'"),
+        (lambda: banks.interpolate(bank, "a", "b", "half"), "expected a finite number"),
         (lambda: banks.weighted_sum(bank, {"a": 1e300}), "too large for float32 in"),
         (lambda: banks.average(bank, ["a", "a"]), "each once"),
         (lambda: banks.average(bank, []), "each once"),

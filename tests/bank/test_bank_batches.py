@@ -1,5 +1,8 @@
 """Mixed batches through vmap: as one by one, compiled once, the same matmuls."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,8 +144,112 @@ def test_keywords_and_inputs_without_a_batch_axis():
     np.testing.assert_allclose(found["y"], expected + np.array(noise)[:, None], atol=1e-5)
     with pytest.raises(AdapterError, match=r"has shape \(5, 1\), but there are 6 ids"):
         banks.apply_per_example(tilted, bank, MIX, frozen, X, shift[:5])
+    with pytest.raises(AdapterError, match=r"keyword 'key' has shape \(5,\), .*functools.partial"):
+        banks.apply_per_example(tilted, bank, MIX, frozen, X, key=keys[:5])
     with pytest.raises(AdapterError, match="a value without a batch axis"):
         banks.apply_per_example(lambda p, x: apply(p, x).mean(), bank, MIX, frozen, X)
+
+
+def scale_all(params, x, *more, **named):
+    x = jnp.asarray(x)
+    rest = [jnp.sum(jnp.asarray(leaf, "float32")) for leaf in jax.tree.leaves((more, named))]
+    return x * params["ln"]["scale"] + sum(rest)
+
+
+TWO = banks.make_bank({"ln": {"scale": jnp.ones(2)}}, {"a": {"ln.scale": jnp.full(2, 10.0)}})
+FROZEN_TWO = banks.freeze_base({"ln": {"scale": jnp.ones(2)}}, TWO)
+ONES = jnp.ones((2, 2))
+
+
+def run_two(*batch, apply_fn=scale_all, **options):
+    ids = ["a", "base"]
+    direct = banks.apply_per_example(apply_fn, TWO, ids, FROZEN_TWO, *batch, **options)
+    rows = banks.take_rows(TWO, ids)
+    taken = banks.apply_rows(apply_fn, rows, FROZEN_TWO, *batch, **options)
+    assert np.array_equal(direct, taken)
+    return direct.tolist()
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        [1.0, 2.0],
+        (1, 2),
+        [[1.0, 2.0], [3.0, 4.0]],
+        [True, False],
+        [np.float32(1), np.float32(2)],
+        [jnp.float32(1), jnp.float32(2)],
+        ["a text", "another"],
+        [{"x": 1.0}, {"x": 2.0}],
+        {"x": [1.0, 2.0]},
+    ],
+    ids=repr,
+)
+def test_a_list_of_numbers_is_no_batch(nested):
+    """Each row would get the whole list: [[10, 10], [10, 10]] where the array gives [[10, 20]]."""
+    message = "is a sequence that holds .* cannot be split into rows: pass an array"
+    with pytest.raises(AdapterError, match=f"input 0 after frozen {message}"):
+        run_two(nested)
+    with pytest.raises(AdapterError, match=f"input 1 after frozen {message}"):
+        run_two(ONES, nested, in_axes=(0, 0))
+    with pytest.raises(AdapterError, match=f"the keyword 'shift' {message}"):
+        run_two(ONES, shift=nested)
+
+
+def test_in_axes_say_what_is_split():
+    split, shift = jnp.array([[1.0, 1.0], [2.0, 2.0]]), jnp.array([1.0, 2.0])
+    assert run_two(split) == [[10, 10], [2, 2]]
+    # As long as the batch, and meant for every row.
+    assert run_two(ONES, shift) == [[11, 11], [3, 3]]
+    assert run_two(ONES, shift, in_axes=(0, None)) == [[13, 13], [4, 4]]
+    assert run_two(ONES, [1.0, 2.0], in_axes=[0, None]) == [[13, 13], [4, 4]]
+    assert run_two(ONES, {"a": shift, "b": shift}, in_axes=(0, {"a": 0, "b": None})) == [
+        [14, 14],
+        [6, 6],
+    ]
+    whole = functools.partial(scale_all, shift=shift)
+    assert run_two(ONES, apply_fn=whole) == [[13, 13], [4, 4]]
+    assert run_two(ONES, None, 3, in_axes=(0, None, 0)) == [[13, 13], [4, 4]]
+    assert run_two(ONES, None, 3) == [[13, 13], [4, 4]]
+    # Another axis than the first: one row at a time keeps it, as an axis of length one.
+    wide = jnp.arange(6.0).reshape(3, 2)
+
+    def see(params, x):
+        assert x.shape == (3, 1)
+        return x.sum(0, keepdims=True) * params["ln"]["scale"]
+
+    for axis in (1, -1):
+        assert run_two(wide, apply_fn=see, in_axes=axis) == [[60, 60], [9, 9]]
+    everywhere = run_two(jnp.ones((1, 2)), in_axes=None)
+    assert everywhere == [[10, 10], [1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("in_axes", "message"),
+    [
+        ((0,), r"in_axes does not fit the 2 inputs after frozen: .* as to jax.vmap"),
+        ((0, 0, 0), "in_axes does not fit the 2 inputs"),
+        ({"x": 0}, "in_axes does not fit the 2 inputs"),
+        ((0, "batch"), "in_axes holds 'batch'; expected integers and None"),
+        ((0, True), "in_axes holds True"),
+        ((0, 1), r"input 1 after frozen has shape \(2,\), which has no axis 1"),
+        ((0, -2), r"input 1 after frozen has shape \(2,\), which has no axis -2"),
+    ],
+)
+def test_in_axes_that_fit_nothing(in_axes, message):
+    with pytest.raises(AdapterError, match=message):
+        run_two(ONES, jnp.ones(2), in_axes=in_axes)
+
+
+def test_names_in_any_sequence():
+    for names in (["a", "base"], ("a", "base"), np.array(["a", "base"])):
+        found = banks.apply_per_example(scale_all, TWO, names, FROZEN_TWO, ONES)
+        assert found.tolist() == [[10, 10], [1, 1]]
+    for ids in ((1, 0), np.array([1, 0], np.uint8), jnp.array([1, 0], jnp.int8)):
+        found = banks.apply_per_example(scale_all, TWO.leaves, ids, FROZEN_TWO, ONES)
+        assert found.tolist() == [[10, 10], [1, 1]]
+    for ids in ([], np.zeros(0, np.int32)):
+        assert banks.apply_per_example(scale_all, TWO, ids, FROZEN_TWO, ONES[:0]).shape == (0, 2)
 
 
 def test_a_bfloat16_base_takes_its_own_dtype_or_the_bank_s():
@@ -183,10 +290,11 @@ def test_gradients_reach_the_rows_that_were_used():
     params, _, bank = make_small_bank()
     frozen, ids = banks.freeze_base(params, bank), bank.get_ids(["a", "c"])
 
-    def loss(leaves):
+    def loss(arrays):
+        leaves = dataclasses.replace(bank.leaves, arrays=arrays)
         return banks.apply_per_example(apply, leaves, ids, frozen, X[:2]).sum()
 
-    grads = jax.grad(loss)(bank.leaves)["ln_f.bias"]
+    grads = jax.grad(loss)(bank.leaves.arrays)["ln_f.bias"]
     assert np.abs(grads[ids]).max(axis=1).min() > 0
     assert not np.delete(np.asarray(grads), ids, axis=0).any()
 
@@ -195,9 +303,17 @@ def test_ids_that_have_no_adapter():
     params, _, bank = make_small_bank()
     bank, frozen = banks.remove_adapter(bank, "b"), banks.freeze_base(params, bank)
     for ids, message in (
-        ([0, 8], "ids holds 8; expected 0 to 7"),
-        ([-1, 0], "ids holds -1; expected 0 to 7"),
-        ([0, 2], "ids holds 2, a row without an adapter"),
+        ([0, 8], "ids holds 8, which no adapter has"),
+        ((-1, 0), "ids holds -1, which no adapter has"),
+        ([0, 2], "ids holds 2, .*: it was removed, or never added. Look ids up by name"),
+        ([0, 4], "ids holds 4, which no adapter has"),
+        ([0, 2**31 + 1], "ids holds 2147483649, which no adapter has"),
+        (np.array([2**63 + 1], np.uint64), "which no adapter has"),
+        ([True, False], r"dtype bool; expected integers \(batch,\), or names"),
+        ([[0], [0, 1]], "ids is no array of integers"),
+        ({"a", "b"}, "ids is .*without an axis|dtype object"),
+        (["a", 1], "the bank has no adapter 1"),
+        ([["a"], ["b"]], "the bank has no adapter|dtype"),
         (["a", "b"], "the bank has no adapter 'b'"),
         ([0.0, 1.0], "expected integers"),
         ([[0]], r"ids has shape \(1, 1\)"),
@@ -206,8 +322,12 @@ def test_ids_that_have_no_adapter():
             banks.apply_per_example(apply, bank, ids, frozen, X[:2])
     with pytest.raises(AdapterError, match=r"names need a bank: pass bank.get_ids"):
         banks.take_rows(bank.leaves, ["a"])
-    with pytest.raises(AdapterError, match="expected a bank or its leaves, not int"):
+    with pytest.raises(AdapterError, match=r"expected a bank or bank\.leaves, not int"):
         banks.take_rows(3, [0])
+    with pytest.raises(AdapterError, match=r"expected a bank or bank\.leaves, not dict"):
+        banks.take_rows(dict(bank.leaves), [0])
+    with pytest.raises(AdapterError, match=r"ids has dtype bfloat16; .*leaves.arrays alone"):
+        banks.take_rows(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), bank.leaves), [0])
     with pytest.raises(AdapterError, match="rows must hold arrays with one batch axis first"):
         banks.apply_rows(apply, {"ln_f.scale": jnp.float32(1)}, frozen, X)
 
