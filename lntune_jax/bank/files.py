@@ -142,8 +142,9 @@ def load_bank(
         check_base("params", arrays, own, has_values=True)
         if capacity is None and len(freed) > _MOST_FREED * len(rows):
             raise AdapterError(
-                f"the bank {directory} holds {len(rows)} rows and keeps {len(freed):,} free ones for "
-                f"the ids of removed adapters: pass capacity={len(rows) + len(freed)} if that is right"
+                f"the bank {directory} holds {len(rows)} rows and keeps {len(freed):,} free ones "
+                "for the ids of removed adapters: pass "
+                f"capacity={len(rows) + len(freed)} if that is right"
             )
         if spans_processes(sharding):
             meet()  # to put a value there is a collective
