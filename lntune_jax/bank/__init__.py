@@ -11,7 +11,7 @@ from .algebra import (
     uniform_soup,
     weighted_sum,
 )
-from .apply import apply_ensemble, apply_per_example, apply_rows, freeze_base, merge_rows, take_rows
+from .apply import apply_ensemble, apply_per_example, apply_rows
 from .core import AdapterBank, BankLeaves, Row, grow_bank
 from .edit import (
     add_adapter,
@@ -23,6 +23,7 @@ from .edit import (
     replace_adapter,
 )
 from .files import load_bank, save_bank
+from .rows import freeze_base, merge_rows, take_rows
 
 __all__ = [
     "AdapterBank",

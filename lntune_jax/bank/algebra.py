@@ -20,8 +20,8 @@ from ..config import LNTuningConfig
 from ..errors import AdapterError
 from ..messages import list_names
 from ..storage.arrays import to_numpy
-from .apply import take_rows
 from .core import BASE, AdapterBank, get_row_shapes
+from .rows import take_rows
 from .sources import select_paths
 
 
