@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from ..errors import TreeError
-from ..paths import Leaf, Path, flatten, get_shape, join
+from ..paths import Leaf, Path, flatten, get_shape, holds_collections, join, split_name
 from . import norm_names as names
 
 NORM, GROUP_NORM, UNCERTAIN, OTHER = "norm", "group norm", "uncertain", "other"
@@ -122,8 +122,28 @@ def get_kind(kinds: Mapping[Path, str], path: Path) -> str | None:
     return kinds.get(path) or kinds.get(path[:-1])
 
 
+def _list_told(tree: Mapping[Any, Any], above: Path) -> Iterator[tuple[Path, bool]]:
+    """The leaf paths whose keys say whether they are a norm's."""
+    for key, value in tree.items():
+        is_norm = getattr(key, "is_norm", None)
+        if is_norm is not None:
+            yield (*above, *split_name(key)), is_norm
+        elif isinstance(value, dict):
+            yield from _list_told(value, (*above, *split_name(str(key))))
+
+
 def find_by_type(tree: Any) -> dict[Path, str]:
-    """The norm modules that are objects in the tree itself (Equinox, NNX), whatever their names."""
+    """The modules whose type is known, whatever their names: `NORM`, `GROUP_NORM` or `OTHER`.
+
+    Objects in the tree itself (Equinox, NNX) say it, and keys of a dict that have an attribute
+    `is_norm`, as those of `lntune_jax.integrations.torchax` do.
+    """
+    if isinstance(tree, dict):
+        told = dict(_list_told(tree, ()))
+        if told and holds_collections(tree):
+            told = {path[1:] if path[0] == "params" else path: told[path] for path in told}
+        if told:
+            return {path[:-1]: NORM if is_norm else OTHER for path, is_norm in told.items()}
     kinds = {}
     for module_name, table in _TYPES.items():
         library = sys.modules.get(module_name)  # not loaded: no such object can be in the tree

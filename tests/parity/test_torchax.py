@@ -1,5 +1,7 @@
 """`lntune_jax.integrations.torchax` against PyTorch itself, on small models of ten families."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import threading
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import torch
 import torchax
@@ -483,8 +486,9 @@ def test_a_torchax_that_does_not_fit_torch_is_explained(tmp_path):
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import lntune_jax.integrations.torchax as bridge\n"
         "assert 'torch' not in sys.modules and 'torchax' not in sys.modules\n"
+        "from lntune_jax.errors import ModelError\n"
         "try: bridge.from_torch(None)\n"
-        "except bridge.ModelError as error: print(error)\n"
+        "except ModelError as error: print(error)\n"
     )
     command = [sys.executable, "-c", program]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -505,3 +509,53 @@ def test_a_trace_finds_the_norms_that_the_types_say(name):
     assert not found.opaque
     by_type, _ = lnt.partition_params(model.params, CONFIG, norms=model.norms)
     assert list(found) == list(by_type)
+
+
+class Named(torch.nn.Module):
+    """A norm whose name says nothing, and a BatchNorm that is called a LayerNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.final = torch.nn.LayerNorm(4)
+        self.layer_norm = torch.nn.BatchNorm1d(4)
+        self.proj = torch.nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.proj(self.layer_norm(self.final(x)))
+
+
+NAMED = ["final.bias", "final.weight"]
+
+
+def select_names(params):
+    return sorted(lnt.partition_params(params, CONFIG).trainable)
+
+
+def test_params_carry_their_norms(tmp_path):
+    params = from_torch(Named()).params
+    assert type(params) is dict
+    tx = optax.sgd(0.1)
+    updates, _ = tx.update(params, tx.init(params), params)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "whole", params)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "whole", params)
+    trees = {
+        "itself": params,
+        "dict": dict(params),
+        "union": {**params} | {},
+        "tree.map": jax.tree.map(jnp.copy, params),
+        "jit": jax.jit(lambda tree: jax.tree.map(lambda x: x * 2, tree))(params),
+        "shapes": jax.eval_shape(lambda: params),
+        "optax": optax.apply_updates(params, updates),
+        "merge": lnt.merge_params(*lnt.partition_params(params, CONFIG)),
+        "orbax": restored,
+        "pickle": pickle.loads(pickle.dumps(params)),
+        "copy": copy.deepcopy(params),
+        "linen": {"params": params},
+    }
+    assert {name: select_names(tree) for name, tree in trees.items()} == dict.fromkeys(trees, NAMED)
+    nested = select_names({"model": params, "extra_norm": {"scale": jnp.ones(4)}})
+    assert nested == ["extra_norm.scale", *(f"model.{name}" for name in NAMED)]
+    by_hand = lnt.select(params, CONFIG, norms=["layer_norm"])
+    assert sorted(by_hand.partition(params).trainable) == ["layer_norm.bias", "layer_norm.weight"]

@@ -19,6 +19,7 @@ from .export import Program
 from .imports import load_torch, load_torchax, load_transformers
 from .module import (
     Skeleton,
+    TorchName,
     find_norm_modules,
     list_buffers,
     list_params,
@@ -44,10 +45,11 @@ class TorchModel:
 
     Attributes:
         params: the parameters, `{dotted torch name: array}`, a tied one once, under its first
-            name; in the module's dtypes and PyTorch's layouts.
+            name; in the module's dtypes and PyTorch's layouts. The names know which are norms',
+            so that `partition_params(params, config)` does not guess.
         buffers: all other tensors of the module, the ones it does not save too.
-        norms: the paths of the modules that are LayerNorm or RMSNorm by type, for
-            `partition_params(params, config, norms=model.norms)`.
+        norms: the paths of the modules that are LayerNorm or RMSNorm by type, for trees whose
+            names were made anew: `partition_params(params, config, norms=model.norms)`.
         config: the transformers config, if the module has one.
 
     Example:
@@ -55,7 +57,7 @@ class TorchModel:
         >>> import lntune_jax as lnt
         >>> from lntune_jax.integrations.torchax import from_torch
         >>> model = from_torch(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4)))
-        >>> halves = lnt.partition_params(model.params, lnt.LNTuningConfig(), norms=model.norms)
+        >>> halves = lnt.partition_params(model.params, lnt.LNTuningConfig())
         >>> list(halves.trainable)
         ['1.bias', '1.weight']
         >>> model.apply(lnt.merge_params(*halves), jnp.ones((2, 4))).shape
@@ -204,10 +206,12 @@ def _from_torch(module: Any, *, share: bool) -> TorchModel:
     if not isinstance(module, load_torch().nn.Module):
         raise ModelError(f"from_torch takes a torch.nn.Module, not a {type(module).__name__}")
     params, buffers = list_params(module), list_buffers(module)
+    norms = find_norm_modules(module, params)
+    names = {n: TorchName(n, is_norm=n.rpartition(".")[0] in norms) for n in params}
     return TorchModel(
-        params={name: to_array(name, tensor, share=share) for name, tensor in params.items()},
+        params={names[n]: to_array(n, tensor, share=share) for n, tensor in params.items()},
         buffers={name: to_array(name, tensor, share=share) for name, tensor in buffers.items()},
-        norms=find_norm_modules(module, params),
+        norms=norms,
         config=getattr(module, "config", None),
         _skeleton=make_skeleton(module, params, buffers),
     )

@@ -23,6 +23,26 @@ from .imports import load_torch
 _NORM_CLASS = re.compile(r"(LayerNorm|R[Mm][Ss]Norm)(Gated|1P|2d)?$")
 
 
+class TorchName(str):
+    """The name of a parameter, which also says whether the parameter is a norm's, by its type.
+
+    A key of `TorchModel.params`. It is a string in all else, so that the dict stays a dict for
+    `jax.tree.map`, jit, optax, Orbax and `dict(...)`, and takes its norms along.
+
+    Example:
+        >>> name = TorchName("layers.0.final.weight", is_norm=True)
+        >>> name == "layers.0.final.weight", {**{name: 1}}, [n.is_norm for n in dict({name: 1})]
+        (True, {'layers.0.final.weight': 1}, [True])
+    """
+
+    is_norm: bool
+
+    def __new__(cls, name: str, is_norm: bool = False) -> TorchName:
+        self = super().__new__(cls, name)
+        self.is_norm = is_norm
+        return self
+
+
 class Skeleton(NamedTuple):
     """A module without weights.
 

@@ -152,8 +152,11 @@ def guard_tracing(module: Any) -> Iterator[None]:
         mock.patch.object(torch.autograd.Function, "apply", classmethod(_refuse_own_backward)),
         mock.patch.object(torch.inference_mode, "__enter__", _enter_inference),
         mock.patch.object(torch.inference_mode, "__exit__", _exit_inference),
+        mock.patch.object(torch.nn.Module, "register_full_backward_hook", _refuse_hook),
         _make_guard_mode(),
     ):
+        if any(part._backward_hooks or part._backward_pre_hooks for part in module.modules()):
+            _refuse_hook()
         _clear_caches(module)
         try:
             yield
@@ -168,13 +171,15 @@ def _refuse_own_backward(cls: type, *_: Any, **__: Any) -> Any:
             "forward uses torch.utils.checkpoint: call gradient_checkpointing_disable() on the "
             "module, and wrap your loss in jax.checkpoint"
         )
-    if cls.__name__ == "BackwardHookFunction":
-        raise _refuse("a backward hook on a module", "take the hook away")
     raise _refuse(
         f"{cls.__name__}, a torch.autograd.Function with a backward of its own",
         "write it with operators of PyTorch: `x + (f(x) - x).detach()` has the value of f and "
         "the gradient of x",
     )
+
+
+def _refuse_hook(*_: Any, **__: Any) -> Any:
+    raise _refuse("a backward hook on a module", "take the hook away")
 
 
 def _refuse(what: str, cure: str) -> ModelError:
