@@ -31,7 +31,7 @@ from ..storage.directories import resolve_path, write_directory
 from ..storage.json_files import read_json
 from ..storage.processes import meet, spans_processes, together, write_on_first_process
 from .core import BASE, MOST_ROWS, AdapterBank, Row, build_bank
-from .values import BASE, check_base, check_name, get_own
+from .values import check_base, check_name, get_own
 
 _ROWS_FILE = "bank.json"
 _MOST_BYTES = 2**28  # of that file: ten thousand adapters of a 70B model take a fifth of it
