@@ -19,7 +19,7 @@ import numpy as np
 
 import lntune_jax as lnt
 from lntune_jax.adapters.fingerprint import explain_difference
-from lntune_jax.adapters.format import _render, read_metadata
+from lntune_jax.adapters.format import read_metadata
 from lntune_jax.bank import files as bank_files
 from lntune_jax.expressions import match_expressions
 from lntune_jax.models import from_config, from_pretrained
@@ -27,7 +27,7 @@ from lntune_jax.models._directory import read_config
 from lntune_jax.models._files import open_weights
 from lntune_jax.models._shards import read_checkpoint
 from lntune_jax.storage.checksums import METADATA_FILE
-from lntune_jax.storage.json_files import parse_json
+from lntune_jax.storage.json_files import parse_json, seal_json
 
 PARAMS: dict[str, Any] = {
     "model": {
@@ -110,7 +110,7 @@ def feed_metadata(content: bytes) -> None:
             fields = None
         if isinstance(fields, dict):
             fields.pop("sha256", None)
-            content = _render(fields).encode()
+            content = seal_json(fields).encode()
         (place / METADATA_FILE).write_bytes(content)
         metadata = read_metadata(place)
     explain_difference(metadata.base, {"lm_head.kernel": PARAMS["lm_head"]["kernel"]})

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .adapters.fingerprint import QUANTIZED, count_frozen
-from .adapters.store import ARRAYS_DIRECTORY, read_directory, restore_adapter
+from .adapters.store import read_directory, restore_adapter
 from .config import CONFIG_FILE, LNTuningConfig
 from .errors import AdapterError
 from .messages import warn
@@ -25,6 +25,7 @@ from .names.rules import NameMap
 from .peft.files import OURS, PEFT, WEIGHTS_FILE, find_kind, read_key, read_peft_directory
 from .peft.load import import_peft
 from .selection.labels import NORM, label_kinds
+from .storage.arrays import ARRAYS_DIRECTORY
 from .storage.checksums import METADATA_FILE, list_files
 from .storage.directories import resolve_path
 

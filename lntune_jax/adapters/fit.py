@@ -15,7 +15,7 @@ from ..messages import explain_other_model, list_names
 from ..names.layers import list_parts, view
 from ..names.maps import NameMap, get_name_map
 from ..partition import Placeholder, is_placeholder
-from ..paths import flatten, get_shape, join
+from ..paths import Leaf, flatten, get_shape, join
 from ..selection.roles import RoledTree
 from ..selection.select import Views, select_views
 from ..storage.leaves import (
@@ -111,33 +111,47 @@ def check_values(arrays: Mapping[str, np.ndarray]) -> None:
 def check_place(
     directory: Path,
     params: Any,
-    adapter: tuple[Mapping[str, Any], LNTuningConfig],
-    norms: Any,
+    trainable: Mapping[str, Any],
+    config: LNTuningConfig,
+    norms: Iterable[str] | None,
     name_map: str | NameMap | None = None,
+    trained_on: str = "",
 ) -> Views:
     """Compares the leaves of an adapter with those that its config selects in `params`.
+
+    Args:
+        directory: the adapter's, for messages.
+        params: the tree it is to fit.
+        trainable: its leaves.
+        config: its config.
+        norms: the norms that trained, by the names under which they were saved.
+        name_map: as in `restore_adapter`.
+        trained_on: what the base was called, for messages; empty where nothing is known.
 
     Raises:
         AdapterError: lists what is missing, unexpected, or of another shape or kind.
     """
-    trainable, config = adapter
     if fill_placeholders(params)[1]:
         raise AdapterError(
             "params is the frozen half of partition_params: pass the whole tree, or "
             "call merge_params(load_adapter(path).trainable, frozen)"
         )
-    present = _list_named(directory, params, name_map)
+    leaves = _list_named(directory, params, name_map)
+    present = {join(leaf.path): leaf.value for leaf in leaves}
     absent = [name for name in trainable if name not in present]
-    if absent == list(trainable):
+    kinds = set(map(_drop_numbers, present))  # of leaves, whatever their layer
+    if 2 * sum(_drop_numbers(name) not in kinds for name in absent) > len(trainable):
         vectors = [name for name, value in present.items() if len(get_shape(value) or ()) == 1]
-        base = config.base_model_name_or_path
-        raise AdapterError(explain_other_model(directory, base, absent, vectors))
+        raise AdapterError(explain_other_model(directory, trained_on, absent, vectors))
     wrong = [f"params lacks {list_names(absent)}"] if absent else []
     for name, value in trainable.items():
         wrong += compare_leaf(name, present[name], value, "params") if name in present else []
     if wrong:
         raise _explain(directory, wrong)
-    views = _select(directory, params, config, norms, name_map)
+    # By their segments, since a key may have dots.
+    paths = {join(path): path for leaf in leaves for path in (leaf.path, leaf.path[:-1])}
+    known = None if norms is None else [paths[name] for name in norms if name in paths]
+    views = _select(directory, params, config, known, name_map)
     selected = list(views.named.list_trainable())
     missing = [name for name in selected if name not in trainable]
     if missing:
@@ -172,7 +186,11 @@ def place_leaves(selection: RoledTree, trainable: Mapping[str, np.ndarray], cast
     return selection.treedef.unflatten(leaves)
 
 
-def _list_named(directory: Path, params: Any, name_map: str | NameMap | None) -> dict[str, Any]:
+def _drop_numbers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if not part.isdecimal())
+
+
+def _list_named(directory: Path, params: Any, name_map: str | NameMap | None) -> list[Leaf]:
     """The leaves by the names under which an adapter keeps them."""
     leaves, known = flatten(params)[0], get_name_map(name_map)
     if known is not None:
@@ -181,14 +199,14 @@ def _list_named(directory: Path, params: Any, name_map: str | NameMap | None) ->
         except TreeError as error:
             raise _explain(directory, [str(error)]) from error
         leaves = [part for leaf in leaves for part in view(leaf, parts[join(leaf.path)])]
-    return {join(leaf.path): leaf.value for leaf in leaves}
+    return leaves
 
 
 def _select(
     directory: Path,
     params: Any,
     config: LNTuningConfig,
-    norms: Iterable[str] | None,
+    norms: Any,
     name_map: str | NameMap | None,
 ) -> Views:
     try:
@@ -197,9 +215,10 @@ def _select(
         raise _explain(directory, [str(error)]) from error
 
 
-def _explain(directory: Path, wrong: list[str]) -> AdapterError:
+def _explain(directory: Path, wrong: list[str] | str) -> AdapterError:
+    why = wrong if isinstance(wrong, str) else list_names(wrong, str)
     return AdapterError(
-        f"the adapter {directory} does not fit params: {list_names(wrong, str)}. Pass the tree of "
+        f"the adapter {directory} does not fit params: {why}. Pass the tree of "
         "the base it was trained on, with the same names of modules; where one leaf of params "
         "holds all layers, pass name_map too (model.name_map of a scanned model)"
     )

@@ -1,14 +1,11 @@
-"""The file that completes an adapter directory: what the directory holds, and checksums of it all.
+"""The file that completes an adapter directory: what the directory holds, and checksums of it.
 
-It is written last, so a directory without it is unfinished; its own text must be exactly what its
-fields give, so no bit anywhere can flip unseen.
+It is written last, so a directory without it is unfinished. A person can read it; it ends with a
+checksum of its own text. The same adapter gives the same text.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -20,14 +17,15 @@ import numpy as np
 
 from ..config import CONFIG_FILE, WEIGHTS_FILE
 from ..errors import AdapterError
-from ..storage.arrays import hash_array
-from ..storage.checksums import METADATA_FILE, list_files
-from ..storage.json_files import parse_json, read_bounded
+from ..storage.arrays import ARRAYS_DIRECTORY, hash_array, is_array_file, read_arrays
+from ..storage.checksums import METADATA_FILE, describe_files, list_files
+from ..storage.json_files import open_sealed, read_bounded, seal_json
+from .fingerprint import check_fingerprint
 
-FORMAT_VERSION = 1
-# For json.dumps: how the file is written, and how it was before (a fifth longer); both are read.
-_COMPACT: dict[str, Any] = {"separators": (",", ":")}
-_INDENTED: dict[str, Any] = {"indent": 1}
+FORMAT_VERSION = 2
+_MOST_AXES = 32  # as many as numpy once allowed
+_DTYPE = re.compile(r"(bfloat|float|complex)[0-9][0-9a-z_]*")
+_ADVICE = "Copy the directory anew from where it came from"
 
 
 class Kind(NamedTuple):
@@ -43,16 +41,15 @@ ADAPTER = Kind(
     "lntune_jax adapter",
     "adapter",
     "save_adapter",
-    frozenset({CONFIG_FILE, METADATA_FILE, "arrays"}),
+    frozenset({CONFIG_FILE, METADATA_FILE, ARRAYS_DIRECTORY}),
 )
 
 
 class LeafRecord(NamedTuple):
-    """One leaf in the file: shape, dtype, the base leaf's dtype, and the sha256 of its bytes."""
+    """One leaf in the file: its shape, its dtype, and the sha256 of its bytes."""
 
     shape: tuple[int, ...]
     dtype: str
-    base_dtype: str
     sha256: str
 
 
@@ -61,38 +58,41 @@ class Metadata(NamedTuple):
 
     Attributes:
         leaves: leaf path to its record.
-        files: relative path of every other file to its size and sha256.
         base: the base's fingerprint.
-        norms: the paths of modules or leaves that the caller named as norms, or None.
+        norms: the modules or leaves that trained as norms, by their paths; None in a bank.
+        task: what the adapter is for: the labels of a classifier, how it pools, a prompt's form,
+            the base; whatever its maker wants kept. None where nothing was said.
+        files: relative path of every other file, the arrays' excepted, to its size and sha256.
     """
 
     leaves: dict[str, LeafRecord]
-    files: dict[str, dict[str, Any]]
     base: dict[str, Any]
-    norms: list[str] | None
+    norms: list[str] | None = None
+    task: dict[str, Any] | None = None
+    files: dict[str, dict[str, Any]] = {}  # noqa: RUF012
 
 
 def write_metadata(directory: Path, metadata: Metadata, kind: Kind = ADAPTER) -> None:
-    """Writes the metadata file.
+    """Writes the metadata file of a directory that holds all else, whose files it describes.
 
     Example:
         >>> import tempfile
         >>> directory = Path(tempfile.mkdtemp())
-        >>> from lntune_jax.adapters.fingerprint import make_fingerprint
-        >>> write_metadata(directory, Metadata({}, {}, make_fingerprint({}), None))
-        >>> read_metadata(directory).base["leaves"]
-        0
+        >>> write_metadata(directory, Metadata({}, {"leaves": {}}, task={"labels": ["no", "yes"]}))
+        >>> read_metadata(directory).task
+        {'labels': ['no', 'yes']}
     """
     fields = {
         "format": kind.format,
         "format_version": FORMAT_VERSION,
         "library_version": _get_library_version(),
-        "leaves": {path: record._asdict() for path, record in metadata.leaves.items()},
-        "files": metadata.files,
-        "base": metadata.base,
+        "task": metadata.task,
         "norms": metadata.norms,
+        "leaves": {path: record._asdict() for path, record in metadata.leaves.items()},
+        "base": metadata.base,
+        "files": describe_files(directory, is_array_file),
     }
-    (directory / METADATA_FILE).write_text(_render(fields), encoding="utf-8")
+    (directory / METADATA_FILE).write_text(seal_json(fields), encoding="utf-8")
 
 
 def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
@@ -104,8 +104,7 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
     """
     file = directory / METADATA_FILE
     try:
-        text = read_bounded(file)
-        fields = parse_json(text)
+        fields, is_intact = open_sealed(read_bounded(file))
     except FileNotFoundError:
         if (directory / WEIGHTS_FILE).is_file():
             raise AdapterError(
@@ -119,9 +118,7 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
     except OSError as error:
         raise AdapterError(f"cannot read {file}: {error.strerror}") from None
     except ValueError as error:
-        raise AdapterError(
-            f"{file} is damaged: {error}. Copy the directory anew from where it came from"
-        ) from None
+        raise AdapterError(f"{file} is damaged: {error}. {_ADVICE}") from None
     if not isinstance(fields, dict) or fields.get("format") != kind.format:
         found = fields.get("format") if isinstance(fields, dict) else fields
         raise AdapterError(f"{file} has format {str(found)[:80]!r}, expected {kind.format!r}")
@@ -132,13 +129,23 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
             f"written by lntune_jax {str(fields.get('library_version'))[:40]!r}. Install that "
             "version or a later one"
         )
-    fields.pop("sha256", None)
-    if text not in (_render(fields, style).encode() for style in (_COMPACT, _INDENTED)):
+    if not is_intact:
         raise AdapterError(
-            f"{file} has a wrong checksum: it was changed or damaged after it was saved. Copy the "
-            "directory anew from where it came from"
+            f"{file} has a wrong checksum: it was changed or damaged after it was saved. {_ADVICE}"
         )
-    return _parse(file, fields)
+    try:
+        check_fields(fields)
+    except KeyError as error:
+        raise AdapterError(f"{file} lacks a field of its format: {error}") from None
+    except ValueError as error:
+        raise AdapterError(
+            f"{file} does not hold what its format has: {error}. {_ADVICE}"
+        ) from None
+    leaves = {
+        path: LeafRecord(**{**record, "shape": tuple(record["shape"])})
+        for path, record in fields["leaves"].items()
+    }
+    return Metadata(leaves, *(fields[name] for name in ("base", "norms", "task", "files")))
 
 
 def list_own(directory: Path, kind: Kind = ADAPTER) -> list[str]:
@@ -152,60 +159,47 @@ def list_own(directory: Path, kind: Kind = ADAPTER) -> list[str]:
     """
     if not (directory / METADATA_FILE).is_file():
         return []
+    there = list_files(directory)
     try:
-        own = list(read_metadata(directory, kind).files)
+        files = read_metadata(directory, kind).files
+        own = [*files, *filter(is_array_file, there)]
     except AdapterError:
-        own = [path for path in list_files(directory) if path.partition("/")[0] in kind.entries]
+        own = [path for path in there if path.partition("/")[0] in kind.entries]
     return [*(path for path in own if path != METADATA_FILE), METADATA_FILE]
 
 
-def describe_leaf(value: np.ndarray, base_dtype: Any) -> LeafRecord:
-    """The record of a leaf."""
-    base_name = np.dtype(base_dtype).name
-    return LeafRecord(value.shape, value.dtype.name, base_name, hash_array(value))
+def describe_leaf(value: np.ndarray) -> LeafRecord:
+    """The record of a leaf.
+
+    Example:
+        >>> describe_leaf(np.ones(3, np.float32)).shape
+        (3,)
+    """
+    return LeafRecord(value.shape, value.dtype.name, hash_array(value))
 
 
-def _render(fields: Mapping[str, Any], style: Mapping[str, Any] = _COMPACT) -> str:
-    """The text of the file: the fields, and a checksum over the text without it."""
-    digest = hashlib.sha256(json.dumps(fields, **style).encode()).hexdigest()
-    return json.dumps({**fields, "sha256": digest}, **style) + "\n"
+def read_leaves(directory: Path, metadata: Metadata) -> dict[str, np.ndarray]:
+    """Reads the arrays of a directory, each against its record.
 
-
-def _parse(file: Path, fields: Mapping[str, Any]) -> Metadata:
-    try:
-        check_fields(fields)
-        check_size(fields)
-    except KeyError as error:
-        raise AdapterError(f"{file} lacks a field of its format: {error}") from None
-    except ValueError as error:
-        raise AdapterError(
-            f"{file} does not hold what its format has: {error}. Copy the directory anew from "
-            "where it came from"
-        ) from None
-    leaves = {
-        path: LeafRecord(**{**record, "shape": tuple(record["shape"])})
-        for path, record in fields["leaves"].items()
-    }
-    return Metadata(leaves, fields["files"], fields["base"], fields["norms"])
-
-
-def _get_library_version() -> str:
-    try:
-        return version("lntune-jax")
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"
-
-
-# As many as numpy once allowed.
-MOST_AXES = 32
-# A file of a few bytes can stand for an array of any size; a trained one hardly compresses.
-MOST_BYTES_UNQUESTIONED = 2**30
-MOST_TIMES_THE_FILES = 256
-_DTYPE = re.compile(r"(bfloat|float|complex)[0-9][0-9a-z_]*")
+    Raises:
+        AdapterError: names the leaf, what was expected and what was found.
+    """
+    arrays = read_arrays(directory / ARRAYS_DIRECTORY, metadata.leaves)
+    for name, record in metadata.leaves.items():
+        found = hash_array(arrays[name])
+        if found != record.sha256:
+            raise AdapterError(
+                f"the leaf {name!r} in {directory} has sha256 {found}, expected "
+                f"{record.sha256[:80]}: copy the directory anew from where it came from"
+            )
+    return arrays
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
-    """Checks the fields that `write_metadata` writes.
+    """Checks that the fields of a file are of the kinds that its format says.
+
+    A checksum shows that a file is whole, not that its writer meant well: nothing later need
+    expect another kind of value.
 
     Raises:
         ValueError: says which field is not of its kind.
@@ -215,49 +209,20 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         ...     check_fields({"leaves": {"ln.scale": {"shape": [-1]}}})
         ... except ValueError as error:
         ...     print(error)
-        leaves: 'ln.scale' has no 'base_dtype'
+        leaves: 'ln.scale' has no 'dtype'
     """
-    for name, record in _get_records(fields, "leaves", _LEAF):
-        if math.prod(record["shape"]) >= 2**63:
-            raise ValueError(f"leaves: {name!r} has the shape {str(record['shape'])[:80]}")
-    list(_get_records(fields, "files", _FILE))
-    norms = fields["norms"]
-    if norms is not None and not _is_list_of(norms, str):
+    _check_records(fields, "leaves", _LEAF)
+    _check_records(fields, "files", _FILE)
+    if fields["norms"] is not None and not _is_list_of(fields["norms"], str):
         raise ValueError("norms: expected a list of module paths, or null")
+    if not isinstance(fields["task"], dict | None):
+        raise ValueError("task: expected an object, or null")
     check_fingerprint(fields["base"])
 
 
-def check_fingerprint(base: Any) -> None:
-    """Checks a fingerprint.
-
-    Raises:
-        ValueError: says which part of it is not of its kind.
-    """
-    if not isinstance(base, dict):
-        raise ValueError("base: expected an object")
-    for name, holds in _BASE.items():
-        if name not in base or not holds(base[name]):
-            raise ValueError(f"base: {name!r} is missing, or not what a fingerprint has")
-    if not isinstance(base.get("quantized"), str | None):
-        raise ValueError("base: 'quantized' is no text")
-
-
-def check_size(fields: Mapping[str, Any]) -> None:
-    """Refuses arrays far larger than the files that are said to hold them.
-
-    Raises:
-        ValueError: says how large.
-    """
-    records = fields["leaves"].values()
-    size = sum(math.prod(r["shape"]) * jnp.dtype(r["dtype"]).itemsize for r in records)
-    held = sum(record["size"] for record in fields["files"].values())
-    if size > max(MOST_BYTES_UNQUESTIONED, MOST_TIMES_THE_FILES * held):
-        raise ValueError(f"leaves: {size:,} bytes of arrays in {held:,} bytes of files")
-
-
-def _get_records(
+def _check_records(
     fields: Mapping[str, Any], field: str, kinds: Mapping[str, Callable[[Any], bool]]
-) -> Any:
+) -> None:
     records = fields[field]
     if not isinstance(records, dict):
         raise ValueError(f"{field}: expected an object")
@@ -270,7 +235,6 @@ def _get_records(
         for part, holds in kinds.items():
             if not holds(record[part]):
                 raise ValueError(f"{field}: {shown} has the {part} {str(record[part])[:80]!r}")
-        yield name, record
 
 
 def _is_list_of(value: Any, kind: type) -> bool:
@@ -279,6 +243,10 @@ def _is_list_of(value: Any, kind: type) -> bool:
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
+
+
+def _is_shape(value: Any) -> bool:
+    return _is_list_of(value, int) and len(value) <= _MOST_AXES and all(map(_is_size, value))
 
 
 def _is_text(value: Any) -> bool:
@@ -294,43 +262,12 @@ def _is_floating_name(value: Any) -> bool:
         return False
 
 
-def _is_number_name(value: Any) -> bool:
-    if not isinstance(value, str) or not re.fullmatch(r"[a-z]{3,12}[0-9][0-9a-z_]*", value):
-        return False
-    try:
-        return jnp.issubdtype(jnp.dtype(value), jnp.number)
-    except TypeError:
-        return False
-
-
-def _is_sample(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and _is_text(value.get("path"))
-        and _is_number_name(value.get("dtype"))
-        and _is_list_of(value.get("values"), str)
-        and all(_NUMBER.fullmatch(text) for text in value["values"])
-    )
-
-
-def _are_samples(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_sample(each) for each in value)
-
-
-# An integer, or a float as `float.hex` writes it.
-_NUMBER = re.compile(r"-?([0-9]{1,20}|0x[01]\.?[0-9a-f]{0,13}p[+-][0-9]{1,4}|inf)|nan")
-_LEAF = {
-    "shape": lambda value: (
-        _is_list_of(value, int) and len(value) <= MOST_AXES and all(map(_is_size, value))
-    ),
-    "dtype": _is_floating_name,
-    "base_dtype": _is_number_name,
-    "sha256": _is_text,
-}
+_LEAF = {"dtype": _is_floating_name, "shape": _is_shape, "sha256": _is_text}
 _FILE = {"size": _is_size, "sha256": _is_text}
-_BASE: dict[str, Callable[[Any], bool]] = {
-    "leaves": _is_size,
-    "sha256": _is_text,
-    "list": lambda value: value is None or _is_text(value),
-    "samples": _are_samples,
-}
+
+
+def _get_library_version() -> str:
+    try:
+        return version("lntune-jax")
+    except PackageNotFoundError:  # run from a source tree
+        return "unknown"

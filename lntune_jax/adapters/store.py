@@ -6,27 +6,65 @@ trained on, and says which path or file is otherwise.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..config import CONFIG_FILE, LNTuningConfig
 from ..errors import AdapterError, ConfigError
-from ..messages import warn
+from ..messages import shorten, warn
 from ..names.layers import join_arrays, split_arrays
 from ..names.rules import NameMap
 from ..selection.select import Views, select_views
 from ..selection.selection import Selection, get_config
-from ..storage.arrays import read_arrays, to_numpy, write_arrays
-from ..storage.checksums import METADATA_FILE, check_files, describe_files
+from ..storage.arrays import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_arrays
+from ..storage.checksums import METADATA_FILE, check_files
 from ..storage.directories import identify, list_asides, resolve_path, write_directory
 from ..storage.processes import spans_processes, together, write_on_first_process
 from .fingerprint import explain_difference, list_frozen, make_fingerprint
 from .fit import check_place, check_trainable, check_values, fill_placeholders, place_leaves
-from .format import ADAPTER, Kind, Metadata, describe_leaf, list_own, read_metadata, write_metadata
+from .format import (
+    ADAPTER,
+    Kind,
+    Metadata,
+    describe_leaf,
+    list_own,
+    read_leaves,
+    read_metadata,
+    write_metadata,
+)
+
+_T = TypeVar("_T")
+_ATTEMPTS = 10  # to read what another process keeps replacing
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What an adapter directory holds. `trainable, config = adapter` takes it apart.
+
+    Attributes:
+        trainable: `{leaf path: array}`, in the order in which it was saved.
+        config: the config it was trained with.
+        task: what it is for, as given to `save_adapter`; None where nothing was said.
+
+    Example:
+        >>> import numpy as np
+        >>> adapter = Adapter({"ln.scale": np.ones(2)}, LNTuningConfig())
+        >>> list(adapter.trainable), adapter.config.target_modules
+        (['ln.scale'], None)
+    """
+
+    trainable: dict[str, np.ndarray]
+    config: LNTuningConfig
+    task: Mapping[str, Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.trainable, self.config))
 
 
 def save_adapter(
@@ -38,6 +76,7 @@ def save_adapter(
     overwrite: bool = False,
     norms: Iterable[str] | None = None,
     name_map: str | NameMap | None = None,
+    task: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the trainable leaves and the config into one directory, whole or not at all.
 
@@ -56,13 +95,16 @@ def save_adapter(
             under the path of transformers' module (`model.name_map`, or the name of a table), so
             that the adapter fits the model whose layers are not stacked, and its fingerprint is
             that model's. The patterns of `config` are for these names.
+        task: what the adapter is for, as JSON values: the labels of a classifier, how it pools, a
+            prompt's form, the base's name. It is kept as it is, and `Adapter.task` gives it back.
 
     Returns:
         The absolute path of the directory.
 
     Raises:
         AdapterError: the path exists, the leaves are not those that the config selects in `base`,
-            a value is not finite, or the file system refuses. Nothing has changed then.
+            a value is not finite, `task` is no JSON object, or the file system refuses. Nothing
+            has changed then.
         SelectionError: the config selects nothing in `base`.
 
     Example:
@@ -78,28 +120,23 @@ def save_adapter(
     """
     with together():
         target = resolve_path(path, error=AdapterError)
-        norms = [norms] if isinstance(norms, str) else norms
-        norms = None if norms is None else [_join_module(module) for module in norms]
+        task = _check_task(task)
         params, placeholders = fill_placeholders(base)
         views = select_views(params, config, norms, name_map, warn=False)
-        if isinstance(config, Selection) and config.norms is not None:
-            norms = list(config.norms)
         config = get_config(config)
         expected = views.tree.list_trainable()
         check_trainable(trainable, expected, placeholders)
         arrays = {name: to_numpy(name, trainable[name]) for name in expected}
         check_values(arrays)
-        dtypes = {name: leaf.dtype for name, leaf in views.named.list_trainable().items()}
         if views.parts is not None:
             arrays = split_arrays(arrays, views.parts)
-            norms = None if norms is None else views.norms
-        leaves = {name: describe_leaf(arrays[name], dtypes[name]) for name in arrays}
+        leaves = {name: describe_leaf(array) for name, array in arrays.items()}
         fingerprint = make_fingerprint(list_frozen(views.named))
 
         def fill(new: Path) -> None:
             (new / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
             write_arrays(new / ARRAYS_DIRECTORY, arrays)
-            write_metadata(new, Metadata(leaves, describe_files(new), fingerprint, norms))
+            write_metadata(new, Metadata(leaves, fingerprint, views.norms, task))
             read_directory(new)  # what cannot be read back is not put in place
 
         def write() -> None:
@@ -192,48 +229,43 @@ def read_fitting(
         AdapterError: as for `restore_adapter`.
     """
     directory, adapter, metadata = read_target(resolve_path(path, error=AdapterError))
-    views = check_place(directory, params, adapter, metadata.norms, name_map)
+    trained_on = _name_base(adapter)
+    views = check_place(
+        directory, params, adapter.trainable, adapter.config, metadata.norms, name_map, trained_on
+    )
     difference = explain_difference(metadata.base, list_frozen(views.named))
     if difference:
-        raise AdapterError(_explain_other_base(directory, adapter.config, difference))
+        raise AdapterError(_explain_other_base(directory, trained_on, difference))
     return adapter, views
 
 
-def _join_module(module: str | Iterable[str]) -> str:
-    return module if isinstance(module, str) else ".".join(module)
+def _check_task(task: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if task is None:
+        return None
+    try:
+        if not isinstance(task, Mapping):
+            raise TypeError(f"it is a {type(task).__name__}")
+        return json.loads(json.dumps(dict(task), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise AdapterError(
+            f"task must be a dict of JSON values (text, numbers, lists, dicts): {error}"
+        ) from None
 
 
-def _explain_other_base(directory: Path, config: LNTuningConfig, difference: str) -> str:
-    named = config.base_model_name_or_path or config.model_type
-    trained_on = f" (trained on {named})" if named else ""
+def _name_base(adapter: Adapter) -> str:
+    """What the base was called, as far as the adapter says; else nothing."""
+    task, config = adapter.task or {}, adapter.config
+    named = config.base_model_name_or_path or task.get("base_model") or config.model_type
+    return shorten(named) if isinstance(named, str) else ""
+
+
+def _explain_other_base(directory: Path, trained_on: str, difference: str) -> str:
+    about = f" (trained on {trained_on})" if trained_on else ""
     return (
-        f"the adapter {directory}{trained_on} was trained on another base than params: "
+        f"the adapter {directory}{about} was trained on another base than params: "
         f"{difference}. Pass the base it was trained on; to use the leaves all the same, call "
         "merge_params(load_adapter(path).trainable, frozen)"
     )
-
-
-ARRAYS_DIRECTORY = "arrays"
-_T = TypeVar("_T")
-_ATTEMPTS = 10  # to read what another process keeps replacing
-
-
-class Adapter(NamedTuple):
-    """What an adapter directory holds.
-
-    Attributes:
-        trainable: `{leaf path: array}`, in the order in which it was saved.
-        config: the config it was trained with.
-
-    Example:
-        >>> import numpy as np
-        >>> adapter = Adapter({"ln.scale": np.ones(2)}, LNTuningConfig())
-        >>> list(adapter.trainable), adapter.config.target_modules
-        (['ln.scale'], None)
-    """
-
-    trainable: dict[str, np.ndarray]
-    config: LNTuningConfig
 
 
 def read_target(target: Path) -> tuple[Path, Adapter, Metadata]:
@@ -263,31 +295,12 @@ def read_directory(directory: Path) -> tuple[Adapter, Metadata]:
         AdapterError: names the file or leaf, what was expected and what was found.
     """
     metadata = read_metadata(directory)
-    check_files(directory, metadata.files, from_hub=True)  # before other libraries parse them
+    check_files(directory, metadata.files, from_hub=True, is_left_out=is_array_file)
     try:
         config = LNTuningConfig.from_pretrained(directory)
     except ConfigError as error:
         raise AdapterError(f"{directory / CONFIG_FILE} cannot be used: {error}") from error
-    return Adapter(read_leaves(directory, metadata), config), metadata
-
-
-def read_leaves(directory: Path, metadata: Metadata) -> dict[str, np.ndarray]:
-    """Reads the arrays of a directory whose files are sound, each against its record.
-
-    Raises:
-        AdapterError: names the leaf, what was expected and what was found.
-    """
-    shapes = {name: record.shape for name, record in metadata.leaves.items()}
-    arrays = read_arrays(directory / ARRAYS_DIRECTORY, shapes)
-    for name, record in metadata.leaves.items():
-        found = describe_leaf(arrays[name], record.base_dtype)
-        for field, expected in record._asdict().items():
-            if getattr(found, field) != expected:
-                raise AdapterError(
-                    f"the leaf {name!r} in {directory} has {field} {getattr(found, field)}, "
-                    f"expected {expected}: copy the directory anew from where it came from"
-                )
-    return arrays
+    return Adapter(read_leaves(directory, metadata), config, metadata.task), metadata
 
 
 def _find_directory(target: Path, kind: Kind) -> Path:

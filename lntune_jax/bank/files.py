@@ -17,16 +17,24 @@ import numpy as np
 
 from ..adapters.fingerprint import explain_difference, list_frozen, make_fingerprint
 from ..adapters.fit import fill_placeholders
-from ..adapters.format import Kind, Metadata, describe_leaf, list_own, read_metadata, write_metadata
-from ..adapters.store import ARRAYS_DIRECTORY, read_leaves, read_settled
+from ..adapters.format import (
+    Kind,
+    Metadata,
+    describe_leaf,
+    list_own,
+    read_leaves,
+    read_metadata,
+    write_metadata,
+)
+from ..adapters.store import read_settled
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..messages import list_names, shorten
 from ..paths import flatten, join
 from ..selection.norms import find_statistics
 from ..selection.roles import FROZEN_ROLE, SAVED_ROLE, STATE_ROLE, RoledTree
-from ..storage.arrays import to_numpy, write_arrays
-from ..storage.checksums import METADATA_FILE, check_files, describe_files
+from ..storage.arrays import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_arrays
+from ..storage.checksums import METADATA_FILE, check_files
 from ..storage.directories import resolve_path, write_directory
 from ..storage.json_files import read_json
 from ..storage.processes import meet, spans_processes, together, write_on_first_process
@@ -80,13 +88,13 @@ def save_bank(
         own = get_own(params, bank.leaves)
         arrays = {name: to_numpy(name, leaf)[used] for name, leaf in bank.leaves.items()}
         check_base("base", arrays, own, has_values=not placeholders)
-        leaves = {name: describe_leaf(array, own[name].dtype) for name, array in arrays.items()}
+        leaves = {name: describe_leaf(array) for name, array in arrays.items()}
         fingerprint = make_fingerprint(_list_others(params, own))
 
         def fill(new: Path) -> None:
             new.joinpath(_ROWS_FILE).write_text(_write_rows(bank), encoding="utf-8")
             write_arrays(new / ARRAYS_DIRECTORY, arrays)
-            write_metadata(new, Metadata(leaves, describe_files(new), fingerprint, None), BANK)
+            write_metadata(new, Metadata(leaves, fingerprint), BANK)
             _read(new)  # what cannot be read back is not put in place
 
         def write() -> None:
@@ -189,7 +197,7 @@ def _read(
     directory: Path,
 ) -> tuple[dict[str, np.ndarray], dict[int, Row], list[int], Metadata]:
     metadata = read_metadata(directory, BANK)
-    check_files(directory, metadata.files)
+    check_files(directory, metadata.files, is_left_out=is_array_file)
     rows, freed = _parse_rows(directory / _ROWS_FILE)
     arrays = read_leaves(directory, metadata)
     unknown = sorted({path for row in rows.values() for path in row.paths} - arrays.keys())

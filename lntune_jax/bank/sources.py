@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -65,11 +66,11 @@ def read_source(
         config = adapter.config.replace(
             target_modules=targets, modules_to_save=saved, exclude_modules=None
         )
-        return adapter._replace(config=config)
+        return replace(adapter, config=config)
     adapter, views = read_fitting(directory, params, name_map)
     if views.parts is None:
         return adapter
-    return adapter._replace(trainable=join_arrays(adapter.trainable, views.parts))
+    return replace(adapter, trainable=join_arrays(adapter.trainable, views.parts))
 
 
 def describe_source(adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, Any]) -> Adapter:

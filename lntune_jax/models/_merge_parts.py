@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from lntune_jax.adapters.fingerprint import explain_difference, make_fingerprint
+from lntune_jax.adapters.fingerprint import explain_values, list_sampled
 from lntune_jax.errors import AdapterError, TreeError
 from lntune_jax.messages import list_names
 from lntune_jax.peft.load import load_peft
@@ -153,22 +153,18 @@ def _compare_base(found: Found, tuned: Tuned, names: Names, checkpoint: Checkpoi
     """Compare the values that the adapter remembers of its base; how many tensors that were."""
     if tuned.fingerprint is None:
         return 0
-    values, samples = {}, []
-    for sample in tuned.fingerprint["samples"]:
-        value = _map_leaf(sample["path"], names, checkpoint)
-        if value is not None:
-            values[sample["path"]] = value
-            samples.append(sample)
-    if not values:
-        return 0
+    found_at = {
+        path: _map_leaf(path, names, checkpoint) for path in list_sampled(tuned.fingerprint)
+    }
+    values = {path: value for path, value in found_at.items() if value is not None}
     # The list of all leaves is the tree's, which a checkpoint does not have: the values count.
-    difference = explain_difference({**make_fingerprint(values), "samples": samples}, values)
+    difference = explain_values(tuned.fingerprint, values)
     if difference:
         raise AdapterError(
             f"the adapter {found.directory} was trained on another base than "
             f"{checkpoint.directory}: {difference}. Pass the base it was trained on"
         )
-    return len(samples)
+    return len(values)
 
 
 def _map_leaf(path: str, names: Names, checkpoint: Checkpoint) -> np.ndarray | None:

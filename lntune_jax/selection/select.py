@@ -171,7 +171,8 @@ class Views(NamedTuple):
         tree: the leaves as they are.
         named: the leaves layer by layer; the same object as `tree` without a name map.
         parts: for each leaf path the parts that the leaf holds; None without a name map.
-        norms: the paths of the norms in `named`: modules, or leaves where these were given.
+        norms: the paths of the norms in `named` that train: modules, or leaves where these were
+            given. Sorted.
     """
 
     tree: RoledTree
@@ -273,7 +274,7 @@ def _look(
                 "tree, merge_params(trainable, frozen)"
             ) from None
         raise
-    modules = [join(module) for module in kinds]
+    modules = _list_trained(kinds, own)
     views = Views(own, own, None, modules)
     if parts is not None:
         by_name = {join(leaf.path): role for leaf, role in zip(named, roles, strict=True)}
@@ -296,7 +297,7 @@ def _make_selection(look: _Look) -> Selection:
         axes = None if shape is None else tuple(shape)
         own = SelectedLeaf(join(leaf.path), axes, dtype, role, is_norm, reason, leaf.is_repeat)
         leaves.append(own)
-    norms = tuple(look.views.norms) if look.has_given_norms else None
+    norms = tuple(map(join, look.kinds)) if look.has_given_norms else None
     return Selection(look.config, tuple(leaves), tree.treedef, norms, look.name_map)
 
 
@@ -341,15 +342,32 @@ def _say_source(norms: Any) -> str:
 
 def _name(tree: RoledTree, selection: Selection) -> Views:
     """The views of a tree whose roles a selection has decided."""
-    if selection.name_map is None:
-        return Views(tree, tree, None, list(selection.norms or ()))
-    parts = list_parts(tree.leaves, selection.name_map)
-    named, roles = [], []
+    known, name_map = selection.by_path, selection.name_map
+    parts = None if name_map is None else list_parts(tree.leaves, name_map)
+    named, roles, norms = [], [], dict.fromkeys(_split(selection.norms or ()))
     for leaf, role in zip(tree.leaves, tree.roles, strict=True):
-        own = view(leaf, parts[join(leaf.path)])
+        own = [leaf] if parts is None else view(leaf, parts[join(leaf.path)])
         named += own
         roles += [role] * len(own)
-    return Views(tree, RoledTree(named, tree.treedef, roles), parts, list(selection.norms or ()))
+        if selection.norms is None and known[join(leaf.path)].is_norm:
+            norms |= dict.fromkeys(part.path[:-1] for part in own)
+    by_name = tree if parts is None else RoledTree(named, tree.treedef, roles)
+    return Views(tree, by_name, parts, _list_trained(norms, by_name))
+
+
+def _split(norms: Iterable[str]) -> list[Path]:
+    return [tuple(norm.split(".")) if norm else () for norm in norms]
+
+
+def _list_trained(norms: Iterable[Path], tree: RoledTree) -> list[str]:
+    """Those of some modules and leaves that hold what trains, in an order of their own."""
+    trained = {
+        path
+        for leaf, role in zip(tree.leaves, tree.roles, strict=True)
+        if role in (NORM_ROLE, SAVED_ROLE)
+        for path in (leaf.path, leaf.path[:-1])
+    }
+    return sorted(join(path) for path in norms if path in trained)
 
 
 def _rename(values: Mapping[Path, str], parts: Mapping[str, Sequence[Part]]) -> dict[Path, str]:

@@ -1,12 +1,14 @@
 """The arrays of an adapter, as a flat Orbax tree of numpy arrays.
 
-Numpy on the way in and out makes the file independent of the mesh that wrote it. Orbax is
-imported here only, and late, since it takes about a second.
+Numpy on the way in and out makes the file independent of the mesh that wrote it. Orbax writes;
+TensorStore, on which Orbax stands, reads: it tells a shape before it takes memory, and is faster.
+Both are imported here only, and late, since they take about a second.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -14,13 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from ..errors import AdapterError
 from ..messages import list_names
 from .directories import UNWRITABLE
+from .leaves import compare_shapes
 from .processes import gather
+
+ARRAYS_DIRECTORY = "arrays"
+# A file of a few bytes can stand for an array of any size; a trained one hardly compresses.
+MOST_BYTES_UNQUESTIONED = 2**30
+MOST_TIMES_THE_FILES = 256
+_ADVICE = "The directory is damaged: copy it anew from where it came from"
+# The files of an Orbax tree, all of whose names Orbax chooses.
+_FILES = re.compile(
+    r"_METADATA|_CHECKPOINT_METADATA|_sharding|commit_success\.txt|array_metadatas/process_\d+"
+    r"|(ocdbt\.process_\d+/)?(manifest\.ocdbt|d/[0-9a-f]+)"
+)
 
 
 def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -33,13 +48,20 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
         >>> import tempfile
         >>> directory = Path(tempfile.mkdtemp()) / "arrays"
         >>> write_arrays(directory, {"ln.scale": np.ones(2, np.float32)})
-        >>> read_arrays(directory, {"ln.scale": (2,)})
+        >>> read_arrays(directory, {"ln.scale": jax.ShapeDtypeStruct((2,), np.float32)})
         {'ln.scale': array([1., 1.], dtype=float32)}
     """
     import orbax.checkpoint as ocp
 
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(  # of this process: it waits for no other
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"lntune{process}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True, use_zarr3=False, multiprocessing_options=alone
+    )
     try:
-        with _open_checkpointer() as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(directory, args=ocp.args.PyTreeSave(dict(arrays)))
     except Exception as error:
         raise AdapterError(
@@ -47,31 +69,58 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
         ) from error
 
 
-def read_arrays(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Reads `{name: array}`, as numpy.
+def read_arrays(directory: Path, likes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Reads `{name: array}`, as numpy arrays that a caller may change.
 
     Args:
         directory: what `write_arrays` wrote.
-        shapes: of each array; none of another shape is given memory.
+        likes: for each name something with the array's `shape` and `dtype`; none of another shape
+            is given memory.
 
     Raises:
-        AdapterError: Orbax could not read it, or it holds other names or shapes.
+        AdapterError: it cannot be read, or holds other names, shapes or dtypes.
     """
-    import orbax.checkpoint as ocp
+    import tensorstore
 
-    wanted = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes}
+    for name, like in likes.items():
+        if math.prod(like.shape) >= 2**63:
+            raise AdapterError(f"the leaf {name!r} in {directory} has no possible shape")
+    size = sum(math.prod(like.shape) * jnp.dtype(like.dtype).itemsize for like in likes.values())
+    held = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    if size > max(MOST_BYTES_UNQUESTIONED, MOST_TIMES_THE_FILES * held):
+        raise AdapterError(f"{directory}: {size:,} bytes of arrays in {held:,} bytes of files")
+    context = tensorstore.Context()
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{directory}/"}}
     try:
-        with _open_checkpointer() as checkpointer:
-            _check_shapes(checkpointer.metadata(directory).item_metadata.tree, shapes)
-            args = ocp.args.PyTreeRestore(restore_args=wanted)
-            found = checkpointer.restore(directory, args=args)
+        keys = tensorstore.KvStore.open(store, context=context).result().list().result()
+        names = {key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")}
+        if names != set(likes):
+            raise ValueError(f"it holds {list_names(sorted(names)) or 'no arrays'}")
+        specs = {
+            name: {"driver": "zarr", "kvstore": store | {"path": f"{name}/"}} for name in likes
+        }
+        opening = {
+            name: tensorstore.open(spec, open=True, read=True, context=context)
+            for name, spec in specs.items()
+        }
+        opened = {name: future.result() for name, future in opening.items()}
+        for name, like in likes.items():
+            _check_like(name, opened[name], like)
+        reading = {name: each.read(order="C") for name, each in opened.items()}
+        return {name: np.asarray(future.result()) for name, future in reading.items()}
     except Exception as error:
-        raise AdapterError(
-            f"Orbax could not read {directory}: {_shorten(error)}. The directory is damaged: copy "
-            "it anew from where it came from"
-        ) from error
-    # Orbax gives read-only views in an order of its own; callers get arrays they may change.
-    return {name: np.array(found[name], copy=True) for name in wanted}
+        raise AdapterError(f"cannot read {directory}: {_shorten(error)}. {_ADVICE}") from error
+
+
+def is_array_file(path: str) -> bool:
+    """Whether a file of an adapter's directory is one that Orbax writes, by its relative path.
+
+    Example:
+        >>> is_array_file("arrays/manifest.ocdbt"), is_array_file("arrays/results.csv")
+        (True, False)
+    """
+    folder, _, rest = path.partition("/")
+    return folder == ARRAYS_DIRECTORY and _FILES.fullmatch(rest) is not None
 
 
 def to_numpy(name: str, value: Any) -> np.ndarray:
@@ -107,27 +156,17 @@ def hash_array(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def _check_shapes(tree: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compares shapes before memory is taken for any."""
-    names = tree.keys() if isinstance(tree, Mapping) else ()
-    if set(names) != set(shapes):
-        raise ValueError(f"it holds the arrays {list_names(sorted(names))}")
-    for name, shape in shapes.items():
-        found = getattr(tree[name], "shape", None)
-        if found is None or tuple(found) != shape:
-            raise ValueError(f"the leaf {name[:80]!r} has shape {found}, expected {shape}")
-
-
-def _open_checkpointer() -> Any:
-    """An Orbax checkpointer of this process alone: it waits for no other."""
-    import orbax.checkpoint as ocp
-
-    process = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"lntune{process}"
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+def _check_like(name: str, opened: Any, like: Any) -> None:
+    """Compares an array on the disk with what it must be, before memory is taken for it."""
+    wrong = compare_shapes(name, opened.shape, like.shape)
+    found, expected = np.dtype(opened.dtype.numpy_dtype), jnp.dtype(like.dtype)
+    if found != expected:
+        wrong.append(f"{name!r} has dtype {found}, expected {expected}")
+    chunk = opened.chunk_layout.read_chunk.shape or ()
+    if math.prod(chunk) > max(math.prod(like.shape), 1):
+        wrong.append(f"{name!r} is stored in pieces of the shape {tuple(chunk)}")
+    if wrong:
+        raise ValueError(f"the leaf {wrong[0]}")
 
 
 def _shorten(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,18 @@ _HUB_FILES = frozenset({"README.md", ".gitattributes"})
 _HUB_FOLDER = ".cache/huggingface/"
 
 
-def describe_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below `directory`, except the metadata file itself."""
+def describe_files(
+    directory: Path, is_left_out: Callable[[str], bool] = lambda _: False
+) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file below `directory`, except the metadata file itself.
+
+    Args:
+        directory: where the files are.
+        is_left_out: which other files, by their relative paths, take no part.
+    """
     files: dict[str, dict[str, Any]] = {}
     for path in list_files(directory):
-        if path == METADATA_FILE:
+        if path == METADATA_FILE or is_left_out(path):
             continue
         if not (directory / path).is_file():  # a pipe or a dangling link: not to be opened
             files[path] = {"size": 0, "sha256": ""}
@@ -40,6 +47,7 @@ def check_files(
     advice: str = _ADVICE,
     *,
     from_hub: bool = False,
+    is_left_out: Callable[[str], bool] = lambda _: False,
 ) -> None:
     """Compares every file below `directory` with its record.
 
@@ -48,13 +56,14 @@ def check_files(
         expected: what `describe_files` gave.
         advice: what the message says to do.
         from_hub: whether a model card and the hub's own files may lie beside them.
+        is_left_out: as in `describe_files`.
 
     Raises:
         AdapterError: a file is missing, unexpected, of another size or has other contents.
     """
     try:
-        sizes = {path: _get_size(directory / path) for path in list_files(directory)}
-        sizes.pop(METADATA_FILE, None)
+        paths = [path for path in list_files(directory) if not is_left_out(path)]
+        sizes = {path: _get_size(directory / path) for path in paths if path != METADATA_FILE}
         wrong = [f"{path} is missing" for path in expected if path not in sizes]
         unexpected = [path for path in sizes if path not in expected]
         wrong += [
@@ -64,7 +73,7 @@ def check_files(
             if sizes[path] != expected[path]["size"]:
                 both = f"{expected[path]['size']:,} bytes expected, {sizes[path]:,} found"
                 wrong.append(f"{path} has another size ({both})")
-        found = {} if wrong else describe_files(directory)  # which reads all of each
+        found = {} if wrong else describe_files(directory, is_left_out)  # which reads all of each
     except OSError as error:
         raise AdapterError(f"cannot read {error.filename}: {error.strerror}") from None
     wrong += [

@@ -74,7 +74,8 @@ def list_nonfinite(arrays: Mapping[str, np.ndarray]) -> list[str]:
     """
     found = []
     for path, array in arrays.items():
-        count = int(array.size - np.isfinite(array).sum())
+        with np.errstate(invalid="ignore"):  # a bfloat16 that signals would be reported besides
+            count = int(array.size - np.isfinite(array).sum())
         if count:
             found.append(f"{path!r} ({count:,} of {array.size:,} values)")
     return found

@@ -1,6 +1,8 @@
 """Round trips of adapter directories: bits, bytes on disk, containers, dtypes, shardings."""
 
 import asyncio
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from lntune_jax.adapters.store import load_adapter, restore_adapter, save_adapte
 from lntune_jax.errors import AdapterError
 from tests.support.adapters import CONFIG, assert_same_bits, make_params, tune
 from tests.support.devices import run_on_devices
+from tests.support.paths import ROOT
 
 
 def count_bytes(directory: Path) -> int:
@@ -183,7 +186,7 @@ def test_restore_into_an_abstract_tree(tmp_path: Path) -> None:
     assert restored["layers"][0]["norm"]["scale"].sharding == sharding
     assert restored["embed"]["table"] is abstract["embed"]["table"]
     abstract["embed"]["table"] = jax.ShapeDtypeStruct((33, 8), np.float32)
-    with pytest.raises(AdapterError, match=r"embed\.table' \[32, 8\]; found .*\[33, 8\]"):
+    with pytest.raises(AdapterError, match=r"embed\.table' \[32,8\]; found .*\[33,8\]"):
         restore_adapter(tmp_path / "a", abstract)
 
 
@@ -274,3 +277,156 @@ def test_one_device_to_many_and_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         restored["layers"][1]["norm"]["scale"], trainable["layers.1.norm.scale"]
     )
+
+
+def test_every_bit_of_a_value_survives(tmp_path: Path) -> None:
+    """Zeros of both signs, and numbers too small to be normal: nothing is flushed or compared."""
+    for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16):
+        tiny = np.finfo(np.float32).smallest_subnormal if dtype == np.float32 else 0
+        values = [[-0.0] * 8, [0.0] * 8, [0.0, -0.0, 1, -1, tiny, -tiny, 3, 0.1]]
+        for number, numbers in enumerate(values):
+            params = make_params(dtype=dtype)
+            config = CONFIG.replace(param_dtype=None)
+            leaf = np.array(numbers, dtype)
+            if number == 2:
+                leaf.view(np.uint8)[:2] = 1  # the smallest bits, whatever the dtype
+            trainable = dict.fromkeys(tune(params, config), leaf)
+            path = save_adapter(tmp_path / "a", trainable, config, base=params, overwrite=True)
+            for value in load_adapter(path).trainable.values():
+                assert_same_bits(value, leaf)
+            restored = restore_adapter(path, params)
+            assert_same_bits(restored["layers"][1]["norm"]["bias"], leaf)
+
+
+def test_an_adapter_says_what_it_is_for(tmp_path: Path) -> None:
+    params = make_params()
+    task = {
+        "name": "text-classification",
+        "labels": ["no", "yes é"],
+        "pooling": "mean",
+        "prompt": {"form": "{question}\n"},
+        "base_model": "org/model",
+    }
+    path = save_adapter(tmp_path / "a", tune(params), CONFIG, base=params, task=task)
+    adapter = load_adapter(path)
+    assert adapter.task == task
+    trainable, config = adapter
+    assert trainable is adapter.trainable
+    assert config == CONFIG
+    path = save_adapter(tmp_path / "b", tune(params), CONFIG, base=params)
+    assert load_adapter(path).task is None
+    with pytest.raises(AdapterError, match=r"trained on org/model\) was trained on another base"):
+        restore_adapter(tmp_path / "a", make_params(seed=1))
+
+
+@pytest.mark.parametrize(
+    "task", [5, ["labels"], {"f": len}, {"x": np.ones(2)}, {"x": float("nan")}, {1j: 2}]
+)
+def test_a_task_that_is_no_json_is_refused(tmp_path: Path, task: Any) -> None:
+    params = make_params()
+    with pytest.raises(AdapterError, match="task must be a dict of JSON values"):
+        save_adapter(tmp_path / "a", tune(params), CONFIG, base=params, task=task)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_person_can_read_the_metadata(tmp_path: Path) -> None:
+    """Plain JSON: a line for each leaf, each norm and each leaf of the base."""
+    params = make_params(layers=12)
+    path = save_adapter(tmp_path / "a", tune(params), CONFIG, base=params, task={"labels": ["a"]})
+    text = (path / "lntune.json").read_text()
+    fields = json.loads(text)
+    assert list(fields)[:4] == ["format", "format_version", "library_version", "task"]
+    assert fields["norms"] == sorted(f"layers.{i}.norm" for i in range(12))
+    assert fields["leaves"]["layers.3.norm.bias"].keys() == {"shape", "dtype", "sha256"}
+    lines = text.splitlines()
+    for record in (*fields["leaves"], *fields["base"]["leaves"]):
+        assert sum(f'"{record}": ' in line for line in lines) == 1
+    assert max(map(len, lines)) < 200
+
+
+_SAVE = """
+import sys
+import numpy as np
+import lntune_jax as lnt
+params = {
+    "block": {
+        name: {"w": np.ones(4, np.float32), "b": np.zeros(4, np.float32)} for name in "uvxyz"
+    },
+    "fc": {"kernel": np.arange(16, dtype=np.float32).reshape(4, 4)},
+    "head": {"kernel": np.ones((4, 2), np.float32), "bias": np.zeros(2, np.float32)},
+}
+config = lnt.LNTuningConfig(modules_to_save={"head"}, target_modules={"u", "v", "x", "y", "z"})
+norms = frozenset(f"block.{name}" for name in "uvxyz")
+trainable, frozen = lnt.partition_params(params, config, norms=norms)
+lnt.save_adapter(sys.argv[1], trainable, config, base=params, norms=norms)
+selection = lnt.select(params, config, norms=norms)
+lnt.save_adapter(sys.argv[2], trainable, selection, base=params)
+bank = lnt.bank.make_bank(params, {"a": lnt.Adapter(trainable, config)}, norms=norms, on_host=True)
+lnt.bank.save_bank(sys.argv[3], bank, base=params)
+"""
+
+
+def test_the_same_call_gives_the_same_bytes_under_any_hash_seed(tmp_path: Path) -> None:
+    texts: dict[str, set[bytes]] = {"config": set(), "selection": set(), "bank": set()}
+    for seed in ("0", "1", "2"):
+        paths = {way: tmp_path / f"{way}-{seed}" for way in texts}
+        subprocess.run(
+            [sys.executable, "-c", _SAVE, *map(str, paths.values())],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            check=True,
+            timeout=300,
+        )
+        for way, path in paths.items():
+            files = [path / "lntune.json", *path.glob("*_config.json"), *path.glob("bank.json")]
+            texts[way].add(b"".join(file.read_bytes() for file in files))
+    assert {way: len(found) for way, found in texts.items()} == dict.fromkeys(texts, 1)
+
+
+def test_a_module_saved_by_its_types_is_restored_into_its_state(tmp_path: Path) -> None:
+    """`final` says nothing: NNX's types told the norm when it was saved, the file does later."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.embed = nnx.Linear(4, 4, rngs=rngs)
+            self.final = nnx.LayerNorm(4, rngs=rngs)
+            self.batch = nnx.BatchNorm(4, rngs=rngs)
+
+    model = Model(nnx.Rngs(0))
+    for number, chosen in enumerate((CONFIG, lnt.select(model, CONFIG))):
+        trainable, _ = lnt.partition_params(model, CONFIG)
+        assert set(trainable) == {"final.scale", "final.bias"}
+        tuned = {path: leaf + 2 for path, leaf in trainable.items()}
+        path = save_adapter(tmp_path / str(number), tuned, chosen, base=model)
+        for tree in (nnx.state(model), nnx.to_pure_dict(nnx.state(model))):
+            found = nnx.to_pure_dict(nnx.state(restore_adapter(path, tree)))
+            assert found["final"]["scale"].tolist() == [3.0] * 4
+            assert found["final"]["bias"].tolist() == [2.0] * 4
+
+
+def test_an_adapter_of_another_kind_of_model_is_told_in_its_words(tmp_path: Path) -> None:
+    layers = range(6)
+    norm = {"scale": np.ones(4, np.float32), "bias": np.zeros(4, np.float32)}
+    bert = {
+        "bert": {
+            f"encoder.layer.{i}.{part}.LayerNorm": norm
+            for i in layers
+            for part in ("attention.output", "output")
+        },
+        "kernel": np.ones((2, 2), np.float32),
+    }
+    llama = {
+        "model": {f"layers.{i}.input_layernorm": {"scale": np.ones(4, np.float32)} for i in layers},
+        "kernel": np.ones((2, 2), np.float32),
+    }
+    config = lnt.LNTuningConfig(base_model_name_or_path="google-bert/bert-base-uncased")
+    path = save_adapter(tmp_path / "a", tune(bert, config), config, base=bert)
+    with pytest.raises(AdapterError) as raised:
+        restore_adapter(path, llama)
+    text = str(raised.value)
+    assert (
+        "was trained on another model (.google-bert/bert-base-unc".replace(".", chr(39), 1) in text
+    )
+    assert "'bert.encoder.layer.0.attention.output.LayerNorm.bias'" in text
+    assert "norms of params are called 'model.layers.0.input_layernorm'" in text
+    assert "lacks 24 of 24" in text
+    assert len(text) < 1000

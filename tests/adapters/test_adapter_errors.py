@@ -132,8 +132,8 @@ def test_load_refuses_what_is_absent_or_unfinished(saved: Path) -> None:
 def test_load_refuses_other_formats_and_versions(saved: Path) -> None:
     file = saved / "lntune.json"
     good = file.read_text()
-    reseal(saved, lambda fields: fields.update(format_version=2, library_version="9.9"))
-    with pytest.raises(AdapterError, match=r"version 2, expected 1.*'9\.9'. Install"):
+    reseal(saved, lambda fields: fields.update(format_version=3, library_version="9.9"))
+    with pytest.raises(AdapterError, match=r"version 3, expected 2.*'9\.9'. Install"):
         load_adapter(saved)
     for version in (True, None, "1", 1.0):
         reseal(saved, lambda fields, v=version: fields.update(format_version=v))
@@ -147,7 +147,7 @@ def test_load_refuses_other_formats_and_versions(saved: Path) -> None:
         file.write_text(text, encoding="latin-1")
         with pytest.raises(AdapterError, match=r"lntune\.json is damaged"):
             load_adapter(saved)
-    file.write_text(good.replace('"norms":null', '"norms":[]'))
+    file.write_text(good.replace('"norms": [', '"norms":  ['))
     with pytest.raises(AdapterError, match="wrong checksum: it was changed"):
         load_adapter(saved)
     file.write_text(good)
@@ -175,7 +175,7 @@ def test_load_refuses_other_files_than_were_saved(saved: Path) -> None:
         load_adapter(saved)
     extra.unlink()
     shutil.rmtree(saved / "arrays")
-    with pytest.raises(AdapterError, match=r"arrays/_METADATA is missing.* and \d+ more"):
+    with pytest.raises(AdapterError, match=r"/arrays: it holds no arrays"):
         load_adapter(saved)
 
 
@@ -187,25 +187,18 @@ def test_load_refuses_leaves_that_are_not_as_recorded(saved: Path) -> None:
             load_adapter(saved)
         (saved / "lntune.json").write_text(good)
     reseal(saved, lambda fields: fields["leaves"].update(other=fields["leaves"][SCALE]))
-    with pytest.raises(AdapterError, match=r"Orbax could not read .*arrays|holds the arrays"):
+    with pytest.raises(AdapterError, match=r"cannot read .*arrays: it holds"):
         load_adapter(saved)
     (saved / "lntune.json").write_text(good)
     reseal(saved, lambda fields: fields["leaves"].pop(SCALE))
-    with pytest.raises(AdapterError, match=r"Orbax could not read .*arrays|holds the arrays"):
+    with pytest.raises(AdapterError, match=r"cannot read .*arrays: it holds"):
         load_adapter(saved)
 
 
-def test_load_reports_what_orbax_cannot_read(saved: Path) -> None:
-    """Only with checksums that say otherwise does Orbax get to see a damaged file."""
-    (saved / "arrays" / "_METADATA").write_text("{}")
-
-    def forget(fields: dict[str, Any]) -> None:
-        from lntune_jax.storage.checksums import describe_files
-
-        fields["files"] = describe_files(saved)
-
-    reseal(saved, forget)
-    with pytest.raises(AdapterError, match=r"Orbax could not read .*arrays.*damaged"):
+@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 200])
+def test_load_reports_arrays_that_cannot_be_read(saved: Path, content: bytes) -> None:
+    (saved / "arrays" / "manifest.ocdbt").write_bytes(content)
+    with pytest.raises(AdapterError, match=r"cannot read .*arrays: .*damaged: copy it anew"):
         load_adapter(saved)
 
 
@@ -215,7 +208,7 @@ def test_restore_refuses_a_tree_that_does_not_fit(saved: Path) -> None:
             restore_adapter(saved, params)
 
     refuse(r"params lacks 'layers\.1\.norm\.bias', 'layers\.1\.norm\.scale'", make_params(layers=1))
-    refuse(r"config selects 'layers\.2\.norm\.bias', .*adapter lacks", make_params(layers=3))
+    refuse(r"other frozen leaves.*'layers\.2\.norm\.bias'", make_params(layers=3))
     refuse(rf"'{SCALE}' has shape \(16,\) in params, expected \(8,\)", make_params(width=16))
     params = make_params()
     params["layers"][0]["norm"]["scale"] = np.ones(8, np.int8)
@@ -240,7 +233,7 @@ def test_restore_refuses_another_base(saved: Path) -> None:
         restore_adapter(saved, make_params(seed=1))
     params = make_params()
     params["layers"][0]["mlp"]["gate"] = np.ones((8, 32), np.float32)
-    with pytest.raises(AdapterError, match=r"found 'layers\.0\.mlp\.gate' \[8, 32\].*merge_par"):
+    with pytest.raises(AdapterError, match=r"found 'layers\.0\.mlp\.gate' \[8,32\].*merge_par"):
         restore_adapter(saved, params)
     config = CONFIG.replace(base_model_name_or_path="org/model")
     params = make_params()

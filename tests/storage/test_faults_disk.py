@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.adapters.format import _render
 from lntune_jax.errors import AdapterError
+from lntune_jax.storage.json_files import seal_json
 from tests.support.directories import CONFIG, KINDS, PARAMS, SIZE, leaves
 
 
@@ -200,7 +200,7 @@ def test_a_bank_of_a_later_version_says_which(tmp_path: Path) -> None:
     file = tmp_path / "a" / "lntune.json"
     fields = json.loads(file.read_text())
     del fields["sha256"]
-    file.write_text(_render({**fields, "format_version": 2, "library_version": "9.9"}))
+    file.write_text(seal_json({**fields, "format_version": 3, "library_version": "9.9"}))
     with pytest.raises(AdapterError, match=r"version 2, expected 1.*'9\.9'. Install that"):
         read(tmp_path / "a")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 import lntune_jax as lnt
-from lntune_jax.adapters.format import _render
 from lntune_jax.adapters.store import save_adapter
+from lntune_jax.storage.json_files import seal_json
 
 CONFIG = lnt.LNTuningConfig()
 
@@ -57,7 +57,7 @@ def reseal(directory: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     fields = json.loads((directory / "lntune.json").read_text())
     fields.pop("sha256")
     edit(fields)
-    (directory / "lntune.json").write_text(_render(fields))
+    (directory / "lntune.json").write_text(seal_json(fields))
 
 
 def make_base(leaves: int, width: int, seed: int = 0, *, is_random: bool = False) -> dict:
