@@ -7,6 +7,7 @@ another precision passes.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -252,13 +253,19 @@ def _take(data: Any, places: Any) -> Any:
 
 def _choose_places(leaf: Any) -> tuple[np.ndarray, Any]:
     """Indices into an array, one row for each axis, and the array."""
-    size = math.prod(leaf.shape)
-    count = _count(leaf)
-    flat = [((i + 1) * _GOLDEN % 2**64) * size >> 64 for i in range(count)]
-    places = np.stack(np.unravel_index(flat, leaf.shape)) if leaf.shape else np.zeros((0, 1), int)
+    places = _list_places(tuple(leaf.shape), _count(leaf))
     if isinstance(leaf, LayerSlice):
         return np.insert(places, leaf.axis, leaf.index, axis=0), leaf.whole
     return places, leaf
+
+
+@functools.lru_cache(maxsize=256)  # the shapes of a large tree are few
+def _list_places(shape: tuple[int, ...], count: int) -> np.ndarray:
+    if not shape:
+        return np.zeros((0, 1), np.int64)
+    size = math.prod(shape)
+    flat = [((i + 1) * _GOLDEN % 2**64) * size >> 64 for i in range(count)]
+    return np.stack(np.unravel_index(flat, shape))
 
 
 def _find_shards(value: jax.Array, places: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, Any]]:
@@ -339,8 +346,12 @@ def _write_number(value: np.generic) -> str:
     """The fewest digits that give the number back in its dtype."""
     if _is_integer(value.dtype):
         return str(int(value))
-    digits = math.ceil(1 + (jnp.finfo(value.dtype).nmant + 1) * math.log10(2))
-    return f"{float(value):.{digits}g}"
+    return f"{float(value):.{_count_digits(value.dtype)}g}"
+
+
+@functools.lru_cache
+def _count_digits(dtype: Any) -> int:
+    return math.ceil(1 + (jnp.finfo(dtype).nmant + 1) * math.log10(2))
 
 
 def _read_number(text: str, dtype: Any) -> int | float:

@@ -57,12 +57,15 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
     alone = ocp.options.MultiprocessingOptions(  # of this process: it waits for no other
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"lntune{process}"
     )
+    # The handler alone: a `Checkpointer` adds what makes a directory whole, which ours is already.
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=True, use_zarr3=False, multiprocessing_options=alone
     )
     try:
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            checkpointer.save(directory, args=ocp.args.PyTreeSave(dict(arrays)))
+        directory.mkdir()
+        handler.save(directory, args=ocp.args.PyTreeSave(dict(arrays)))
+        handler.finalize(directory)
+        handler.close()
     except Exception as error:
         raise AdapterError(
             f"Orbax could not write {directory}: {_shorten(error)}. {UNWRITABLE}"

@@ -169,7 +169,7 @@ def test_an_error_in_orbax_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*args: Any, **options: Any) -> None:
         raise ValueError("no such thing\nsecond line")
 
-    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "save", fail)
     with pytest.raises(AdapterError, match=r"Orbax could not write .*: no such thing"):
         save(tmp_path / "a", 1)
     assert list(tmp_path.iterdir()) == []
