@@ -69,6 +69,7 @@ def write_directory(
     """
     check_target(target, noun=noun, list_own=list_own, overwrite=overwrite)
     new, mine = _name_beside(target, ".new"), None
+    parents = [path for path in target.parents if not path.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         new.mkdir()
@@ -86,6 +87,9 @@ def write_directory(
     finally:
         if mine is not None and _get_number(new) == mine:  # not in place, perhaps half written
             shutil.rmtree(new, ignore_errors=True)
+        for parent in parents:  # empty ones alone
+            with contextlib.suppress(OSError):
+                parent.rmdir()
         for old in (new, *_list_outdated(target)):
             _discard(old, target, list_own)
 
@@ -337,9 +341,12 @@ def _discard(old: Path, target: Path, list_own: ListOwn) -> None:
 
     Only names that are there are deleted: a record may come from a stranger.
     """
-    if not os.path.lexists(old):
+    try:
+        # A name of its own, since other writers clean up too, and readers look for older versions.
+        old = old.rename(_name_beside(target, ".new"))
+    except OSError:
         return
-    left = [old.name]  # a file or a link that took the older version's place
+    left = [target.name]  # a file or a link that took the older version's place
     if old.is_dir() and not old.is_symlink():
         there, own = set(list_files(old)), list_own(old)
         for name in own:
@@ -354,8 +361,7 @@ def _discard(old: Path, target: Path, list_own: ListOwn) -> None:
         left = [name for name in mine if name not in own]
     if left:
         kept = _name_beside(target, ".kept")
-        kept = kept.with_name(kept.name.removeprefix("."))
-        old.rename(kept)
+        kept = old.rename(kept.with_name(kept.name.removeprefix(".")))
         warn(
             f"{list_names(left)} appeared in {target} while it was replaced, and was not written "
             f"by lntune_jax: it is kept in {kept}. Move it where it belongs",

@@ -263,3 +263,20 @@ def test_two_writers_without_an_exchange_and_one_that_fails(
         write(place / "a", 3, overwrite=True)
     thread.join()
     assert read(place / "a") == 2
+
+
+@pytest.mark.parametrize("kind", ["adapter", "bank", "PEFT"])
+def test_a_save_that_fails_leaves_no_folders_behind(
+    place: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    write, _ = KINDS[kind]
+    write(place / "a", 1)
+
+    def refuse(directory: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directories, "sync_tree", refuse)
+        with pytest.raises(AdapterError, match="No space left"):
+            write(place / "b" / "c" / "d", 1)
+    assert list_names(place) == ["a"]
