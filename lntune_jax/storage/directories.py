@@ -154,6 +154,7 @@ def resolve_path(path: str | os.PathLike[str], *, error: type[LNTuningError]) ->
         if not os.fspath(path):
             raise ValueError("it is empty")
         resolved = Path(path).expanduser().resolve()
+        str(resolved).encode()  # Orbax takes no other names
         _refuse_long_names(resolved)
     except (TypeError, ValueError, RuntimeError, OSError) as cause:
         why = getattr(cause, "strerror", None) or cause
@@ -266,16 +267,17 @@ def _list_settled(target: Path, list_own: ListOwn) -> list[str]:
 
 
 def _list_foreign(directory: Path, list_own: ListOwn) -> list[str]:
-    """What the library did not write: files, links, and folders at the top without a file."""
+    """What the library did not write: names at the top, or files and links further down.
+
+    Where there is anything at the top, such as in a home directory, the rest is not gone through.
+    """
     own = set(list_own(directory))
     tops = {path.partition("/")[0] for path in own}
     try:
-        folders = [path.name for path in directory.iterdir() if path.is_dir()]
+        foreign = sorted(path.name for path in directory.iterdir() if path.name not in tops)
     except OSError:  # away for a moment, where the system cannot exchange two
         return []
-    files = list_files(directory)
-    known = tops | {path.partition("/")[0] for path in files}
-    return [path for path in files if path not in own] + sorted(set(folders) - known)
+    return foreign or [path for path in list_files(directory) if path not in own]
 
 
 def _publish(new: Path, target: Path, overwrite: bool) -> None:

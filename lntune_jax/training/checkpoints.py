@@ -76,6 +76,8 @@ def open_checkpoints(
     with together():
         path = resolve_path(directory, error=CheckpointError)
         options = _make_options(keep, keep_best, best_metric, highest_is_best, keep_every_seconds)
+        if path.exists() and not path.is_dir():
+            raise CheckpointError(f"{path} is a file: pass a directory for the checkpoints")
         meet()  # Orbax waits for all
         try:
             return ocp.CheckpointManager(path, options=options)

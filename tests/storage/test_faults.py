@@ -192,3 +192,50 @@ def test_processes_killed_at_a_random_moment(tmp_path: Path) -> None:
             assert read(path) == int(path.name.split("-")[1]) % 2 + 1
         write(place / "same", 2, overwrite=True)
         assert read(place / "same") == 2
+
+
+_RIVAL = """
+import sys
+from pathlib import Path
+from lntune_jax.storage import directories
+from tests.support.directories import KINDS
+directories._exchange = lambda new, target: False
+write, place = KINDS["PEFT"].write, Path(sys.argv[1])
+for number in range(1, 100000):
+    write(place / "same", number % 2 + 1, overwrite=True)
+    print(number, flush=True)
+"""
+
+
+def test_writers_without_an_exchange_killed_while_they_race(place: Path) -> None:
+    """As on a file system that cannot swap two directories: a whole version is there always."""
+    write, read = KINDS["PEFT"]
+    write(place / "same", 1)
+    rivals = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RIVAL, str(place)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    draw = random.Random()
+    try:
+        for rival in rivals:
+            assert rival.stdout is not None
+            assert rival.stderr is not None
+            assert rival.stdout.readline() == "1\n", rival.stderr.read()
+        for rival in rivals:
+            time.sleep(draw.uniform(0, 0.5))
+            assert rival.poll() is None, rival.communicate()
+            rival.send_signal(signal.SIGKILL)
+    finally:
+        for rival in rivals:
+            rival.kill()
+            rival.communicate()
+    assert find_number(place / "same", read) in (1, 2)
+    write(place / "same", 2, overwrite=True)
+    assert read(place / "same") == 2
+    assert [path.name for path in place.iterdir() if ".new-" not in path.name] == ["same"]
