@@ -20,7 +20,7 @@ from ..config import LNTuningConfig
 from ..errors import AdapterError
 from ..messages import list_names
 from ..storage.arrays import to_numpy
-from .core import BASE, AdapterBank, get_row_shapes
+from .core import BASE, AdapterBank, gather, get_row_shapes
 from .rows import take_rows
 from .sources import select_paths
 
@@ -335,7 +335,7 @@ def _list_tuned(bank: AdapterBank, names: Sequence[str]) -> list[str]:
 def _read_rows(bank: AdapterBank, path: str, numbers: Iterable[int]) -> np.ndarray:
     """Some rows of one leaf, on the host."""
     leaf = bank.leaves[path]
-    return np.stack([to_numpy(path, leaf[number]) for number in numbers])
+    return to_numpy(path, gather(leaf, list(numbers)))
 
 
 def _list_adapters(bank: AdapterBank, names: str | Sequence[str] | None) -> list[str]:

@@ -6,6 +6,7 @@ the program of a batch of one, with a norm parameter for each row.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -199,10 +200,12 @@ def _list_axes(in_axes: Any, batch: tuple[Any, ...], keywords: Mapping[str, Any]
             f"with one for each, as to jax.vmap ({str(error).splitlines()[0]})"
         ) from error
     listed = jax.tree.leaves(axes, is_leaf=_is_none)
-    wrong = [a for a in listed if a is not None and (isinstance(a, bool) or not isinstance(a, int))]
+    wrong = [a for a in listed if isinstance(a, bool) or not (a is None or hasattr(a, "__index__"))]
     if wrong:
         raise AdapterError(f"in_axes holds {wrong[0]!r}; expected integers and None")
-    return listed + [0] * len(jax.tree.leaves(keywords, is_leaf=_is_none))
+    return [a if a is None else operator.index(a) for a in listed] + [0] * len(
+        jax.tree.leaves(keywords, is_leaf=_is_none)
+    )
 
 
 def _is_none(value: Any) -> bool:

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError
@@ -145,7 +146,7 @@ class AdapterBank:
         pairs = zip(self.rows, self.ids, strict=True)
         return {row.name: number for row, number in pairs if row is not None}
 
-    def get_ids(self, names: str | Sequence[str]) -> np.ndarray:
+    def get_ids(self, names: str | Sequence[str] | np.ndarray) -> np.ndarray:
         """The id of each name, for `take_rows` and `apply_per_example`.
 
         An id stays valid until its adapter is removed, and no other adapter of this bank, or of
@@ -160,6 +161,7 @@ class AdapterBank:
         Raises:
             AdapterError: a name is not in the bank.
         """
+        names = names.tolist() if isinstance(names, np.ndarray) else names
         single = isinstance(names, str)
         if not single and not isinstance(names, Iterable):
             raise AdapterError(f"names must be a name or a sequence of names, not {names!r:.80}")
@@ -254,17 +256,23 @@ def _round_capacity(rows: int, capacity: int | None) -> int:
     Raises:
         AdapterError: the capacity asked for is no number, too small or too large.
     """
-    count = max(_FEWEST_ROWS, 1 << (rows - 1).bit_length()) if capacity is None else capacity
-    if isinstance(count, bool) or not hasattr(count, "__index__"):
-        raise AdapterError(f"capacity is {count!r}; expected a whole number of rows")
+    fitting = max(_FEWEST_ROWS, 1 << (rows - 1).bit_length())
+    count = _check_capacity(fitting if capacity is None else capacity)
     if count < rows:
         raise AdapterError(
             f"capacity is {count}, but there are {rows} rows with the base's and those that "
             "adapters had before: pass at least that, or make a new bank of its adapters"
         )
+    return count
+
+
+def _check_capacity(capacity: Any) -> int:
+    if isinstance(capacity, bool) or not hasattr(capacity, "__index__"):
+        raise AdapterError(f"capacity is {capacity!r:.80}; expected a whole number of rows")
+    count = operator.index(capacity)
     if count > MOST_ROWS:
         raise AdapterError(f"capacity is {count:,}, and a bank has at most {MOST_ROWS:,} rows")
-    return operator.index(count)
+    return count
 
 
 def _place(leaf: np.ndarray, sharding: Any, on_host: bool) -> Any:
@@ -284,6 +292,11 @@ def _place(leaf: np.ndarray, sharding: Any, on_host: bool) -> Any:
         )
     if sharding is None:
         return jnp.asarray(leaf)
+    if not isinstance(sharding, jax.sharding.Sharding):
+        raise AdapterError(
+            f"sharding is {sharding!r:.80}; expected a jax.sharding.Sharding, such as "
+            "NamedSharding(mesh, PartitionSpec('data'))"
+        )
     try:
         sharding.shard_shape(leaf.shape)
     except ValueError as error:
@@ -307,7 +320,7 @@ def grow_bank(bank: AdapterBank, capacity: int) -> AdapterBank:
         >>> lnt.bank.grow_bank(bank, 16).capacity
         16
     """
-    more = _round_capacity(1, capacity) - bank.capacity
+    more = _check_capacity(capacity) - bank.capacity
     if more < 0:
         raise AdapterError(f"the bank has {bank.capacity} rows, more than capacity={capacity}")
 
@@ -365,7 +378,10 @@ def write_row(
 
 def _set_row(leaves: Any, number: Any, values: Any, tuned: Any) -> Any:
     def write(leaf: Any, value: Any, is_tuned: Any) -> Any:
-        return leaf.at[number].set(jnp.where(is_tuned, value, leaf[0]))
+        laid = jax.typeof(leaf).sharding
+        out = laid if AxisType.Explicit in laid.mesh.axis_types else None
+        row = jnp.where(is_tuned, value, gather(leaf, 0))
+        return leaf.at[number].set(row, out_sharding=out)
 
     return jax.tree.map(write, leaves, values, tuned)
 
@@ -374,6 +390,18 @@ _write_copy = jax.jit(_set_row)
 
 
 _write_donated = partial(jax.jit, donate_argnums=0)(_set_row)
+
+
+def gather(leaf: Any, numbers: Any, fill: float = np.nan) -> Any:
+    """Copies of some rows of an array, or of one; on a mesh of explicit axes laid as `numbers`."""
+    if isinstance(leaf, np.ndarray) and not isinstance(numbers, Tracer):
+        return leaf[np.asarray(numbers)]  # no scalar, by which numpy would give a view
+    whole, numbers = jnp.asarray(leaf), jnp.asarray(numbers)
+    laid, out = jax.typeof(whole).sharding, None
+    if AxisType.Explicit in laid.mesh.axis_types:
+        spec = (*jax.typeof(numbers).sharding.spec, *tuple(laid.spec)[1:])
+        out = NamedSharding(laid.mesh, PartitionSpec(*spec))
+    return whole.at[numbers].get(mode="fill", fill_value=fill, out_sharding=out)
 
 
 def replace_at(items: tuple[Any, ...], number: int, item: Any) -> tuple[Any, ...]:

@@ -21,10 +21,12 @@ from ..storage.arrays import to_numpy
 from .core import (
     BASE,
     AdapterBank,
+    BankLeaves,
     Row,
     build_bank,
     choose_dtype,
     find_free,
+    gather,
     get_row_shapes,
     grow_bank,
     place_like,
@@ -81,6 +83,15 @@ def make_bank(
         >>> lnt.bank.get_adapter(bank, "french").trainable
         {'ln.scale': array([2., 3.], dtype=float32)}
     """
+    if isinstance(params, str | os.PathLike | AdapterBank | BankLeaves):
+        kind = type(params).__name__
+        raise AdapterError(
+            f"params must be the base's tree of arrays, not a path or a bank ({kind})"
+        )
+    if adapters is not None and not isinstance(adapters, Mapping):
+        raise AdapterError(
+            f"adapters must be a dict of adapters by name, not {type(adapters).__name__}"
+        )
     read = {
         check_name(name): read_source(source, params, norms, name_map)
         for name, source in (adapters or {}).items()
@@ -295,7 +306,7 @@ def get_adapter(bank: AdapterBank, name: str) -> Adapter:
     """
     number, row = bank.get_number(name), bank.get_row(name)
     paths = tuple(bank.leaves) if row.name == BASE else row.paths
-    values = {path: to_numpy(path, bank.leaves[path][number]).copy() for path in paths}
+    values = {path: to_numpy(path, gather(bank.leaves[path], number)).copy() for path in paths}
     config = row.config or describe_row(name, values, get_row_shapes(bank)).config
     assert config is not None
     return Adapter(values, config)
@@ -317,7 +328,7 @@ def _add_leaves(bank: AdapterBank, adapter: Any, params: Any) -> AdapterBank:
     absent = [path for path in get_trainable(adapter) if path not in bank.leaves]
     if not absent:
         return bank
-    first = {path: to_numpy(path, leaf[:1]) for path, leaf in bank.leaves.items()}
+    first = {path: to_numpy(path, gather(leaf, [0])) for path, leaf in bank.leaves.items()}
     check_base("params", first, get_own(fill_placeholders(params)[0], first), has_values=True)
     like = next(iter(bank.leaves.values()))
     used = np.array([row is not None for row in bank.rows])
@@ -343,8 +354,6 @@ def _read_base(
     adapters: Mapping[str, Adapter | Mapping[str, Any]],
 ) -> dict[str, np.ndarray]:
     """The base's values of all leaves that a row has, in the tree's order."""
-    if isinstance(params, str | os.PathLike):
-        raise AdapterError("params must be the base's tree of arrays, not a path")
     known, warn = config or LNTuningConfig(), config is not None
     selection = select_leaves(params, known, norms, name_map, warn=warn)
     wanted = {

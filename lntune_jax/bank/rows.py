@@ -13,7 +13,7 @@ from jax.core import Tracer
 from ..errors import AdapterError, TreeError
 from ..partition import Placeholder, is_placeholder, merge_params
 from ..paths import flatten, get_shape, join
-from .core import ID_BOUND, MOST_ROWS, AdapterBank, BankLeaves
+from .core import ID_BOUND, MOST_ROWS, AdapterBank, BankLeaves, gather
 
 Ids = Any  # integers (batch,), or the names of adapters
 
@@ -84,13 +84,8 @@ def take_rows(bank: AdapterBank | BankLeaves, ids: Ids) -> dict[str, Any]:
     """
     leaves = get_leaves(bank)
     numbers = _find_rows(bank, leaves, read_ids(bank, ids))
-    if not isinstance(numbers, np.ndarray):
-        # A row beyond the last gives NaN, never another tenant's values: JAX would clamp it.
-        return {
-            path: jnp.asarray(leaf).at[numbers].get(mode="fill", fill_value=np.nan)
-            for path, leaf in leaves.items()
-        }
-    return {path: leaf[numbers] for path, leaf in leaves.items()}
+    # A row beyond the last gives NaN, never another tenant's values: JAX would clamp it.
+    return {path: gather(leaf, numbers) for path, leaf in leaves.items()}
 
 
 def merge_rows(rows: Mapping[str, Any], frozen: Any, *, cast: bool = True) -> Any:
@@ -207,7 +202,7 @@ def _find_rows(bank: Any, leaves: BankLeaves, ids: Any) -> Any:
                     "Look ids up by name, bank.get_ids(names), in the bank whose leaves you pass"
                 )
         if known is not None:
-            return np.asarray(ids % MOST_ROWS)  # no scalar, by which numpy would give a view
+            return ids % MOST_ROWS
     elif all(isinstance(leaf, np.ndarray) for leaf in leaves.values()):
         raise AdapterError(
             "the bank is in the host's memory and the ids are traced: call take_rows outside "
@@ -216,7 +211,7 @@ def _find_rows(bank: Any, leaves: BankLeaves, ids: Any) -> Any:
     ids = jnp.asarray(ids)
     ids = ids.astype(jnp.int64 if ids.dtype.itemsize > 4 else jnp.int32)  # wraps no id onto another
     numbers = ids % MOST_ROWS
-    found = jnp.asarray(leaves.ids).at[numbers].get(mode="fill", fill_value=-1)
+    found = gather(leaves.ids, numbers, -1)
     return jnp.where(found.astype(ids.dtype) == ids, numbers, count)
 
 

@@ -74,20 +74,26 @@ def read_source(
 
 
 def describe_source(adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, Any]) -> Adapter:
-    """The adapter with its config; a dict gets one that selects its leaves.
+    """The adapter, in the base's order, with its config; a dict gets one that selects its leaves.
 
     Args:
         adapter: what `read_source` gave.
         leaves: for each leaf path, an array of the shape that the base has there.
     """
     if isinstance(adapter, Adapter):
-        return adapter
+        return adapter._replace(trainable=_sort_like(adapter.trainable, leaves))
     if not isinstance(adapter, Mapping):
         raise AdapterError(
             "an adapter must be an Adapter, a dict of leaf paths or a path, not "
             f"{type(adapter).__name__}"
         )
-    return Adapter(dict(adapter), select_paths(adapter, leaves))
+    in_order = _sort_like(adapter, leaves)
+    return Adapter(in_order, select_paths(in_order, leaves))
+
+
+def _sort_like(adapter: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """In the base's order: what is written must not depend on the order of a caller's dict."""
+    return {path: adapter[path] for path in leaves if path in adapter}
 
 
 def select_paths(paths: Iterable[str], leaves: Mapping[str, Any]) -> LNTuningConfig:

@@ -30,6 +30,10 @@ def check_name(name: Any) -> str:
         raise AdapterError(
             f"an adapter's name must be a string with letters, not {shorten(repr(name))}"
         )
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise AdapterError(f"an adapter's name must be text, not {shorten(repr(name))}") from None
     if name == BASE:
         raise AdapterError(f"the name {BASE!r} is that of row 0, the base itself: use another one")
     return name
@@ -47,6 +51,12 @@ def get_trainable(adapter: Any) -> Mapping[str, Any]:
             "an adapter must be an Adapter, a dict of leaf paths or a path, and hold a leaf; found "
             f"{trainable!r:.80}"
         )
+    for path, value in trainable.items():
+        if not isinstance(path, str) or isinstance(value, Mapping):
+            raise AdapterError(
+                f"an adapter is a flat dict {{leaf path: array}}; found {shorten(repr(path))} with "
+                f"a {type(value).__name__}: pass partition_params(tuned, config).trainable"
+            )
     return trainable
 
 

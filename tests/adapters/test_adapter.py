@@ -424,8 +424,6 @@ def test_an_adapter_of_another_kind_of_model_is_told_in_its_words(tmp_path: Path
         restore_adapter(path, llama)
     text = str(raised.value)
     assert "was trained on another model ('google-bert/bert-base-uncased')" in text
-        "was trained on another model (.google-bert/bert-base-unc".replace(".", chr(39), 1) in text
-    )
     assert "'bert.encoder.layer.0.attention.output.LayerNorm.bias'" in text
     assert "params has 'model.layers.0.input_layernorm." in text
     assert len(text) < 1000

@@ -202,6 +202,10 @@ def test_the_memory_of_ten_thousand_adapters():
         ({"ln_9.scale": np.ones(32, "f")}, "tunes 'ln_9.scale', for which the bank has no rows"),
         ({}, "hold a leaf"),
         ([1], "must be an Adapter, a dict of leaf paths or a path"),
+        (None, "must be an Adapter, a dict of leaf paths or a path"),
+        ({"ln_f": {"scale": np.ones(32, "f")}}, "a flat dict {leaf path: array}; found 'ln_f'"),
+        ({1: np.ones(32, "f")}, "a flat dict {leaf path: array}; found 1"),
+        ({"ln_f.scale": [1.0] * 32}, "is a list, not an array"),
         ("no/such/directory", "pass params=, the base's tree"),
     ],
 )
@@ -229,8 +233,38 @@ def test_names_that_cannot_be():
         banks.rename_adapter(bank, "a", "b")
     with pytest.raises(AdapterError, match="must be a string with letters, not ''"):
         banks.make_bank(params, {"": adapter})
+    for name in (None, 5, b"a", ("a",), "\ud800"):
+        with pytest.raises(AdapterError, match=r"an adapter's name must be"):
+            banks.add_adapter(bank, name, adapter)
+    for names in (3, None, [None], ["a", 3], [["a"]], b"a"):
+        with pytest.raises(AdapterError, match=r"has no adapter|a name or a sequence of names"):
+            bank.get_ids(names)
+    assert bank.get_ids(np.array(["a", "b"])).tolist() == [1, 2]
+
+
+def test_what_a_bank_cannot_be_made_of():
+    params, adapters, bank = make_small_bank()
     with pytest.raises(AdapterError, match="capacity is 3, but there are 4 rows"):
         banks.make_bank(params, adapters, capacity=3)
+    for capacity in (2.5, "8", True):
+        with pytest.raises(AdapterError, match="expected a whole number of rows"):
+            banks.make_bank(params, capacity=capacity)
+    for capacity in (None, 2.5):
+        with pytest.raises(AdapterError, match="expected a whole number of rows"):
+            banks.grow_bank(bank, capacity)
+    with pytest.raises(AdapterError, match="a bank has at most 1,048,576 rows"):
+        banks.grow_bank(bank, 2**20 + 1)
+    for wrong in ([adapters["a"]], adapters["a"], "a"):
+        with pytest.raises(AdapterError, match="adapters must be a dict of adapters by name, not"):
+            banks.make_bank(params, wrong)
+    for base in (bank, bank.leaves):
+        with pytest.raises(AdapterError, match="params must be the base's tree of arrays"):
+            banks.make_bank(base)
+    for sharding in ("data", jax.devices()[0], jax.sharding.PartitionSpec("data")):
+        with pytest.raises(AdapterError, match=r"expected a jax.sharding.Sharding"):
+            banks.make_bank(params, sharding=sharding)
+    chosen = lnt.select(params, lnt.LNTuningConfig(target_modules=["ln_f"]))
+    assert list(banks.make_bank(params, config=chosen).leaves) == ["ln_f.bias", "ln_f.scale"]
     with pytest.raises(AdapterError, match="more than capacity=2"):
         banks.grow_bank(bank, 2)
     with pytest.raises(AdapterError, match=r"no leaf 'x\.scale', which an adapter tunes"):

@@ -50,5 +50,46 @@ print("done")
 """
 
 
+EXPLICIT = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from lntune_jax import bank as banks
+from tests.support.banks import make_small_bank, same
+from tests.support.small import apply, make_batch
+
+for axis_type in (AxisType.Explicit, AxisType.Auto):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(axis_type,))
+    rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+    params, adapters, bank = make_small_bank("ab", capacity=4, sharding=rows)
+    frozen, x = banks.freeze_base(params, bank), make_batch(4)["x"]
+    stale = bank.get_ids(["a", "b", "base", "b"])
+    bank = banks.add_adapter(banks.remove_adapter(bank, "a"), "c", adapters["a"], donate=True)
+    bank = banks.grow_bank(banks.add_adapter(bank, "d", adapters["a"]), 8)
+
+    @jax.jit
+    def run(leaves, ids, frozen, x):
+        return banks.apply_per_example(apply, leaves, ids, frozen, x)
+
+    _, _, alone = make_small_bank("ab")
+    expected = np.asarray(run(alone.leaves, stale, frozen, x))
+    for ids, batch in ((stale, x), (jax.device_put(stale, rows), jax.device_put(x, rows))):
+        found = np.asarray(run(bank.leaves, ids, jax.device_put(frozen, whole), batch))
+        assert np.isnan(found[0]).all(), found
+        np.testing.assert_allclose(found[1:], expected[1:], atol=1e-5)
+    head = {"classifier.bias": np.ones(2, "f")}
+    bank = banks.add_adapter(bank, "e", head, params=params)
+    assert {leaf.sharding.spec[0] for leaf in bank.leaves.values()} == {"data"}
+    path = banks.save_bank(f"{__import__('sys').argv[1]}{axis_type}", bank, base=params)
+    bank = banks.load_bank(path, params, sharding=rows)
+    assert same(banks.get_adapter(bank, "c").trainable, adapters["a"].trainable)
+    assert banks.average(bank, ["c", "b"]).trainable.keys() == adapters["a"].trainable.keys()
+print("done")
+"""
+
+
+def test_a_mesh_of_explicit_axes(tmp_path):
+    run_on_devices(EXPLICIT, 2, tmp_path / "bank")
+
+
 def test_rows_lie_over_eight_devices(tmp_path):
     run_on_devices(PROGRAM, 8, tmp_path / "bank")

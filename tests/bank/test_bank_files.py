@@ -1,6 +1,11 @@
 """Banks on disk, and from directories of adapters: bit for bit, or an error that says why not."""
 
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import hypothesis.strategies as st
 import jax
@@ -11,8 +16,10 @@ from hypothesis import given, settings
 
 import lntune_jax as lnt
 from lntune_jax import bank as banks
+from lntune_jax.bank import files as bank_files
 from lntune_jax.errors import AdapterError
 from tests.support.banks import CONFIG, make_adapter, make_small_bank, row_of, same
+from tests.support.paths import ROOT
 from tests.support.small import make_params
 
 PARAMS = make_params()
@@ -35,6 +42,85 @@ def test_there_and_back_bitwise(tmp_path_factory, names, dtype, on_host):
     for name in bank.names:
         assert found.get_row(name) == bank.get_row(name)
         assert same(row_of(found, name), row_of(bank, name))
+
+
+MAKE = """
+import sys
+import lntune_jax as lnt
+from tests.support.banks import CONFIG
+from tests.support.small import make_params
+
+params = make_params()
+leaves = lnt.partition_params(params, CONFIG).trainable
+norms = frozenset({"ln_f", "layers.0.ln_1", "layers.1.ln_1"})
+config = lnt.LNTuningConfig(modules_to_save={"classifier", "layers.0.up"})
+some = {path: leaves[path] for path in set(leaves)}
+bank = lnt.bank.make_bank(params, {"a": leaves, "b": some}, config=config, norms=norms)
+bank = lnt.bank.add_adapter(bank, "mean", lnt.bank.average(bank, ["a", "b"]))
+lnt.bank.save_bank(sys.argv[1], bank, base=params)
+"""
+
+
+def test_the_same_bank_is_the_same_text_under_every_hash_seed(tmp_path):
+    texts, records = set(), []
+    for seed in ("0", "1"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        path = tmp_path / seed
+        subprocess.run([sys.executable, "-c", MAKE, str(path)], check=True, env=environment)
+        texts.add((path / "bank.json").read_bytes())
+        record = json.loads((path / "lntune.json").read_text())
+        # Orbax names its own files at random.
+        records.append({key: record[key] for key in record if key not in ("files", "sha256")})
+    assert len(texts) == 1
+    assert json.dumps(records[0]) == json.dumps(records[1])
+
+
+def write_rows(path, change):
+    """Changes `bank.json` of a bank, and its checksum."""
+    content = json.loads((path / "bank.json").read_text())
+    change(content)
+    (path / "bank.json").write_text(json.dumps(content))
+    with pytest.raises(AdapterError) as caught:
+        bank_files._parse_rows(path / "bank.json")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows["rows"][1].update(id=2), "two ids for one row"),
+        (lambda rows: rows["rows"][1].update(id=-1), "ids that are no numbers"),
+        (lambda rows: rows["rows"][1].update(id=True), "ids that are no numbers"),
+        (lambda rows: rows["rows"][1].update(id=2**40), "ids that are no numbers"),
+        (lambda rows: rows["rows"][1].update(id=2**20 - 1), "rows missing"),
+        (lambda rows: rows["rows"][1].update(name="b"), "two rows of one name"),
+        (lambda rows: rows["rows"][1].update(name="base"), "that of row 0"),
+        (lambda rows: rows["rows"][0].update(name="a"), "no row 0 for the base"),
+        (lambda rows: rows["rows"][0].update(id=2**20), "no row 0 for the base|row 0"),
+        (lambda rows: rows["rows"].clear(), "no row 0 for the base"),
+        (lambda rows: rows.update(freed=[2**20 + 1]), "two ids for one row"),
+        (lambda rows: rows.update(freed=["1"]), "ids that are no numbers"),
+        (lambda rows: rows.update(freed=3), "cannot be read"),
+        (lambda rows: rows.pop("freed"), "cannot be read: .*freed"),
+        (lambda rows: rows["rows"][1].pop("id"), "cannot be read: .*id"),
+        (lambda rows: rows["rows"][1].update(leaves="ln_f.scale"), "no list of paths"),
+    ],
+)
+def test_lists_of_rows_that_cannot_be(change, message, tmp_path):
+    _, _, bank = make_small_bank()
+    path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
+    assert re.search(message, write_rows(path, change))
+
+
+def test_a_short_file_does_not_ask_for_all_memory(tmp_path):
+    leaves = {"ln_f.scale": np.ones(32, "f")}
+    bank = banks.make_bank(PARAMS, {str(number): leaves for number in range(200)}, on_host=True)
+    for number in range(199):
+        bank = banks.remove_adapter(bank, str(number), donate=True)
+    path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
+    with pytest.raises(AdapterError, match=r"keeps 199 free ones .*pass capacity=201"):
+        banks.load_bank(path, PARAMS)
+    assert banks.load_bank(path, PARAMS, capacity=201).names == ("base", "199")
 
 
 def test_free_rows_are_left_out(tmp_path):
@@ -124,8 +210,6 @@ def test_what_may_be_replaced(tmp_path):
 
 
 def test_a_disk_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
-    from lntune_jax.bank import files as bank_files
-
     _, _, bank = make_small_bank()
     path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
 
