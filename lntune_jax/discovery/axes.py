@@ -60,6 +60,12 @@ def list_real(dim: Iterable[Factor]) -> list[Factor]:
     return [factor for factor in dim if factor.axis is not None and factor.size > 1]
 
 
+def repeats(dims: Dims) -> bool:
+    """Whether one axis lies in two dimensions, as of an outer product of an array with itself."""
+    digits = [(factor.axis, factor.stride) for dim in dims for factor in list_real(dim)]
+    return len(set(digits)) < len(digits)
+
+
 def stretch(dims: Dims, shape: Sequence[int]) -> Dims:
     """The dimensions after an operation that repeats dimensions of size 1 where `shape` has more.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .axes import NONE, Dims, count, cover, list_real, name_axes, stretch
+from .axes import NONE, Dims, count, cover, list_real, name_axes, repeats, stretch
 from .facts import (
     Axes,
     Centred,
@@ -109,7 +109,7 @@ def follow(trail: Trail, dims: Dims, is_needed: bool) -> View:
     )
 
 
-def shift(view: View, shape: Sequence[int], by: int = 0) -> View:
+def shift(view: View, dims: Dims, by: int = 0) -> View:
     """Some entries or a stack of an array, its dimensions `by` places further on."""
     trail = read_trail(view)
 
@@ -118,7 +118,7 @@ def shift(view: View, shape: Sequence[int], by: int = 0) -> View:
 
     weights = frozenset((leaves, move(places)) for leaves, places in trail.weights)
     trail = trail._replace(weights=weights, divided=move(trail.divided))
-    return follow(trail, name_axes(object(), shape), depends(view.fact))
+    return follow(trail, dims, depends(view.fact))
 
 
 def weigh(view: View, parameter: View, notes: Notes) -> View:
@@ -257,8 +257,7 @@ def _merge(views: Sequence[View], shape: Sequence[int]) -> Dims:
         max((view.dims[i] for view in order), key=lambda dim: count(list_real(dim)))
         for i in range(len(shape))
     )
-    digits = [(factor.axis, factor.stride) for dim in dims for factor in list_real(dim)]
-    return dims if len(set(digits)) == len(digits) else name_axes(object(), shape)
+    return name_axes(object(), shape) if repeats(dims) else dims
 
 
 def _list_varying(dims: Dims) -> Places:

@@ -15,14 +15,16 @@ from jax.core import Tracer
 from jax.extend import core
 from jax.extend.core import primitives
 
-from .axes import broadcast, count, stretch
+from .axes import broadcast, count, name_axes, repeats, stretch
 from .facts import (
     Constant,
     Normalised,
     Notes,
     Other,
     Parameter,
+    Shift,
     View,
+    Weighted,
     depends,
     list_leaves,
     new_value,
@@ -155,9 +157,10 @@ def _scan(ins: Sequence[View], eqn: Any, notes: Notes) -> list[View]:
     body = eqn.params["jaxpr"]
     slices = [_enter(body, view, notes) for view in ins[consts + carried :]]
     outs, carry = _settle(body, fixed, carry, slices, notes)
-    shapes = [_get_shape(var) for var in eqn.outvars[carried:]]
-    pairs = zip(outs[carried:], shapes, strict=True)
-    return carry + [shift(view, shape, 1) for view, shape in pairs]
+    arrays = [view for view in ins[consts + carried :] if depends(view.fact)]
+    lead = arrays[0].dims[0] if arrays else None
+    pairs = zip(outs[carried:], eqn.outvars[carried:], strict=True)
+    return carry + [_leave(view, lead, _get_shape(var)) for view, var in pairs]
 
 
 @rule("while")
@@ -187,7 +190,7 @@ def _settle(
             carry[i] = _join([old, new], _get_shape(body.jaxpr.invars[len(fixed) + i]))
         if not changed:
             notes.extend(draft)
-            last = [shift(v, _get_shape(body.jaxpr.outvars[i])) for i, v in enumerate(carry)]
+            last = [shift(v, new_value(None, [*map(count, v.dims)]).dims) for v in carry]
             return outs, [last[i] if i in lost else view for i, view in enumerate(carry)]
 
 
@@ -230,9 +233,18 @@ def _enter(body: Any, view: View, notes: Notes) -> View:
     key = ("entry", id(body), view)
     if key not in notes.values:
         is_known = isinstance(view.fact, Parameter | Constant)
-        sizes = [*map(count, view.dims[1:])]
-        notes.values[key] = drop(view) if is_known else shift(view, sizes, -1)
+        notes.values[key] = drop(view) if is_known else shift(view, view.dims[1:], -1)
     return notes.values[key]
+
+
+def _leave(view: View, lead: Any, shape: tuple[int, ...]) -> View:
+    """The array that the turns of a loop make together, each of them one entry."""
+    axes = name_axes(object(), shape)
+    dims = (lead or axes[0], *view.dims)
+    is_one = isinstance(view.fact, Parameter | Constant | Weighted | Shift)
+    if is_one or getattr(view.fact, "scale", None) is not None or repeats(dims):
+        return shift(view, axes, 1)
+    return View(view.fact, dims)
 
 
 def _find_jaxpr(eqn: Any) -> Any:

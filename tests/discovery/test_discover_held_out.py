@@ -214,6 +214,7 @@ NORMS = {
     "Table Transformer's first queries": (
         lambda p, x, i: x + (layer(jnp.zeros((B, T, D))) * p["w"] + p["b"]), "wb"
     ),
+    "rows in a map, the scale outside": (lambda p, x, i: lax.map(rms, x) * p["w"], "w"),
     "a norm of latents": (lambda p, x, i: x + (layer(p["pos"] + 0.5) * p["w"] + p["b"]), "wb"),
     "a norm after an embedding": (lambda p, x, i: rms(p["e"][i] * D**0.5) * p["w"], "w"),
     "two norms of one array": (lambda p, x, i: (rms(x) * p["w"], rms(x) * p["v"]), "wv"),
@@ -270,7 +271,6 @@ DOUBTS = {
     "rows of a table": (lambda p, x, i: rms(x) * lookup(p["e"], i), "e"),
     "one more than rows of a table": (lambda p, x, i: rms(x) * (1 + lookup(p["e"], i)), "e"),
     "an entry by an argument": (lambda p, x, i: rms(x) * p["s"][i[0, 0]], "s"),
-    "rows in a map, the scale outside": (lambda p, x, i: lax.map(rms, x) * p["w"], "w"),
     "a loop that writes rows": (
         lambda p, x, i: lax.fori_loop(0, B, lambda n, y: y.at[n].set(rms(x[n])), jnp.zeros_like(x))
         * p["w"], "w"
@@ -347,6 +347,9 @@ NOTHING = {
     "GroupNorm": lambda p, x, i: in_groups(p, x),
     "GroupNorm of one group": lambda p, x, i: over(x, (1, 2)) * p["w"] + p["b"],
     "GroupNorm of channels, as RWKV's": lambda p, x, i: join(layer(split(x))) * p["w"] + p["b"],
+    "GroupNorm in a map, as torchax's": lambda p, x, i: (
+        lax.map(layer, x.reshape(1, B * HEADS, -1)).reshape(x.shape) * p["pos"][:, :1] + x
+    ),
     "InstanceNorm": lambda p, x, i: over(x, (1,)) * p["w"] + p["b"],
     "L2 normalisation": lambda p, x, i: unit(x),
     "cosine similarity with a temperature": lambda p, x, i: (
