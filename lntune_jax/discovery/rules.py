@@ -34,7 +34,7 @@ from .facts import (
     depends,
 )
 from .norms import find_spread, plus, scale, times_inverse
-from .trail import weigh
+from .trail import lose, weigh
 
 Result = View | Sequence[View] | None
 Rule = Callable[[Sequence[View], Any, Notes], Result]
@@ -223,7 +223,7 @@ def multiply_matrices(ins: Sequence[View], eqn: Any, notes: Notes) -> View | Non
     ]
     if not summed[0]:
         views = [_lay_out(ins, place, batch, frees) for place in (0, 1)]
-        return multiply(views, eqn, notes)
+        return multiply(views, eqn, notes) or lose(eqn, views, notes)[0]
     for place, view in enumerate(ins):
         if isinstance(view.fact, Constant) and view.fact.value and is_uniform(view.dims):
             found = _lay_out(ins, 1 - place, batch, frees, summed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from ..errors import TraceWarning, TreeError
+from ..errors import ArgumentError, TraceWarning, TreeError
 from ..messages import warn
 from ..paths import Leaf, flatten, get_shape, join
 from .report import DiscoveredNorm, DiscoveredNorms
@@ -43,6 +43,7 @@ def discover_norms(
 
     Raises:
         TreeError: `apply_fn` is no function, or `params` holds no array or two leaves of one path.
+        ArgumentError: `apply_fn` needs the values of an array, as a Python `if` on one does.
 
     Warns:
         TraceWarning: parameters go into a kernel that cannot be traced, where they may be a norm's;
@@ -74,7 +75,10 @@ def discover_norms(
     leaves, treedef = flatten(params)
     places = [i for i, leaf in enumerate(leaves) if get_shape(leaf.value) is not None]
     if not places:
-        raise TreeError("params holds no array: pass the tree of parameters that apply_fn takes")
+        raise TreeError(
+            f"params ({type(params).__name__}) holds no array: pass the tree of parameters that "
+            "apply_fn takes, a dict, a list or a class that JAX knows as a pytree"
+        )
     jaxpr = _trace(apply_fn, leaves, treedef, places, args, kwargs)
     found = _read(jaxpr, [leaves[i] for i in places])
     _warn(found)
@@ -102,7 +106,15 @@ def _trace(
         return [result for result in results if isinstance(result, jax.Array)]
 
     parameters = [leaves[i].value for i in places]
-    return jax.make_jaxpr(call)(parameters, [values[i] for i in inputs])
+    try:
+        return jax.make_jaxpr(call)(parameters, [values[i] for i in inputs])
+    except jax.errors.JAXTypeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ArgumentError(
+            f"apply_fn cannot be traced: it needs the values of an array ({reason}). In it, use "
+            "jax.lax.cond or jnp.where for a branch and jnp for numpy; a number, a string or a "
+            "boolean in args is handed on as it is"
+        ) from error
 
 
 def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
@@ -140,7 +152,7 @@ def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
             )
     opaque = {join(leaves[i].path): name for name, own in notes.opaque for i in sorted(own)}
     said = {norm.path for norm in norms} | set(ambiguous) | set(opaque)
-    doubts = sorted((join(leaves[i].path), how) for i, how in notes.list_uncertain().items())
+    doubts = [(join(leaves[i].path), how) for i, how in sorted(notes.list_uncertain().items())]
     uncertain = {path: how for path, how in doubts if path not in said}
     return DiscoveredNorms(tuple(norms), ambiguous, opaque, uncertain)
 

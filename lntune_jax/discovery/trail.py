@@ -33,7 +33,7 @@ from .facts import (
 
 Places = frozenset[int]
 
-_PRODUCTS = frozenset({"mul", "div", "dot_general"})
+_PRODUCTS = frozenset({"mul", "div"})
 _SUMS = frozenset({"add", "add_any", "sub"})
 _ROOTS = frozenset({"sqrt", "rsqrt", "pow"})
 # One number of the result for one of each operand.
@@ -140,6 +140,10 @@ def lose(eqn: Any, ins: Sequence[View], notes: Notes, is_opaque: bool = False) -
     """
     name, shapes = eqn.primitive.name, [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
     notes.uses.extend((leaf, name) for view in ins for leaf in list_leaves(view.fact))
+    if name == "dot_general" and eqn.params["dimension_numbers"][0][0]:
+        _note_folded(eqn, ins, notes)
+    elif name == "dot_general":  # nothing is summed
+        name = "mul"
     if name in _ELEMENTWISE:
         return [blend(name, ins, shapes[0], notes)]
     if all(isinstance(view.fact, Constant) for view in ins):
@@ -155,6 +159,18 @@ def lose(eqn: Any, ins: Sequence[View], notes: Notes, is_opaque: bool = False) -
         own = trail._replace(weights=weights, divided=divided)
         results.append(follow(own, name_axes(object(), shape), is_needed))
     return results
+
+
+def _note_folded(eqn: Any, ins: Sequence[View], notes: Notes) -> None:
+    """A scale that was multiplied into the kernel which follows its norm."""
+    summed, _ = eqn.params["dimension_numbers"]
+    for one, other in ((0, 1), (1, 0)):
+        trail, kernel = read_trail(ins[one]), read_trail(ins[other])
+        divided = {b for a, b in zip(summed[one], summed[other], strict=True) if a in trail.divided}
+        if divided and not trail.is_scaled and not depends(ins[other].fact):
+            for leaves, places in kernel.weights:
+                if places and places <= divided and len(ins[other].dims) > len(places):
+                    notes.uncertain.append((leaves, "multiplies the kernel after a norm"))
 
 
 def _gather_trail(name: str, ins: Sequence[View]) -> Trail:

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import lntune_jax as lnt
-from lntune_jax.errors import TraceWarning
+from lntune_jax.errors import ArgumentError, TraceWarning
 from tests.support.traced import shape
 
 B, T, D, HEADS = 3, 5, 8, 2
@@ -299,6 +299,12 @@ DOUBTS = {
     "nGPT's steps": (
         lambda p, x, i: x + jnp.abs(p["w"]) * (rms(x @ p["m"]) - x), "w"
     ),
+    "a scale in the kernel that follows": (
+        lambda p, x, i: rms(x) @ (p["w"][:, None] * p["m"]), "w"
+    ),
+    "a scale within einsum": (
+        lambda p, x, i: jnp.einsum("btd,d,de->bte", layer(x), p["w"], p["m"]), "w"
+    ),
     "a pooled norm": (lambda p, x, i: layer(x).mean(1) * p["w"], "w"),
 }  # fmt: skip
 
@@ -417,6 +423,19 @@ NOTHING = {
     ),
     "a residual with its variance kept": lambda p, x, i: (x + p["w"] * jnp.tanh(x)) / 2**0.5,
 }  # fmt: skip
+
+
+BRANCHES = {
+    "a branch": lambda p, x: rms(x) * p["w"] if x.sum() > 0 else x,
+    "numpy": lambda p, x: np.asarray(x) * p["w"],
+    "a size": lambda p, x: rms(x)[: int(x.sum())] * p["w"],
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_function_that_needs_values_is_refused(name):
+    with pytest.raises(ArgumentError, match="apply_fn cannot be traced: it needs the values"):
+        lnt.discover_norms(BRANCHES[name], PARAMS, shape(T, D))
 
 
 @pytest.mark.parametrize("name", NOTHING)

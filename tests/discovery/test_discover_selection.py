@@ -138,7 +138,7 @@ def test_adapters_of_peft(tmp_path):
 def test_what_is_refused():
     with pytest.raises(TreeError, match=r"apply_fn must be a function.*dict"):
         lnt.discover_norms({}, make_params("a"), X)
-    with pytest.raises(TreeError, match="params holds no array"):
+    with pytest.raises(TreeError, match=r"params \(dict\) holds no array"):
         lnt.discover_norms(apply, {"name": "x"}, X)
     with pytest.raises(TreeError, match="two leaves"):
         lnt.discover_norms(apply, {"a.b": X, "a": {"b": X}}, X)
