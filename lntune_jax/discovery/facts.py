@@ -221,6 +221,11 @@ class Notes:
         assert isinstance(other.values, ChainMap), "not a draft"
         self.values.update(other.values.maps[0])
 
+    def spend(self, views: Sequence[View]) -> None:
+        """Notes that arrays times a parameter are used otherwise than by dividing them."""
+        held = [view.fact.scale.fact for view in views if isinstance(view.fact, Weighted)]
+        self.uses.extend((leaf, "mul") for parameter in held for leaf in parameter.leaves)
+
     def list_uses(self, leaf: int) -> list[str]:
         """The primitives that use a leaf in another way than norms do."""
         uses = [name for own, name in self.uses if own == leaf]

@@ -208,9 +208,10 @@ def bound(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     kept = kept or [v for v in ins if isinstance(v.fact, Parameter)]
     others = [v for v in ins if not any(v is own for own in kept)]
     is_bounded = len(kept) == 1 and all(is_uniform(v.dims) for v in others)
-    if is_bounded and isinstance(kept[0].fact, Parameter):
-        is_bounded = all(isinstance(v.fact, Constant) for v in others)
-    return kept[0] if is_bounded else None
+    if not is_bounded or not isinstance(kept[0].fact, Parameter):
+        return kept[0] if is_bounded else None
+    is_bounded = all(isinstance(v.fact, Constant) for v in others)
+    return View(replace(kept[0].fact), kept[0].dims) if is_bounded else None  # other numbers
 
 
 @rule("dot_general")
@@ -415,8 +416,8 @@ def pick(ins: Sequence[View], eqn: Any, notes: Notes) -> list[View] | None:
     if sizes is None:
         return None
     picked = take(view, sizes)
-    left = View(picked.fact, tuple(dim for i, dim in enumerate(picked.dims) if i not in gone))
-    return [left] * len(eqn.outvars)
+    dims = tuple(dim for i, dim in enumerate(picked.dims) if i not in gone)
+    return [View(replace(picked.fact), dims) for _ in eqn.outvars]
 
 
 def take(view: View, sizes: Sequence[int]) -> View:
@@ -491,8 +492,10 @@ def choose(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     if len(others) != 1:
         return None
     is_masked = any(isinstance(v.fact, Constant) and v.fact.value == 0 for v in ins[1:])
+    if isinstance(others[0].fact, Parameter):
+        return View(replace(others[0].fact), others[0].dims)  # other numbers
     # NaN in the place of a statistic, where there is none, is no matter.
-    kinds = (*_STATISTICS, Parameter, *(_MASKED if is_masked else ()))
+    kinds = _STATISTICS + (_MASKED if is_masked else ())
     return others[0] if isinstance(others[0].fact, kinds) else None
 
 

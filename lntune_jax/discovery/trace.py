@@ -26,7 +26,8 @@ def discover_norms(
     compiled. What counts: division by the root of a mean of squares (`rsqrt`, `sqrt` or a power),
     with or without a mean taken off; a scale before or after it, as `w` or `1 + w`; through casts,
     reshapes, `jit`, `scan`, `while_loop`, `cond`, remat, custom gradients and `vmap`. A second
-    factor or term on the same array (LayerScale, a gate, a position table) counts no more.
+    factor or term on the same array (LayerScale, a gate, a position table) counts no more. What
+    stands beside a division by a root in another way is named in a warning, not selected.
 
     Args:
         apply_fn: the forward pass; in a loss with a penalty on the parameters, or in a gradient,
@@ -127,7 +128,7 @@ def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
     shapes = [tuple(aval.shape) for aval in jaxpr.in_avals]
     views = [View(Parameter(frozenset({i})), name_axes(i, shapes[i])) for i in range(len(leaves))]
     views += [new_value(Other(True, is_input=True), shape) for shape in shapes[len(leaves) :]]
-    walk(jaxpr, views, notes)
+    notes.spend(walk(jaxpr, views, notes))
     norms: list[DiscoveredNorm] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
     for i, leaf in enumerate(leaves):

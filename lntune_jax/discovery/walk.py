@@ -73,7 +73,8 @@ def _apply(eqn: Any, ins: list[View], notes: Notes) -> Sequence[View]:
     if inner is not None:
         outs = walk(inner, ins, notes)
         return [fit(view, _get_shape(var)) for view, var in zip(outs, eqn.outvars, strict=True)]
-    key = None if eqn.effects or name in _LOOPS else _number(eqn, ins)
+    is_new = eqn.effects or name in _LOOPS or name == "rng_uniform"
+    key = None if is_new else _number(eqn, ins)
     found = None if key is None else notes.values.get(key)
     if found is None:
         found = _follow_rule(eqn, ins, notes, is_kernel)
@@ -93,6 +94,8 @@ def _follow_rule(eqn: Any, ins: list[View], notes: Notes, is_kernel: bool) -> Se
         if is_opaque and leaves:
             notes.opaque.append((name, leaves))
         results = lose(eqn, ins, notes, is_opaque and any(depends(v.fact) for v in ins))
+    if not any(isinstance(view.fact, Weighted | Normalised) for view in results):
+        notes.spend(ins)
     if name not in _LOOPS and ins and all(isinstance(view.fact, Constant) for view in ins):
         _shadow(eqn, ins, results, notes)
     return results

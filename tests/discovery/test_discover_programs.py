@@ -189,6 +189,25 @@ def test_a_scale_that_is_another_thing_elsewhere_is_ambiguous():
         )
 
 
+def used_again(p, x):
+    y = x * p["a"]
+    return y * lax.rsqrt(mean(x**2)) + y
+
+
+def written_again(p, x):
+    return x * p["a"] * lax.rsqrt(mean(x**2)) + x * p["a"]
+
+
+def returned_too(p, x):
+    return x * p["a"] * lax.rsqrt(mean(x**2)), x * p["a"]
+
+
+@pytest.mark.parametrize("apply", [used_again, written_again, returned_too])
+def test_a_product_that_is_used_again_is_ambiguous(apply):
+    with pytest.warns(TraceWarning, match="'a' is used as the scale of a rms norm, mul"):
+        assert not list(lnt.discover_norms(apply, make_params("a"), X))
+
+
 def kernel(x, a, y):
     y[...] = x[...] * lax.rsqrt(jnp.mean(x[...] ** 2, -1, keepdims=True) + 1e-6) * a[...]
 
