@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..config import TASK_HEADS
 from ..errors import ConfigError, FreshWeightsWarning, ModelError
 from ._console import say
 from ._settings import Selection
@@ -154,7 +155,7 @@ def tuning_config(
     """
     import lntune_jax as lnt
 
-    heads = [name for name in ("classifier", "score") if name in params]
+    heads = [name for name in TASK_HEADS["SEQ_CLS"] if name in params]
     found = [_module_to_save(path) for path in fresh]
     saved = selection.save_modules or tuple(dict.fromkeys(heads + found))
     return lnt.LNTuningConfig(
@@ -187,5 +188,5 @@ def position_limit(config: Any, tokenizer: Any) -> int:
 def _module_to_save(path: str) -> str:
     """The name to save a fresh leaf's module under: `bert.pooler.dense.bias` is in `pooler`."""
     segments = path.split(".")
-    known = [name for name in ("classifier", "score", "pooler") if name in segments]
+    known = [name for name in (*TASK_HEADS["SEQ_CLS"], "pooler") if name in segments]
     return known[0] if known else ".".join(segments[:-1])

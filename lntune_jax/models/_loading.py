@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import FreshWeightsWarning, ModelError
 from lntune_jax.messages import warn
 from lntune_jax.sharding import fit_spec, warn_of
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 # Heads that are always fresh when a task begins: no reason to warn.
-_HEADS = ("classifier", "score")
+_HEADS = TASK_HEADS["SEQ_CLS"]
 
 
 def load_leaves(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.messages import list_names
+from lntune_jax.peft.heads import EMBEDDINGS
 from lntune_jax.storage.json_files import read_json
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ CONFIG_FILE = "config.json"
 
 # The last segments of the names that transformers has for word embeddings and for the matrices
 # that give the logits of a language model, which may be tied to them.
-_INPUTS = ("embed_in", "embed_tokens", "shared", "word_embeddings", "wte")
 _OUTPUTS = ("lm_head", "embed_out", "vocab_projector", "cls.predictions.decoder", "lm_head.decoder")
 _LANGUAGE_CLASSES = ("LM", "LMHeadModel", "ForConditionalGeneration", "ForPreTraining")
 
@@ -111,7 +111,7 @@ def untie(
             )
         changed["tie_word_embeddings"] = False
         return changed
-    inputs = _find(names, _INPUTS)
+    inputs = _find(names, EMBEDDINGS)
     if inputs and _is_tied(fields) and (has_copies or _find(present, _OUTPUTS)):
         raise ModelError(
             f"the adapter holds {list_names(inputs)}, but not the output matrix that config.json "
@@ -131,7 +131,7 @@ def write_fields(target: Path, fields: Mapping[str, Any]) -> None:
     target.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _find(names: Collection[str], modules: Sequence[str]) -> list[str]:
+def _find(names: Collection[str], modules: Collection[str]) -> list[str]:
     ends = tuple(f".{module}.weight" for module in modules)
     return [name for name in names if f".{name}".endswith(ends)]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
+from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import ModelError
 from lntune_jax.messages import list_names
 
@@ -42,7 +43,7 @@ HEADS = frozenset(
     | {"lm_predictions", "mask_predictions", "predictions", "sop_classifier"}
     | {"vocab_layer_norm", "vocab_projector", "vocab_transform"}
 )
-_CLASSIFIERS = ("classifier", "score", "classifier.out_proj")
+_CLASSIFIERS = (*TASK_HEADS["SEQ_CLS"], "classifier.out_proj")
 
 
 class Shapes(NamedTuple):

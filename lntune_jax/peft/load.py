@@ -355,7 +355,9 @@ def _explain_strange(
             "whole tree of the model that it was trained on, and norms= where they are not found"
         )
     copied = [name for key in keys.values() if key.copied and (name := key.parameter)]
-    if copied and index.parameters.keys().isdisjoint(copied):
+    # Without its head a model has its modules one level higher.
+    known, held = ({*names, *(n.partition(".")[2] for n in names)} for names in (norms, copied))
+    if copied and known.isdisjoint(held):
         return explain_other_model(directory, config.base_model_name_or_path, copied, norms)
     return (
         f"the adapter {directory} does not fit params: {len(strange):,} of {len(keys):,} keys "
