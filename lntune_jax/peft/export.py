@@ -179,7 +179,8 @@ def _collect(
         if not more:
             break
         wanted |= dict.fromkeys(more, False)
-    lacking = [name for name in wanted if known[name].leaf not in {*trainable, *tree.values}]
+    there = trainable.keys() | tree.values.keys()
+    lacking = [name for name in wanted if known[name].leaf not in there]
     if lacking:
         raise AdapterError(
             f"PEFT keeps whole modules, and wants {list_names(lacking)} too: pass base=params, so "
