@@ -51,12 +51,13 @@ def make_peft_config(
     targets, excluded = config.target_modules, config.exclude_modules
     if targets is None and config.model_type is not None:
         targets = DEFAULT_TARGETS.get(config.model_type)
-    if is_renamed or not _reads_alike(targets, excluded, copied):
+    kept = tuple(get_modules_to_save(config) or ())
+    others = [module for module in modules if not any(is_in(module, entry) for entry in kept)]
+    if is_renamed or not _reads_alike(targets, excluded, copied, others):
         targets = tuple(copied) or None
         # A path may be the end of another one, which PEFT would copy too.
         excluded = tuple(sorted(_list_ends(modules, copied) - set(copied))) or None
-    heads, kept = list_parents(saved), tuple(get_modules_to_save(config) or ())
-    tasks = config.optional_modules
+    heads, tasks = list_parents(saved), config.optional_modules
     added = [head for head in heads if not any(is_in(head, entry) for entry in kept)]
     written = kept + _join_heads(added, tasks)
     if (
@@ -81,15 +82,15 @@ def make_peft_config(
 def _reads_alike(
     targets: str | Sequence[str] | None,
     excluded: str | Sequence[str] | None,
+    copied: Sequence[str],
     modules: Sequence[str],
 ) -> bool:
-    """Whether PEFT copies these modules, and none that contains them, by entries of lists alone."""
+    """Whether PEFT copies just `copied` of these modules, by entries of lists alone."""
     if targets is None or isinstance(targets, str):
         return False
     if not _is_plain(targets) or not _is_plain(excluded):
         return False
-    above = [container for module in modules for container in list_above(module)]
-    return _list_ends([*above, *modules], targets) == set(modules)
+    return _list_ends(modules, targets) - _list_ends(modules, excluded or ()) == set(copied)
 
 
 def _is_plain(patterns: str | Sequence[str] | None) -> bool:
