@@ -143,7 +143,7 @@ def tuning_config(
     """The `LNTuningConfig` of a run.
 
     Args:
-        model: Name of the base model, to be recorded.
+        model: The base model, to be recorded.
         params: The model's tree.
         fresh: Leaf paths that the checkpoint lacked: unless modules to save are named, their
             modules are, because random weights must train.
@@ -163,7 +163,7 @@ def tuning_config(
         exclude_modules=selection.exclude or None,
         modules_to_save=saved or None,
         task_type=task_type,
-        base_model_name_or_path=model,
+        base_model_name_or_path=model_location(model),
     )
 
 

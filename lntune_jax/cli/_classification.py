@@ -27,6 +27,7 @@ class ClassificationWork:
         evaluation: Rows to evaluate on.
         buckets: Padded lengths.
         padding: Token id of padding.
+        task: What the adapter says of itself.
         mesh: The devices that share a batch, or `None` for one device.
     """
 
@@ -36,6 +37,7 @@ class ClassificationWork:
     evaluation: Rows
     buckets: tuple[int, ...]
     padding: int
+    task: Mapping[str, Any]
     mesh: Any = None
     peak_learning_rate: float = 5e-3
     default_metric: Metric = "accuracy"

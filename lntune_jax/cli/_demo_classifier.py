@@ -21,11 +21,11 @@ from ._classification import ClassificationWork
 from ._console import byte_count, duration, make_console, say, short_path
 from ._demo_data import DemoRows, find_model, read_rows
 from ._demo_settings import DemoSettings
+from ._described import ClassifierTask, describe
 from ._encode import encode, load_tokenizer, padding_of
 from ._figure import Curves, draw_figure
 from ._finish import Summary, finish, movements_of
 from ._fit import Fitted, fit
-from ._labels import Task, save_task
 from ._metrics import read_metrics
 from ._programs import Classifier
 from ._run_files import RunFiles
@@ -144,18 +144,19 @@ def _train(
     import lntune_jax as lnt
 
     base = _load(shared, seed)
-    config = tuning_config("all-MiniLM-L6-v2", base.params, base.fresh, method.selection)
+    config = tuning_config(shared.model, base.params, base.fresh, method.selection)
     say(console, "")
     say(console, f"{method.name}, seed {seed}: {lnt.report_params(base.params, config)}")
     everything = Rows(shared.tokens, shared.rows.classes)
     training, validation, _ = (everything.take(part) for part in shared.rows.parts)
-    work = ClassificationWork(base, config, training, validation, shared.buckets, shared.padding)
+    task = describe(ClassifierTask(("negative", "positive"), "mean", _MAX_LENGTH, seed=seed))
+    buckets, padding = shared.buckets, shared.padding
+    work = ClassificationWork(base, config, training, validation, buckets, padding, task)
     recipe = replace(method.recipe, seed=seed, max_steps=settings.steps)
     name = f"{method.name.lower().replace(' ', '-')}-seed-{seed}"
     files = RunFiles.at(settings.output / name)
     files.clear()
     files.directory.mkdir(parents=True, exist_ok=True)
-    save_task(files.labels, _task(shared.model, seed))
     fitted = fit(work, recipe, files, console, title=method.name)
     title = f"{method.name}: MiniLM on rotten_tomatoes"
     summary = finish(work, recipe, fitted, files, name=method.name, title=title)
@@ -169,20 +170,6 @@ def _train(
         f"{summary.compilations} programs compiled",
     )
     return Outcome(work, fitted, summary, files, logits, accuracy)
-
-
-def _task(model: str, seed: int) -> Task:
-    """What `lntune-jax predict` needs to know of a run."""
-    return Task(
-        labels=("negative", "positive"),
-        model=model,
-        pooling="mean",
-        max_length=_MAX_LENGTH,
-        dtype="float32",
-        seed=seed,
-        text_column="text",
-        label_column="label",
-    )
 
 
 def _restore_and_compare(outcome: Outcome, seed: int, shared: Shared, console: Console) -> int:

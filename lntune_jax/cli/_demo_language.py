@@ -21,12 +21,12 @@ from ._console import byte_count, duration, make_console, say, short_path
 from ._demo_data import find_language_model, read_reviews
 from ._demo_report import LanguageOutcome, draw, show, show_samples
 from ._demo_settings import DemoSettings
+from ._described import LanguageTask, describe
 from ._finish import finish
 from ._fit import fit
 from ._language_data import Documents
 from ._language_model import stop_tokens
 from ._language_rows import LanguageRows
-from ._language_task import LanguageTask, save_language_task
 from ._language_work import LanguageWork, MeanLoss, perplexity_of
 from ._run_files import RunFiles
 from ._settings import ComputeType, Recipe, Selection
@@ -144,12 +144,14 @@ def _train(
 
     model = base.model
     config = tuning_config(
-        "SmolLM2-135M-Instruct", model.params, model.fresh, Selection(), "CAUSAL_LM"
+        str(shared.path), model.params, model.fresh, Selection(), "CAUSAL_LM"
     ).replace(param_dtype=precision.param_dtype)
     say(console, "")
     say(console, f"{precision.name}, seed {seed}: {lnt.report_params(model.params, config)}")
     training, validation, _ = shared.parts
-    work = LanguageWork(model, config, training, validation, shared.lengths, _padding(shared))
+    task = describe(LanguageTask("text", True, _LENGTH, precision.dtype))
+    padding = _padding(shared)
+    work = LanguageWork(model, config, training, validation, shared.lengths, padding, task)
     steps = settings.steps or _STEPS
     recipe = Recipe(
         learning_rate=settings.learning_rate or LEARNING_RATE,
@@ -163,8 +165,6 @@ def _train(
     files = RunFiles.at(settings.output / f"causal-lm-{name}-seed-{seed}")
     files.clear()
     files.directory.mkdir(parents=True, exist_ok=True)
-    task = LanguageTask(str(shared.path), _LENGTH, True, precision.dtype, "text", "text")
-    save_language_task(files.language, task)
     fitted = fit(work, recipe, files, console, title=precision.name)
     title = f"SmolLM2-135M on imdb reviews, {precision.name}"
     summary = finish(work, recipe, fitted, files, name=precision.name, title=title)

@@ -11,12 +11,12 @@ from rich.table import Table as RichTable
 from ..errors import DataError
 from . import _evaluate_language
 from ._console import make_console, say
+from ._described import LanguageTask, find_described
 from ._labels import number_labels
-from ._language_task import find_language_task
 from ._progress import TrainingProgress
 from ._scores import Scores, score
 from ._tables import read_table
-from ._trained_model import find_task, load_trained
+from ._trained_model import load_trained
 from ._trained_settings import EvaluateSettings
 
 # A wider confusion matrix would not fit into 80 columns.
@@ -25,12 +25,12 @@ _MOST_CONFUSION_COLUMNS = 8
 
 def run(settings: EvaluateSettings) -> None:
     """Print accuracy, F1, a row a class and the confusion matrix, or a perplexity."""
-    language = find_language_task(settings.trained)
-    if language is not None:
-        _evaluate_language.run(settings, *language)
+    described = find_described(settings.trained)
+    task = described.task
+    if isinstance(task, LanguageTask):
+        _evaluate_language.run(settings, described, task)
         return
     console = make_console()
-    task, _ = find_task(settings.trained)
     table = read_table(
         settings.data,
         settings.text_column or task.text_column,
@@ -38,7 +38,7 @@ def run(settings: EvaluateSettings) -> None:
     )
     assert table.labels is not None
     classes = number_labels(table.labels, task.labels, table.path)
-    trained = load_trained(settings.trained)
+    trained = load_trained(described)
     with TrainingProgress(console, "evaluating", 1) as progress:
         logits, programs = trained.logits(
             table.texts, settings.trained.batch_size, settings.trained.buckets, progress.set

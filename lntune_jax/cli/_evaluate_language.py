@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from ..errors import ConfigError, DataError
 from ._base import load_language_model, position_limit
 from ._console import make_console, say
+from ._described import Described, LanguageTask
 from ._encode import load_tokenizer, padding_of
 from ._language_data import read_documents
-from ._language_task import LanguageTask
 from ._language_work import MeanLoss, perplexity_of
 from ._progress import TrainingProgress
 from ._train_language import make_rows, row_lengths
 from ._trained_settings import EvaluateSettings
 
 
-def run(settings: EvaluateSettings, task: LanguageTask, adapter: Path) -> None:
+def run(settings: EvaluateSettings, described: Described, task: LanguageTask) -> None:
     """Print the perplexity with the adapter and without it.
 
     Raises:
@@ -26,15 +25,11 @@ def run(settings: EvaluateSettings, task: LanguageTask, adapter: Path) -> None:
     if settings.label_column is not None:
         raise ConfigError("--label-column is for classifiers; this run trained a language model")
     documents = read_documents(settings.data, task.form, settings.text_column or task.text_column)
-    if not adapter.is_dir():
-        raise ConfigError(f"{adapter} is not a directory; has the run in it been finished?")
     import lntune_jax as lnt
 
     console = make_console()
-    name = settings.trained.model or task.model
-    _, config = lnt.load_adapter(adapter)
-    tokenizer = load_tokenizer(name)
-    model = load_language_model(name, dtype=task.dtype, quantize=task.quantize)
+    tokenizer = load_tokenizer(described.model)
+    model = load_language_model(described.model, dtype=task.dtype, quantize=described.quantize)
     limit = min(task.max_length, position_limit(model.config, tokenizer))
     rows = make_rows(tokenizer, documents, model.config.vocab_size, limit, task.packing, console)
     buckets = row_lengths((rows,), 1 if task.packing else settings.trained.buckets, limit)
@@ -42,9 +37,9 @@ def run(settings: EvaluateSettings, task: LanguageTask, adapter: Path) -> None:
     figures = {}
     for title, params in (
         ("base", model.params),
-        ("tuned", lnt.restore_adapter(adapter, model.params)),
+        ("tuned", lnt.restore_adapter(described.directory, model.params)),
     ):
-        halves = lnt.partition_params(params, config)
+        halves = lnt.partition_params(params, described.config)
         with TrainingProgress(console, title, 1) as progress:
             figures[title] = losses.measure(
                 *halves,

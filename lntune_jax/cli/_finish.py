@@ -74,6 +74,7 @@ def finish(
         base=model.params,
         overwrite=True,
         name_map=model.name_map,
+        task=work.task,
     )
     best = fitted.history.best(metric_of(work, recipe))
     curves = Curves(name, read_metrics(files.metrics, trial), best.step)

@@ -13,6 +13,7 @@ import numpy as np
 from rich.text import Text
 
 from ..errors import ConfigError, DataError
+from ..messages import warn
 from ._console import make_console, say, short_path
 from ._generate_settings import GenerateSettings
 from ._language_model import LanguageModel, load_language_model
@@ -38,6 +39,12 @@ def run(settings: GenerateSettings) -> None:
     language = load_language_model(
         settings.model, settings.adapter, settings.dtype, settings.quantize
     )
+    if language.is_for_chats and not settings.chat:
+        warn(
+            f"{settings.adapter} was trained on chats, and the texts are taken as they are: --chat "
+            "puts them into the model's template",
+            UserWarning,
+        )
     prompts = [language.prompt_tokens(text, settings.chat) for text in texts]
     _check_prompts(prompts)
     if settings.output is None and len(settings.prompt) == 1:

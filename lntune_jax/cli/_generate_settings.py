@@ -32,7 +32,7 @@ class GenerateSettings:
     the model in batches, and come out as .jsonl wherever there is no terminal.
     """
 
-    model: str
+    model: Annotated[str | None, shown("the adapter's", "MODEL")] = None
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
     adapter: Annotated[Path | None, shown("none", "DIR")] = None
     """An adapter directory, ours or PEFT's, whose norms take the place of the model's."""

@@ -1,50 +1,18 @@
-"""Labels as numbers: their order, their file, and the rows to hold out.
+"""Labels as numbers: their order, and the rows to hold out.
 
 Label names are sorted (numbers by value), so that the same file gives the same numbers on any
-machine; `labels.json` keeps them, and what else a trained model needs to read new text.
+machine.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from ..storage.directories import write_text
-from ._run_files import read_fields
 from ._suggestions import nearest
-
-
-@dataclass(frozen=True)
-class Task:
-    """What was learnt: the content of `labels.json`.
-
-    Attributes:
-        labels: Label names; the position is the class number.
-        model: The base model trained on.
-        pooling: How the encoder summarised a text.
-        max_length: The length at which texts were cut.
-        dtype: Number format of the frozen weights.
-        seed: Seed of weights that the base model lacked.
-        text_column: The training table's column of texts.
-        label_column: The training table's column of labels.
-        quantize: What the kernels of the layers were kept as, or `None` for `dtype`.
-    """
-
-    labels: tuple[str, ...]
-    model: str
-    pooling: str
-    max_length: int
-    dtype: str
-    seed: int
-    text_column: str
-    label_column: str
-    quantize: str | None = None
 
 
 def name_labels(labels: Sequence[str], path: Path) -> tuple[str, ...]:
@@ -131,45 +99,3 @@ def split_rows(classes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndar
             f"{len(classes)} rows are too few to hold any out for evaluation; give --eval-data"
         )
     return training, evaluation
-
-
-_KINDS = {
-    **dict.fromkeys(("model", "pooling", "dtype", "text_column", "label_column"), str),
-    **dict.fromkeys(("max_length", "seed"), int),
-    "labels": list,
-}
-
-
-def check_kinds(content: dict[str, Any], kinds: dict[str, type]) -> None:
-    """Check the kinds of some fields.
-
-    Raises:
-        ValueError: If one is missing or of another kind.
-    """
-    for name, kind in kinds.items():
-        if not isinstance(content.get(name), kind):
-            raise ValueError(f"{name} is missing, or no {kind.__name__}")
-
-
-def save_task(path: Path, task: Task) -> None:
-    """Write `labels.json`."""
-    write_text(path, json.dumps(asdict(task), indent=2, ensure_ascii=False) + "\n")
-
-
-def load_task(path: Path) -> Task:
-    """Read `labels.json`.
-
-    Raises:
-        DataError: If it is missing or not what `save_task` writes.
-    """
-    try:
-        content = read_fields(path)
-        check_kinds(content, _KINDS)
-        return Task(**{**content, "labels": tuple(content["labels"])})
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path} does not exist; --run must name an output directory of `lntune-jax train`, "
-            "or --labels its labels.json"
-        ) from error
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise DataError(f"{path} is not a labels.json of `lntune-jax train`: {error}") from error

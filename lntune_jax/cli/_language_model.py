@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, ModelError
 from ._base import check_model_directory
+from ._described import base_of
 from ._encode import load_tokenizer
 
 
@@ -21,12 +22,14 @@ class LanguageModel:
         params: Its weights, the adapter in place.
         tokenizer: Its tokenizer.
         stops: Ids that end a text.
+        is_for_chats: Whether the adapter says that it was trained on chats.
     """
 
     model: Any
     params: Any
     tokenizer: Any
     stops: tuple[int, ...]
+    is_for_chats: bool = False
 
     def prompt_tokens(self, text: str, chat: bool) -> list[int]:
         """The tokens of a text, or of the message of a user that awaits an answer.
@@ -53,12 +56,12 @@ class LanguageModel:
 
 
 def load_language_model(
-    name: str, adapter: Path | None, dtype: str, quantize: str | None = None
+    name: str | None, adapter: Path | None, dtype: str, quantize: str | None = None
 ) -> LanguageModel:
     """Load a model and put an adapter in place.
 
     Args:
-        name: Directory, GGUF file or hub id.
+        name: Directory, GGUF file or hub id; `None` for the one that the adapter names.
         adapter: Directory of an adapter, ours or PEFT's, or `None`.
         dtype: Number format of the weights.
         quantize: What the kernels of the layers are kept as; `None` for what the adapter was
@@ -67,7 +70,8 @@ def load_language_model(
     Raises:
         LNTuningError: If one of them is missing, damaged, or does not fit.
     """
-    _check_name(name)
+    if name is None and adapter is None:
+        raise ConfigError("give --model, or --adapter with an adapter that names its base")
     import lntune_jax as lnt
 
     from .. import models
@@ -76,6 +80,9 @@ def load_language_model(
     from ..peft.files import OURS
 
     found = None if adapter is None else find_adapter(adapter)
+    name = name if name is not None or found is None else base_of(found.directory, None)
+    assert name is not None
+    _check_name(name)
     path = find_directory(name, None)
     is_gguf = path.is_file()
     tokenizer = models.tokenizer_from_gguf(path) if is_gguf else load_tokenizer(str(path))
@@ -86,7 +93,9 @@ def load_language_model(
     if found is not None:
         put = lnt.restore_adapter if found.kind == OURS else lnt.import_peft
         params = put(found.directory, params)
-    return LanguageModel(model, params, tokenizer, stop_tokens(path, model.config, tokenizer))
+    stops = stop_tokens(path, model.config, tokenizer)
+    is_for_chats = found is not None and (found.task or {}).get("form") == "messages"
+    return LanguageModel(model, params, tokenizer, stops, is_for_chats)
 
 
 def _check_name(name: str) -> None:

@@ -28,6 +28,7 @@ class LanguageWork:
         evaluation: Rows to evaluate on.
         buckets: Padded lengths.
         padding: Token id of padding.
+        task: What the adapter says of itself.
         mesh: The devices that share a batch, or `None` for one device.
     """
 
@@ -37,6 +38,7 @@ class LanguageWork:
     evaluation: LanguageRows
     buckets: tuple[int, ...]
     padding: int
+    task: Mapping[str, Any]
     mesh: Any = None
     peak_learning_rate: float = 1e-3
     default_metric: Metric = "perplexity"

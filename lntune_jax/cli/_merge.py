@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from ..messages import warn
 from ._base import check_model_directory
 from ._console import byte_count, make_console, say, short_path
+from ._described import base_of
 from ._transfer_settings import MergeSettings
 
 if TYPE_CHECKING:
@@ -20,28 +22,43 @@ _MOST_NAMES = 4
 def run(settings: MergeSettings) -> None:
     """Write the checkpoint and say what it holds."""
     console = make_console()
-    check_model_directory(settings.model)
     from .. import models
+    from ..models._merge_adapter import OURS, find_adapter
 
+    found = find_adapter(settings.adapter)
+    model = base_of(found.directory, settings.model)
+    check_model_directory(model)
     merged = models.merge_checkpoint(
-        settings.model,
+        model,
         settings.adapter,
         settings.output,
         overwrite=settings.overwrite,
         norms_only=settings.norms_only,
         task=settings.task,
+        labels=settings.labels or None,
         name_map=settings.name_map,
     )
-    _show(console, settings, merged)
+    if found.kind == OURS and found.pooling is None and _holds_classifier(merged):
+        warn(
+            f"the adapter {found.directory} does not say how its classifier pools: the checkpoint "
+            "is right if it reads what transformers' classifiers read, and not the mean over "
+            "tokens (--norms-only leaves the head out)",
+            UserWarning,
+        )
+    _show(console, model, merged)
 
 
-def _show(console: Console, settings: MergeSettings, merged: MergedCheckpoint) -> None:
+def _holds_classifier(merged: MergedCheckpoint) -> bool:
+    return any(name.partition(".")[0] in ("classifier", "score") for name in merged.tuned)
+
+
+def _show(console: Console, model: str, merged: MergedCheckpoint) -> None:
     compared = (
         f"{merged.compared} tensors compared with those of the training: the same"
         if merged.compared
         else "names and shapes compared; the adapter has no values of its base to compare"
     )
-    say(console, f"base: {settings.model} ({compared})")
+    say(console, f"base: {model} ({compared})")
     say(console, f"adapter: {short_path(merged.adapter)} ({merged.kind})")
     if merged.quantized:
         say(

@@ -15,7 +15,7 @@ from ._console import make_console, say, short_path
 from ._progress import TrainingProgress
 from ._scores import probabilities
 from ._tables import read_table
-from ._trained_model import find_task, load_trained
+from ._trained_model import find_classifier, load_trained
 from ._trained_settings import PredictSettings
 
 
@@ -23,8 +23,13 @@ def run(settings: PredictSettings) -> None:
     """Label the texts and print or write the result."""
     console = make_console()
     render = _renderer(settings.output)
-    texts = _texts(settings)
-    trained = load_trained(settings.trained)
+    _check_texts(settings)
+    described = find_classifier(settings.trained)
+    texts = settings.text
+    if settings.data is not None:
+        column = settings.text_column or described.task.text_column
+        texts = read_table(settings.data, column).texts
+    trained = load_trained(described)
     with TrainingProgress(console, "predicting", 1) as progress:
         # In a pipe, progress lines would mix with the predictions.
         piped = settings.output is None and not console.is_terminal
@@ -50,15 +55,11 @@ def _ignore(done: int, total: int) -> None:
     """Show no progress."""
 
 
-def _texts(settings: PredictSettings) -> Sequence[str]:
+def _check_texts(settings: PredictSettings) -> None:
     if (settings.data is None) == (not settings.text):
         raise ConfigError("give the texts with --text or with --data, one of them")
-    if settings.data is None:
-        if not all(text.strip() for text in settings.text):
-            raise DataError("one of the texts of --text is empty")
-        return settings.text
-    task, _ = find_task(settings.trained)
-    return read_table(settings.data, settings.text_column or task.text_column).texts
+    if not all(text.strip() for text in settings.text):
+        raise DataError("one of the texts of --text is empty")
 
 
 def _renderer(output: Path | None):

@@ -38,8 +38,6 @@ class RunFiles:
     adapters: Path
     checkpoints: Path
     figure: Path
-    labels: Path
-    language: Path
     metrics: Path
     settings: Path
     summary: Path
@@ -76,8 +74,6 @@ _ENTRIES = {
     "adapters": "adapters",
     "checkpoints": "checkpoints",
     "figure": "curves.png",
-    "labels": "labels.json",
-    "language": "language.json",
     "metrics": "metrics.jsonl",
     "settings": "settings.json",
     "summary": "summary.json",

@@ -136,6 +136,7 @@ def _save(work: Work, trials: tuple[Trial, ...], many: FittedMany, files: RunFil
                 base=work.model.params,
                 name_map=work.model.name_map,
                 overwrite=True,
+                task=work.task,
             )
 
 

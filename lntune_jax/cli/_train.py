@@ -74,7 +74,6 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     wait_for_all("started", mesh)
     if mesh is not None:
         check_shared(shared, settings)
-    task.save_description(settings, data, files)
     if is_asked(settings.sweep):
         summary = run_sweep(settings, works, files, console)
         if summary is not None:

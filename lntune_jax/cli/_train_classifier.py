@@ -10,13 +10,14 @@ import numpy as np
 from rich.console import Console
 
 from ..errors import ConfigError
-from ._base import load_base, model_location, position_limit, say_memory, tuning_config
+from ._base import load_base, position_limit, say_memory, tuning_config
 from ._batches import Rows, choose_lengths
 from ._classification import ClassificationWork
 from ._console import say, short_path
+from ._described import ClassifierTask, describe
 from ._encode import encode_shared, load_tokenizer, padding_of
 from ._finish import Summary
-from ._labels import Task, name_labels, number_labels, save_task, split_rows
+from ._labels import name_labels, number_labels, split_rows
 from ._run_files import RunFiles
 from ._settings import TrainSettings
 from ._spread import check_batch_sizes
@@ -111,27 +112,20 @@ def prepare(
     if cut:
         say(console, f"{cut:,} texts fill or exceed {limit} tokens and may be cut (--max-length)")
     padding = padding_of(tokenizer)
-    return tuple(
-        ClassificationWork(model, config, training, evaluation, buckets, padding, mesh)
-        for training, evaluation in parts
-    )
-
-
-def save_description(settings: TrainSettings, data: Sequence[Labelled], files: RunFiles) -> None:
-    """Write the label names, and what `evaluate` and `predict` need to know."""
-    save_task(
-        files.labels,
-        Task(
-            labels=data[0].names,
-            model=model_location(settings.model),
-            pooling=settings.encoding.pooling,
+    task = describe(
+        ClassifierTask(
+            labels=names,
+            pooling=encoding.pooling,
             max_length=_max_length(settings),
-            dtype=settings.encoding.dtype,
-            quantize=settings.encoding.quantize,
+            dtype=encoding.dtype,
             seed=settings.recipe.seed,
             text_column=settings.columns.text_column,
             label_column=settings.columns.label_column,
-        ),
+        )
+    )
+    return tuple(
+        ClassificationWork(model, config, training, evaluation, buckets, padding, task, mesh)
+        for training, evaluation in parts
     )
 
 

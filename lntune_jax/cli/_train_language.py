@@ -8,20 +8,14 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import ConfigError, DataError
-from ._base import (
-    load_language_model,
-    model_location,
-    position_limit,
-    say_memory,
-    tuning_config,
-)
+from ._base import load_language_model, position_limit, say_memory, tuning_config
 from ._batches import choose_lengths
 from ._console import say, short_path
+from ._described import LanguageTask, describe
 from ._encode import load_tokenizer, padding_of
 from ._finish import Summary
 from ._language_data import Documents, read_documents, split_documents
 from ._language_rows import LanguageRows, describe_fitting, fit_length, pack, separate
-from ._language_task import LanguageTask, save_language_task
 from ._language_tokens import encode_shared
 from ._language_work import LanguageWork
 from ._run_files import RunFiles
@@ -106,26 +100,18 @@ def prepare(
     style = "packed into" if packing else "padded to"
     say(console, f"rows: {style} {', '.join(map(str, buckets))} tokens")
     padding = padding_of(tokenizer)
-    return tuple(
-        LanguageWork(model, config, training, evaluation, buckets, padding, mesh)
-        for training, evaluation in pairs
-    )
-
-
-def save_description(settings: TrainSettings, data: Any, files: RunFiles) -> None:
-    """Write what `evaluate` needs to know."""
-    training, _ = data[0]
-    save_language_task(
-        files.language,
+    task = describe(
         LanguageTask(
-            model=model_location(settings.model),
+            form=data[0][0].form,
+            packing=packing,
             max_length=_max_length(settings),
-            packing=not settings.language.no_packing,
-            dtype=settings.encoding.dtype,
-            quantize=settings.encoding.quantize,
-            form=training.form,
+            dtype=encoding.dtype,
             text_column=settings.columns.text_column,
-        ),
+        )
+    )
+    return tuple(
+        LanguageWork(model, config, training, evaluation, buckets, padding, task, mesh)
+        for training, evaluation in pairs
     )
 
 

@@ -12,9 +12,8 @@ import numpy as np
 from ..errors import ConfigError
 from ._base import check_model_directory, load_base, position_limit
 from ._batches import Rows, choose_lengths
+from ._described import ClassifierTask, Described, LanguageTask, find_described
 from ._encode import encode, load_tokenizer, padding_of
-from ._labels import Task, load_task
-from ._language_task import find_language_task
 from ._programs import Classifier
 from ._trained_settings import Trained
 
@@ -31,7 +30,7 @@ class TrainedModel:
         tokenizer: Its tokenizer.
     """
 
-    task: Task
+    task: ClassifierTask
     config: Any
     params: Any
     model: Any
@@ -68,45 +67,33 @@ class TrainedModel:
         return logits, classifier.compilations
 
 
-def find_task(trained: Trained) -> tuple[Task, Path]:
-    """The task and the adapter's directory that the flags name.
+def find_classifier(trained: Trained) -> Described:
+    """The adapter of a classifier that the flags name.
 
     Raises:
-        ConfigError: If neither --run nor --adapter is given.
-        DataError: If there is no `labels.json`.
+        LNTuningError: It is another's, or as for `find_described`.
     """
-    if trained.run is None and trained.adapter is None:
-        raise ConfigError("give --run, an output directory of `lntune-jax train`, or --adapter")
-    if trained.adapter is not None:
-        adapter = trained.adapter.expanduser().resolve()
-    else:
-        assert trained.run is not None
-        adapter = trained.run.expanduser().resolve() / "adapter"
-    if find_language_task(trained) is not None:
+    described = find_described(trained)
+    if isinstance(described.task, LanguageTask):
         raise ConfigError(
-            f"{adapter} is the adapter of a language model, which does not label texts; "
-            "`lntune-jax evaluate` measures its perplexity"
+            f"{described.directory} is the adapter of a language model, which does not label "
+            "texts; `lntune-jax evaluate` measures its perplexity"
         )
-    # An adapter of a sweep lies one level deeper.
-    above = adapter.parent.parent if adapter.parent.name == "adapters" else adapter.parent
-    beside = (trained.run or above).expanduser().resolve() / "labels.json"
-    return load_task(trained.labels or beside), adapter
+    return described
 
 
-def load_trained(trained: Trained) -> TrainedModel:
-    """Load a base model and put an adapter in place.
+def load_trained(described: Described) -> TrainedModel:
+    """Load a base model and put the adapter of a classifier in place.
 
     Raises:
-        LNTuningError: If the base, the adapter or `labels.json` is missing or does not fit.
+        LNTuningError: If the base is missing or does not fit.
     """
-    task, adapter = find_task(trained)
-    if not adapter.is_dir():
-        raise ConfigError(f"{adapter} is not a directory; has the run in it been finished?")
-    name = trained.model or task.model
+    task, name = described.task, described.model
+    assert isinstance(task, ClassifierTask)
     check_model_directory(name)
     import lntune_jax as lnt
 
-    _, config = lnt.load_adapter(adapter)
+    _check_labels(described.directory, len(task.labels))
     tokenizer = load_tokenizer(name)
     model = load_base(
         name,
@@ -114,7 +101,20 @@ def load_trained(trained: Trained) -> TrainedModel:
         pooling=task.pooling,
         dtype=task.dtype,
         seed=task.seed,
-        quantize=task.quantize,
+        quantize=described.quantize,
     )
-    params = lnt.restore_adapter(adapter, model.params)
-    return TrainedModel(task, config, params, model, tokenizer)
+    params = lnt.restore_adapter(described.directory, model.params)
+    return TrainedModel(task, described.config, params, model, tokenizer)
+
+
+def _check_labels(adapter: Path, count: int) -> None:
+    """Refuse labels of another number than the adapter's head has outputs, if it holds one."""
+    import lntune_jax as lnt
+
+    leaves = lnt.load_adapter(adapter).trainable
+    found = next((leaves[name].shape[-1] for name in _OUTPUTS if name in leaves), count)
+    if found != count:
+        raise ConfigError(f"{count} labels (--labels), but {adapter} tells {found} classes apart")
+
+
+_OUTPUTS = ("classifier.bias", "classifier.out_proj.bias", "score.kernel")

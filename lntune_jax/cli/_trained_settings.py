@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ._help import shown
+from ._settings import Pooling
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,17 @@ class Trained:
     """Which trained model to use."""
 
     run: Annotated[Path | None, shown("none", "DIR")] = None
-    """Output directory of `lntune-jax train`."""
-    adapter: Annotated[Path | None, shown("RUN/adapter", "DIR")] = None
-    """An adapter directory, if not the one of --run."""
-    labels: Annotated[Path | None, shown("labels.json beside the adapter", "FILE")] = None
-    """The labels.json that belongs to --adapter."""
+    """Output directory of `lntune-jax train`, whose adapter is used."""
+    adapter: Annotated[Path | None, shown("none", "DIR")] = None
+    """An adapter directory; nothing beside it is read."""
     model: Annotated[str | None, shown("the one trained on", "MODEL")] = None
     """The base model, if it has moved since training."""
+    labels: Annotated[tuple[str, ...], shown("the adapter's", "NAME ...")] = ()
+    """Names of a classifier's classes in their order, where the adapter does not say them."""
+    pooling: Annotated[Pooling | None, shown("the adapter's", "POOLING")] = None
+    """How a classifier pools, where the adapter does not say: as `train --pooling`."""
+    max_length: Annotated[int | None, shown("the adapter's", "INT")] = None
+    """Tokens in a row at most, where the adapter does not say."""
     batch_size: int = 64
     """Rows a batch."""
     buckets: int = 4

@@ -52,17 +52,19 @@ class MergeSettings:
     What the adapter does not hold is copied from the base, bit for bit.
     """
 
-    model: str
-    """The base model: directory of a Hugging Face model, or a hub id."""
     adapter: Path
     """An adapter directory, ours or PEFT's, or an output directory of `lntune-jax train`."""
     output: Path
     """Directory that receives the checkpoint."""
+    model: Annotated[str | None, shown("the adapter's", "MODEL")] = None
+    """The base model: directory of a Hugging Face model, or a hub id."""
     norms_only: bool = False
     """Write the tuned norms, and leave out the head and other saved modules."""
     task: Annotated[MergeTask | None, shown("the adapter's", "TASK")] = None
     """Task of a head that the base lacks: SEQ_CLS, TOKEN_CLS, QUESTION_ANS, MASKED_LM, CAUSAL_LM
     or SEQ_2_SEQ_LM."""
+    labels: Annotated[tuple[str, ...], shown("the adapter's", "NAME ...")] = ()
+    """Names of a classifier's classes in their order, where the adapter does not say them."""
     name_map: Annotated[str | None, shown("none", "NAME")] = None
     """Table of names, for an adapter whose tree has other names than transformers."""
     overwrite: bool = False

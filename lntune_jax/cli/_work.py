@@ -32,6 +32,7 @@ class Work(Protocol):
     Attributes:
         model: The base model, from `lntune_jax.models`.
         config: Which leaves train.
+        task: What each adapter says of itself.
         buckets: Padded lengths.
         peak_learning_rate: Of the norms, where the recipe names none.
         default_metric: What picks the adapter to keep, where the recipe names nothing.
@@ -42,6 +43,8 @@ class Work(Protocol):
     def model(self) -> Any: ...
     @property
     def config(self) -> Any: ...
+    @property
+    def task(self) -> Mapping[str, Any]: ...
     @property
     def training(self) -> Any: ...
     @property

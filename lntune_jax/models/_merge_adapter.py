@@ -11,15 +11,14 @@ import numpy as np
 from lntune_jax.adapters.fingerprint import QUANTIZED
 from lntune_jax.adapters.format import read_metadata
 from lntune_jax.adapters.store import Adapter, read_target
-from lntune_jax.errors import AdapterError, DataError
+from lntune_jax.errors import AdapterError
 from lntune_jax.messages import list_names
 from lntune_jax.names.maps import get_name_map, take
 from lntune_jax.peft.export import name_trainable
-from lntune_jax.peft.files import PEFT, WEIGHTS_FILE, find_kind, read_key, read_peft_directory
+from lntune_jax.peft.files import OURS, PEFT, WEIGHTS_FILE, find_kind, read_key, read_peft_directory
 from lntune_jax.selection.roles import NORM_ROLE
 from lntune_jax.storage.checksums import METADATA_FILE
 from lntune_jax.storage.directories import resolve_path
-from lntune_jax.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from lntune_jax.config import LNTuningConfig
     from lntune_jax.names.maps import NameMap
 
-_RUN_ADAPTER, _RUN_LABELS, _RUN_LANGUAGE = "adapter", "labels.json", "language.json"
+_RUN_ADAPTER = "adapter"
 
 
 class Found(NamedTuple):
@@ -36,14 +35,24 @@ class Found(NamedTuple):
     Attributes:
         directory: the adapter's own directory.
         kind: `OURS` or `PEFT`.
-        labels: the names of the classes, from the run that trained it, or None.
-        pooling: how its classifier pooled, from the run ("default" or "mean"), or None.
+        task: what it says of its task, or None.
     """
 
     directory: Path
     kind: str
-    labels: tuple[str, ...] | None
-    pooling: str | None
+    task: Mapping[str, Any] | None
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the classes, if it says them."""
+        labels = (self.task or {}).get("labels")
+        return tuple(map(str, labels)) if isinstance(labels, list) else None
+
+    @property
+    def pooling(self) -> str | None:
+        """How its classifier pools ("default" or "mean"), if it says so."""
+        pooling = (self.task or {}).get("pooling")
+        return None if pooling is None else str(pooling)
 
 
 class Tuned(NamedTuple):
@@ -68,17 +77,13 @@ def find_adapter(path: str | os.PathLike[str]) -> Found:
     """Recognise an adapter by its files; a run of `lntune-jax train` stands for its adapter.
 
     Raises:
-        AdapterError: there is none, or the directory holds one of each kind.
-        DataError: the run's labels.json is damaged.
+        AdapterError: there is none, it is damaged, or the directory holds one of each kind.
     """
-    target = resolve_path(path, error=AdapterError)
-    directory = target
-    is_run = any((target / name).is_file() for name in (_RUN_LABELS, _RUN_LANGUAGE))
-    if is_run and not any((target / file).is_file() for file in (METADATA_FILE, WEIGHTS_FILE)):
-        directory = target / _RUN_ADAPTER
+    directory = resolve_path(path, error=AdapterError)
+    if not _holds_adapter(directory) and _holds_adapter(directory / _RUN_ADAPTER):
+        directory = directory / _RUN_ADAPTER
     kind = find_kind(directory)
-    labels, pooling = _read_run(directory.parent / _RUN_LABELS)
-    return Found(directory, kind, labels, pooling)
+    return Found(directory, kind, read_metadata(directory).task if kind == OURS else None)
 
 
 def read_adapter(found: Found, name_map: str | NameMap | None = None) -> Tuned:
@@ -112,22 +117,8 @@ def read_quantization(found: Found) -> str | None:
     return None if found.kind == PEFT else read_metadata(found.directory).base.get(QUANTIZED)
 
 
-def _read_run(file: Path) -> tuple[tuple[str, ...] | None, str | None]:
-    """Label names and pooling from the labels.json of a run, if that is what lies there."""
-    if not file.is_file():
-        return None, None
-    try:
-        fields = read_json(file)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{file} is damaged ({error}), and would say how the head pools: mend it, or move the "
-            "adapter away from it"
-        ) from error
-    if not isinstance(fields, dict) or not {"labels", "pooling"} <= fields.keys():
-        return None, None  # a file of another program
-    if not isinstance(fields["labels"], list):
-        raise DataError(f"{file} is damaged: its labels are no list; mend it")
-    return tuple(map(str, fields["labels"])), str(fields["pooling"])
+def _holds_adapter(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in (METADATA_FILE, WEIGHTS_FILE))
 
 
 def _name_leaves(

@@ -111,9 +111,9 @@ def _check_pooling(parts: Parts) -> None:
     held = [name for name in parts.tuned.arrays if name.split(".")[0] in heads]
     if held and parts.found.pooling == "mean":
         raise AdapterError(
-            f"the head of the adapter {parts.found.directory} reads the mean over tokens (train "
-            "--pooling mean), which no classifier of transformers does: its labels would be wrong. "
-            "Pass norms_only=True to write the tuned encoder without the head"
+            f"the head of the adapter {parts.found.directory} reads the mean over tokens, "
+            "which no classifier of transformers does: its labels would be wrong. Pass "
+            "norms_only=True to write the tuned encoder without the head"
         )
 
 

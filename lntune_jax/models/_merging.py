@@ -98,7 +98,8 @@ def merge_checkpoint(
         overwrite: whether a merged checkpoint that is there is replaced. Nothing else ever is.
         norms_only: write the norms alone, and leave a head and other saved modules out.
         task: the task of a new head ("SEQ_CLS", "TOKEN_CLS", ...); None for the adapter's.
-        labels: names of the classes, for `config.json`; None for the run's, or numbers.
+        labels: names of the classes, for `config.json`; None for those that the adapter names
+            (`task` of `save_adapter`), or numbers.
         name_map: for an adapter of `save_adapter` whose tree had other names than transformers:
             the name of a table (`lntune_jax.peft.NAME_MAPS`) or a `NameMap`.
         revision: a branch, tag or commit on the hub.
@@ -112,7 +113,6 @@ def merge_checkpoint(
         AdapterError: the adapter cannot be read, or is another model's; a value is too large
             for the base's type; the head pools as no class of transformers does; the output
             exists or lies in what is read; or the file system refuses.
-        DataError: the run's labels.json is damaged.
 
     Example:
         >>> import json, pathlib, tempfile

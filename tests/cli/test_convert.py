@@ -42,7 +42,7 @@ def test_there_and_back(run, make_run, model_directory, table, tmp_path):
     run("convert", ours, tmp_path / "based", "--model", model_directory)
     assert same_tensors(peft, tmp_path / "based")
     # What was converted works as what was trained.
-    labels = ("--labels", trained / "labels.json")
+    labels = ("--labels", "neg", "pos", "--max-length", 128)
     first = run("evaluate", "--run", trained, "--data", table)
     assert run("evaluate", "--adapter", ours, *labels, "--data", table)[:2] == first[:2]
 
@@ -61,7 +61,7 @@ def test_a_head_that_pools_by_the_mean(run, make_run, model_directory, table, tm
     code, _, complaint = run(*words, "--overwrite", "--pooling", "mean")
     assert (code, complaint) == (0, "")
     assert same_leaves(trained / "adapter", ours)
-    labels = ("--labels", trained / "labels.json")
+    labels = ("--labels", "neg", "pos", "--pooling", "mean")
     assert run("evaluate", "--adapter", ours, *labels, "--data", table)[0] == 0
 
 

@@ -6,14 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lntune_jax import LNTuningError
-from lntune_jax.cli._labels import (
-    Task,
-    load_task,
-    name_labels,
-    number_labels,
-    save_task,
-    split_rows,
-)
+from lntune_jax.cli._labels import name_labels, number_labels, split_rows
 
 PATH = Path("data.csv")
 
@@ -57,18 +50,3 @@ def test_a_split_is_stratified_and_shares_no_row(classes, fraction, seed):
 def test_rows_that_cannot_be_split_ask_for_a_second_table():
     with pytest.raises(LNTuningError, match="--eval-data"):
         split_rows(np.array([0, 1]), 0.5, 0)
-
-
-def test_a_task_comes_back_from_its_file(tmp_path):
-    task = Task(("né", "p"), "model", "mean", 64, "float32", 1, "text", "label")
-    save_task(tmp_path / "labels.json", task)
-    assert load_task(tmp_path / "labels.json") == task
-
-
-@pytest.mark.parametrize("content", [None, "", "[]", '{"labels": ["a"]}'])
-def test_a_file_that_is_no_task_is_refused(tmp_path, content):
-    path = tmp_path / "labels.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(LNTuningError, match=r"labels\.json"):
-        load_task(path)

@@ -41,7 +41,6 @@ def test_a_classifier_over_int8(run, classifier_words, table, model_directory, t
     )
     kept = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     assert f"base in memory: {kept:,} bytes, the layers' kernels in int8 (" in printed
-    assert json.loads((output / "labels.json").read_text())["quantize"] == "int8"
     code, printed, _ = run("evaluate", "--run", output, "--data", table)
     assert code == 0
     summary = json.loads((output / "summary.json").read_text())

@@ -32,11 +32,11 @@ DAMAGE = ["", "{", "[]", "[" * 50_000, "{}", '{"labels": 5}']
 @pytest.mark.parametrize("content", DAMAGE, ids=range(len(DAMAGE)))
 def test_damaged_files_of_a_run_are_named(run, finished, words, tmp_path, content):
     output = tmp_path / "run"
-    for name in ("settings.json", "summary.json", "labels.json"):
+    for name in ("settings.json", "summary.json", "adapter/lntune.json"):
         shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(finished, output)
         (output / name).write_text(content)
-        if name == "labels.json":
+        if name == "adapter/lntune.json":
             outcome = run("predict", "--run", output, "--text", "good")
         else:
             outcome = run(*words, "--output", output, "--resume")

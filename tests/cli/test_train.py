@@ -1,10 +1,10 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.cli._labels import load_task
 from lntune_jax.cli._metrics import read_metrics
 from tests.support.runs import same_adapter, without_times
 
@@ -49,7 +49,6 @@ def test_a_run_leaves_its_files(finished):
         "adapter",
         "checkpoints",
         "curves.png",
-        "labels.json",
         "metrics.jsonl",
         "settings.json",
         "summary.json",
@@ -57,9 +56,9 @@ def test_a_run_leaves_its_files(finished):
     }
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((finished / "tensorboard").glob("events*"))
-    task = load_task(finished / "labels.json")
-    assert task.labels == ("neg", "pos")
-    assert task.pooling == "mean"
+    task = json.loads((finished / "adapter" / "lntune.json").read_text())["task"]
+    assert task["labels"] == ["neg", "pos"]
+    assert task["pooling"] == "mean"
 
 
 def test_metrics_have_a_line_a_step_and_a_line_an_evaluation(finished):
@@ -214,15 +213,17 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(run, short_words, tmp
     assert "lower --learning-rate" in complaint
 
 
-def test_the_model_may_move(run, finished, model_directory, tmp_path):
-    (tmp_path / "labels.json").write_text(
-        (finished / "labels.json").read_text().replace(str(model_directory), "/no/longer/there")
-    )
-    words = ("predict", "--adapter", finished / "adapter", "--labels", tmp_path / "labels.json")
-    code, _, complaint = run(*words, "--text", "good")
+def test_the_model_may_move(run, short_words, model_directory, tmp_path):
+    here, there = (tmp_path / name for name in ("here", "there"))
+    shutil.copytree(model_directory, here)
+    words = [here if word == model_directory else word for word in short_words]
+    assert run(*words, "--output", tmp_path / "run")[0] == 0
+    here.rename(there)
+    words = ("predict", "--run", tmp_path / "run", "--text", "good")
+    code, _, complaint = run(*words)
     assert code == 2
-    assert "/no/longer/there is neither a directory nor a hub id" in complaint
-    assert run(*words, "--text", "good", "--model", model_directory)[0] == 0
+    assert f"{here} is neither a directory nor a hub id" in complaint
+    assert run(*words, "--model", there)[0] == 0
 
 
 def test_predict_refuses_a_run_that_has_not_finished(run, short_words, tmp_path):
@@ -230,7 +231,7 @@ def test_predict_refuses_a_run_that_has_not_finished(run, short_words, tmp_path)
     assert run(*short_words, "--output", output, "--stop-after-steps", "1")[0] == 0
     code, _, complaint = run("predict", "--run", output, "--text", "a")
     assert code == 2
-    assert "has the run in it been finished?" in complaint
+    assert "when it has finished" in complaint
 
 
 def test_half_precision_trains_in_float32(run, short_words, tmp_path):

@@ -76,7 +76,6 @@ def test_perplexity_falls_and_the_run_leaves_its_files(finished):
         "adapter",
         "checkpoints",
         "curves.png",
-        "language.json",
         "metrics.jsonl",
         "settings.json",
         "summary.json",

@@ -14,7 +14,16 @@ from tests.support.checkpoints import REFERENCE
 TOKENS = np.arange(8).reshape(2, 4) + 5
 
 
-def tune(name, directory, task="SEQ_CLS", saved=("classifier",), scale=0.1, base=None, **options):
+def tune(
+    name,
+    directory,
+    task="SEQ_CLS",
+    saved=("classifier",),
+    scale=0.1,
+    base=None,
+    said=None,
+    **options,
+):
     """Save an adapter of moved leaves; the model with the adapter in place."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FreshWeightsWarning)
@@ -26,7 +35,7 @@ def tune(name, directory, task="SEQ_CLS", saved=("classifier",), scale=0.1, base
         key: np.float32(value) + scale * random.normal(size=value.shape).astype(np.float32)
         for key, value in trainable.items()
     }
-    lnt.save_adapter(directory, moved, config, base=model.params)
+    lnt.save_adapter(directory, moved, config, base=model.params, task=said)
     return model, lnt.restore_adapter(directory, model.params)
 
 
