@@ -24,7 +24,7 @@ from . import (
     _transfer_settings,
 )
 from ._checks import check_settings
-from ._flag_words import name_flags, write_plainly
+from ._flag_words import print_message
 from ._stopping import TerminatedError
 
 
@@ -80,7 +80,7 @@ def _run(words: list[str]) -> int:
         module = next(c.module for c in COMMANDS.values() if c.settings is type(settings))
         importlib.import_module(f".{module}", __package__).run(settings)
     except LNTuningError as error:
-        _print_error(name_flags(str(error)))
+        print_message(f"{_PROGRAM}: error: {error}")
         return 2
     except TerminatedError:
         print(f"{_PROGRAM}: stopped by SIGTERM", file=sys.stderr)
@@ -145,10 +145,5 @@ def _unboxed(box: str) -> str:
 
 
 def _print_warning(message: Warning | str, *_: Any) -> None:
-    """One line, without the line of code that warned, which says nothing to a user."""
-    print(f"{_PROGRAM}: warning: {write_plainly(str(message))}", file=sys.stderr)
-
-
-def _print_error(message: str) -> None:
-    """One line, whatever the message holds, so that it can be grepped and read."""
-    print(f"{_PROGRAM}: error: {write_plainly(message)}", file=sys.stderr)
+    """Without the line of code that warned, which says nothing to a user."""
+    print_message(f"{_PROGRAM}: warning: {message}")

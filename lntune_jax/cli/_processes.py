@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, LNTuningError
-from ._flag_words import name_flags, write_plainly
+from ._flag_words import print_message
 from ._inspect import parse_mesh
 from ._process_settings import Processes
 from ._run_files import RunFiles, check_run
@@ -184,8 +184,8 @@ def _release(watcher: subprocess.Popen[bytes]) -> None:
 def _end(watcher: subprocess.Popen[bytes], message: str, code: int) -> None:
     """End with a message, and without the farewell in which each process waits for all."""
     _release(watcher)
-    text = write_plainly(name_flags(message))
-    print(f"lntune-jax: error: {text}", file=sys.stderr, flush=True)
+    print_message(f"lntune-jax: error: {message}")
+    sys.stderr.flush()
     sys.stdout.flush()
     os._exit(code)
 

@@ -146,3 +146,32 @@ def test_no_norm_on_purpose(run, table, tmp_path, model_directory):
     assert {"classifier.bias", "classifier.kernel"} <= trainable.keys()
     assert "Tuning of the head alone" in printed
     assert config.target_modules == ()
+
+
+@pytest.mark.filterwarnings("default")  # as outside of tests: printed, not raised
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--targets", "LayerNrom"], "--targets 'LayerNrom' matches no module"),
+        (["--exclude", "LayerNrom"], "--exclude 'LayerNrom' matches no module"),
+        (["--save-modules", "clasifier", "classifier"], "--save-modules 'clasifier' matches no"),
+        (["--targets", "classifier"], "--targets 'classifier' matches"),
+    ],
+)
+def test_messages_name_flags_and_no_arguments_of_python(run, model_directory, flags, said):
+    """Warnings and errors alike."""
+    _, _, complaint = run("inspect", model_directory, *flags)
+    assert said in complaint
+    for word in ("_modules", "norms=", "name_map", "=True", "lnt.", "config="):
+        assert word not in complaint
+
+
+def test_a_terminal_gets_lines_of_its_width(run, model_directory, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    code, _, complaint = run("inspect", model_directory, "--targets", "classifier")
+    assert code == 2
+    lines = complaint.splitlines()
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= 80
+    assert all(line.startswith(("lntune-jax: ", "  ")) for line in lines)
