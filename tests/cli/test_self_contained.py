@@ -98,7 +98,7 @@ def test_files_beside_and_above_are_not_read(run, make_alone, tmp_path):
     expected = read_lines(run("predict", "--adapter", alone, "--text", *TEXTS))
     assert read_lines(run("predict", "--adapter", place, "--text", *TEXTS)) == expected
     merged = merge_checkpoint(
-        lnt.load_adapter(alone)[1].base_model_name_or_path, place, tmp_path / "merged"
+        lnt.load_adapter(alone).config.base_model_name_or_path, place, tmp_path / "merged"
     )
     assert "neg" in (merged.path / "config.json").read_text()
 
@@ -107,7 +107,7 @@ def test_files_beside_and_above_are_not_read(run, make_alone, tmp_path):
 def undescribed(make_alone, tmp_path):
     """The same leaves saved by a library's user, who says nothing of the task."""
     _, alone = make_alone("mean")
-    trainable, config = lnt.load_adapter(alone)[:2]
+    trainable, config = lnt.load_adapter(alone)
     base = lnt.models.from_pretrained(
         config.base_model_name_or_path, task="SEQ_CLS", num_labels=2, pooling="mean"
     )
@@ -117,7 +117,7 @@ def undescribed(make_alone, tmp_path):
 @pytest.fixture
 def save_own(make_alone, model_directory, tmp_path):
     """Saves the same leaves with another config and description: `save_own(task, **changes)`."""
-    trainable, config = lnt.load_adapter(make_alone("default")[1])[:2]
+    trainable, config = lnt.load_adapter(make_alone("default")[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FreshWeightsWarning)
         base = lnt.models.from_pretrained(model_directory, task="SEQ_CLS", num_labels=2)
