@@ -63,8 +63,8 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
     )
     try:
         directory.mkdir()
-        handler.save(directory, args=ocp.args.PyTreeSave(dict(arrays)))
-        handler.finalize(directory)
+        handler.save(directory, args=ocp.args.PyTreeSave(dict(arrays)))  # pyright: ignore[reportArgumentType]
+        handler.finalize(directory)  # pyright: ignore[reportArgumentType]
         handler.close()
     except Exception as error:
         raise AdapterError(
