@@ -28,6 +28,7 @@ from .selection.labels import NORM, label_kinds
 from .storage.arrays import ARRAYS_DIRECTORY
 from .storage.checksums import METADATA_FILE, list_files
 from .storage.directories import resolve_path
+from .storage.processes import spans_processes, together
 
 __all__ = ["fetch_adapter", "from_pretrained", "make_card", "push_adapter"]
 
@@ -251,17 +252,19 @@ def from_pretrained(
         >>> lnt.hub.from_pretrained(path, params)["ln_1"]["scale"].tolist()
         [2.0, 3.0]
     """
-    directory = resolve_path(name, error=AdapterError)
-    if not directory.is_dir():
-        if not _ID.fullmatch(str(name)):
-            raise AdapterError(f"{str(name)!r} is neither a directory nor an id on the hub")
-        directory = fetch_adapter(str(name), revision=revision, token=token)
-    elif revision is not None:
-        raise AdapterError(
-            f"{directory} is a directory, which has no revision {revision!r}: leave revision out, "
-            "or pass an id that is no directory here"
-        )
-    if find_kind(directory) == PEFT:
+    with together(spans_processes(params)):
+        directory = resolve_path(name, error=AdapterError)
+        if not directory.is_dir():
+            if not _ID.fullmatch(str(name)):
+                raise AdapterError(f"{str(name)!r} is neither a directory nor an id on the hub")
+            directory = fetch_adapter(str(name), revision=revision, token=token)
+        elif revision is not None:
+            raise AdapterError(
+                f"{directory} is a directory, which has no revision {revision!r}: leave revision "
+                "out, or pass an id that is no directory here"
+            )
+        is_peft = find_kind(directory) == PEFT
+    if is_peft:
         return import_peft(directory, params, norms=norms, name_map=name_map, cast=cast)
     return restore_adapter(directory, params, cast=cast, name_map=name_map)
 

@@ -53,7 +53,8 @@ attempt("exists", lambda: lnt.save_adapter(where / "a", trainable, CONFIG, base=
 for bad in (0, 1):
     path = where / "nowhere" if rank == bad else where / "a"
     attempt(f"restore {bad}", lambda: lnt.restore_adapter(path, params))
-    other = jax.tree.map(spread, make_params(seed=1)) if rank == bad else params
+    name = "./nowhere" if rank == bad else where / "a"
+    attempt(f"hub {bad}", lambda: lnt.hub.from_pretrained(name, params))
 attempt("base", lambda: lnt.restore_adapter(where / "a", jax.tree.map(spread, make_params(seed=1))))
 leaf = lnt.restore_adapter(where / "a", params)["layers"][0]["norm"]["scale"]
 for shard in leaf.addressable_shards:
@@ -74,6 +75,7 @@ def test_adapters_and_peft(tmp_path: Path) -> None:
         "nan": "AdapterError trainable holds values that are not finite",
         "PEFT": "AdapterError trainable does not fit base",
         "restore": "AdapterError there is no adapter directory",
+        "hub": "AdapterError './nowhere' is neither a directory nor an id",
     }
     check(first, second, own)
     assert "> exists AdapterError" in "".join(first)
