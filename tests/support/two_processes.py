@@ -23,7 +23,7 @@ def copy(x):
 """
 
 
-def run_two(program: str, arguments: Sequence[object] = (), seconds: int = 60) -> list[list[str]]:
+def run_two(program: str, arguments: Sequence[object] = (), seconds: int = 200) -> list[list[str]]:
     """Runs a program in both; gives the lines that each prints and that begin with a `>`.
 
     The program has `rank`, a `mesh` over the devices of both, `spread` and `copy` to put an array
