@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
-from .axes import Dims, broadcast, count, is_uniform, list_real, name_axes, reshape, stretch
+from .axes import Dims, Factor, broadcast, count, is_uniform, list_real, name_axes, reshape, stretch
 from .facts import (
     Centred,
     Constant,
@@ -93,8 +93,9 @@ def divide(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """The quotient of two arrays."""
     one, other = _stretch(ins, eqn)
     fact = other.fact
-    if isinstance(one.fact, Sum | Spread) and isinstance(fact, Other | Sum | Constant):
-        return View(replace(one.fact, is_mean=True), one.dims)  # a count, of what is not masked
+    is_count = isinstance(fact, Sum | Constant) or (isinstance(fact, Other) and not fact.weights)
+    if isinstance(one.fact, Sum | Spread) and is_count:
+        return View(replace(one.fact, is_mean=True), one.dims)  # of what is not masked
     if isinstance(fact, Constant):
         if isinstance(one.fact, Constant):
             return _fold(one, other, lambda a, b: a / b if b else None)
@@ -424,16 +425,21 @@ def take(view: View, sizes: Sequence[int]) -> View:
     """A part of a parameter: `sizes` entries along each dimension; one is an entry of a stack."""
     pairs = list(zip(view.dims, sizes, strict=True))
     layers = {f.axis for dim, size in pairs if size == 1 for f in list_real(dim)}
-    dims = tuple(
-        dim if count(dim) == size else tuple(f._replace(size=size) for f in dim[:1] if size > 1)
-        for dim, size in pairs
-    )
+    dims = tuple(dim if count(dim) == size else _shorten(dim, size) for dim, size in pairs)
     fact = view.fact
     if any(map(list_real, view.dims)) and dims != view.dims:  # other numbers
         fact = replace(fact)
     if layers and isinstance(fact, Parameter):
         fact = replace(fact, layers=fact.layers | layers)
     return View(fact, dims)
+
+
+def _shorten(dim: Sequence[Factor], size: int) -> tuple[Factor, ...]:
+    """A dimension of which some entries are taken."""
+    if size == 1 or not list_real(dim):
+        return broadcast(size)
+    one = dim[0] if len(dim) == 1 else Factor((object(), 0), 1, size)
+    return (one._replace(size=size),)
 
 
 def drop(view: View) -> View:

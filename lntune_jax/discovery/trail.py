@@ -22,7 +22,6 @@ from .facts import (
     Other,
     Parameter,
     Root,
-    Spread,
     Square,
     Sum,
     View,
@@ -35,7 +34,7 @@ Places = frozenset[int]
 
 _PRODUCTS = frozenset({"mul", "div"})
 _SUMS = frozenset({"add", "add_any", "sub"})
-_ROOTS = frozenset({"sqrt", "rsqrt", "pow"})
+_ROOTS = frozenset({"sqrt", "rsqrt", "pow", "log"})  # exp(-0.5 * log(x)) is one
 # One number of the result for one of each operand.
 _ELEMENTWISE = _SUMS | _ROOTS | {
     "abs", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil",
@@ -87,7 +86,8 @@ def read_trail(view: View) -> Trail:
         is_kernel = not depends(fact.of) and not getattr(fact.spread, "is_mean", True)
         is_closed = is_kernel or fact.has_bias
         divided = frozenset[int]() if is_closed else _place(dims, fact.axes)
-        return Trail(divided=divided, is_scaled=fact.scale is not None)
+        own = read_trail(View(fact.of, dims)).weights if is_kernel else frozenset()
+        return Trail(own, divided, is_scaled=fact.scale is not None)
     if isinstance(fact, Inverse | Root):
         scale = fact.scale if isinstance(fact, Inverse) else None
         weights = frozenset() if scale is None else read_trail(View(scale, dims)).weights
@@ -198,7 +198,7 @@ def blend(name: str, ins: Sequence[View], shape: Sequence[int], notes: Notes) ->
     trails = [read_trail(view) for view in views]
     needed = [depends(view.fact) for view in views]
     is_product, is_needed = name in _PRODUCTS, any(needed)
-    others = [i for i, view in enumerate(views) if not isinstance(view.fact, Constant)]
+    others = [view for view in views if not isinstance(view.fact, Constant)]
     if name in _SUMS and len(others) > 1:
         _add_bias(trails, needed, notes)
         trails = [
@@ -210,17 +210,18 @@ def blend(name: str, ins: Sequence[View], shape: Sequence[int], notes: Notes) ->
     own = _divide(views, trails, needed) if is_product else frozenset[int]()
     if own:
         divided, is_scaled = divided | own, False
-    is_kept = is_product or name in ("neg", "select_n") or not is_needed
+    is_one = name in ("neg", "select_n") and len(others) == 1
+    is_kept = is_product or is_one or not is_needed
     weights = frozenset().union(*(trail.weights for trail in trails)) if is_kept else frozenset()
     table = frozenset[int]().union(*(trail.table for trail in trails))
     if divided and is_product and not is_scaled:
-        is_scaled = _add_scale(weights, divided, frozenset[int]().union(*rows), notes)
-        weights = frozenset() if is_scaled else weights
+        is_met = _add_scale(weights, divided, frozenset[int]().union(*rows), notes)
+        weights = frozenset() if is_met else weights
+        is_scaled = is_met and not own
     is_root = is_needed and not own and all(
         trail.is_root for trail, is_own in zip(trails, needed, strict=True) if is_own
     )  # fmt: skip
     is_root = is_root or (is_needed and name in _ROOTS)
-    is_root = is_root or (name == "log" and isinstance(views[0].fact, Spread))
     table = table if len(others) == 1 else frozenset()
     return follow(Trail(weights, divided, is_root, is_scaled, table), dims, is_needed)
 

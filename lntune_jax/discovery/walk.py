@@ -209,14 +209,15 @@ def _describe(view: View) -> Hashable:
 def _join(views: Sequence[View], shape: Sequence[int]) -> View:
     """An array that is one of several, of which no more is known."""
     trails = [read_trail(view) for view in views]
+    is_needed = any(depends(view.fact) for view in views)
     trail = trails[0]._replace(
-        weights=frozenset(),
+        weights=frozenset[Any]().union(*(own.weights for own in trails if not is_needed)),
         divided=frozenset[int]().union(*(trail.divided for trail in trails)),
         is_root=any(trail.is_root for trail in trails),
         is_scaled=all(trail.is_scaled for trail in trails if trail.divided),
         table=frozenset(),
     )
-    return follow(trail, new_value(None, shape).dims, any(depends(view.fact) for view in views))
+    return follow(trail, new_value(None, shape).dims, is_needed)
 
 
 @rule("cond")
