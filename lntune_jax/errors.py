@@ -201,8 +201,8 @@ class UnmatchedPatternWarning(UserWarning):
 class TraceWarning(UserWarning):
     """A trace could not say of every parameter whether it is a norm's: see `discover_norms`.
 
-    A kernel that cannot be looked into takes it, it is a norm's in one place only, or steps between a
-    division by a root and the parameter hide whether it is one's.
+    A kernel that cannot be looked into takes it, it is a norm's in one place only, or steps between
+    a division by a root and the parameter hide whether it is one's.
 
     Example:
         >>> import lntune_jax as lnt
