@@ -242,6 +242,9 @@ def check_arrays(trainable: Any) -> None:
         raise AdapterError(
             f"trainable holds what is no array of {', '.join(_STORABLE)}: {list_names(wrong, str)}"
         )
+    unwritable = [name for name in trainable if name != name.encode(errors="ignore").decode()]
+    if unwritable:
+        raise AdapterError(f"no file can hold these paths, not Unicode: {list_names(unwritable)}")
 
 
 def _is_storable(value: Any) -> bool:

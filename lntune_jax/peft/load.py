@@ -348,6 +348,12 @@ def _explain_strange(
             f"{directory} holds an adapter of {method} ({list_names(strange, most=1)}): load it "
             "with PEFT, since only LN tuning can be imported"
         )
+    nowhere = f"{len(strange):,} of {len(keys):,} keys belong to nothing: {list_names(strange)}"
+    if all(keys[key].parameter is None for key in strange):
+        return (
+            f"the adapter {directory} does not fit params: {nowhere}. PEFT's save_pretrained does "
+            "not write such keys, which look like those of a state_dict: save the adapter with it"
+        )
     norms = [name for name in index.parameters if name in index.norms]
     if not norms:
         return (
@@ -360,8 +366,7 @@ def _explain_strange(
     if copied and known.isdisjoint(held):
         return explain_other_model(directory, config.base_model_name_or_path, copied, norms)
     return (
-        f"the adapter {directory} does not fit params: {len(strange):,} of {len(keys):,} keys "
-        f"belong to nothing: {list_names(strange)}. The norms of params are called "
+        f"the adapter {directory} does not fit params: {nowhere}. The norms of params are called "
         f"{list_names(norms[:3])}: pass the model that the adapter was trained on, with the same "
         "head (not tied, where the adapter holds it), and a name_map if its module paths are not "
         "those of transformers"

@@ -215,6 +215,12 @@ def test_modules_of_odd_names(tmp_path, name, is_flat):
         np.testing.assert_array_equal(one, two)
 
 
+def test_a_name_that_no_file_can_hold_is_refused(tmp_path):
+    leaves = {"x\ud800.norm.scale": draw(WIDTH)}
+    with pytest.raises(AdapterError, match=r"not Unicode: 'x\\ud800\.norm\.scale'"):
+        lnt.export_peft(tmp_path / "a", leaves, lnt.LNTuningConfig())
+
+
 def test_a_typo_in_a_name_map(tmp_path):
     tuned, config = {"norm.scale": draw(WIDTH)}, lnt.LNTuningConfig()
     with pytest.raises(ConfigError, match=r"'tunix_lama3' is not known.*did you mean 'tunix_llam"):

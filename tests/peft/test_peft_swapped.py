@@ -90,6 +90,19 @@ def test_adapters_of_other_methods_of_peft(tmp_path, kind, key):
         refuse(lambda path=path: lnt.load_peft(path, make_llama()), kind, "PEFT")
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.norm.ln_tuning_layers.weight",
+        "base_model.model.classifier.modules_to_save.default.weight",
+        "base_model.model.classifier.original_module.weight",
+    ],
+)
+def test_keys_of_a_state_dict_that_peft_did_not_save(tmp_path, key):
+    path = files.write_adapter(tmp_path / "peft", {key: np.ones(files.WIDTH, np.float32)})
+    refuse(lambda: lnt.import_peft(path, make_llama()), repr(key), "save_pretrained")
+
+
 def test_a_directory_of_ours_given_to_the_readers_of_peft(tmp_path):
     params = make_params()
     trainable, _ = lnt.partition_params(params, lnt.LNTuningConfig())
