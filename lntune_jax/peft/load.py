@@ -6,6 +6,7 @@ and the shapes must agree; otherwise nothing is read and the error lists the key
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -200,7 +201,9 @@ def _assemble(
 ) -> np.ndarray:
     places = index.places[name]
     kinds = {arrays[place.parameter].dtype for place in places}
-    widest = np.result_type(*kinds, *([dtype] if dtype else []))
+    # Of bfloat16 and float16 neither holds the other, and float32 holds both.
+    start = dtype or ("float32" if len(kinds) > 1 else next(iter(kinds)))
+    widest = functools.reduce(np.promote_types, kinds, np.dtype(start))
     # Wide from the start: an offset shifts the values, and would round them in a narrow dtype.
     return assemble(places, arrays, tuple(get_shape(value) or ()), widest)
 

@@ -284,3 +284,18 @@ def test_a_selection_keeps_its_name_map(tmp_path):
     path = lnt.export_peft(tmp_path / "a", trainable, selection)
     again = lnt.import_peft(path, params, name_map=name_map)
     np.testing.assert_array_equal(again["stack"]["norm"]["scale"], params["stack"]["norm"]["scale"])
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", None])
+def test_layers_of_several_types_in_one_stack(tmp_path, param_dtype):
+    rule = NameRule(leaf="stack.norm.scale", parameter="layers.{layer}.norm.weight", layer_axis=0)
+    name_map = NameMap(source="own.py", model_types=("llama",), rules=(rule,))
+    values = {0: draw(WIDTH).astype(jnp.bfloat16), 1: draw(WIDTH).astype("float16")}
+    key = files.PREFIX + "layers.{}.norm.ln_tuning_layers.weight"
+    tensors = {key.format(i): value for i, value in values.items()}
+    path = files.write_adapter(tmp_path, tensors, target_modules=["norm"], param_dtype=param_dtype)
+    params = {"stack": {"norm": {"scale": draw(2, WIDTH)}}}
+    (leaf,) = lnt.load_peft(path, params, name_map=name_map).trainable.values()
+    assert leaf.dtype == np.float32
+    for i, value in values.items():
+        np.testing.assert_array_equal(leaf[i], value.astype("f4"))
