@@ -101,6 +101,11 @@ def find_described(trained: Trained) -> Described:
         raise ConfigError(
             "give --run, an output directory of `lntune-jax train`, or --adapter, one of them"
         )
+    if trained.run is not None and not (trained.run.expanduser() / "adapter").is_dir():
+        raise ConfigError(
+            f"--run {trained.run} holds no adapter: is it an output directory of `lntune-jax "
+            "train`, and has the run in it been finished?"
+        )
     from ..config import LNTuningConfig
     from ..models._merge_adapter import PEFT, find_adapter, read_quantization
 

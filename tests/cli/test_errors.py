@@ -31,7 +31,7 @@ def check(outcome, *fragments):
         ([*TRAIN, "--seed", "-1"], ["--seed is -1"]),
         (["demo", "--seeds", "0", "-1"], ["--seeds"]),
         (["demo", "--seeds"], ["--seeds needs one number or more"]),
-        (["predict", "--run", "nowhere", "--text", "a"], ["there is no adapter", "nowhere"]),
+        (["predict", "--run", "nowhere", "--text", "a"], ["--run nowhere holds no adapter"]),
         (["predict", "--text", "a"], ["--run"]),
         (["predict", "--run", "a"], ["--text", "--data"]),
         (["predict", "--run", "a", "--text", "b", "--output", "c.txt"], [".jsonl or .csv"]),

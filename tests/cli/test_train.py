@@ -231,7 +231,7 @@ def test_predict_refuses_a_run_that_has_not_finished(run, short_words, tmp_path)
     assert run(*short_words, "--output", output, "--stop-after-steps", "1")[0] == 0
     code, _, complaint = run("predict", "--run", output, "--text", "a")
     assert code == 2
-    assert "when it has finished" in complaint
+    assert "has the run in it been finished?" in complaint
 
 
 def test_half_precision_trains_in_float32(run, short_words, tmp_path):
