@@ -198,8 +198,10 @@ def test_a_language_model_s_adapter_says_how_it_was_read(run, tmp_path):
         run("evaluate", *where, "--data", texts)
         for where in (("--run", tmp_path / "run"), ("--adapter", alone))
     ]
-    assert outcomes[0] == outcomes[1]
-    assert outcomes[0][0] == 0
+    # The lines of progress depend on how fast the machine is.
+    figures = [[line for line in out.splitlines() if "loss" in line] for _, out, _ in outcomes]
+    assert figures[0] == figures[1] != []
+    assert [code for code, *_ in outcomes] == [0, 0]
     prompt = ("--prompt", DECODER_WORDS[1], "--max-new-tokens", 2)
     code, _, complaint = run("generate", "--adapter", alone, *prompt, "--chat")  # finds its base
     assert (code, complaint) == (0, "")
