@@ -5,7 +5,7 @@ names of the fields. The model reads tokens, pixels or sound, whichever it names
 results, and the gradients of all parameters and floating inputs, are compared with PyTorch's in
 eager mode. `torch.export` is the judge of what PyTorch itself can trace.
 
-    python benchmarks/torchax_types.py            # all types, one process each, a few hours of one core
+    python benchmarks/torchax_types.py            # all types, one process each: an hour of a core
     python benchmarks/torchax_types.py llama vit  # those, printed only
 
 A process that hangs or dies counts as a failure and stops nothing.
@@ -27,14 +27,26 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling is nearly all of the time
+# Compiling is nearly all of the time.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = (
+    "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true"
+)
 
+# All is imported before the children are made; JAX's backend, which has threads, starts in each.
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
+import transformers.modeling_utils
 from _results import write_results
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from lntune_jax.errors import LNTuningError
+from lntune_jax.integrations.torchax import from_torch
 
 SECONDS = 240  # for one type
 MINUTES = float(os.environ.get("MINUTES", "600"))  # for all; the order is random
@@ -44,14 +56,20 @@ EXACT_VALUE, EXACT_GRADIENT = 1e-4, 1e-3  # of the norm of PyTorch's
 
 # The first that matches a field's name, and the value that an integer gets there.
 SIZES = [
-    (r"vocab_size|vocab_size_\w+", 99),
+    (r"vocab_size|vocab_size_\w+|n_words", 99),
     (r"num_key_value_heads|num_kv_heads|\w*n_kv_heads|num_key_value_groups", 2),
     (r"\w*(attention_heads|num_heads|n_heads?|attn_heads|_heads)", 4),
     (r"(\w*_)?(num_\w*layers|n_layers?|\w*_layers|num_hidden_layers|depth|num_blocks)", 2),
     (r"kv_channels|head_dim|d_kv|\w*_head_dim|attention_head_size|d_head", 8),
-    (r"moe_intermediate_size|\w*intermediate\w*|\w*ffn_dim|d_ff|ffn_hidden_size|n_inner|\w*mlp_dim", 48),
-    (r"hidden_size|d_model|dim|n_embd|embed_dim|\w*hidden_dim|\w*hidden_size|\w*embed\w*_dim", 32),
-    (r"\w*embedding_size|projection_dim|\w*_proj_dim|word_embed_proj_dim|d_embed|out_hidden_size", 32),
+    (
+        r"moe_intermediate_size|\w*intermediate\w*|\w*ffn_dim|d_ff|ffn_hidden_size|n_inner|\w*mlp_dim",
+        48,
+    ),
+    (r"hidden_size|d_model|dim|n_embd|embed_dim|emb_dim|\w*hidden_dim|\w*hidden_size|\w*embed\w*_dim", 32),
+    (
+        r"\w*embedding_size|projection_dim|\w*_proj_dim|word_embed_proj_dim|d_embed|out_hidden_size",
+        32,
+    ),
     (r"image_size|img_size|input_size", IMAGE),
     (r"patch_size", 8),
     (r"num_(local_|routed_)?experts|n_routed_experts|moe_num_experts", 4),
@@ -61,15 +79,20 @@ SIZES = [
     (r"rotary_dim|qk_rope_head_dim", 4),
     (r"q_lora_rank|kv_lora_rank", 16),
 ]
+# Fields that follow from others, which a config works out again.
+DERIVED = ("transformers_version", "architectures", "_name_or_path", "out_features", "out_indices",
+           "stage_names", "head_dim")  # fmt: skip
 CUT = ("layer_types", "layers_block_type", "mlp_layer_types", "block_types", "attention_types")
 
 
 def main(names: list[str]) -> None:
     """Runs over the types, each in a process of its own, and writes the figures."""
     os.nice(NICE)
+    torch.export.export(torch.nn.Linear(2, 2), (torch.ones(2),), strict=False)  # its own imports
     kinds = {name for name, config in CONFIG_MAPPING.items() if config in MODEL_MAPPING}
-    order = sorted(names or kinds)
-    random.Random(0).shuffle(order)
+    order = names or sorted(kinds)
+    if not names:
+        random.Random(0).shuffle(order)
     rows: dict[str, dict[str, Any]] = {}
     end = time.monotonic() + MINUTES * 60
 
@@ -170,9 +193,7 @@ def shrink(config_class: Any) -> Any:
 def _cut(fields: dict[str, Any], config_class: Any) -> dict[str, Any]:
     cut = {}
     for name, value in fields.items():
-        if name in ("transformers_version", "architectures", "model_type", "_name_or_path"):
-            if name == "model_type" and config_class is None:
-                cut[name] = value
+        if name in DERIVED or (name == "model_type" and config_class is not None):
             continue
         new = value
         if isinstance(value, dict) and name.endswith("_config"):
@@ -239,9 +260,8 @@ def make_batch(module: Any) -> dict[str, np.ndarray]:
         frames = getattr(config, "num_frames", None) or 4
         shape = (BATCH, frames, channels, height, width)
         batch["pixel_values_videos"] = draw.normal(size=shape).astype(np.float32)
-    if "decoder_input_ids" in names and "input_ids" not in batch or (
-        "decoder_input_ids" in names and getattr(config, "is_encoder_decoder", False)
-    ):
+    is_pair = getattr(config, "is_encoder_decoder", False)
+    if "decoder_input_ids" in names and (is_pair or "input_ids" not in batch):
         batch["decoder_input_ids"] = draw.integers(3, vocabulary, (BATCH, LENGTH // 2))
     if not batch:
         raise ValueError(f"reads {main}")
@@ -285,7 +305,10 @@ def list_floats(output: Any) -> list[Any]:
 
 def make_slopes(values: list[Any]) -> list[np.ndarray]:
     """One weight for each number of the results, for a loss that all of them enter."""
-    return [np.cos(np.arange(v.size, dtype=np.float64)).reshape(v.shape).astype("float32") for v in values]
+    return [
+        np.cos(np.arange(v.size, dtype=np.float64)).reshape(v.shape).astype("float32")
+        for v in values
+    ]
 
 
 def get_options(module: Any) -> dict[str, Any]:
@@ -332,12 +355,6 @@ def can_export(module: Any, batch: dict[str, np.ndarray]) -> bool:
 
 def judge(module: Any, batch: dict[str, np.ndarray], expected: dict[str, Any]) -> dict[str, Any]:
     """The outcome, and how far values and gradients are from PyTorch's."""
-    import jax
-    import jax.numpy as jnp
-
-    from lntune_jax.errors import LNTuningError
-    from lntune_jax.integrations.torchax import from_torch
-
     slopes = make_slopes(expected["values"])
     floats = {name: jnp.asarray(x) for name, x in batch.items() if x.dtype == np.float32}
 
@@ -368,7 +385,9 @@ def measure(found: list[Any], expected: list[np.ndarray]) -> float:
     """The norm of the difference over the norm of what is expected."""
     if [np.shape(x) for x in found] != [x.shape for x in expected]:
         return float("inf")
-    apart = sum(float(np.sum((np.asarray(a) - b) ** 2.0)) for a, b in zip(found, expected, strict=True))
+    apart = sum(
+        float(np.sum((np.asarray(a) - b) ** 2.0)) for a, b in zip(found, expected, strict=True)
+    )
     whole = sum(float(np.sum(b**2.0)) for b in expected)
     error = (apart / max(whole, 1e-30)) ** 0.5
     return error if np.isfinite(error) else float("inf")

@@ -7,6 +7,7 @@ graph would not show, is refused here.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 import traceback
@@ -21,7 +22,7 @@ from ...errors import LNTuningError, ModelError
 from .imports import load_torch, load_torchax
 from .module import Skeleton, fill, to_numpy
 from .output import TorchOutput
-from .workarounds import guard_tracing
+from .workarounds import guard_tracing, make_fake_mode
 
 _CACHES = ("past_key_values", "cache_params")
 _PLACES = (f"{os.sep}torch{os.sep}", f"integrations{os.sep}torchax", f"{os.sep}contextlib.py")
@@ -50,28 +51,23 @@ class Slot(NamedTuple):
     dtype: str
 
 
-def export(
-    skeleton: Skeleton, args: tuple[Any, ...], kwargs: Mapping[str, Any], train: bool
-) -> Program:
+def export(skeleton: Skeleton, given: Sequence[Any], structure: Any, train: bool) -> Program:
     """Runs `forward` on tensors without values, and keeps the operators that it calls.
 
     Args:
         skeleton: the module.
-        args: of `forward`, with a `Slot` in the place of each array.
-        kwargs: the same by keyword.
+        given: the leaves of `(args, kwargs)`, with a `Slot` in the place of each array.
+        structure: of `(args, kwargs)`.
         train: training mode or not.
 
     Raises:
         ModelError: `forward` needs values, uses what a graph does not show, or raises an error.
     """
     torch = load_torch()
-    from torch._subclasses.fake_tensor import FakeTensorMode  # no public one in torch 2.13
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     def is_slot(value: Any) -> bool:
         return isinstance(value, Slot)
 
-    given, structure = jax.tree.flatten((args, dict(kwargs)), is_leaf=is_slot)
     tensors = {**skeleton.params, **skeleton.buffers}
     result: list[Any] = []
 
@@ -89,37 +85,43 @@ def export(
             result[:] = [tree, values]
             return [leaf for t, leaf in zip(is_tensor, leaves, strict=True) if t]
 
-    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+    with make_fake_mode():
         weights = [torch.empty(tuple(t.shape), dtype=t.dtype) for t in tensors.values()]
         arrays = [torch.empty(x.shape, dtype=_to_torch_dtype(x.dtype)) for x in given if is_slot(x)]
+    level = logging.root.manager.disable
     with load_torchax().disable_temporarily(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)  # a failed export writes the whole graph there
         try:
             program = torch.export.export(Call(), (weights, arrays), strict=False)
         except Exception as error:  # whatever the module's own code raises
             raise _explain(error) from error
+        finally:
+            logging.disable(level)
     return Program(program.graph_module, _list_constants(program), *result)
 
 
+def has_64_bits() -> bool:
+    """Whether JAX has 64-bit numbers on."""
+    return jax.dtypes.canonicalize_dtype("int64") == "int64"
+
+
 def _to_torch_dtype(name: str) -> Any:
-    """The dtype that the module's code expects: JAX without 64 bits has int32 for PyTorch's int64."""
-    wide = {"int32": "int64"} if not jax.config.jax_enable_x64 else {}
+    """The dtype that the module's code expects: PyTorch's int64 is int32 in JAX without 64 bits."""
+    wide = {} if has_64_bits() else {"int32": "int64"}
     return getattr(load_torch(), wide.get(name, name))
 
 
 def _list_constants(program: Any) -> list[np.ndarray | None]:
-    from torch._subclasses.fake_tensor import FakeTensor
-    from torch.export.graph_signature import InputKind
-
     constants: list[np.ndarray | None] = []
     for spec in program.graph_signature.input_specs:
-        if spec.kind == InputKind.USER_INPUT:
+        if spec.kind.name == "USER_INPUT":
             constants.append(None)
             continue
         value = program.constants.get(spec.target)
         if value is None:
             value = program.state_dict.get(spec.target)
-        if not isinstance(value, load_torch().Tensor) or isinstance(value, FakeTensor):
+        if type(value) not in (load_torch().Tensor, load_torch().nn.Parameter):
             raise ModelError(
                 f"forward makes a tensor, {spec.target!r}, in a way that torch.export does not "
                 "follow: make it in the module's __init__, or with operators of PyTorch"
@@ -130,7 +132,7 @@ def _list_constants(program: Any) -> list[np.ndarray | None]:
 
 def _explain(error: Exception) -> ModelError:
     """The error of an export in words of ours: what was asked of a tensor, and where."""
-    chain = [error]
+    chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     for link in chain:

@@ -35,7 +35,8 @@ class Cell:
     def __init__(
         self, array: Any, base: Cell | None = None, look: Any = None, is_cut: bool = False
     ) -> None:
-        self._array, self.base, self.look, self.is_cut = array, base, look, is_cut
+        self._array, self.base, self.is_cut = array, base, is_cut
+        self.look: Any = look
         self._version = 0
         self._seen = self.version
 
@@ -130,7 +131,8 @@ class Interpreter:
         if isinstance(target, torch._ops.HigherOrderOperator):
             return self._call_region(target.name(), args, grad)
         if not isinstance(target, torch._ops.OpOverload):  # arithmetic of numbers: `u0 >= 1`
-            return self.operators.get(target, target)(*_read(args), **_read(kwargs))
+            function: Any = self.operators.get(target, target)
+            return function(*_read(args), **_read(kwargs))
         name = target.overloadpacket.__name__
         if name == "_assert_scalar":
             self.checks.append(Check(_read(args[0]), describe_place(node)))
@@ -218,14 +220,14 @@ class Interpreter:
         several = isinstance(results, tuple | list)
         outer = outer if isinstance(outer, tuple | list) else [outer]
         flat = [
-            self._settle(node, array, outer[i] if i < len(outer) else None, args)
+            self._settle(node, array, outer[i] if i < len(outer) else None)
             for i, array in enumerate(results if several else [results])
         ]
         if not grad:
             flat = [jax.lax.stop_gradient(x) if isinstance(x, jax.Array) else x for x in flat]
         return flat if several else flat[0]
 
-    def _settle(self, node: Any, array: Any, expected: Any, args: Any) -> Any:
+    def _settle(self, node: Any, array: Any, expected: Any) -> Any:
         torch, torchax = load_torch(), load_torchax()
         if not isinstance(expected, torch.Tensor) or not hasattr(array, "shape"):
             return array
@@ -237,7 +239,7 @@ class Interpreter:
         return jnp.asarray(array, dtype) if self.casts else jnp.asarray(array)
 
     def _execute(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        torch, torchax = load_torch(), load_torchax()
+        torchax = load_torchax()
         packet = getattr(target, "overloadpacket", target)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "layout", "pin_memory")}
         own = self.operators.get(target) or self.operators.get(packet)
@@ -304,7 +306,7 @@ def _find_shared(node: Any, result: Any) -> int | None:
         return None
     own = result.untyped_storage()._cdata
     for place, argument in enumerate(node.args):
-        value = argument.meta.get("val") if isinstance(argument, torch.fx.Node) else None
+        value: Any = argument.meta.get("val") if isinstance(argument, torch.fx.Node) else None
         if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata == own:
             return place
     return None

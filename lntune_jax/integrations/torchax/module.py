@@ -38,6 +38,7 @@ class TorchName(str):
     is_norm: bool
 
     def __new__(cls, name: str, is_norm: bool = False) -> TorchName:
+        """Makes a name."""
         self = super().__new__(cls, name)
         self.is_norm = is_norm
         return self

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from ...errors import LNTuningError, ModelError, TreeError
-from .export import Program, Slot, export
+from .export import Program, Slot, export, has_64_bits
 from .graph import Cell, Check, Interpreter
 from .imports import load_torch, load_torchax
 from .module import Skeleton
@@ -95,13 +96,13 @@ def _find_program(
 ) -> Program:
     """The graph for arguments of these shapes, dtypes and plain values."""
     slots = [Slot(x.shape, str(x.dtype)) if isinstance(x, jax.Array) else x for x in given]
-    kind = (structure, tuple((type(x), x) for x in slots), train, jax.config.jax_enable_x64)
+    kind = (structure, tuple((type(x), x) for x in slots), train, has_64_bits())
     try:
         known = programs.get(kind)
     except TypeError:  # a value that cannot be hashed
-        return export(skeleton, *structure.unflatten(slots), train)
+        return export(skeleton, slots, structure, train)
     if known is None:
-        known = export(skeleton, *structure.unflatten(slots), train)
+        known = export(skeleton, slots, structure, train)
         while len(programs) >= _KEPT_PROGRAMS:
             programs.pop(next(iter(programs)))
         programs[kind] = known
@@ -123,7 +124,7 @@ def _apply_checks(arrays: list[Any], checks: list[Check]) -> list[Any]:
     """Raises where a check of `forward` fails; makes NaN of the results where jit hides that."""
     for check in checks:
         holds = jnp.all(jnp.asarray(check.holds))
-        if isinstance(holds, jax.core.Tracer):
+        if isinstance(holds, Tracer):
             arrays = [
                 jnp.where(holds, x, jnp.nan) if jnp.issubdtype(x.dtype, jnp.inexact) else x
                 for x in arrays

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import operator
 import sys
 from collections.abc import Callable, Iterator
@@ -164,6 +165,13 @@ def guard_tracing(module: Any) -> Iterator[None]:
             _clear_caches(module)
 
 
+def make_fake_mode() -> Any:
+    """The mode in which tensors have no values: PyTorch has no public name for it."""
+    fake = importlib.import_module("torch._subclasses.fake_tensor")
+    shapes = importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    return fake.FakeTensorMode(shape_env=shapes.ShapeEnv(), allow_non_fake_inputs=True)
+
+
 def _refuse_own_backward(cls: type, *_: Any, **__: Any) -> Any:
     """Export keeps the operators of a Function's forward, and forgets its backward."""
     if "Checkpoint" in cls.__name__:
@@ -234,7 +242,8 @@ def _make_guard_mode() -> Any:
 
     class Guard(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return guards.get(func, func)(*args, **(kwargs or {}))
+            function: Any = guards.get(func, func)
+            return function(*args, **(kwargs or {}))
 
     return Guard()
 
