@@ -20,6 +20,8 @@ import multiprocessing
 import os
 import random
 import re
+import resource
+import signal
 import sys
 import time
 import warnings
@@ -50,6 +52,7 @@ from lntune_jax.integrations.torchax import from_torch
 
 SECONDS = 240  # for one type
 MINUTES = float(os.environ.get("MINUTES", "600"))  # for all; the order is random
+MEMORY = 8 << 30  # bytes of address space, for one type
 WORKERS, NICE = 2, int(os.environ.get("NICE", "5"))
 BATCH, LENGTH, IMAGE, SOUND, FRAMES = 2, 12, 32, 4000, 64
 EXACT_VALUE, EXACT_GRADIENT = 1e-4, 1e-3  # of the norm of PyTorch's
@@ -150,6 +153,9 @@ def run_apart(name: str) -> dict[str, Any]:
 
 
 def _work(name: str, pipe: Any) -> None:
+    # A child whose parent was killed must not live on, nor take the machine's memory.
+    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     try:
