@@ -343,10 +343,13 @@ def _discard(old: Path, target: Path, list_own: ListOwn) -> None:
 
     Only names that are there are deleted: a record may come from a stranger.
     """
-    try:
-        # A name of its own, since other writers clean up too, and readers look for older versions.
-        old = old.rename(_name_beside(target, ".new"))
-    except OSError:
+    if old.name.startswith(_prefix_beside(target, ".old")):
+        try:
+            # A name of its own: other writers clean up too, and readers look for older versions.
+            old = old.rename(_name_beside(target, ".new"))
+        except OSError:
+            return
+    elif not os.path.lexists(old):
         return
     left = [target.name]  # a file or a link that took the older version's place
     if old.is_dir() and not old.is_symlink():
