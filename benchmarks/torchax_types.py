@@ -68,7 +68,11 @@ SIZES = [
         r"moe_intermediate_size|\w*intermediate\w*|\w*ffn_dim|d_ff|ffn_hidden_size|n_inner|\w*mlp_dim",
         48,
     ),
-    (r"hidden_size|d_model|dim|n_embd|embed_dim|emb_dim|\w*hidden_dim|\w*hidden_size|\w*embed\w*_dim", 32),
+    (
+        r"hidden_size|d_model|dim|n_embd|embed_dim|emb_dim|\w*hidden_dim|\w*hidden_size"
+        r"|\w*embed\w*_dim",
+        32,
+    ),
     (
         r"\w*embedding_size|projection_dim|\w*_proj_dim|word_embed_proj_dim|d_embed|out_hidden_size",
         32,

@@ -81,7 +81,7 @@ def describe_source(adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, A
         leaves: for each leaf path, an array of the shape that the base has there.
     """
     if isinstance(adapter, Adapter):
-        return adapter._replace(trainable=_sort_like(adapter.trainable, leaves))
+        return replace(adapter, trainable=_sort_like(adapter.trainable, leaves))
     if not isinstance(adapter, Mapping):
         raise AdapterError(
             "an adapter must be an Adapter, a dict of leaf paths or a path, not "

@@ -13,7 +13,7 @@ import transformers
 import lntune_jax as lnt
 from lntune_jax.errors import ModelError
 from lntune_jax.integrations.torchax import from_torch
-from tests.support.parity.architectures import BART, DECODER, EXPERTS, MODELS, TEXT, VISION
+from tests.support.parity.architectures import BART, DECODER, MODELS, TEXT, VISION
 
 TOKENS = {"input_ids": np.array([[3, 4, 5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16, 17, 18]])}
 MASK = {"attention_mask": np.array([[1] * 8, [1] * 5 + [0] * 3])}
@@ -102,7 +102,7 @@ def test_values_and_gradients_are_torchs(name):
 def test_too_few_image_tokens_are_no_silent_result():
     class_name, settings, _ = TYPES["llava"]
     model = from_torch(make_model(class_name, settings))
-    with pytest.raises(ModelError, match="a check in its forward fails|image"):
+    with pytest.raises(ModelError, match=r"a check in its forward fails|image"):
         model.apply(model.params, **with_images(3))
 
 

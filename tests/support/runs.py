@@ -63,4 +63,4 @@ def without_times(output):
 
 
 def leaves(directory):
-    return {path: np.asarray(leaf) for path, leaf in lnt.load_adapter(directory)[0].items()}
+    return {path: np.asarray(leaf) for path, leaf in lnt.load_adapter(directory).trainable.items()}
