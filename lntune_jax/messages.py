@@ -13,10 +13,6 @@ _OWN = str(Path(__file__).parent)
 # These stand between a caller and us where they call our functions back.
 _BETWEEN = ("jax", "optax", "flax", "equinox")
 
-_OWN = os.path.dirname(__file__)  # noqa: PTH120
-# These stand between a caller and us where they call our functions back.
-_BETWEEN = ("jax", "optax", "flax", "equinox")
-
 
 def list_names(names: Sequence[str], write: Callable[[str], str] = repr, most: int = 5) -> str:
     """The first names of a list, and how many more there are.
