@@ -93,7 +93,7 @@ def test_values_and_gradients_are_torchs(name):
     grads, value = jax.jit(jax.grad(loss_fn, has_aux=True))(model.params)
     scale = expected.abs().max().item()
     np.testing.assert_allclose(value / scale, expected.detach() / scale, atol=2e-5)
-    scale = max(float(grad.abs().max()) for grad in wanted.values())
+    scale = max(float(grad.abs().max()) for grad in wanted.values() if grad.numel())
     for leaf, grad in grads.items():
         theirs = wanted[leaf].numpy() if leaf in wanted else np.zeros(grad.shape)
         np.testing.assert_allclose(grad / scale, theirs / scale, atol=2e-5, err_msg=leaf)
@@ -114,7 +114,12 @@ LED = {**BART, "attention_window": 4, "max_encoder_position_embeddings": 32,
     ("class_name", "settings", "batch", "message"),
     [
         ("LEDModel", LED, PAIR, r"values of a tensor, in modeling_led\.py, line \d+: `if is_glob"),
-        ("YosoModel", {**TEXT, "num_hash": 2, "hash_code_len": 2}, TOKENS | MASK, "its? own|Yoso"),
+        (
+            "YosoModel",
+            {**TEXT, "num_hash": 2, "hash_code_len": 2},
+            TOKENS | MASK,
+            r"a torch\.autograd\.Function with a backward",
+        ),
     ],
 )
 def test_types_that_are_refused(class_name, settings, batch, message):

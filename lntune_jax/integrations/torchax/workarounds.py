@@ -149,8 +149,15 @@ NEEDS_KEY = frozenset({_attend})
 def guard_tracing(module: Any) -> Iterator[None]:
     """Makes export see, or refuse, what its graph would leave out, and leaves no tracer behind."""
     torch = load_torch()
+    apply = vars(torch.autograd.Function)["apply"].__func__
+
+    def judge(cls: type, *args: Any, **kwargs: Any) -> Any:
+        # PyTorch's own, of integers, in the masks that transformers makes with vmap.
+        is_own = cls.__name__.removeprefix("Vmapped" * cls.__name__.count("Vmapped")) == "ModIndex"
+        return (apply if is_own else _refuse_own_backward)(cls, *args, **kwargs)
+
     with (
-        mock.patch.object(torch.autograd.Function, "apply", classmethod(_refuse_own_backward)),
+        mock.patch.object(torch.autograd.Function, "apply", classmethod(judge)),
         mock.patch.object(torch.inference_mode, "__enter__", _enter_inference),
         mock.patch.object(torch.inference_mode, "__exit__", _exit_inference),
         mock.patch.object(torch.nn.Module, "register_full_backward_hook", _refuse_hook),
