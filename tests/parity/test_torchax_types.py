@@ -39,12 +39,10 @@ HYBRID = {
     "mamba_d_state": 8,
     "mamba_n_groups": 1,
 }
-GEMMA3 = {"token_type_ids": np.array([[0, 1, 0, 0, 0, 0, 0, 0]] * 2)}
 
 # What each is here for: the trap that it had.
 TYPES = {
     "llava": (*MODELS["llava"], with_images(4)),  # a check of the number of image tokens
-    "gemma3": (*MODELS["gemma3"], with_images(1) | GEMMA3),  # the same
     "beit": ("BeitModel", VISION, {"pixel_values": PIXELS}),  # an index by a range
     "dinov3_vit": ("DINOv3ViTModel", VISION, {"pixel_values": PIXELS}),  # a cache of tensors
     "granitemoehybrid": ("GraniteMoeHybridModel", HYBRID, TOKENS),  # use_cache has no name
@@ -106,6 +104,7 @@ def test_too_few_image_tokens_are_no_silent_result():
         model.apply(model.params, **with_images(3))
 
 
+IMAGES = with_images(1) | {"token_type_ids": np.array([[0, 1, 0, 0, 0, 0, 0, 0]] * 2)}
 LED = {**BART, "attention_window": 4, "max_encoder_position_embeddings": 32,
        "max_decoder_position_embeddings": 32}  # fmt: skip
 
@@ -113,6 +112,7 @@ LED = {**BART, "attention_window": 4, "max_encoder_position_embeddings": 32,
 @pytest.mark.parametrize(
     ("class_name", "settings", "batch", "message"),
     [
+        (*MODELS["gemma3"], IMAGES, r"torch\.vmap.*token_type_ids"),
         ("LEDModel", LED, PAIR, r"values of a tensor, in modeling_led\.py, line \d+: `if is_glob"),
         (
             "YosoModel",
