@@ -132,7 +132,7 @@ class Interpreter:
             return self._call_region(target.name(), args, grad)
         if not isinstance(target, torch._ops.OpOverload):  # arithmetic of numbers: `u0 >= 1`
             function: Any = self.operators.get(target, target)
-            if "vmap" in target.__name__ or "batch_dim" in target.__name__:
+            if "functorch" in getattr(target, "__module__", ""):
                 raise ModelError(
                     "forward uses torch.vmap, which is not run here yet. In transformers a mask "
                     "does that that depends on token_type_ids: leave these out, or pass a ready "
