@@ -113,6 +113,7 @@ SECTIONS = (
         "over JAX's": "and over jax.tree.map's",
     }),
     Section("adapter_io", "Saving and restoring adapters", left_out=r"^10 MB|restore_adapter$"),
+    Section("fingerprint", "Sampling the base of an adapter"),
     Section("adapter_live", "Saving beside training, and swapping adapters"),
     Section("start", "Start, and the compilation cache"),
     Section("import_time", "Importing"),

@@ -13,6 +13,8 @@ from flax import nnx
 
 from ..config import LNTuningConfig
 from ..errors import TreeError
+from ..precision import widen
+from ..selection.roles import TRAINABLE_ROLES
 from ..selection.select import select
 from ..selection.selection import TRAINABLE, Selection
 from ..training.optimizer import refuse_inference
@@ -54,14 +56,15 @@ def mark_trainable(
     """
     refuse_inference(config)
     selection = select(model, config, norms=norms)
-    trainable = selection.partition(model).trainable
+    names = [leaf.path for leaf in selection.leaves if leaf.role in TRAINABLE_ROLES]
     pairs = zip(list_variables(model), list_variables(selection.labels()), strict=True)
     variables = [leaf for leaf, label in pairs if read_variable(label) == TRAINABLE]
     turned: dict[str, Any] = {}
     marked: dict[int, nnx.LoRAParam] = {}
-    for (name, value), variable in zip(trainable.items(), variables, strict=True):
+    for name, variable in zip(names, variables, strict=True):
         if not isinstance(variable, nnx.LoRAParam):
             turned[name] = variable
+            value = widen(read_variable(variable), selection.config.param_dtype)
             marked[id(variable)] = nnx.LoRAParam(value, **variable.get_metadata())
     # Wherever a variable is used, or the second use of a shared one would stay as it was.
     modules = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Module)]

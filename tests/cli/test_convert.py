@@ -123,7 +123,7 @@ def test_what_is_refused(run, make_run, model_directory, tmp_path):
     refused(run("convert", *words, "--name-map", "tunix_llama3"), "--name-map", "load_peft")
     words = (trained, tmp_path / "x", "--model", model_directory)
     refused(run("convert", *words, "--name-map", "tunix_llama3"), "--model", "export_peft")
-    refused(run("convert", trained, tmp_path / "x", "--name-map", "no"), "--name-map 'no'")
+    refused(run("convert", *words[:2], "--name-map", "no"), "--name-map no is not known")
     refused(run("convert", *words[:2], "--model", tmp_path), "no config.json")
     refused(run("convert", peft, tmp_path / "x", "--task", "RANKING"), "'RANKING'")
     assert not (tmp_path / "x").exists()

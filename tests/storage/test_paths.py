@@ -45,6 +45,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     ),
     "training.open_checkpoints(directory)": lnt.training.open_checkpoints,
     "hub.push_adapter(directory)": lambda path: lnt.hub.push_adapter(path, "me/adapter"),
+    "hub.make_card(directory)": lambda path: lnt.hub.make_card(path, "me/adapter"),
     "hub.from_pretrained(name)": lambda path: lnt.hub.from_pretrained(path, PARAMS),
     "models.from_pretrained(name_or_directory)": lnt.models.from_pretrained,
     "models.from_config(directory_or_config)": lnt.models.from_config,
