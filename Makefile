@@ -32,7 +32,7 @@ NEED_TORCH := $(wildcard lntune_jax/integrations/torchax/*.py)
 NEED_COMPAT := lntune_jax/integrations/keras.py
 
 # Benchmarks that take minutes together, and those of them that need PyTorch and PEFT.
-BENCH := import_time start step partition adapter_io adapter_live residuals remat depth decoder_memory \
+BENCH := import_time start step partition adapter_io fingerprint adapter_live residuals remat depth decoder_memory \
 	mixed_batches collectives bfloat16_step dispatch
 BENCH_TORCH := peft_step bfloat16_parity products
 # Each of these takes many minutes: many programs to compile, or gigabytes to compute on.
