@@ -263,7 +263,7 @@ def _explain_other_base(directory: Path, trained_on: str, difference: str) -> st
     about = f" (trained on {trained_on})" if trained_on else ""
     return (
         f"the adapter {directory}{about} was trained on another base than params: "
-        f"{difference}. Pass the base it was trained on; to use the leaves all the same, call "
+        f"{difference}. Pass the base it was trained on; to use the leaves anyway, call "
         "merge_params(load_adapter(path).trainable, frozen)"
     )
 

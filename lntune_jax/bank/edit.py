@@ -18,6 +18,7 @@ from ..names.maps import NameMap
 from ..paths import flatten, join
 from ..selection.select import select_leaves
 from ..storage.arrays import to_numpy
+from ..training.arguments import check_flag
 from .core import (
     BASE,
     AdapterBank,
@@ -188,6 +189,7 @@ def add_adapter(
         >>> bank.names, bank.get_ids(["base", "french"]).tolist()
         (('base', 'french'), [0, 1])
     """
+    check_flag("donate", donate)
     if check_name(name) in bank.names:
         raise AdapterError(
             f"the bank has an adapter {name!r}: use another name, or call replace_adapter"
@@ -235,6 +237,7 @@ def replace_adapter(
         >>> lnt.bank.get_adapter(bank, "a").trainable
         {'ln.scale': array([2., 3.], dtype=float32)}
     """
+    check_flag("donate", donate)
     number = bank.get_number(check_name(name))
     read = read_source(adapter, params, norms, name_map)
     wide = bank if params is None else _add_leaves(bank, read, params)
@@ -262,6 +265,7 @@ def remove_adapter(bank: AdapterBank, name: str, *, donate: bool = False) -> Ada
         >>> lnt.bank.remove_adapter(bank, "a").names
         ('base',)
     """
+    check_flag("donate", donate)
     number, shapes = bank.get_number(check_name(name)), get_row_shapes(bank)
     blank = {path: np.full(own.shape, np.nan, own.dtype) for path, own in shapes.items()}
     return _hand_over(bank, write_row(bank, number, None, blank, donate), donate)

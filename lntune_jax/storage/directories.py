@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from ..errors import AdapterError, LNTuningError
+from ..errors import AdapterError, ArgumentError, LNTuningError
 from ..messages import list_names, shorten, warn
 from .checksums import list_files
 
@@ -99,10 +99,13 @@ def check_target(target: Path, *, noun: str, list_own: ListOwn, overwrite: bool)
 
     Raises:
         AdapterError: the message says what is there.
+        ArgumentError: `overwrite` is neither True nor False.
 
     Example:
         >>> check_target(Path("no/such"), noun="bank", list_own=lambda _: [], overwrite=False)
     """
+    if not isinstance(overwrite, bool):  # "no" would replace what is there
+        raise ArgumentError(f"overwrite must be True or False, not {overwrite!r}")
     if not os.path.lexists(target):
         return
     if not overwrite:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import lntune_jax as lnt
@@ -297,3 +298,21 @@ def test_a_large_directory_of_a_person_is_not_gone_through(
     monkeypatch.setattr(os, "walk", refuse)
     with pytest.raises(AdapterError, match="'photos'"):
         KINDS[kind].write(place / "home", 1, overwrite=True)
+
+
+def test_what_is_neither_true_nor_false_replaces_nothing(tmp_path):
+    params = {"ln": {"scale": np.ones(4, "f4")}}
+    leaves, config = {"ln.scale": np.ones(4, "f4")}, lnt.LNTuningConfig()
+    bank = lnt.bank.make_bank(params, {"a": leaves})
+    writers = {
+        "adapter": lambda path, **flag: lnt.save_adapter(path, leaves, config, base=params, **flag),
+        "peft": lambda path, **flag: lnt.export_peft(path, leaves, config, **flag),
+        "bank": lambda path, **flag: lnt.bank.save_bank(path, bank, base=params, **flag),
+    }
+    for name, write in writers.items():
+        path = write(tmp_path / name)
+        with pytest.raises(lnt.errors.ArgumentError, match="overwrite must be True or False"):
+            write(path, overwrite="no")
+    with pytest.raises(lnt.errors.ArgumentError, match="donate must be True or False"):
+        lnt.bank.remove_adapter(bank, "a", donate="no")
+    assert bank.names == ("base", "a")
