@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lntune_jax.errors import AdapterError
-from lntune_jax.storage.arrays import hash_array, read_arrays, write_arrays
+from lntune_jax.storage.leaves import hash_array, read_arrays, write_arrays
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:

@@ -26,8 +26,7 @@ from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models._directory import read_config
 from lntune_jax.models._files import open_weights
 from lntune_jax.models._shards import read_checkpoint
-from lntune_jax.storage.checksums import METADATA_FILE
-from lntune_jax.storage.json_files import parse_json, seal_json
+from lntune_jax.storage.sealed import METADATA_FILE, parse_json, seal_json
 
 PARAMS: dict[str, Any] = {
     "model": {

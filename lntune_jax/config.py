@@ -16,7 +16,7 @@ from .errors import ConfigError
 from .expressions import check_expression
 from .messages import shorten
 from .storage.directories import refuse_url
-from .storage.json_files import read_json
+from .storage.sealed import read_json
 
 # PEFT's names that layers below `peft` know too; the others are in `peft.files` and `peft.heads`.
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"

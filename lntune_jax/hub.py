@@ -25,10 +25,10 @@ from .names.rules import NameMap
 from .peft.files import OURS, PEFT, WEIGHTS_FILE, find_kind, read_key, read_peft_directory
 from .peft.load import import_peft
 from .selection.labels import NORM, label_kinds
-from .storage.arrays import ARRAYS_DIRECTORY
-from .storage.checksums import METADATA_FILE, list_files
 from .storage.directories import resolve_path
+from .storage.leaves import ARRAYS_DIRECTORY
 from .storage.processes import spans_processes, together
+from .storage.sealed import METADATA_FILE, list_files
 
 __all__ = ["fetch_adapter", "from_pretrained", "make_card", "push_adapter"]
 

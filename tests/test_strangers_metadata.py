@@ -9,7 +9,7 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.adapters.format import check_fields
 from lntune_jax.errors import AdapterError
-from lntune_jax.storage.json_files import parse_json
+from lntune_jax.storage.sealed import parse_json
 from tests.support.adapters import reseal
 from tests.support.directories import CONFIG, NOISE, PARAMS, leaves
 

@@ -17,9 +17,15 @@ import numpy as np
 
 from ..config import CONFIG_FILE, WEIGHTS_FILE
 from ..errors import AdapterError
-from ..storage.arrays import ARRAYS_DIRECTORY, hash_array, is_array_file, read_arrays
-from ..storage.checksums import METADATA_FILE, describe_files, list_files
-from ..storage.json_files import open_sealed, read_bounded, seal_json
+from ..storage.leaves import ARRAYS_DIRECTORY, hash_array, is_array_file, read_arrays
+from ..storage.sealed import (
+    METADATA_FILE,
+    describe_files,
+    list_files,
+    open_sealed,
+    read_bounded,
+    seal_json,
+)
 from .fingerprint import check_fingerprint
 
 FORMAT_VERSION = 2

@@ -22,10 +22,10 @@ from ..names.layers import join_arrays, split_arrays
 from ..names.rules import NameMap
 from ..selection.select import Views, select_views
 from ..selection.selection import Selection, get_config
-from ..storage.arrays import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_arrays
-from ..storage.checksums import METADATA_FILE, check_files
 from ..storage.directories import identify, list_asides, resolve_path, write_directory
+from ..storage.leaves import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_arrays
 from ..storage.processes import spans_processes, together, write_on_first_process
+from ..storage.sealed import METADATA_FILE, check_files
 from .fingerprint import explain_difference, list_frozen, make_fingerprint
 from .fit import check_place, check_trainable, check_values, fill_placeholders, place_leaves
 from .format import (

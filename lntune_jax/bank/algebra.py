@@ -19,7 +19,7 @@ from ..adapters.store import Adapter
 from ..config import LNTuningConfig
 from ..errors import AdapterError
 from ..messages import list_names
-from ..storage.arrays import to_numpy
+from ..storage.leaves import to_numpy
 from .core import BASE, AdapterBank, gather, get_row_shapes
 from .rows import take_rows
 from .sources import select_paths

@@ -17,7 +17,7 @@ from ..errors import AdapterError, ConfigError
 from ..names.maps import NameMap
 from ..paths import flatten, join
 from ..selection.select import select_leaves
-from ..storage.arrays import to_numpy
+from ..storage.leaves import to_numpy
 from ..training.arguments import check_flag
 from .core import (
     BASE,

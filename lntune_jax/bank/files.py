@@ -33,11 +33,10 @@ from ..messages import list_names, shorten
 from ..paths import flatten, join
 from ..selection.norms import find_statistics
 from ..selection.roles import FROZEN_ROLE, SAVED_ROLE, STATE_ROLE, RoledTree
-from ..storage.arrays import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_arrays
-from ..storage.checksums import METADATA_FILE, check_files
 from ..storage.directories import resolve_path, write_directory
-from ..storage.json_files import read_json
+from ..storage.leaves import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_arrays
 from ..storage.processes import meet, spans_processes, together, write_on_first_process
+from ..storage.sealed import METADATA_FILE, check_files, read_json
 from .core import BASE, MOST_ROWS, AdapterBank, Row, build_bank
 from .values import check_base, check_name, get_own
 

@@ -21,8 +21,8 @@ from ..paths import join
 from ..peft.files import WEIGHTS_FILE
 from ..peft.load import load_peft
 from ..selection.norms import find_norms
-from ..storage.checksums import METADATA_FILE
 from ..storage.directories import resolve_path
+from ..storage.sealed import METADATA_FILE
 
 Source: TypeAlias = "Adapter | Mapping[str, Any] | str | os.PathLike[str]"
 

@@ -11,8 +11,7 @@ from ..adapters.fingerprint import holds_values
 from ..errors import AdapterError
 from ..messages import list_names, shorten
 from ..paths import flatten, get_shape, join
-from ..storage.arrays import to_numpy
-from ..storage.leaves import cast_leaf, compare_leaf, list_nonfinite
+from ..storage.leaves import cast_leaf, compare_leaf, list_nonfinite, to_numpy
 from .core import BASE
 
 

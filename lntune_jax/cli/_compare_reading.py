@@ -99,7 +99,7 @@ def _from_gguf(load: Callable[[str | None], Any], path: Path) -> Norms:
     from ..paths import flatten, join
     from ..selection.roles import NORM_ROLE
     from ..selection.select import select_views
-    from ..storage.arrays import to_numpy
+    from ..storage.leaves import to_numpy
 
     found = find_adapter(path)
     params = load(read_quantization(found))

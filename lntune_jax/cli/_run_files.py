@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..storage.directories import write_text
-from ..storage.json_files import read_json
+from ..storage.sealed import read_json
 from ._base import model_location
 from ._checks import flag_of
 

@@ -13,7 +13,7 @@ from typing import Any
 from lntune_jax.errors import ModelError
 from lntune_jax.messages import shorten
 from lntune_jax.storage.directories import refuse_url
-from lntune_jax.storage.json_files import read_json
+from lntune_jax.storage.sealed import read_json
 
 from ._layout import LAYOUTS
 from ._names import HUB_NAME, HUB_PATTERNS

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lntune_jax.errors import ModelError
 from lntune_jax.messages import shorten
-from lntune_jax.storage.json_files import read_json
+from lntune_jax.storage.sealed import read_json
 
 from ._names import FLOATING_TYPES, INDEX_FILE, WEIGHTS_FILE
 

@@ -17,8 +17,8 @@ from lntune_jax.names.maps import get_name_map, take
 from lntune_jax.peft.export import name_trainable
 from lntune_jax.peft.files import OURS, PEFT, WEIGHTS_FILE, find_kind, read_key, read_peft_directory
 from lntune_jax.selection.roles import NORM_ROLE
-from lntune_jax.storage.checksums import METADATA_FILE
 from lntune_jax.storage.directories import resolve_path
+from lntune_jax.storage.sealed import METADATA_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.messages import list_names
 from lntune_jax.peft.heads import EMBEDDINGS
-from lntune_jax.storage.json_files import read_json
+from lntune_jax.storage.sealed import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.messages import list_names
-from lntune_jax.storage.checksums import list_files
-from lntune_jax.storage.json_files import read_json
+from lntune_jax.storage.sealed import list_files, read_json
 
 from ._merge_config import CONFIG_FILE, write_fields
 from ._names import INDEX_FILE, WEIGHTS_FILE

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lntune_jax.errors import ModelError
-from lntune_jax.storage.json_files import parse_json, read_json
+from lntune_jax.storage.sealed import parse_json, read_json
 
 from ._files import MOST_INDEX_BYTES, open_weights
 from ._names import INDEX_FILE, WEIGHTS_FILE

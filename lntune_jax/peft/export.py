@@ -35,8 +35,8 @@ from ..selection.roles import (
 )
 from ..selection.select import select_leaves
 from ..selection.selection import Selection, get_config
-from ..storage.arrays import to_numpy
 from ..storage.directories import resolve_path
+from ..storage.leaves import to_numpy
 from ..storage.processes import together, write_on_first_process
 from .config import make_peft_config
 from .files import write_key, write_peft_directory

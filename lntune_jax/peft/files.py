@@ -21,8 +21,8 @@ import numpy as np
 from ..config import CONFIG_FILE, WEIGHTS_FILE, LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..messages import list_names
-from ..storage.checksums import METADATA_FILE
 from ..storage.directories import UNWRITABLE, write_directory
+from ..storage.sealed import METADATA_FILE
 
 OURS, PEFT = "lntune_jax", "PEFT"
 _PICKLE = "adapter_model.bin"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..errors import AdapterError, ArgumentError, LNTuningError
 from ..messages import list_names, shorten, warn
-from .checksums import list_files
+from .sealed import list_files
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _ATTEMPTS = 20  # at a target that other processes create and replace at the same moment

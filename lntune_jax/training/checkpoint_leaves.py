@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import AnotherProcessError, CheckpointError, LNTuningError
 from ..messages import list_names
-from ..storage.arrays import hash_array, to_numpy
+from ..storage.leaves import hash_array, to_numpy
 from ..storage.leaves import place_leaf as put_leaf
 
 _SCALARS = (bool, int, float, complex)

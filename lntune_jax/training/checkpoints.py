@@ -19,9 +19,9 @@ import jax
 import numpy as np
 
 from ..errors import CheckpointError, LNTuningError
-from ..storage.checksums import METADATA_FILE, check_files, describe_files
 from ..storage.directories import resolve_path, sync, sync_tree
 from ..storage.processes import meet, together
+from ..storage.sealed import METADATA_FILE, check_files, describe_files
 from .checkpoint_leaves import (
     check_classes,
     check_structure,

@@ -16,7 +16,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax.errors import AdapterError
-from lntune_jax.storage.json_files import seal_json
+from lntune_jax.storage.sealed import seal_json
 from tests.support.directories import CONFIG, KINDS, PARAMS, SIZE, leaves
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 import lntune_jax as lnt
 from lntune_jax.adapters.store import save_adapter
-from lntune_jax.storage.json_files import seal_json
+from lntune_jax.storage.sealed import seal_json
 
 CONFIG = lnt.LNTuningConfig()
 

@@ -61,7 +61,7 @@ def test_a_file_too_many_is_named(saved: Path) -> None:
 
 def test_a_later_version_is_named(saved: Path) -> None:
     """With all checksums right, as a later version would have them."""
-    from lntune_jax.storage.checksums import describe_files
+    from lntune_jax.storage.sealed import describe_files
 
     (file,) = [
         path for path in list_files(saved) if path.parent.name == "about" and path.suffix == ""
