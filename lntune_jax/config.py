@@ -18,7 +18,7 @@ from .messages import shorten
 from .storage.directories import refuse_url
 from .storage.sealed import read_json
 
-# PEFT's names that layers below `peft` know too; the others are in `peft.files` and `peft.heads`.
+# PEFT's names that layers below `peft` know too; the others are in `peft.files` and `peft.config`.
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PARAM_DTYPES = ("float32", "float64", None)
 # The modules that PEFT adds to `modules_to_save` for a task, and expects in the file

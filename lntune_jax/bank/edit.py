@@ -34,8 +34,16 @@ from .core import (
     replace_at,
     write_row,
 )
-from .sources import Source, describe_source, read_source
-from .values import check_base, check_name, fit_values, get_own, get_trainable
+from .sources import (
+    Source,
+    check_base,
+    check_name,
+    describe_source,
+    fit_values,
+    get_own,
+    get_trainable,
+    read_source,
+)
 
 
 def make_bank(

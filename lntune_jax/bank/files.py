@@ -38,7 +38,7 @@ from ..storage.leaves import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_ar
 from ..storage.processes import meet, spans_processes, together, write_on_first_process
 from ..storage.sealed import METADATA_FILE, check_files, read_json
 from .core import BASE, MOST_ROWS, AdapterBank, Row, build_bank
-from .values import check_base, check_name, get_own
+from .sources import check_base, check_name, get_own
 
 _ROWS_FILE = "bank.json"
 _MOST_BYTES = 2**28  # of that file: ten thousand adapters of a 70B model take a fifth of it

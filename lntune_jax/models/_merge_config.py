@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.messages import list_names
-from lntune_jax.peft.heads import EMBEDDINGS
+from lntune_jax.peft.config import EMBEDDINGS
 from lntune_jax.storage.sealed import read_json
 
 if TYPE_CHECKING:

@@ -38,9 +38,8 @@ from ..selection.selection import Selection, get_config
 from ..storage.directories import resolve_path
 from ..storage.leaves import to_numpy
 from ..storage.processes import together, write_on_first_process
-from .config import make_peft_config
+from .config import check_head, check_untied, is_saved_by_peft, list_parents, make_peft_config
 from .files import write_key, write_peft_directory
-from .heads import check_head, check_untied, is_saved_by_peft, list_parents
 from .tree import Index, index_tree
 
 _STORABLE = ("float64", "float32", "float16", "bfloat16")

@@ -27,9 +27,8 @@ from ..selection.roles import NORM_ROLE, SAVED_ROLE, RoledTree, assign_roles, ma
 from ..storage.directories import resolve_path
 from ..storage.leaves import compare_leaf, compare_shapes, list_nonfinite
 from ..storage.processes import spans_processes, together
-from .config import make_own_config
+from .config import check_untied, is_embedding, is_in, is_saved_by_peft, make_own_config
 from .files import Key, find_method, read_header, read_key, read_tensors
-from .heads import check_untied, is_embedding, is_in, is_saved_by_peft
 from .tree import Index, index_tree
 
 
