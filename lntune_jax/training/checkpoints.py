@@ -7,11 +7,9 @@ lies a record of all files' checksums, written last.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import numbers
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,14 @@ import numpy as np
 from ..errors import CheckpointError, LNTuningError
 from ..storage.directories import resolve_path, sync, sync_tree
 from ..storage.processes import meet, together
-from ..storage.sealed import METADATA_FILE, check_files, describe_files
+from ..storage.sealed import (
+    METADATA_FILE,
+    check_files,
+    describe_files,
+    open_sealed,
+    read_bounded,
+    seal_json,
+)
 from .checkpoint_leaves import (
     check_classes,
     check_structure,
@@ -34,7 +39,7 @@ from .checkpoint_leaves import (
     read_leaf,
 )
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _ADVICE = "delete this step's directory to go on from the checkpoint before it"
 
 
@@ -186,7 +191,7 @@ def save_state(
         }
         manifest = {path: describe(leaf, arrays[path]) for path, leaf in leaves.items()}
         fields = {"leaves": manifest, "classes": list_classes(state), "extra": extra}
-        about = seal({"format_version": _FORMAT_VERSION, **fields})
+        about = {"sealed": seal_json({"format_version": _FORMAT_VERSION, **fields})}
         # Orbax refuses arrays without elements; there is nothing to store in them either.
         stored = {path: array for path, array in arrays.items() if array.size}
         items = ocp.args.Composite(
@@ -344,13 +349,6 @@ def _check_metrics(metrics: dict[str, Any]) -> dict[str, float]:
         raise CheckpointError(f"metrics must be names and numbers: {error}") from None
 
 
-def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields and a checksum over them: Orbax keeps none."""
-    fields = {name: value for name, value in fields.items() if name != "sha256"}
-    text = json.dumps(fields, sort_keys=True)
-    return {**fields, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
 def _write_record(directory: Path) -> None:
     """Records the checksums of all files, beside those of the leaves, and flushes all to the disk.
 
@@ -358,7 +356,8 @@ def _write_record(directory: Path) -> None:
     """
     # Beside the checkpoint and moved in: one that is killed here must not leave half a record.
     beside = directory.parent / f".{directory.name}-{METADATA_FILE}"
-    beside.write_text(json.dumps(seal({"files": describe_files(directory)})), encoding="utf-8")
+    record = {"format_version": _FORMAT_VERSION, "files": describe_files(directory)}
+    beside.write_text(seal_json(record), encoding="utf-8")
     sync_tree(directory)
     sync(beside)
     beside.replace(directory / METADATA_FILE)
@@ -381,11 +380,10 @@ def _check_record(directory: Path) -> None:
     if not file.exists():
         return
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if seal(record) != record:
-            raise ValueError("wrong checksum")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        text = read_bounded(file)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is damaged ({error}): {_ADVICE}") from None
+    record = _open(directory, METADATA_FILE, text)
     try:
         check_files(directory, record["files"], _ADVICE)
     except LNTuningError as error:
@@ -393,20 +391,29 @@ def _check_record(directory: Path) -> None:
 
 
 def _parse_about(directory: Path, about: Any) -> tuple[dict[str, Any], dict[str, str], Any]:
-    """The manifest of the leaves, the classes of the nodes, and the user's own value.
+    """The manifest of the leaves, the classes of the nodes, and the user's own value."""
+    text = about.get("sealed") if isinstance(about, dict) else None
+    text = text if isinstance(text, str) else json.dumps(about)  # as before version 3
+    fields = _open(directory, "about", text.encode())
+    return fields["leaves"], fields["classes"], fields["extra"]
+
+
+def _open(directory: Path, name: str, text: bytes) -> dict[str, Any]:
+    """The fields of a sealed text.
 
     Raises:
-        CheckpointError: of another format version, or damaged.
+        CheckpointError: it is damaged, or of another format version.
     """
-    if not isinstance(about, dict) or about.get("format_version") != _FORMAT_VERSION:
-        found = about.get("format_version") if isinstance(about, dict) else about
+    try:
+        fields, is_intact = open_sealed(text)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / name} is damaged ({error}): {_ADVICE}") from None
+    found = fields.get("format_version") if isinstance(fields, dict) else fields
+    if is_intact and found == _FORMAT_VERSION:
+        return fields
+    if isinstance(found, int) and found != _FORMAT_VERSION:
         raise CheckpointError(
-            f"the checkpoint {directory} has format version {found!r}, expected {_FORMAT_VERSION}: "
+            f"the checkpoint {directory} has format version {found}, expected {_FORMAT_VERSION}: "
             "resume with the version of lntune_jax that saved it"
         )
-    if seal(about) != about:
-        raise CheckpointError(
-            f"the checkpoint {directory} has a wrong checksum in its JSON file. It is damaged: "
-            f"{_ADVICE}"
-        )
-    return about["leaves"], about["classes"], about["extra"]
+    raise CheckpointError(f"{directory / name} has a wrong checksum. It is damaged: {_ADVICE}")

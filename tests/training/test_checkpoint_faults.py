@@ -10,7 +10,8 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax.errors import CheckpointError
-from lntune_jax.training.checkpoints import open_checkpoints, restore_state, save_state, seal
+from lntune_jax.storage.sealed import describe_files, open_sealed, seal_json
+from lntune_jax.training.checkpoints import open_checkpoints, restore_state, save_state
 
 
 def make_state() -> lnt.TrainState:
@@ -61,15 +62,30 @@ def test_a_file_too_many_is_named(saved: Path) -> None:
 
 def test_a_later_version_is_named(saved: Path) -> None:
     """With all checksums right, as a later version would have them."""
-    from lntune_jax.storage.sealed import describe_files
-
     (file,) = [
         path for path in list_files(saved) if path.parent.name == "about" and path.suffix == ""
     ]
     about = json.loads(file.read_text())
-    file.write_text(json.dumps(seal({**about, "format_version": 3})))
+    fields, _ = open_sealed(about["sealed"].encode())
+    file.write_text(json.dumps({"sealed": seal_json({**fields, "format_version": 4})}))
     record = saved / "3" / "lntune.json"
     record.unlink()
-    record.write_text(json.dumps(seal({"files": describe_files(saved / "3")})))
-    with pytest.raises(CheckpointError, match=r"format version 3, expected 2.*resume with the v"):
+    record.write_text(seal_json({"format_version": 3, "files": describe_files(saved / "3")}))
+    with pytest.raises(CheckpointError, match=r"format version 4, expected 3.*resume with the v"):
+        read(saved)
+
+
+def test_a_record_of_another_version_is_named(saved: Path) -> None:
+    record = saved / "3" / "lntune.json"
+    record.write_text(seal_json({"format_version": 4, "files": {}}))
+    with pytest.raises(CheckpointError, match=r"format version 4, expected 3.*resume with the v"):
+        read(saved)
+
+
+def test_a_changed_record_is_named(saved: Path) -> None:
+    record = saved / "3" / "lntune.json"
+    text = record.read_text()
+    assert text.endswith("\n}\n")  # lines that a person reads
+    record.write_text(text.replace("size", "sizes", 1))
+    with pytest.raises(CheckpointError, match=r"lntune\.json has a wrong checksum.*delete this step"):
         read(saved)
