@@ -105,6 +105,7 @@ def push_adapter(
         text = _choose_card(api, repo_id, head, path, facts) if card else None
         with tempfile.TemporaryDirectory() as folder:
             _copy_adapter(path, Path(folder), text)
+            _read_facts(Path(folder))  # what goes up is whole, whoever wrote there meanwhile
             done = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,

@@ -6,12 +6,13 @@ trained on, and says which path or file is otherwise.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from ..names.layers import join_arrays, split_arrays
 from ..names.rules import NameMap
 from ..selection.select import Views, select_views
 from ..selection.selection import Selection, get_config
-from ..storage.directories import identify, list_asides, resolve_path, write_directory
+from ..storage.directories import list_asides, read_settled, resolve_path, write_directory
 from ..storage.leaves import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_arrays
 from ..storage.processes import spans_processes, together, write_on_first_process
 from ..storage.sealed import METADATA_FILE, check_files
@@ -38,9 +39,6 @@ from .format import (
     read_metadata,
     write_metadata,
 )
-
-_T = TypeVar("_T")
-_ATTEMPTS = 10  # to read what another process keeps replacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,22 +268,9 @@ def _explain_other_base(directory: Path, trained_on: str, difference: str) -> st
 
 def read_target(target: Path) -> tuple[Path, Adapter, Metadata]:
     """Reads a directory, again if another process replaced it under the reader's hands."""
-    directory, (adapter, metadata) = read_settled(target, read_directory)
+    find = functools.partial(find_directory, target)
+    directory, (adapter, metadata) = read_settled(find, read_directory)
     return directory, adapter, metadata
-
-
-def read_settled(target: Path, read: Callable[[Path], _T], kind: Kind = ADAPTER) -> tuple[Path, _T]:
-    """Calls `read` with the directory, again while another process replaces it meanwhile."""
-    for _ in range(_ATTEMPTS - 1):
-        directory = _find_directory(target, kind)
-        identity = identify(directory)
-        try:
-            return directory, read(directory)
-        except AdapterError:
-            if identify(directory) == identity:
-                raise
-    directory = _find_directory(target, kind)
-    return directory, read(directory)
 
 
 def read_directory(directory: Path) -> tuple[Adapter, Metadata]:
@@ -303,8 +288,12 @@ def read_directory(directory: Path) -> tuple[Adapter, Metadata]:
     return Adapter(read_leaves(directory, metadata), config, metadata.task), metadata
 
 
-def _find_directory(target: Path, kind: Kind) -> Path:
-    """The directory itself, or the older version that a crash while replacing it left beside it."""
+def find_directory(target: Path, kind: Kind = ADAPTER) -> Path:
+    """The directory itself, or the older version that a crash while replacing it left beside it.
+
+    Raises:
+        AdapterError: neither is there.
+    """
     if target.is_dir():
         return target
     if os.path.lexists(target):

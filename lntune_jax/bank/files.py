@@ -26,14 +26,14 @@ from ..adapters.format import (
     read_metadata,
     write_metadata,
 )
-from ..adapters.store import read_settled
+from ..adapters.store import find_directory
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..messages import list_names, shorten
 from ..paths import flatten, join
 from ..selection.norms import find_statistics
 from ..selection.roles import FROZEN_ROLE, SAVED_ROLE, STATE_ROLE, RoledTree
-from ..storage.directories import resolve_path, write_directory
+from ..storage.directories import read_settled, resolve_path, write_directory
 from ..storage.leaves import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_arrays
 from ..storage.processes import meet, spans_processes, together, write_on_first_process
 from ..storage.sealed import METADATA_FILE, check_files, read_json
@@ -136,9 +136,8 @@ def load_bank(
         ('base', 'a')
     """
     with together(spans_processes((params, sharding))):
-        directory, (arrays, rows, freed, metadata) = read_settled(
-            resolve_path(path, error=AdapterError), _read, BANK
-        )
+        find = partial(find_directory, resolve_path(path, error=AdapterError), BANK)
+        directory, (arrays, rows, freed, metadata) = read_settled(find, _read)
         own = get_own(params, arrays)
         difference = explain_difference(metadata.base, _list_others(params, own))
         if difference:

@@ -17,14 +17,14 @@ import numpy as np
 
 from ..adapters.fit import fill_placeholders, place_leaves
 from ..adapters.store import Adapter
-from ..config import LNTuningConfig
+from ..config import CONFIG_FILE, WEIGHTS_FILE, LNTuningConfig
 from ..errors import AdapterError, CopiedModuleWarning
 from ..messages import explain_other_model, list_names, warn
 from ..names.maps import NameMap, Place, assemble, get_name_map
 from ..paths import Leaf, flatten, get_shape, join
 from ..selection.norms import NORM, match_norms
 from ..selection.roles import NORM_ROLE, SAVED_ROLE, RoledTree, assign_roles, match_config, unite
-from ..storage.directories import resolve_path
+from ..storage.directories import read_settled, resolve_path
 from ..storage.leaves import compare_leaf, compare_shapes, list_nonfinite
 from ..storage.processes import spans_processes, together
 from .config import check_untied, is_embedding, is_in, is_saved_by_peft, make_own_config
@@ -139,9 +139,19 @@ def _read(
     norms: Iterable[str] | None,
     name_map: str | NameMap | None,
 ) -> _Read:
-    directory = resolve_path(path, error=AdapterError)
+    target = resolve_path(path, error=AdapterError)
     known = get_name_map(name_map)
     norms = norms if norms is None or isinstance(norms, str) else list(norms)
+
+    def read(directory: Path) -> _Read:
+        return _read_directory(directory, params, norms, known)
+
+    return read_settled(lambda: target, read, (CONFIG_FILE, WEIGHTS_FILE))[1]
+
+
+def _read_directory(
+    directory: Path, params: Any, norms: str | list[str] | None, known: NameMap | None
+) -> _Read:
     shapes, config = read_header(directory)
     if fill_placeholders(params)[1]:
         raise AdapterError(

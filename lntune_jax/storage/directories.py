@@ -17,6 +17,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import AdapterError, ArgumentError, LNTuningError
 from ..messages import list_names, shorten, warn
@@ -33,6 +34,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 UNWRITABLE = "What was there is not damaged; pass another path or make this one writable"
 
 ListOwn = Callable[[Path], Collection[str]]
+_T = TypeVar("_T")
 
 
 def write_directory(
@@ -190,7 +192,7 @@ def refuse_url(path: object, *, error: type[LNTuningError], what: str = "the pat
 
 
 def identify(directory: Path) -> tuple[int, int] | None:
-    """Which directory has this name now, to see whether another process has replaced it.
+    """Which directory or file has this name now, to see whether another process has replaced it.
 
     The number of a directory may be used again, so it comes with when its entries last changed.
     """
@@ -199,6 +201,44 @@ def identify(directory: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+def read_settled(
+    find: Callable[[], Path], read: Callable[[Path], _T], files: Collection[str] = ()
+) -> tuple[Path, _T]:
+    """Reads a directory, and again while another process replaces it under the reader's hands.
+
+    Args:
+        find: gives the directory; what it raises is raised.
+        read: reads it, and raises AdapterError where files do not fit together.
+        files: those of the directory that carry no checksums of one another: where one of them
+            changes meanwhile, what was read may be half of each version, and is read again.
+
+    Returns:
+        The directory and what was read.
+
+    Raises:
+        AdapterError: as `read` does; or the directory never stays as it is.
+
+    Example:
+        >>> read_settled(Path.cwd, lambda directory: "read")[1]
+        'read'
+    """
+    for attempt in range(_ATTEMPTS):
+        directory = find()
+        before = [identify(directory / name) for name in ("", *files)]
+        try:
+            found = read(directory)
+        except AdapterError:
+            after = [identify(directory / name) for name in ("", *files)]
+            if after == before or attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            if not files or before == [identify(directory / name) for name in ("", *files)]:
+                return directory, found
+    raise AdapterError(
+        f"{find()} is replaced again and again while it is read: stop what writes there"
+    )
 
 
 def list_asides(target: Path) -> list[Path]:

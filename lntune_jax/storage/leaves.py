@@ -221,7 +221,10 @@ def read_arrays(directory: Path, likes: Mapping[str, Any]) -> dict[str, np.ndarr
         if math.prod(like.shape) >= 2**63:
             raise AdapterError(f"the leaf {name!r} in {directory} has no possible shape")
     size = sum(math.prod(like.shape) * jnp.dtype(like.dtype).itemsize for like in likes.values())
-    held = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    try:
+        held = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    except OSError as error:  # another process took it away
+        raise AdapterError(f"cannot read {directory}: {error.strerror}. {_ADVICE}") from error
     if size > max(MOST_BYTES_UNQUESTIONED, MOST_TIMES_THE_FILES * held):
         raise AdapterError(f"{directory}: {size:,} bytes of arrays in {held:,} bytes of files")
     context = tensorstore.Context()

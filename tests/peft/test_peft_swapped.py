@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 from safetensors.numpy import save_file
 
 import lntune_jax as lnt
@@ -135,3 +136,52 @@ def test_paths_that_are_no_directory_of_an_adapter(tmp_path):
 def test_a_tree_without_norms(tmp_path, params):
     path = files.write_adapter(tmp_path / "peft")
     refuse(lambda: lnt.import_peft(path, params), "params holds no norm")
+
+
+@pytest.mark.parametrize("read", [lnt.load_peft, lnt.hub.from_pretrained])
+def test_an_adapter_that_is_replaced_while_it_is_read(tmp_path, monkeypatch, read):
+    """The config of one version never comes with the weights of the next."""
+    params = {"model": {"norm": {"scale": jnp.zeros(2)}, "last": {"norm": {"scale": jnp.zeros(2)}}}}
+    path = tmp_path / "adapter"
+
+    def write(number):
+        config = lnt.LNTuningConfig(
+            target_modules=r".*\.norm", base_model_name_or_path=f"b{number}"
+        )
+        tuned = {
+            name: jnp.full(2, number) for name in ("model.norm.scale", "model.last.norm.scale")
+        }
+        lnt.export_peft(path, tuned, config, overwrite=True)
+
+    write(1.0)
+    safe_open, opened = safetensors.safe_open, []
+
+    def open_and_replace(*args, **kwargs):
+        opened.append(args)
+        if len(opened) == 2:  # after the config, before the values
+            monkeypatch.setattr("safetensors.safe_open", safe_open)
+            write(2.0)
+        return safe_open(*args, **kwargs)
+
+    monkeypatch.setattr("safetensors.safe_open", open_and_replace)
+    found = read(path, params)
+    assert len(opened) == 2
+    if read is lnt.load_peft:
+        assert found.config.base_model_name_or_path == "b2.0"
+        assert found.trainable["model.norm.scale"].tolist() == [2.0, 2.0]
+    else:
+        assert found["model"]["norm"]["scale"].tolist() == [2.0, 2.0]
+
+
+def test_an_adapter_that_never_stays_as_it_is(tmp_path, monkeypatch):
+    params = {"norm": {"scale": jnp.zeros(2)}}
+    tuned, config = {"norm.scale": jnp.ones(2)}, lnt.LNTuningConfig(target_modules=["norm"])
+    path = lnt.export_peft(tmp_path / "adapter", tuned, config)
+    safe_open = safetensors.safe_open
+
+    def touch(*args, **kwargs):
+        (path / "adapter_config.json").write_text(config.to_json())
+        return safe_open(*args, **kwargs)
+
+    monkeypatch.setattr("safetensors.safe_open", touch)
+    refuse(lambda: lnt.load_peft(path, params), "is replaced again and again while it is read")

@@ -87,5 +87,7 @@ def test_a_changed_record_is_named(saved: Path) -> None:
     text = record.read_text()
     assert text.endswith("\n}\n")  # lines that a person reads
     record.write_text(text.replace("size", "sizes", 1))
-    with pytest.raises(CheckpointError, match=r"lntune\.json has a wrong checksum.*delete this step"):
+    with pytest.raises(
+        CheckpointError, match=r"lntune\.json has a wrong checksum.*delete this step"
+    ):
         read(saved)
