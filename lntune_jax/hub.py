@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from .adapters.fingerprint import QUANTIZED, count_frozen
 from .adapters.store import read_directory, restore_adapter
 from .config import CONFIG_FILE, LNTuningConfig
 from .errors import AdapterError
-from .messages import warn
+from .messages import shorten, warn
 from .names.rules import NameMap
 from .peft.files import OURS, PEFT, WEIGHTS_FILE, find_kind, read_key, read_peft_directory
 from .peft.load import import_peft
@@ -42,6 +42,7 @@ _PIPELINES = {
     "FEATURE_EXTRACTION": "feature-extraction",
 }
 _PATTERNS = [CONFIG_FILE, METADATA_FILE, WEIGHTS_FILE, f"{ARRAYS_DIRECTORY}/*"]
+_SHOWN_OF_TASK, _MOST_LABELS = ("labels", "pooling", "max_length"), 20
 _SIGNATURE = "<!-- written by lntune_jax, sha256 "
 # An id on the hub: a name, or an owner and a name; paths begin with a dot or have more parts.
 _ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -81,8 +82,9 @@ def push_adapter(
             not installed, or the hub cannot be reached or refuses.
 
     Warns:
-        UserWarning: the repository has a README.md that a person wrote or edited. It stays, or,
-            where the directory has its own, is replaced.
+        UserWarning: the config names the base by a path of this machine, which goes up with it; or
+            the repository has a README.md that a person wrote or edited, which stays, or, where
+            the directory has its own, is replaced.
 
     Example:
         >>> import lntune_jax as lnt
@@ -95,6 +97,7 @@ def push_adapter(
     path = resolve_path(directory, error=AdapterError)
     facts = _read_facts(path)
     _check_id(repo_id)
+    _warn_of_path(facts.config)
     hub = _import_hub()
     try:
         api = hub.HfApi(token=token, library_name=OURS)
@@ -293,7 +296,8 @@ def _explain(error: Exception) -> str:
 class _Facts(NamedTuple):
     """What a directory holds: its format and config, and how many numbers of which kind.
 
-    `total` counts the base too, and is None where the files do not tell.
+    `total` counts the base too, and is None where the files do not tell. `task` is what the adapter
+    says of itself.
     """
 
     kind: str
@@ -302,6 +306,7 @@ class _Facts(NamedTuple):
     saved: int
     total: int | None
     quantized: str | None
+    task: Mapping[str, Any]
 
 
 def _read_facts(directory: Path) -> _Facts:
@@ -314,11 +319,13 @@ def _read_facts(directory: Path) -> _Facts:
         frozen, every = count_frozen(metadata.base), sum(sizes.values())
         total = None if frozen is None else frozen + every
         quantized = metadata.base.get(QUANTIZED)
-        return _Facts(OURS, adapter.config, norms, every - norms, total, quantized)
+        return _Facts(
+            OURS, adapter.config, norms, every - norms, total, quantized, adapter.task or {}
+        )
     tensors, config = read_peft_directory(directory)
     norms = sum(x.size for key, x in tensors.items() if read_key(key).copied is not None)
     saved = sum(x.size for x in tensors.values()) - norms
-    return _Facts(PEFT, config, norms, saved, None, None)
+    return _Facts(PEFT, config, norms, saved, None, None, {})
 
 
 def _is_own(path: str) -> bool:
@@ -406,6 +413,13 @@ def _list_rows(facts: _Facts) -> list[tuple[str, str]]:
         rows.append(("excluded", _code(config.exclude_modules)))
     if facts.quantized:
         rows.append(("trained over kernels in", facts.quantized))
+    for name in _SHOWN_OF_TASK:
+        value = facts.task.get(name)
+        if isinstance(value, list) and value:
+            more = f" and {len(value) - _MOST_LABELS:,} more" if len(value) > _MOST_LABELS else ""
+            rows.append((name, _code([str(item) for item in value[:_MOST_LABELS]]) + more))
+        elif isinstance(value, str | int):
+            rows.append((name, _code(str(value))))
     return rows
 
 
@@ -414,6 +428,17 @@ def _find_hub_id(config: LNTuningConfig) -> str | None:
     base = config.base_model_name_or_path
     is_id = bool(base) and "/" in base and _ID.fullmatch(base) and not Path(base).exists()
     return base if is_id else None
+
+
+def _warn_of_path(config: LNTuningConfig) -> None:
+    base = config.base_model_name_or_path
+    if base and (Path(base).expanduser().is_absolute() or Path(base).exists()):
+        warn(
+            f"the {CONFIG_FILE} names the base by a path of this machine, {shorten(base)!r}. It "
+            "goes up as it is, and nobody else can load the base by it: to change that, save the "
+            "adapter with config.replace(base_model_name_or_path='owner/name')",
+            UserWarning,
+        )
 
 
 def _code(value: str | Sequence[str] | None) -> str:

@@ -219,6 +219,40 @@ def test_the_card_is_written_to_be_edited(tmp_path):
     lnt.load_adapter(path)
 
 
+def test_the_card_shows_what_the_adapter_says_of_itself(tmp_path):
+    params = make_params()
+    names = [f"label {number}" for number in range(23)]
+    task = {"labels": names, "pooling": "mean", "base_model": "/home/me/secret", "max_length": 64}
+    tuned, _ = tune(params, 0.5)
+    path = lnt.save_adapter(tmp_path / "adapter", tuned, CONFIG, base=params, task=task)
+    card = lnt.hub.make_card(path, "me/tuned")
+    assert "| labels | `label 0`, `label 1`," in card
+    assert "`label 19` and 3 more |" in card
+    assert "label 20" not in card
+    assert "| pooling | `mean` |" in card
+    assert "| max_length | `64` |" in card
+    assert "secret" not in card
+
+
+@pytest.mark.parametrize("write", ["ours", "peft"])
+def test_a_path_of_this_machine_goes_up_with_a_warning(tmp_path, hub, write):
+    local = CONFIG.replace(base_model_name_or_path=str(tmp_path / "base"))
+    if write == "ours":
+        path, _ = save(tmp_path / "adapter", 0.5, config=local)
+    else:
+        path = lnt.export_peft(tmp_path / "peft", tune(make_params(), 2.5, local)[0], local)
+    code = (
+        "import warnings\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        f"    hub.push_adapter({str(path)!r}, 'me/tuned')\n"
+        "print([str(each.message) for each in caught])\n"
+    )
+    (said,) = run(code, tmp_path, hub.endpoint)
+    assert "by a path of this machine" in said
+    assert "base_model_name_or_path='owner/name'" in said
+
+
 def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
     path, _ = save(tmp_path / "adapter", 0.5)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
