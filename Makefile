@@ -24,7 +24,7 @@ TEST_ENV := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_N
 QUICK := test_config.py test_imports.py test_partition.py test_public.py test_sharding.py names selection storage \
 	$(patsubst %,training/test_%.py,checkpoint optimizer precision step_counts training warnings) \
 	adapters/test_adapter.py bank/test_bank.py cli/test_help.py discovery/test_discover_forms.py \
-	models/test_models_refusals.py peft/test_peft_reference.py sources/test_source_nnx.py
+	models/families/test_bert_refusals.py peft/test_peft_reference.py sources/test_source_nnx.py
 
 # Modules whose doctests need PyTorch: `make parity` runs them.
 NEED_TORCH := $(wildcard lntune_jax/integrations/torchax/*.py)

@@ -21,8 +21,8 @@ from _gpu_shapes import SHAPES, Shape, find_peak
 
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss, from_config
-from lntune_jax.models._build import nest
-from lntune_jax.models._lora import add_lora, lora_shapes
+from lntune_jax.models.estimating.lora import add_lora, lora_shapes
+from lntune_jax.models.nn.skeleton import nest
 from tests.support.mesh_steps import flat
 
 TX = optax.adamw(1e-4, weight_decay=0.0)

@@ -20,7 +20,7 @@ from transformers import LlamaConfig
 import lntune_jax as lnt
 from lntune_jax import bank as banks
 from lntune_jax.models import empty_cache, from_config
-from lntune_jax.models._lora import TARGETS, _run
+from lntune_jax.models.estimating.lora import TARGETS, _run
 
 ROWS, RANK = 16, 8
 ONE, MIXED = "one adapter for the batch", "mixed batch, native"

@@ -24,7 +24,7 @@ from _results import RESULTS, write_results
 
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss, from_config, from_pretrained, tokenizer_from_gguf
-from lntune_jax.models._quantize import count_both
+from lntune_jax.models.nn.quantized import count_both
 
 BASES = {
     "float32": {},

@@ -23,9 +23,9 @@ from lntune_jax.adapters.format import read_metadata
 from lntune_jax.bank import files as bank_files
 from lntune_jax.expressions import match_expressions
 from lntune_jax.models import from_config, from_pretrained
-from lntune_jax.models._directory import read_config
-from lntune_jax.models._files import open_weights
-from lntune_jax.models._shards import read_checkpoint
+from lntune_jax.models.loading.safetensors import open_weights
+from lntune_jax.models.loading.sources import read_config
+from lntune_jax.models.merging.shards import read_checkpoint
 from lntune_jax.storage.sealed import METADATA_FILE, parse_json, seal_json
 
 PARAMS: dict[str, Any] = {

@@ -13,8 +13,8 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.models import from_config, from_pretrained
-from lntune_jax.models._files import open_weights
-from lntune_jax.models._gguf_header import check_header
+from lntune_jax.models.loading.gguf_header import check_header
+from lntune_jax.models.loading.safetensors import open_weights
 from tests.support.directories import CONFIG, PARAMS
 
 

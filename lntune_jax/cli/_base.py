@@ -96,7 +96,7 @@ def say_memory(console: Console, model: Any) -> None:
     """Say what a quantised base takes in memory, beside what it would take in its dtype."""
     if model.quantize is None:
         return
-    from ..models._quantize import count_both
+    from ..models.nn.quantized import count_both
 
     kept, whole = count_both(model.params, model.dtype)
     say(

@@ -60,7 +60,7 @@ def read_norms(model: str, paths: Sequence[Path], name_map: str | None) -> list[
         LNTuningError: an adapter or the base cannot be read, they do not fit, or an adapter tunes
             no norm that the base has.
     """
-    from ..models._directory import find_directory
+    from ..models.loading import find_directory
 
     place = find_directory(model, None)
 
@@ -81,8 +81,7 @@ def read_norms(model: str, paths: Sequence[Path], name_map: str | None) -> list[
 
 
 def _read(directory: Path, path: Path, name_map: str | None) -> Norms:
-    from ..models._merge_parts import read_parts
-    from ..models._shards import map_tensor
+    from ..models.merging import map_tensor, read_parts
 
     parts = read_parts(directory, path, name_map)
     keys = {name: parts.names.keys[name] for name in parts.tuned.norms if name in parts.names.keys}
@@ -95,7 +94,7 @@ def _read(directory: Path, path: Path, name_map: str | None) -> Norms:
 def _from_gguf(load: Callable[[str | None], Any], path: Path) -> Norms:
     """A GGUF file has names of its own: the model is loaded, and its tree names the leaves."""
     from ..bank.sources import read_source
-    from ..models._merge_adapter import find_adapter, read_quantization
+    from ..models.merging import find_adapter, read_quantization
     from ..paths import flatten, join
     from ..selection.roles import NORM_ROLE
     from ..selection.select import select_views

@@ -17,7 +17,7 @@ def run(settings: ConvertSettings) -> None:
     """Recognise the adapter, write the other kind, and say what went where."""
     if settings.model is not None:
         check_model_directory(settings.model)
-    from ..models._merge_adapter import find_adapter
+    from ..models.merging import find_adapter
     from ..peft.files import OURS
 
     found = find_adapter(settings.adapter)
@@ -45,7 +45,7 @@ def _check_output(output: Path, adapter: Path) -> None:
 def _to_peft(settings: ConvertSettings, found: Any) -> tuple[int, str, Path]:
     import lntune_jax as lnt
 
-    from ..models._merge_adapter import read_norms
+    from ..models.merging import read_norms
 
     trainable, config = lnt.load_adapter(found.directory)
     base = None
@@ -107,9 +107,9 @@ def _from_peft(settings: ConvertSettings, found: Any) -> tuple[int, str, Path]:
 def _read_base(settings: ConvertSettings, found: Any) -> tuple[Any, tuple[str, ...]]:
     """The base as the tree in which an adapter of ours has its leaves, and what is random in it."""
     from .. import models
-    from ..models._directory import find_directory
-    from ..models._layout import LAYOUTS
-    from ..models._merge_parts import map_parameters, read_parts
+    from ..models.families.names import LAYOUTS
+    from ..models.loading import find_directory
+    from ..models.merging import map_parameters, read_parts
 
     assert settings.model is not None
     directory = find_directory(settings.model, None)
@@ -137,7 +137,7 @@ def _read_base(settings: ConvertSettings, found: Any) -> tuple[Any, tuple[str, .
 
 
 def _count_labels(arrays: dict[str, Any]) -> int | None:
-    from ..models._merge_head import count_labels
+    from ..models.merging import count_labels
 
     return count_labels({name: array.shape for name, array in arrays.items()})
 

@@ -107,7 +107,8 @@ def find_described(trained: Trained) -> Described:
             "train`, and has the run in it been finished?"
         )
     from ..config import LNTuningConfig
-    from ..models._merge_adapter import PEFT, find_adapter, read_quantization
+    from ..models.merging import find_adapter, read_quantization
+    from ..peft.files import PEFT
 
     found = find_adapter(trained.run or trained.adapter or Path())
     if found.kind == PEFT:

@@ -88,7 +88,7 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def _memory_table(model: Any, whole: Any, config: Any, memory: Memory, mesh: dict[str, int]) -> str:
-    from ..models._memory import estimate_memory
+    from ..models.estimating import estimate_memory
 
     # LoRA's factors are not followed into the loop.
     methods = [name for name in _COLUMNS if name != "lora" or not memory.scan_layers]

@@ -75,8 +75,8 @@ def load_language_model(
     import lntune_jax as lnt
 
     from .. import models
-    from ..models._directory import find_directory
-    from ..models._merge_adapter import find_adapter, read_quantization
+    from ..models.loading import find_directory
+    from ..models.merging import find_adapter, read_quantization
     from ..peft.files import OURS
 
     found = None if adapter is None else find_adapter(adapter)

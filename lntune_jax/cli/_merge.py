@@ -23,7 +23,8 @@ def run(settings: MergeSettings) -> None:
     """Write the checkpoint and say what it holds."""
     console = make_console()
     from .. import models
-    from ..models._merge_adapter import OURS, find_adapter
+    from ..models.merging import find_adapter
+    from ..peft.files import OURS
 
     found = find_adapter(settings.adapter)
     model = base_of(found.directory, settings.model)

@@ -155,7 +155,7 @@ def _number(given: int | None, variable: str) -> int | None:
 def _make_mesh(sizes: dict[str, int]) -> Any:
     import jax
 
-    from ..models._memory_checks import check_mesh
+    from ..models.estimating import check_mesh
 
     sizes = check_mesh(sizes) or {"data": jax.device_count()}
     count = math.prod(sizes.values())

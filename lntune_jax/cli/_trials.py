@@ -167,7 +167,7 @@ def start_leaves(work: Any, trials: tuple[Trial, ...], seed: int) -> list[dict[s
 
     import lntune_jax as lnt
 
-    from ..models._loading import draw
+    from ..models.loading import draw
 
     model = work.model
     trainable, _ = lnt.partition_params(model.params, work.config, name_map=model.name_map)

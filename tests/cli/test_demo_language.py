@@ -8,7 +8,7 @@ import pytest
 
 from lntune_jax.cli import _demo_language
 from lntune_jax.cli._demo_data import find_language_model, read_reviews
-from lntune_jax.models._gguf_names import LAYER_MODULES, MODULES
+from lntune_jax.models.families.gguf import LAYER_MODULES, MODULES
 
 WIDTH, WIDE, LAYERS = 16, 32, 2
 # A character for each byte, as in GPT-2's vocabulary.

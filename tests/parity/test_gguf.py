@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GemmaTokenizer, GPT2Tokenizer
 
 from lntune_jax.models import from_pretrained, tokenizer_from_gguf
-from lntune_jax.models._layout import LAYOUTS, TORCH_LEAVES
+from lntune_jax.models.families.names import LAYOUTS, TORCH_LEAVES
 from tests.support.gguf_files import checkpoint, write
 from tests.support.gguf_tokenizers import TEXTS, gemma, gpt2
 

@@ -11,8 +11,8 @@ import transformers
 from peft import LNTuningConfig, PeftModel, get_peft_model
 
 import lntune_jax as lnt
-from lntune_jax.models._merge_names import match_names
-from lntune_jax.models._shards import read_checkpoint
+from lntune_jax.models.merging.names import match_names
+from lntune_jax.models.merging.shards import read_checkpoint
 from tests.support.parity import small_models
 from tests.support.parity.architectures import MODELS, make_model
 from tests.support.paths import REFERENCE

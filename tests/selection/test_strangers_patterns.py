@@ -10,7 +10,7 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.errors import AdapterError, ConfigError, ModelError
 from lntune_jax.models import from_config
-from lntune_jax.models._files import open_weights
+from lntune_jax.models.loading.safetensors import open_weights
 from lntune_jax.storage.sealed import MOST_LEVELS, parse_json, read_json
 from tests.support.directories import CONFIG, PARAMS, leaves
 

@@ -6,8 +6,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import lntune_jax as lnt
 from lntune_jax.models import base_specs, causal_lm_loss
-from lntune_jax.models._build import nest
-from lntune_jax.models._lora import add_lora, lora_shapes
+from lntune_jax.models.estimating.lora import add_lora, lora_shapes
+from lntune_jax.models.nn.skeleton import nest
 from lntune_jax.training.xla_cpu import compiler_options
 
 

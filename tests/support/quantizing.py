@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss
-from lntune_jax.models._build import nest
-from lntune_jax.models._memory import _by_path
-from lntune_jax.models._quantized import dequantize, read_kernel
+from lntune_jax.models.estimating.memory import _by_path
+from lntune_jax.models.nn.quantized import dequantize, read_kernel
+from lntune_jax.models.nn.skeleton import nest
 from tests.support.checkpoints import REFERENCE
 
 # Directory and task: one of each family, and both encoders.

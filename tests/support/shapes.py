@@ -4,8 +4,8 @@ import jax
 
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss
-from lntune_jax.models._build import nest
-from lntune_jax.models._lora import add_lora, lora_shapes
+from lntune_jax.models.estimating.lora import add_lora, lora_shapes
+from lntune_jax.models.nn.skeleton import nest
 
 SMOLLM2 = {
     "model_type": "llama",

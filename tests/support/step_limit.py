@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import jax
 
-from lntune_jax.models._vocabulary import even_chunks
+from lntune_jax.models.loss import even_chunks
 
 
 class Limit(NamedTuple):

@@ -7,10 +7,9 @@ import jax
 import qwix
 from flax import nnx
 
-from lntune_jax.models import _build, _decoder_build
-from lntune_jax.models._decoder_inputs import prepare_decoder_inputs
-from lntune_jax.models._inputs import prepare_inputs
-from lntune_jax.models._stack import Options
+from lntune_jax.models.families import decoders, encoders
+from lntune_jax.models.inputs import prepare_decoder_inputs, prepare_inputs
+from lntune_jax.models.nn.stack import Options
 from tests.support.step_problems import Problem, make_loss, make_params
 
 # What PEFT adapts by default: queries and values, or GPT-2's one product for all three.
@@ -24,11 +23,11 @@ def make_lora(problem: Problem, rank: int) -> tuple[Any, Any, Any]:
 
     def make() -> Any:
         if model.task == "CAUSAL_LM":
-            recipe = _decoder_build.DecoderRecipe(model.settings, model.task, Options())
-            module = _decoder_build._module(recipe)
+            recipe = decoders.DecoderRecipe(model.settings, model.task, Options())
+            module = decoders._module(recipe)
         else:
-            module = _build._module(
-                _build.Recipe(model.settings, model.task, None, True, "float32")
+            module = encoders._module(
+                encoders.Recipe(model.settings, model.task, None, True, "float32")
             )
         inputs = _read(model, problem.batch["ids"])
         options: dict[str, Any] = {"methods": ("outputs",), "rngs": nnx.Rngs(0)}

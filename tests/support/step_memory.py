@@ -7,9 +7,9 @@ import optax
 
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss
-from lntune_jax.models._build import nest
-from lntune_jax.models._lora import add_lora, lora_shapes
-from lntune_jax.models._memory import _by_path
+from lntune_jax.models.estimating.lora import add_lora, lora_shapes
+from lntune_jax.models.estimating.memory import _by_path
+from lntune_jax.models.nn.skeleton import nest
 
 TINY = {
     "model_type": "llama",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from lntune_jax.models import estimate_memory, from_config
-from lntune_jax.models._stack import POLICIES
+from lntune_jax.models.nn.stack import POLICIES
 from tests.support import residuals
 from tests.support.flops import count_bytes, count_flops
 from tests.support.shapes import split_loss

@@ -1,0 +1,343 @@
+"""New tokens from a language model, one after the other, with a cache of the ones before.
+
+What a caller asks for is checked on the host, where looking at values compiles nothing. Two
+programs do the work: the first reads all but the last token of each prompt, the second reads one
+token and chooses the next. Prompts and caches are padded to powers of two, so that other lengths
+rarely need other programs; other sampling values never do.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lntune_jax.errors import ModelError
+
+from ..inputs import check_shape
+from .cache import empty_cache
+from .sampling import check_sampling, pick
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from jaxtyping import Array, Bool, Int
+
+    from ..model import PretrainedModel
+    from ..types import Cache
+    from .sampling import Sampling
+
+
+class Generated(NamedTuple):
+    """What `generate` returns, as numpy arrays.
+
+    Attributes:
+        tokens: the new ones of each row; after its stop token, the padding token.
+        lengths: how many of them count, the stop token included.
+
+    Example:
+        >>> import numpy as np
+        >>> from lntune_jax.models import Generated
+        >>> result = Generated(np.array([[5, 6, 2], [7, 2, 0]]), np.array([3, 2]))
+        >>> [row[:length].tolist() for row, length in zip(*result)]
+        [[5, 6, 2], [7, 2]]
+    """
+
+    tokens: Int[np.ndarray, "batch new"]
+    lengths: Int[np.ndarray, " batch"]
+
+
+def generate(
+    model: PretrainedModel,
+    params: Any,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_tokens: Sequence[int] = (),
+    key: Any = None,
+    pad_token: int = 0,
+) -> Generated:
+    """Continue each row of tokens.
+
+    Args:
+        model: a decoder with the task "CAUSAL_LM".
+        params: its weights, an adapter's norms in place or not.
+        input_ids: (batch, length), the prompts, shorter ones padded on the left.
+        attention_mask: (batch, length), 0 where there is padding; `None` for none.
+        max_new_tokens: the most new tokens in a row.
+        temperature: 0 for the likeliest token each time; above 0 tokens are drawn, with logits
+            divided by it.
+        top_k: draw from so many of the likeliest tokens; `None` for all.
+        top_p: draw from the fewest likeliest tokens with together this probability; `None` for
+            all.
+        stop_tokens: ids that end a row; they are its last token.
+        key: a JAX random key, to draw tokens with. The same key gives the same tokens.
+        pad_token: what fills a row that ended before others.
+
+    Returns:
+        The new tokens, without the prompts, and how many of them count in each row. There are
+        `max_new_tokens` columns, or fewer where every row stopped before.
+
+    Raises:
+        ModelError: the model is no language model; an argument is out of its range; a row is
+            padded on the right, empty, or together with its new tokens longer than the config's
+            `max_position_embeddings`; the model computes NaN.
+
+    Example:
+        >>> import jax
+        >>> from transformers import LlamaConfig
+        >>> from lntune_jax.models import from_config, generate
+        >>> tiny = LlamaConfig(
+        ...     vocab_size=10, hidden_size=8, intermediate_size=8, num_attention_heads=2,
+        ...     num_hidden_layers=1
+        ... )
+        >>> model = from_config(tiny, task="CAUSAL_LM")
+        >>> params = jax.tree.map(lambda leaf: jax.numpy.ones(leaf.shape), model.params)
+        >>> generate(model, params, [[1, 2, 3]], max_new_tokens=4).tokens.shape
+        (1, 4)
+    """
+    columns = list(
+        stream(
+            model,
+            params,
+            input_ids,
+            attention_mask,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_tokens=stop_tokens,
+            key=key,
+        )
+    )
+    tokens = np.stack(columns, axis=1)
+    kept = tokens >= 0
+    return Generated(np.where(kept, tokens, np.int32(pad_token)), kept.sum(axis=1))
+
+
+def stream(
+    model: PretrainedModel,
+    params: Any,
+    input_ids: Any,
+    attention_mask: Any = None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_tokens: Sequence[int] = (),
+    key: Any = None,
+) -> Iterator[Int[np.ndarray, " batch"]]:
+    """Continue each row of tokens, and give each new column as soon as it is there.
+
+    Args:
+        model: as in `generate`.
+        params: as in `generate`.
+        input_ids: as in `generate`.
+        attention_mask: as in `generate`.
+        max_new_tokens: as in `generate`.
+        temperature: as in `generate`.
+        top_k: as in `generate`.
+        top_p: as in `generate`.
+        stop_tokens: as in `generate`.
+        key: as in `generate`.
+
+    Returns:
+        An iterator over arrays of the shape (batch,): the next token of each row, -1 in rows
+        that have ended. It ends when all have.
+
+    Raises:
+        ModelError: as in `generate`; for arguments at once, before the first token is asked for.
+
+    Example:
+        >>> import jax
+        >>> from transformers import LlamaConfig
+        >>> from lntune_jax.models import from_config, stream
+        >>> tiny = LlamaConfig(
+        ...     vocab_size=10, hidden_size=8, intermediate_size=8, num_attention_heads=2,
+        ...     num_hidden_layers=1
+        ... )
+        >>> model = from_config(tiny, task="CAUSAL_LM")
+        >>> params = jax.tree.map(lambda leaf: jax.numpy.ones(leaf.shape), model.params)
+        >>> for column in stream(model, params, [[1, 2], [3, 4]], max_new_tokens=2):
+        ...     print(column.shape)
+        (2,)
+        (2,)
+    """
+    if model.task != "CAUSAL_LM":
+        raise ModelError(
+            f"the model's task is {model.task!r}; only a decoder with the task 'CAUSAL_LM' "
+            "generates"
+        )
+    if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+        raise ModelError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
+    vocabulary = model.settings.vocab_size
+    sampling = check_sampling(temperature, top_k, top_p, vocabulary, key)
+    prompts = check_prompts(model, input_ids, attention_mask, int(max_new_tokens))
+    stops = np.asarray(list(stop_tokens), np.int32)
+    unknown = stops[(stops < 0) | (stops >= vocabulary)]
+    if unknown.size:
+        raise ModelError(f"stop_tokens holds {unknown[0]}; expected ids from 0 to {vocabulary - 1}")
+    columns = decode(model, params, prompts, int(max_new_tokens), sampling, key)
+    return _until_stopped(columns, stops)
+
+
+def _until_stopped(
+    columns: Iterator[Int[Array, " batch"]], stops: Int[np.ndarray, " stops"]
+) -> Iterator[Int[np.ndarray, " batch"]]:
+    running: Any = np.True_
+    for number, column in enumerate(columns):
+        tokens = np.where(running, np.asarray(column), np.int32(-1))
+        broken = np.flatnonzero(running & (tokens < 0))
+        if broken.size:
+            raise ModelError(
+                f"the model computes NaN for new token {number} of row {broken[0]}; look for "
+                "NaN in the weights, or for values too large for their dtype"
+            )
+        yield tokens
+        running = running & ~np.isin(tokens, stops)
+        if not running.any():
+            return
+
+
+class Prompts(NamedTuple):
+    """Tokens, padded on the left with zeros, and what of them counts."""
+
+    tokens: Int[np.ndarray, "batch length"]
+    mask: Bool[np.ndarray, "batch length"]
+
+
+def check_prompts(model: PretrainedModel, input_ids: Any, attention_mask: Any, new: int) -> Prompts:
+    """Give the prompts as numpy arrays, or refuse them.
+
+    Args:
+        model: the model that is to continue them.
+        input_ids: as in `generate`.
+        attention_mask: as in `generate`.
+        new: how many tokens may follow.
+
+    Raises:
+        ModelError: ids outside the vocabulary, a row padded on another side than the left or
+            without tokens, or too many tokens for the model.
+    """
+    tokens = _on_host("input_ids", input_ids, "iu")
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ModelError(
+            f"input_ids has the shape {tokens.shape}; expected (batch, length), both at least 1"
+        )
+    mask = np.ones(tokens.shape, np.bool_)
+    if attention_mask is not None:
+        mask = _on_host("attention_mask", attention_mask, "iub") != 0
+        check_shape("attention_mask", mask, tokens.shape)
+    for row in np.flatnonzero(~mask[:, -1]):
+        fault = "is padded on the right" if mask[row].any() else "holds no token"
+        raise ModelError(
+            f"row {row} of input_ids {fault}; pad prompts on the left (padding_side='left' in "
+            "the tokenizer)"
+        )
+    holes = np.flatnonzero((mask[:, :-1] & ~mask[:, 1:]).any(axis=1))
+    if holes.size:
+        raise ModelError(
+            f"row {holes[0]} of attention_mask has padding between its tokens; expected zeros, "
+            "then ones"
+        )
+    vocabulary = model.settings.vocab_size
+    wrong = tokens[mask & ((tokens < 0) | (tokens >= vocabulary))]
+    if wrong.size:
+        raise ModelError(f"input_ids holds {wrong[0]}; expected ids from 0 to {vocabulary - 1}")
+    longest, limit = int(mask.sum(axis=1).max()), model.config.max_position_embeddings
+    if longest + new > limit:
+        raise ModelError(
+            f"a prompt of {longest} tokens and max_new_tokens of {new} are {longest + new}, more "
+            f"than the config's max_position_embeddings of {limit}; shorten the prompt, or lower "
+            "max_new_tokens"
+        )
+    return Prompts(np.where(mask, tokens, 0).astype(np.int32), mask)
+
+
+def _on_host(name: str, value: Any, kinds: str) -> np.ndarray:
+    """Give an input in numpy, where checks of values compile nothing; kinds as numpy has them."""
+    array = np.asarray(value)
+    if array.dtype.kind not in kinds:
+        raise ModelError(f"{name} holds {array.dtype} numbers; expected integers")
+    return array
+
+
+# Prompts and caches are at least this long.
+_SHORTEST = 16
+
+
+def decode(
+    model: PretrainedModel,
+    params: Any,
+    prompts: Prompts,
+    new: int,
+    sampling: Sampling | None,
+    key: Any,
+) -> Iterator[Int[Array, " batch"]]:
+    """Give the new tokens without end but `new`; the device may be a token ahead of the reader."""
+    tokens, mask = prompts
+    width = _round_up(tokens.shape[1] - 1)
+    missing = ((0, 0), (width + 1 - tokens.shape[1], 0))
+    cache = empty_cache(model, len(tokens), _round_up(width + new))
+    last, position, cache = _read(
+        model.apply, params, np.pad(tokens, missing), np.pad(mask, missing), cache
+    )
+    before = None
+    for number in range(new):
+        last, position, cache = _step(
+            model.apply, params, last, position, cache, sampling, key, np.uint32(number)
+        )
+        if before is not None:
+            yield before
+        before = last
+    if before is not None:
+        yield before
+
+
+# Its cache is not donated: the layers of an empty one are the same array.
+@partial(jax.jit, static_argnames=("apply",))
+def _read(
+    apply: Callable[..., Any],
+    params: Any,
+    tokens: Int[Array, "batch length"],
+    mask: Bool[Array, "batch length"],
+    cache: Cache,
+) -> tuple[Int[Array, " batch"], Int[Array, " batch"], Cache]:
+    """Read all but the last token of each row; give that one and its position.
+
+    They come from here so that they lie where the cache does, and the first step is the same
+    program as the others.
+    """
+    positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
+    before = (tokens[:, :-1], mask[:, :-1], positions[:, :-1])
+    cache = apply(params, *before, cache=cache, with_logits=False).cache
+    return tokens[:, -1], positions[:, -1], cache
+
+
+@partial(jax.jit, static_argnames=("apply",), donate_argnames=("cache",))
+def _step(
+    apply: Callable[..., Any],
+    params: Any,
+    last: Int[Array, " batch"],
+    position: Int[Array, " batch"],
+    cache: Cache,
+    sampling: Sampling | None,
+    key: Any,
+    number: Any,
+) -> tuple[Int[Array, " batch"], Int[Array, " batch"], Cache]:
+    output = apply(params, last[:, None], None, position[:, None], cache=cache)
+    own = None if sampling is None else jax.random.fold_in(key, number)
+    return pick(output.logits[:, 0], sampling, own), position + 1, output.cache
+
+
+def _round_up(count: int) -> int:
+    """Give the power of two that is not below `count`."""
+    return max(_SHORTEST, 1 << max(count - 1, 0).bit_length())

@@ -1,0 +1,105 @@
+"""What LoRA would compute, for comparison: a loss with a low-rank term beside chosen products.
+
+The loss is traced, and run again with `x @ a @ b` added to every `x @ kernel` whose kernel has
+factors. Nothing of the model has to know.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+# What PEFT's LoRA adapts by default, in all the architectures here.
+TARGETS = ("q_proj", "v_proj", "c_attn", "query", "value")
+
+Factors = tuple[Any, Any]
+
+
+def lora_shapes(leaves: dict[tuple[str, ...], Any], rank: int) -> dict[tuple[str, ...], Factors]:
+    """Give the two float32 factors of each kernel that LoRA adapts."""
+    return {
+        path: (
+            jax.ShapeDtypeStruct((leaf.shape[0], rank), "float32"),
+            jax.ShapeDtypeStruct((rank, leaf.shape[1]), "float32"),
+        )
+        for path, leaf in leaves.items()
+        if _is_adapted(path)
+    }
+
+
+def _is_adapted(path: tuple[str, ...]) -> bool:
+    module = path[:-1] if path[-1] == "kernel" else path[:-3]  # of kernel.array.qvalue
+    is_kernel = path[len(module) :] in (("kernel",), ("kernel", "array", "qvalue"))
+    return is_kernel and module[-1] in TARGETS
+
+
+def add_lora(loss: Callable[..., Any], leaves: dict[tuple[str, ...], Any], tokens: Any) -> Any:
+    """Give `f(factors, leaves, tokens)`, the loss with the low-rank terms.
+
+    Args:
+        loss: of a flat dict of leaves and tokens.
+        leaves: the shapes of the leaves.
+        tokens: the shape of the tokens.
+    """
+    closed = jax.make_jaxpr(loss)(leaves, tokens)
+
+    def adapted(factors: dict[tuple[str, ...], Factors], leaves: Any, tokens: Any) -> Any:
+        marks = [factors.get(path) for path in sorted(leaves)]
+        values = [leaves[path] for path in sorted(leaves)]
+        (result,) = _run(closed.jaxpr, closed.consts, [*values, tokens], [*marks, None])
+        return result
+
+    return adapted
+
+
+def _run(jaxpr: Any, consts: Any, values: list[Any], marks: list[Factors | None]) -> list[Any]:
+    """Evaluate a jaxpr; `marks` has the factors of the values that are adapted kernels."""
+    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
+    marked = dict(zip(jaxpr.invars, marks, strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, core.Literal) else known[variable]
+
+    def factors_of(variable: Any) -> Factors | None:
+        return None if isinstance(variable, core.Literal) else marked.get(variable)
+
+    for equation in jaxpr.eqns:
+        inputs = [read(variable) for variable in equation.invars]
+        found = [factors_of(variable) for variable in equation.invars]
+        if equation.primitive.name in ("jit", "pjit", "checkpoint", "remat2") and any(found):
+            outputs = _call(equation, inputs, found)
+        else:
+            params = equation.primitive.get_bind_params(equation.params)
+            outputs = equation.primitive.bind(*inputs, **params)
+            outputs = outputs if equation.primitive.multiple_results else [outputs]
+        # The product with a quantised kernel is one call, which has a gradient of its own.
+        products = ("dot_general", "custom_vjp_call")
+        if equation.primitive.name in products and found[1] is not None:
+            outputs = [outputs[0] + _low_rank(inputs[0], found[1])]
+        known |= dict(zip(equation.outvars, outputs, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _call(equation: Any, inputs: list[Any], found: list[Factors | None]) -> list[Any]:
+    body = equation.params["jaxpr"]
+    inner, consts = (body.jaxpr, body.consts) if hasattr(body, "jaxpr") else (body, [])
+
+    def run(inputs: list[Any], found: list[Factors | None]) -> list[Any]:
+        return _run(inner, consts, inputs, found)
+
+    if equation.primitive.name in ("checkpoint", "remat2"):
+        kept = equation.params
+        run = jax.checkpoint(run, policy=kept["policy"], prevent_cse=kept["prevent_cse"])
+    return run(inputs, found)
+
+
+def _low_rank(x: Any, factors: Factors) -> Any:
+    down, up = (jnp.asarray(factor).astype(x.dtype) for factor in factors)
+    return (x @ down) @ up

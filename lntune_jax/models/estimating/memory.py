@@ -1,0 +1,385 @@
+"""What a training step holds on each device: by LN tuning, by LoRA, and by full fine-tuning.
+
+Weights, gradients and optimizer state are counted from shapes. What the forward pass leaves for
+the backward pass comes from the program itself: loss and gradient of the first two and the first
+four layers are traced, `liveness` finds what each holds at its peak, and the difference is added
+for every further layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lntune_jax.config import LNTuningConfig
+from lntune_jax.errors import ConfigError, ModelError
+from lntune_jax.paths import flatten
+from lntune_jax.selection import partition_params, report_params
+from lntune_jax.training.gradients import value_and_grad
+
+from ..families.decoders import DecoderRecipe, build_decoder
+from ..families.encoders import Recipe, build
+from ..families.gpt2 import Gpt2Settings
+from ..families.llama import DecoderSettings
+from ..families.names import LAYOUTS, count_frozen, find_stacks, unstack, write_name_map
+from ..loss import causal_lm_loss
+from ..model import Choices, PretrainedModel, check_choices, from_config
+from ..nn.quantized import count_bytes, quantized_shapes
+from ..nn.skeleton import nest
+from ..nn.stack import LOWER, Options
+from .liveness import peak_bytes
+from .lora import add_lora, lora_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from ..model import Choices
+
+
+_FEW, _MORE = 2, 4  # layers traced
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on each device, and how many parameters train on all of them together.
+
+    Attributes:
+        method: "ln", "lora" or "full".
+        trainable: parameters that train.
+        weights: the weights in the model's dtype; what trains is there in float32 as well.
+        gradients: of what trains; in full fine-tuning in the model's dtype, else in float32.
+        optimizer: Adam's two moments of what trains, float32.
+        activations: what all layers leave for the backward pass.
+        working: what else is there at the peak: the loss, and what a single layer needs.
+        gathered: with `fsdp`, the weights of one layer, or the largest table, in whole; in full
+            fine-tuning its gradient too.
+
+    Example:
+        >>> from lntune_jax.models import MemoryEstimate
+        >>> MemoryEstimate("ln", 8, 100, 32, 64, 500, 200, 0).total
+        896
+    """
+
+    method: str
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    working: int
+    gathered: int
+
+    @property
+    def total(self) -> int:
+        """The sum of the bytes."""
+        kept = self.weights + self.gradients + self.optimizer
+        return kept + self.activations + self.working + self.gathered
+
+
+def estimate_memory(
+    directory_or_config: Any,
+    method: str = "ln",
+    *,
+    task: str | None = "CAUSAL_LM",
+    config: LNTuningConfig | None = None,
+    dtype: Any = "bfloat16",
+    batch_size: int = 1,
+    length: int = 2048,
+    mesh: Mapping[str, int] | None = None,
+    remat: str = "none",
+    scan_layers: bool = False,
+    rank: int = 8,
+    chunk: int = 8192,
+    num_labels: int | None = None,
+    quantize: str | None = None,
+) -> MemoryEstimate:
+    """Estimate the memory of a training step with AdamW, from the config alone.
+
+    Args:
+        directory_or_config: as in `from_config`; or its result, whose task, dtype and `quantize`
+            are taken.
+        method: "ln", "lora" (on the query and value projections) or "full".
+        task: as in `from_config`; with "CAUSAL_LM" the loss is `causal_lm_loss`.
+        config: which norms train, and which modules whole; `None` for every norm. Its patterns
+            decide the counts; activations are those of training every norm.
+        dtype: of weights and activations.
+        batch_size: rows on each device (with `tensor`, on each group of devices).
+        length: tokens in a row.
+        mesh: sizes of the axes "data" (copies), "fsdp" (weights, gradients and optimizer are
+            spread, a layer's weights gathered for its turn) and "tensor" (heads, MLP and
+            vocabulary are divided too). `None` for one device.
+        remat: as in `from_config`.
+        scan_layers: as in `from_config`; of a model, what it was made with, `frozen_layers` too.
+        rank: of LoRA's factors.
+        chunk: as in `causal_lm_loss`.
+        num_labels: as in `from_config`.
+        quantize: as in `from_config`; not with the method "full", which trains the kernels.
+
+    Raises:
+        ConfigError: the method, a size or an axis is not supported, or not on a quantised base,
+            or LoRA is asked for in scanned layers.
+        ModelError: as `from_config`; `tensor` does not divide the model.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> from lntune_jax.models import estimate_memory
+        >>> tiny = LlamaConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=3)
+        >>> norms, whole = (estimate_memory(tiny, method, length=32) for method in ("ln", "full"))
+        >>> norms.trainable, norms.optimizer, norms.total < whole.total / 3
+        (448, 3584, True)
+    """
+    check_numbers(method, batch_size=batch_size, length=length, rank=rank)
+    axes = dict.fromkeys(AXES, 1) | check_mesh(mesh or {})
+    shards, tensor = axes["fsdp"] * axes["tensor"], axes["tensor"]
+    model = directory_or_config
+    if not isinstance(model, PretrainedModel):
+        options: dict[str, Any] = {"dtype": dtype, "num_labels": num_labels, "remat": remat}
+        model = from_config(model, task, quantize=quantize, scan_layers=scan_layers, **options)
+    scanned = model.name_map is not None
+    check_scanned(method, scanned)
+    check_base(method, model.quantize)
+    choices = check_choices(Choices(model.task, None, model.dtype, "xla", remat, scanned))
+    held = _count_held(model, method, config or LNTuningConfig(), rank)
+    saved = LNTuningConfig(modules_to_save=config.modules_to_save if config else None)
+    tokens = jax.ShapeDtypeStruct((batch_size, length), "int32")
+
+    def trace(layers: int) -> tuple[int, int]:
+        part = slice_model(model.settings, choices, layers, tensor)
+        kept = quantized_shapes(_by_path(part.params), model.quantize)
+        part = replace(part, params=nest(kept))
+        peak = _trace(part, method, saved, tokens, rank, chunk, axes["fsdp"])
+        return peak, _bytes(part.params)
+
+    layers = model.settings.num_hidden_layers
+    passed = layers if held.names is None else count_differentiated(model, held.names)
+    few, (more, larger) = min(_FEW, layers), trace(min(_MORE, layers))
+    base, smaller = trace(few) if few < min(_MORE, layers) else (more, larger)
+    between = max(min(_MORE, layers) - few, 1)
+    each = max(more - base, 0) // between
+    gathered = 0
+    if axes["fsdp"] > 1:
+        largest = largest_leaf(model) // tensor
+        gathered = max((larger - smaller) // between, largest) * (2 if method == "full" else 1)
+    return MemoryEstimate(
+        method,
+        held.trainable,
+        weights=held.weights // shards,
+        gradients=held.gradients // shards,
+        optimizer=held.optimizer // shards,
+        activations=each * passed,
+        working=max(base - each * few, 0),
+        gathered=gathered,
+    )
+
+
+class _Held(NamedTuple):
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    names: tuple[str, ...] | None = None  # of the leaves that LN tuning trains
+
+
+def _count_held(model: PretrainedModel, method: str, config: LNTuningConfig, rank: int) -> _Held:
+    """Count what is there for the whole step, on all devices together."""
+    weights = _bytes(model.params)
+    if method == "ln":
+        halves = partition_params(model.params, config, name_map=model.name_map)
+        trainable = report_params(model.params, config, name_map=model.name_map).trainable
+        names = tuple(halves.trainable)
+        return _Held(trainable, _bytes(halves), 4 * trainable, 8 * trainable, names)
+    if method == "lora":
+        trainable = _count(lora_shapes(_by_path(model.params), rank))
+        return _Held(trainable, weights + 4 * trainable, 4 * trainable, 8 * trainable)
+    trainable = _count(model.params)
+    masters = 0 if model.dtype == "float32" else 4 * trainable
+    return _Held(trainable, weights + masters, weights, 8 * trainable)
+
+
+def _trace(
+    model: PretrainedModel,
+    method: str,
+    config: LNTuningConfig,
+    tokens: Any,
+    rank: int,
+    chunk: int,
+    shards: int,
+) -> int:
+    """The bytes at the peak of loss and gradient, beside arguments and gradients."""
+
+    def loss(params: Any, tokens: Any) -> Any:
+        return _loss(model, params, tokens, chunk)
+
+    gradient: Callable[..., Any]
+    if method == "ln":
+        given: tuple[Any, ...] = tuple(
+            partition_params(model.params, config, name_map=model.name_map)
+        )
+        gradient = value_and_grad(loss)
+    elif method == "lora":
+        leaves = _by_path(model.params)
+        given = (lora_shapes(leaves, rank), leaves)
+        gradient = jax.value_and_grad(add_lora(lambda flat, x: loss(nest(flat), x), leaves, tokens))
+    else:
+        given, gradient = (model.params,), jax.value_and_grad(loss)
+    closed = jax.make_jaxpr(gradient)(*given, tokens)
+    return max(peak_bytes(closed, shards) - _bytes(given[0]) // shards, 0)
+
+
+def _loss(model: PretrainedModel, params: Any, tokens: Any, chunk: int) -> Any:
+    if model.task == "CAUSAL_LM":
+        return causal_lm_loss(model, params, tokens, chunk=chunk)
+    output = model.apply(params, tokens)
+    found = output.last_hidden_state if output.logits is None else output.logits
+    assert found is not None
+    exact = found.astype(jnp.float32)
+    return (jax.nn.logsumexp(exact, axis=-1) - exact[..., 0]).mean()
+
+
+def _by_path(params: Any) -> dict[tuple[str, ...], Any]:
+    flat = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {tuple(key.key for key in path): leaf for path, leaf in flat}
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(map(count_bytes, jax.tree.leaves(tree)))
+
+
+_SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+
+
+def slice_model(settings: Any, choices: Choices, layers: int, tensor: int) -> PretrainedModel:
+    """Give the model of the first layers, as one of `tensor` devices holds it.
+
+    Heads, the MLP's width and the vocabulary are divided, so that what is left is a model of the
+    same kind: what each device computes with under tensor parallelism.
+
+    Raises:
+        ModelError: the model cannot be divided so.
+    """
+    if isinstance(settings, DecoderSettings):
+        parts = {name: _divide(settings, name, tensor) for name in _SHARED}
+        own: Any = replace(settings, layers=settings.layers[:layers], **parts)
+    elif tensor > 1:
+        raise ModelError(f"the mesh has tensor={tensor}; only the Llama family is divided so")
+    elif isinstance(settings, Gpt2Settings):
+        own = replace(settings, scales=settings.scales[:layers])
+    else:
+        own = replace(settings, num_hidden_layers=layers)
+        pooled = choices.task == "SEQ_CLS" and own.architecture.pooled_classifier
+        pooler = choices.task is None or (pooled and choices.pooling is None)
+        leaves, apply = build(Recipe(own, choices.task, choices.pooling, pooler, choices.dtype))
+        return PretrainedModel(
+            nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype
+        )
+    options = Options(choices.dtype, choices.attention, choices.remat, choices.scan_layers)
+    leaves, apply = build_decoder(DecoderRecipe(own, choices.task, options))
+    names = None
+    if choices.scan_layers:
+        layout = LAYOUTS[own.model_type]
+        stacks = find_stacks(leaves, layout, layers)
+        names = write_name_map(leaves, stacks, layout, own.model_type)
+    return PretrainedModel(
+        nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype, name_map=names
+    )
+
+
+def count_differentiated(model: PretrainedModel, trainable: Iterable[str]) -> int:
+    """Give how many layers the backward pass of LN tuning goes through.
+
+    Args:
+        model: perhaps with frozen layers in a stack of their own.
+        trainable: the paths of what trains; a norm of the frozen stack makes all of it count.
+    """
+    layers = model.settings.num_hidden_layers
+    if model.name_map is None:
+        return layers
+    layout = LAYOUTS[model.settings.model_type]
+    below = f".{layout.layers}.{LOWER}."
+    if any(below in f".{path}" for path in trainable):
+        return layers
+    leaves = {leaf.path: leaf.value for leaf in flatten(model.params)[0]}
+    return layers - count_frozen(leaves, layout)
+
+
+def largest_leaf(model: PretrainedModel) -> int:
+    """Give the bytes of the largest leaf, or, of a stacked one, of one layer of it."""
+    leaves = {leaf.path: leaf.value for leaf in flatten(model.params)[0]}
+    if model.name_map is not None:
+        settings = model.settings
+        stacks = find_stacks(leaves, LAYOUTS[settings.model_type], settings.num_hidden_layers)
+        leaves = unstack(leaves, stacks)
+    return max(map(count_bytes, leaves.values()))
+
+
+def _divide(settings: Any, name: str, tensor: int) -> int:
+    size = getattr(settings, name)
+    if size % tensor:
+        raise ModelError(f"the mesh has tensor={tensor}, which does not divide {name} = {size}")
+    return size // tensor
+
+
+METHODS = ("ln", "lora", "full")
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def check_mesh(mesh: Mapping[str, int]) -> dict[str, int]:
+    """Check names and sizes of a mesh's axes.
+
+    Raises:
+        ConfigError: an axis is not known, or its size is below 1.
+    """
+    for axis, size in mesh.items():
+        if axis not in AXES:
+            raise ConfigError(f"mesh has the axis {axis!r}; supported: {', '.join(AXES)}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"mesh has {axis}={size!r}; expected an integer of at least 1")
+    return dict(mesh)
+
+
+def check_base(method: str, quantize: str | None) -> None:
+    """Check that the method works over the base.
+
+    Raises:
+        ConfigError: it trains kernels that are quantised.
+    """
+    if method == "full" and quantize is not None:
+        raise ConfigError(
+            f"method is 'full', which trains the kernels themselves, but quantize is {quantize!r}; "
+            "leave quantize out"
+        )
+
+
+def check_numbers(method: str, **sizes: Any) -> None:
+    """Check the method, and numbers that must be positive.
+
+    Raises:
+        ConfigError: one is not supported.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method is {method!r}; supported: {', '.join(map(repr, METHODS))}")
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"{name} is {size!r}; expected an integer of at least 1")
+
+
+def check_scanned(method: str, scanned: bool) -> None:
+    """Refuse LoRA in scanned layers, where its factors are not followed.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if scanned and method == "lora":
+        raise ConfigError(
+            "method is 'lora' and the layers are scanned, which the estimate does not follow; "
+            "pass a model of scan_layers=False"
+        )

@@ -1,0 +1,1 @@
+"""The families of models: a file for each, and what they share."""

@@ -1,0 +1,316 @@
+"""BERT and RoBERTa: what they need from a config, and the encoder that they share.
+
+A field that the models cannot honour exactly is refused by its name. Every attribute is called
+what PyTorch's transformers calls it, so that the paths of the weights are the ones in the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from ..nn.attention import attend
+from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
+from ..nn.sharding import keep_rows_apart, spread_lookup
+from . import base as fields
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+    from ..inputs import Inputs
+
+    Hidden = Float[Array, "batch length hidden"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What tells one model of the BERT family from another.
+
+    Attributes:
+        prefix: the attribute under which a model with a head keeps its encoder.
+        positions_follow_padding: whether positions count the tokens that are not padding, from
+            the padding id plus one, rather than the columns from zero.
+        pooled_classifier: whether the sequence classifier reads the pooler's output.
+        masked_lm_head: the attribute that holds the masked language model's head.
+    """
+
+    prefix: str
+    positions_follow_padding: bool
+    pooled_classifier: bool
+    masked_lm_head: str
+
+
+ARCHITECTURES = {
+    "bert": Architecture("bert", False, True, "cls"),
+    "roberta": Architecture("roberta", True, False, "lm_head"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The numbers and switches of one BERT or RoBERTa."""
+
+    architecture: Architecture
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    hidden_act: str
+    layer_norm_eps: float
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    classifier_dropout: float
+    initializer_range: float
+    pad_token_id: int
+    tie_word_embeddings: bool
+    num_labels: int
+
+
+def read_settings(config: Any) -> Settings:
+    """Read and check a transformers config.
+
+    Args:
+        config: a `PretrainedConfig` whose `model_type` is in `ARCHITECTURES`.
+
+    Raises:
+        ModelError: a field holds a value that the models do not honour.
+    """
+    architecture = ARCHITECTURES[config.model_type]
+    fields.refuse_variants(config, _VARIANTS)
+    sizes = {name: fields.size(config, name) for name in _SIZES}
+    fields.require(
+        "hidden_size",
+        sizes["hidden_size"],
+        sizes["hidden_size"] % sizes["num_attention_heads"] == 0,
+        f"a multiple of num_attention_heads ({sizes['num_attention_heads']})",
+    )
+    hidden = fields.rate(config, "hidden_dropout_prob")
+    return Settings(
+        architecture=architecture,
+        **sizes,
+        hidden_dropout_prob=hidden,
+        attention_probs_dropout_prob=fields.rate(config, "attention_probs_dropout_prob"),
+        classifier_dropout=_classifier_dropout(config, hidden),
+        hidden_act=fields.activation(config),
+        layer_norm_eps=fields.positive(config, "layer_norm_eps"),
+        initializer_range=fields.positive(config, "initializer_range"),
+        pad_token_id=_padding(config, architecture, sizes["max_position_embeddings"]),
+        tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", True)),
+        num_labels=fields.size(config, "num_labels"),
+    )
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+
+# Field: (the value that means "not in use", what is supported).
+_VARIANTS = {
+    "position_embedding_type": ("absolute", "'absolute'"),
+    "is_decoder": (False, "False (an encoder that sees both sides)"),
+    "is_encoder_decoder": (False, "False"),
+    "add_cross_attention": (False, "False"),
+    "pruned_heads": ({}, "no pruned heads"),
+    "quantization_config": (None, "weights that are not quantised"),
+}
+
+
+def _classifier_dropout(config: Any, hidden: float) -> float:
+    unset = fields.read(config, "classifier_dropout") is None
+    return hidden if unset else fields.rate(config, "classifier_dropout")
+
+
+def _padding(config: Any, architecture: Architecture, positions: int) -> int:
+    value = fields.read(config, "pad_token_id")
+    if not architecture.positions_follow_padding:
+        return 0  # Not read: BERT's positions are its columns.
+    fits = fields.is_integer(value) and 0 <= value < positions - 1
+    # Positions start after it, so that it must leave room in the position table.
+    fields.require("pad_token_id", value, fits, f"an integer from 0 to {positions - 2}")
+    return int(value)
+
+
+class Encoder(nnx.Module):
+    """The bare model: from token ids to hidden states."""
+
+    def __init__(self, settings: Settings, *, pooler: bool, dtype: Any, rngs: nnx.Rngs):
+        """Make the modules, with a pooler only where one is asked for."""
+        self.embeddings = Embeddings(settings, dtype, rngs)
+        self.encoder = LayerStack(settings, dtype, rngs)
+        if pooler:
+            self.pooler = Pooler(settings, dtype, rngs)
+
+    def __call__(self, inputs: Inputs, key: Any) -> Hidden:
+        """Compute the last hidden states."""
+        return self.states(inputs, key)[0]
+
+    def states(self, inputs: Inputs, key: Any, places: int | None = None) -> tuple[Hidden, Hidden]:
+        """Compute the last hidden states, and again, apart, those of the first `places`.
+
+        Who reads the second alone pays the last layer's queries, projection and wide layers for
+        these places only: JAX and XLA drop what nobody reads. The numbers are the same but for
+        rounding, with dropout too. With `None` both are the states of all places.
+        """
+        first, rest = split_key(key, 2)
+        return self.encoder(self.embeddings(inputs, first), inputs.attention_mask, rest, places)
+
+
+class Embeddings(nnx.Module):
+    """The sum of word, type and position vectors, normalised."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        width = settings.hidden_size
+        self.word_embeddings = Embed(settings.vocab_size, width, dtype=dtype, rngs=rngs)
+        self.position_embeddings = Embed(
+            settings.max_position_embeddings, width, dtype=dtype, rngs=rngs
+        )
+        self.token_type_embeddings = Embed(settings.type_vocab_size, width, dtype=dtype, rngs=rngs)
+        self.LayerNorm = _norm(settings, dtype, rngs)
+        self.rate = settings.hidden_dropout_prob
+
+    def __call__(self, inputs: Inputs, key: Any) -> Hidden:
+        words = spread_lookup(self.word_embeddings(inputs.input_ids))
+        types = self.token_type_embeddings(inputs.token_type_ids)
+        positions = self.position_embeddings(inputs.position_ids)
+        return dropout(self.LayerNorm(words + types + positions), self.rate, key)
+
+
+class LayerStack(nnx.Module):
+    """The layers, one after the other."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        count = settings.num_hidden_layers
+        self.layer = nnx.List([Layer(settings, dtype, rngs) for _ in range(count)])
+
+    def __call__(
+        self,
+        hidden: Hidden,
+        mask: Bool[Array, "batch length"] | None,
+        key: Any,
+        places: int | None = None,
+    ) -> tuple[Hidden, Hidden]:
+        first = hidden
+        for layer, own in zip(self.layer, split_key(key, len(self.layer)), strict=True):
+            before = keep_rows_apart(hidden)
+            hidden = first = layer(before, mask, own)
+            if places is not None and layer is self.layer[-1]:
+                first = layer(before, mask, own, places)
+        return keep_rows_apart(hidden), keep_rows_apart(first)
+
+
+class Layer(nnx.Module):
+    """Attention, then two dense layers, each added to what came in and normalised."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        self.attention = Attention(settings, dtype, rngs)
+        self.intermediate = Intermediate(settings, dtype, rngs)
+        self.output = Residual(settings.intermediate_size, settings, dtype, rngs)
+
+    def __call__(
+        self,
+        hidden: Hidden,
+        mask: Bool[Array, "batch length"] | None,
+        key: Any,
+        places: int | None = None,
+    ) -> Hidden:
+        first, second = split_key(key, 2)
+        attended = self.attention(hidden, mask, first, places)
+        return self.output(self.intermediate(attended), attended, second, hidden.shape)
+
+
+class Attention(nnx.Module):
+    """Self-attention and the projection of its result."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        # An attribute named "self", because the checkpoint's paths are.
+        self.self = SelfAttention(settings, dtype, rngs)
+        self.output = Residual(settings.hidden_size, settings, dtype, rngs)
+
+    def __call__(
+        self,
+        hidden: Hidden,
+        mask: Bool[Array, "batch length"] | None,
+        key: Any,
+        places: int | None,
+    ) -> Hidden:
+        first, second = split_key(key, 2)
+        mixed = self.self(hidden, mask, first, places)
+        return self.output(mixed, hidden[:, :places], second, hidden.shape)
+
+
+class SelfAttention(nnx.Module):
+    """Queries, keys and values from the hidden states, and attention between them."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        width = settings.hidden_size
+        self.query = dense(width, width, dtype, rngs)
+        self.key = dense(width, width, dtype, rngs)
+        self.value = dense(width, width, dtype, rngs)
+        self.heads = settings.num_attention_heads
+        self.rate = settings.attention_probs_dropout_prob
+
+    def __call__(
+        self,
+        hidden: Hidden,
+        mask: Bool[Array, "batch length"] | None,
+        key: Any,
+        places: int | None,
+    ) -> Hidden:
+        own = hidden[:, :places]
+        query, keys, values = (
+            projected.reshape(*projected.shape[:2], self.heads, -1)
+            for projected in (self.query(own), self.key(hidden), self.value(hidden))
+        )
+        return attend(query, keys, values, mask, self.rate, key).reshape(own.shape)
+
+
+class Intermediate(nnx.Module):
+    """The wide dense layer and its activation."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        self.dense = dense(settings.hidden_size, settings.intermediate_size, dtype, rngs)
+        self.activation = settings.hidden_act
+
+    def __call__(self, hidden: Hidden) -> Float[Array, "batch length wide"]:
+        return ACTIVATIONS[self.activation](self.dense(hidden))
+
+
+class Residual(nnx.Module):
+    """A dense layer whose result is added to an earlier state and normalised."""
+
+    def __init__(self, inputs: int, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        self.dense = dense(inputs, settings.hidden_size, dtype, rngs)
+        self.LayerNorm = _norm(settings, dtype, rngs)
+        self.rate = settings.hidden_dropout_prob
+
+    def __call__(
+        self, x: Float[Array, "batch places _"], earlier: Hidden, key: Any, drawn: tuple[int, ...]
+    ) -> Hidden:
+        return self.LayerNorm(dropout(self.dense(x), self.rate, key, drawn) + earlier)
+
+
+class Pooler(nnx.Module):
+    """A dense layer and tanh on the first position."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        self.dense = dense(settings.hidden_size, settings.hidden_size, dtype, rngs)
+
+    def __call__(self, hidden: Hidden) -> Float[Array, "batch hidden"]:
+        return jnp.tanh(self.dense(hidden[:, 0]))
+
+
+def _norm(settings: Settings, dtype: Any, rngs: nnx.Rngs) -> LayerNorm:
+    return LayerNorm(settings.hidden_size, epsilon=settings.layer_norm_eps, dtype=dtype, rngs=rngs)

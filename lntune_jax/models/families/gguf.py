@@ -1,0 +1,228 @@
+"""Tables for GGUF files: the architectures, and what a file calls fields and tensors.
+
+The names are those of the `gguf` package (`gguf.constants`, `gguf.tensor_mapping`), which
+llama.cpp's converter writes. What a file does not say is what llama.cpp's own code does
+(`src/models/gemma2.cpp` and its like).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+# Key after the architecture's name: the config field.
+FIELDS = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.key_length": "head_dim",
+}
+
+CAPS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+
+GPT2_FIELDS = {
+    "context_length": "n_positions",
+    "embedding_length": "n_embd",
+    "block_count": "n_layer",
+    "feed_forward_length": "n_inner",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+
+# Of those, the ones that a file may leave out.
+OPTIONAL_FIELDS = ("attention.head_count_kv", "attention.key_length", *CAPS)
+
+WINDOW = "attention.sliding_window"
+
+WINDOW_PATTERN = "attention.sliding_window_pattern"
+
+ROPE_BASE = "rope.freq_base"
+
+LOCAL_ROPE_BASE = "rope.freq_base_swa"
+
+ROPE_SCALING = "rope.scaling."
+
+# Key after that: the key of transformers' `rope_parameters`.
+ROPE_FIELDS = {
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+
+# Scaling: which of those it reads.
+SCALINGS = {"none": (), "linear": ("factor",), "yarn": tuple(ROPE_FIELDS)}
+
+# Read for checks only, or about nothing that is computed.
+OTHER_KEYS = ("vocab_size", "tensor_data_layout")
+
+ROPE_KEYS = (
+    "attention.value_length",
+    "rope.dimension_count",
+    ROPE_BASE,
+    ROPE_SCALING + "type",
+    ROPE_SCALING + "finetuned",
+    *(ROPE_SCALING + key for key in ROPE_FIELDS),
+)
+
+# Key: the value that means "not in use".
+UNUSED = {
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "attention.causal": True,
+    ROPE_SCALING + "yarn_ext_factor": 1.0,
+}
+
+# What a llama file calls the factors that stretch its frequencies, and the parameters of
+# transformers' "llama3" scaling which published models were made with, to be recognised by them.
+FREQUENCY_FACTORS = "rope_freqs.weight"
+
+LLAMA3_FACTORS = (8.0, 32.0)
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+TOKENIZER_FIELDS = {
+    "tokenizer.ggml.bos_token_id": "bos_token_id",
+    "tokenizer.ggml.eos_token_id": "eos_token_id",
+    "tokenizer.ggml.padding_token_id": "pad_token_id",
+}
+
+# Tensor, without its ending: the module in a bare model.
+MODULES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+
+LAYER_MODULES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+FOUR_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+GPT2_MODULES = {
+    "token_embd": "wte",
+    "position_embd": "wpe",
+    "output_norm": "ln_f",
+    "output": "lm_head",
+}
+
+GPT2_LAYER_MODULES = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the files of one architecture hold.
+
+    Attributes:
+        model_type: the one in the config.
+        reordered: whether the converter reorders the rows of queries and keys, for llama.cpp's
+            way of turning neighbours in place of halves.
+        norm_offset: what the converter adds to the scale of every norm.
+        fields: the metadata that becomes config fields.
+        keys: further keys that are read, or say nothing about what is computed.
+        constants: config fields that llama.cpp's code fixes, or has where the file says nothing.
+        stack: the module that holds the layers.
+        modules: tensor, without its ending: the module.
+        layer_modules: the same within a layer.
+        transposed: modules whose weights transformers keeps the other way round.
+        window_pattern: which layers see everything: every so many-th; 0 for an architecture
+            whose layers are alike.
+        wide_layers: the number of layers at which queries are scaled by the share of a head in
+            the hidden size, in place of the width of a head.
+    """
+
+    model_type: str
+    reordered: bool = False
+    norm_offset: float = 0.0
+    fields: dict[str, str] = field(default_factory=lambda: FIELDS)
+    keys: tuple[str, ...] = (*OTHER_KEYS, *ROPE_KEYS)
+    constants: dict[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
+    stack: str = "layers"
+    modules: dict[str, str] = field(default_factory=lambda: MODULES)
+    layer_modules: dict[str, str] = field(default_factory=lambda: LAYER_MODULES)
+    transposed: tuple[str, ...] = ()
+    window_pattern: int = 0
+    wide_layers: int = 0
+
+
+_GELU = "gelu_pytorch_tanh"
+
+_GEMMA = Architecture("gemma", norm_offset=1.0, constants={"hidden_act": _GELU})
+
+_GEMMA2 = replace(
+    _GEMMA,
+    model_type="gemma2",
+    fields={**FIELDS, **CAPS},
+    keys=(*_GEMMA.keys, WINDOW, WINDOW_PATTERN),
+    constants={
+        "hidden_activation": _GELU,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    layer_modules={**LAYER_MODULES, **FOUR_NORMS},
+    window_pattern=2,
+    wide_layers=46,
+)
+
+_GEMMA3 = replace(
+    _GEMMA2,
+    model_type="gemma3_text",
+    fields={**FIELDS, "final_logit_softcapping": "final_logit_softcapping"},
+    keys=(*_GEMMA2.keys, LOCAL_ROPE_BASE),
+    constants={"hidden_activation": _GELU, "final_logit_softcapping": None},
+    window_pattern=6,
+    wide_layers=62,
+)
+
+_GPT2 = Architecture(
+    "gpt2",
+    fields=GPT2_FIELDS,
+    keys=OTHER_KEYS,
+    constants={"activation_function": "gelu_new"},
+    stack="h",
+    modules=GPT2_MODULES,
+    layer_modules=GPT2_LAYER_MODULES,
+    transposed=("c_attn", "c_proj", "c_fc"),
+)
+
+ARCHITECTURES = {
+    # A Mistral is a llama here; one with a window says so.
+    "llama": Architecture("llama", reordered=True, keys=(*OTHER_KEYS, *ROPE_KEYS, WINDOW)),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA2,
+    "gemma3": _GEMMA3,
+    "gpt2": _GPT2,
+}

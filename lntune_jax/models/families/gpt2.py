@@ -1,0 +1,233 @@
+"""GPT-2: learned positions, layer norms before attention and MLP, one product for all of q, k, v.
+
+Its config is checked field by field. Every attribute is called what PyTorch's transformers calls
+it; its `Conv1D` keeps weights as (inputs, outputs), which is how kernels are kept here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from ..nn.attention import attend_causally
+from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
+from ..nn.sharding import keep_rows_apart, spread_lookup
+from ..nn.stack import Context, Options, run_layers, scan_layers, stack_layers
+from . import base as fields
+from .base import VARIANTS, WITHOUT_EFFECT, read_padding, refuse_unknown_fields
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from ..inputs import DecoderInputs
+    from ..nn.stack import Kept
+    from ..types import Cache
+
+    Hidden = Float[Array, "batch length hidden"]
+
+
+GPT2_HONOURED = (
+    "vocab_size",
+    "n_positions",
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "n_inner",
+    "activation_function",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "layer_norm_epsilon",
+    "initializer_range",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    # Its float32 is what attention here computes in anyway.
+    "reorder_and_upcast_attn",
+    "add_cross_attention",
+)
+
+
+@dataclass(frozen=True)
+class Gpt2Settings:
+    """The numbers and switches of one GPT-2."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    positions: int
+    activation: str
+    epsilon: float
+    scales: tuple[float, ...]
+    embedding_dropout: float
+    residual_dropout: float
+    attention_dropout: float
+    tie_word_embeddings: bool
+    initializer_range: float
+    pad_token_id: int | None
+    num_labels: int
+    model_type: str = "gpt2"
+    prefix: str = "transformer"
+    final_cap: None = None
+    attention_cap: None = None
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """As many as there are for queries."""
+        return self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Entries of a head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+def read_gpt2_settings(config: Any) -> Gpt2Settings:
+    """Read and check the config of a GPT-2.
+
+    Raises:
+        ModelError: a field holds a value that the model does not honour.
+    """
+    fields.refuse_variants(config, VARIANTS)
+    refuse_unknown_fields(config, (*GPT2_HONOURED, *WITHOUT_EFFECT))
+    heads, hidden = fields.size(config, "n_head"), fields.size(config, "n_embd")
+    fields.require("n_embd", hidden, hidden % heads == 0, f"a multiple of n_head ({heads})")
+    count = fields.size(config, "n_layer")
+    scale = (hidden // heads) ** -0.5 if fields.switch(config, "scale_attn_weights", True) else 1.0
+    by_layer = fields.switch(config, "scale_attn_by_inverse_layer_idx", False)
+    fields.switch(config, "reorder_and_upcast_attn", False)
+    return Gpt2Settings(
+        vocab_size=fields.size(config, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=fields.size_or_none(config, "n_inner") or 4 * hidden,
+        num_hidden_layers=count,
+        num_attention_heads=heads,
+        positions=fields.size(config, "n_positions"),
+        activation=fields.activation(config, "activation_function"),
+        epsilon=fields.positive(config, "layer_norm_epsilon"),
+        scales=tuple(scale / (index + 1 if by_layer else 1) for index in range(count)),
+        embedding_dropout=fields.rate(config, "embd_pdrop"),
+        residual_dropout=fields.rate(config, "resid_pdrop"),
+        attention_dropout=fields.rate(config, "attn_pdrop"),
+        tie_word_embeddings=fields.switch(config, "tie_word_embeddings", True),
+        initializer_range=fields.positive(config, "initializer_range"),
+        pad_token_id=read_padding(config),
+        num_labels=fields.size(config, "num_labels"),
+    )
+
+
+class Gpt2(nnx.Module):
+    """From token ids to hidden states."""
+
+    def __init__(self, settings: Gpt2Settings, options: Options, rngs: nnx.Rngs):
+        """Make the modules."""
+        width, dtype = settings.hidden_size, options.dtype
+        self.wte = Embed(settings.vocab_size, width, dtype=dtype, rngs=rngs)
+        self.wpe = Embed(settings.positions, width, dtype=dtype, rngs=rngs)
+        scales = settings.scales
+        if options.scan_layers:
+            self.h: Any = stack_layers(
+                lambda: Block(settings, scales[0], options, rngs),
+                len(scales),
+                options.frozen_layers,
+            )
+        else:
+            self.h = nnx.List([Block(settings, scale, options, rngs) for scale in scales])
+        self.ln_f = _norm(settings, options, rngs)
+        self.rate = settings.embedding_dropout
+        self.options = options
+        self.scales = (
+            scales if options.scan_layers and len(set(scales)) > 1 else (None,) * len(scales)
+        )
+
+    @property
+    def table(self) -> Embed:
+        """The word embeddings, which a tied head reads too."""
+        return self.wte
+
+    def __call__(self, inputs: DecoderInputs, key: Any) -> tuple[Hidden, Cache | None]:
+        """Compute the last hidden states, and the cache with these tokens in it."""
+        first, rest = split_key(key, 2)
+        hidden = spread_lookup(self.wte(inputs.input_ids)) + self.wpe(inputs.position_ids)
+        hidden = dropout(hidden, self.rate, first)
+        mask = inputs.mask(None)
+        contexts = [Context(mask, scale=scale) for scale in self.scales]
+        run = scan_layers if self.options.scan_layers else run_layers
+        hidden, cache = run(self.h, hidden, contexts, inputs, self.options.remat, rest)
+        return keep_rows_apart(self.ln_f(hidden)), cache
+
+
+class Block(nnx.Module):
+    """Attention, then the MLP, each on a normalised state and added to it."""
+
+    def __init__(self, settings: Gpt2Settings, scale: float, options: Options, rngs: nnx.Rngs):
+        self.ln_1 = _norm(settings, options, rngs)
+        self.attn = Attention(settings, scale, options, rngs)
+        self.ln_2 = _norm(settings, options, rngs)
+        self.mlp = MLP(settings, options, rngs)
+
+    def __call__(self, hidden: Hidden, context: Context, key: Any) -> tuple[Hidden, Kept | None]:
+        first, second = split_key(key, 2)
+        attended, kept = self.attn(self.ln_1(hidden), context, first)
+        hidden = hidden + attended
+        return hidden + self.mlp(self.ln_2(hidden), second), kept
+
+
+class Attention(nnx.Module):
+    """Self-attention whose queries, keys and values come from one product."""
+
+    def __init__(self, settings: Gpt2Settings, scale: float, options: Options, rngs: nnx.Rngs):
+        width, dtype = settings.hidden_size, options.dtype
+        self.c_attn = dense(width, 3 * width, dtype, rngs)
+        self.c_proj = dense(width, width, dtype, rngs)
+        self.settings = settings
+        self.scale = scale
+        self.implementation = options.attention
+
+    def __call__(self, hidden: Hidden, context: Context, key: Any) -> tuple[Hidden, Kept | None]:
+        first, second = split_key(key, 2)
+        shape = (*hidden.shape[:2], self.settings.num_attention_heads, -1)
+        query, keys, values = (
+            part.reshape(shape) for part in jnp.split(self.c_attn(hidden), 3, axis=-1)
+        )
+        (keys, values), kept = context.remember(keys, values)
+        mixed = attend_causally(
+            query,
+            keys,
+            values,
+            context.mask,
+            window=None,
+            scale=self.scale if context.scale is None else context.scale,
+            cap=None,
+            implementation=self.implementation,
+            rate=self.settings.attention_dropout,
+            dropout_rng=first,
+        )
+        mixed = self.c_proj(mixed.reshape(hidden.shape))
+        return dropout(mixed, self.settings.residual_dropout, second), kept
+
+
+class MLP(nnx.Module):
+    """A wide layer, an activation, and the way back."""
+
+    def __init__(self, settings: Gpt2Settings, options: Options, rngs: nnx.Rngs):
+        width, wide = settings.hidden_size, settings.intermediate_size
+        self.c_fc = dense(width, wide, options.dtype, rngs)
+        self.c_proj = dense(wide, width, options.dtype, rngs)
+        self.activation = settings.activation
+        self.rate = settings.residual_dropout
+
+    def __call__(self, hidden: Hidden, key: Any) -> Hidden:
+        inner = ACTIVATIONS[self.activation](self.c_fc(hidden))
+        return dropout(self.c_proj(inner), self.rate, key)
+
+
+def _norm(settings: Gpt2Settings, options: Options, rngs: nnx.Rngs) -> LayerNorm:
+    width = settings.hidden_size
+    return LayerNorm(width, epsilon=settings.epsilon, dtype=options.dtype, rngs=rngs)

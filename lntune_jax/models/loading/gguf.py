@@ -1,0 +1,332 @@
+"""Weights in one GGUF file, dequantised one tensor at a time, and the config in its metadata.
+
+Every field of the metadata is honoured or refused by its name.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lntune_jax.errors import ModelError
+from lntune_jax.messages import shorten
+
+from ..families import gguf as names
+from ..families.rope import LAYER_TYPES
+from ..nn.rope import Rope, fixed_frequencies
+from .gguf_header import check_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class GgufFile:
+    """The metadata and tensors of one file, by the key each has in a bare model."""
+
+    def __init__(self, path: Path):
+        """Read everything but the tensors' content.
+
+        Raises:
+            ModelError: the file is damaged, or holds another architecture.
+        """
+        self.directory = path
+        reader = _reader(path)
+        self._fields = reader.fields
+        self.architecture = self.field("general.architecture")
+        if not isinstance(self.architecture, str) or self.architecture not in names.ARCHITECTURES:
+            raise ModelError(
+                f"{path}: general.architecture is {shorten(repr(self.architecture))}; supported: "
+                f"{', '.join(sorted(names.ARCHITECTURES))}"
+            )
+        self._kind = names.ARCHITECTURES[self.architecture]
+        self._factors = None
+        self._tensors = {}
+        for tensor in reader.tensors:
+            if self._kind.reordered and tensor.name == names.FREQUENCY_FACTORS:
+                self._factors = tensor
+            else:
+                self._tensors[_module_name(path, tensor.name, self._kind)] = tensor
+        self._heads: dict[str, int] = {}
+        if self._kind.reordered:
+            config = self.config()
+            heads = config["num_attention_heads"]
+            self._heads = {"q_proj": heads, "k_proj": config.get("num_key_value_heads", heads)}
+
+    def field(self, key: str, default: Any = None) -> Any:
+        """Give the value of one metadata field."""
+        return self._fields[key].contents() if key in self._fields else default
+
+    def own(self, key: str, default: Any = None) -> Any:
+        """Give the value of one field under the architecture's name."""
+        return self.field(f"{self.architecture}.{key}", default)
+
+    def own_fields(self) -> dict[str, Any]:
+        """Give every field under the architecture's name."""
+        prefix = f"{self.architecture}."
+        full = [key for key in self._fields if key.startswith(prefix)]
+        return {key.removeprefix(prefix): self.field(key) for key in full}
+
+    def keys(self) -> list[str]:
+        """Every tensor's key."""
+        return list(self._tensors)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """A tensor's shape, in PyTorch's order of axes."""
+        shape = tuple(int(size) for size in self._tensors[key].shape)
+        return shape if self._is_transposed(key) else shape[::-1]
+
+    def read(self, key: str) -> np.ndarray:
+        """Read one tensor and dequantise it.
+
+        Raises:
+            ModelError: it is stored in a way that is unknown, or holds what is no number.
+        """
+        array = self._dequantized(self._tensors[key])
+        # A damaged scale of a quantised block shows as an infinity or as no number at all.
+        if not np.isfinite(array).all():
+            raise ModelError(f"{self.directory}: tensor {key} holds no numbers; fetch it again")
+        module = key.split(".")[-2]
+        if self._kind.norm_offset and module.endswith("norm"):
+            array = array - np.float32(self._kind.norm_offset)
+        if module in self._heads:
+            array = _halves(array, self._heads[module])
+        return array.T if self._is_transposed(key) else array
+
+    def frequency_factors(self) -> np.ndarray | None:
+        """Give what stretches the rotary frequencies, where the file has it."""
+        return None if self._factors is None else self._dequantized(self._factors)
+
+    def config(self) -> dict[str, Any]:
+        """Give the content of a config.json that says what the file's metadata say.
+
+        Raises:
+            ModelError: a field is missing, or holds what the models do not honour.
+        """
+        try:
+            return config_of_file(self)
+        except (ArithmeticError, TypeError, ValueError, IndexError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise _damaged(self.directory, error) from error
+
+    def _is_transposed(self, key: str) -> bool:
+        _, module, leaf = f".{key}".rsplit(".", 2)
+        return leaf == "weight" and module in self._kind.transposed
+
+    def _dequantized(self, tensor: Any) -> np.ndarray:
+        from gguf import dequantize  # pyright: ignore[reportMissingImports]
+
+        try:
+            with np.errstate(all="ignore"):  # Whatever overflows is found by its value.
+                return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        except NotImplementedError as error:
+            raise ModelError(
+                f"{self.directory}: tensor {tensor.name} is stored as {tensor.tensor_type.name}, "
+                "which the package gguf cannot dequantise"
+            ) from error
+
+
+@contextmanager
+def open_gguf(path: Path) -> Iterator[GgufFile]:
+    """Open a file while the block runs.
+
+    Raises:
+        ModelError: it is damaged, or holds what is not supported.
+    """
+    try:
+        file = GgufFile(path)
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from error
+    yield file
+
+
+def _reader(path: Path) -> Any:
+    try:
+        from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ModelError(
+            f"{path}: reading GGUF needs the package gguf: pip install 'lntune-jax[gguf]'"
+        ) from None
+    try:
+        check_header(path)
+        with np.errstate(all="ignore"):  # A count that overflows does not fit what follows.
+            return GGUFReader(path)
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    """The reader trusts what it reads: damage shows as an error of any kind."""
+    reason = " ".join(str(error).split())[:200]
+    return ModelError(
+        f"{path}: damaged or cut short ({type(error).__name__}: {reason}); fetch it again"
+    )
+
+
+def _module_name(path: Path, name: str, kind: names.Architecture) -> str:
+    stem, _, leaf = name.rpartition(".")
+    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    if layer is not None and layer[2] in kind.layer_modules:
+        return f"{kind.stack}.{layer[1]}.{kind.layer_modules[layer[2]]}.{leaf}"
+    if stem in kind.modules:
+        return f"{kind.modules[stem]}.{leaf}"
+    raise ModelError(f"{path}: tensor {shorten(name)} is none that this architecture's models have")
+
+
+def _halves(array: np.ndarray, heads: int) -> np.ndarray:
+    """Undo the converter's order of rows: neighbours of a pair go back into two halves."""
+    pairs = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(array.shape)
+
+
+def config_of_file(file: GgufFile) -> dict[str, Any]:
+    """Give the content of a config.json that says what the file's metadata say.
+
+    Raises:
+        ModelError: a field is missing, or holds what the models do not honour.
+    """
+    kind = names.ARCHITECTURES[file.architecture]
+    config: dict[str, Any] = {"model_type": kind.model_type, **kind.constants}
+    for key, name in kind.fields.items():
+        value = file.own(key)
+        if value is None and key in names.OPTIONAL_FIELDS:
+            continue
+        _require(file, key, value, _is_number(value), "one number")
+        config[name] = value
+    _refuse_others(file, kind)
+    _read_vocabulary(file, config, kind)
+    if kind.stack == "layers":
+        _read_attention(file, config, kind)
+    for key, name in names.TOKENIZER_FIELDS.items():
+        config[name] = file.field(key)
+    return config
+
+
+def _read_vocabulary(file: GgufFile, config: dict[str, Any], kind: names.Architecture) -> None:
+    config["vocab_size"] = file.shape(f"{kind.modules['token_embd']}.weight")[0]
+    config["tie_word_embeddings"] = "lm_head.weight" not in file.keys()  # noqa: SIM118
+
+
+def _read_attention(file: GgufFile, config: dict[str, Any], kind: names.Architecture) -> None:
+    heads = config["num_attention_heads"]
+    share = config["hidden_size"] // heads
+    width = config.setdefault("head_dim", share)
+    for key in ("rope.dimension_count", "attention.value_length"):
+        value = file.own(key, width)
+        _require(file, key, value, value == width, str(width))
+    config["attention_bias"] = "layers.0.self_attn.q_proj.bias" in file.keys()  # noqa: SIM118
+    if kind.wide_layers:
+        wide = config["num_hidden_layers"] == kind.wide_layers
+        config["query_pre_attn_scalar"] = share if wide else width
+    _read_windows(file, config, kind)
+    rope = _rope(file, width)
+    if kind.model_type == "gemma3_text":
+        # llama.cpp has another default than Gemma 3 itself: a file must say.
+        _require_number(file, names.ROPE_BASE)
+        local = {"rope_type": "default", "rope_theta": float(file.own(names.LOCAL_ROPE_BASE, 1e4))}
+        rope = dict(zip(LAYER_TYPES, (rope, local), strict=True))
+    config["rope_parameters"] = rope
+
+
+def _read_windows(file: GgufFile, config: dict[str, Any], kind: names.Architecture) -> None:
+    window = file.own(names.WINDOW)
+    if window is not None:
+        _require_number(file, names.WINDOW)
+        config["sliding_window"] = window or None
+    window = config.get("sliding_window")
+    if not kind.window_pattern:
+        if window is not None:
+            # The same computation, in a class that has windows, and no biases.
+            biased = config["attention_bias"]
+            _require(file, names.WINDOW, window, not biased, "no window, in a model with biases")
+            config["model_type"] = "mistral"
+            config.pop("attention_bias")
+        return
+    count = config["num_hidden_layers"]
+    local = _pattern(file, kind, count) if window else [False] * count
+    config["layer_types"] = [LAYER_TYPES[is_local] for is_local in local]
+
+
+def _pattern(file: GgufFile, kind: names.Architecture, count: int) -> list[bool]:
+    """Tell for each layer whether it sees a window only."""
+    found = file.own(names.WINDOW_PATTERN, kind.window_pattern)
+    if isinstance(found, list):
+        fits = len(found) == count and all(entry in (0, 1) for entry in found)
+        _require(file, names.WINDOW_PATTERN, found, fits, f"True or False for {count} layers")
+        return [bool(entry) for entry in found]
+    fits = _is_number(found) and not isinstance(found, bool) and found >= 0
+    _require(file, names.WINDOW_PATTERN, found, fits, "a number of layers, or one value for each")
+    return [found == 0 or index % found < found - 1 for index in range(count)]
+
+
+def _rope(file: GgufFile, width: int) -> dict[str, Any]:
+    base = file.own(names.ROPE_BASE, 10_000.0)
+    _require(file, names.ROPE_BASE, base, _is_number(base), "one number")
+    given = {
+        key: file.own(names.ROPE_SCALING + key)
+        for key in names.ROPE_FIELDS
+        if file.own(names.ROPE_SCALING + key) is not None
+    }
+    # As in llama.cpp, a factor alone means this one.
+    kind = file.own(names.ROPE_SCALING + "type", "linear" if "factor" in given else "none")
+    factors = file.frequency_factors()
+    if factors is not None:
+        _require(file, "rope.scaling.type", kind, kind == "none", "'none', beside factors")
+        return _llama3(file, factors, float(base), width)
+    one_of = ", ".join(map(repr, names.SCALINGS))
+    _require(file, "rope.scaling.type", kind, kind in names.SCALINGS, one_of)
+    read = {
+        name: given[key]
+        for key, name in names.ROPE_FIELDS.items()
+        if key in names.SCALINGS[kind] and key in given
+    }
+    if kind == "none":
+        return {"rope_type": "default", "rope_theta": float(base)}
+    return {"rope_type": kind, "rope_theta": float(base), **read}
+
+
+def _llama3(file: GgufFile, found: np.ndarray, base: float, width: int) -> dict[str, Any]:
+    """Recognise the parameters from which the converter computed the file's factors."""
+    plain = fixed_frequencies(Rope("default", base, width))
+    for factor in names.LLAMA3_FACTORS:
+        scaled = fixed_frequencies(
+            Rope("llama3", base, width, 8192, factor, low_factor=1.0, high_factor=4.0)
+        )
+        if found.shape == plain.shape and np.allclose(found, plain / scaled, rtol=1e-4):
+            return {**names.LLAMA3, "rope_theta": base, "factor": factor}
+    raise ModelError(
+        f"{file.directory}: the factors in {names.FREQUENCY_FACTORS} are not those of the "
+        f"'llama3' scaling by {' or '.join(f'{f:g}' for f in names.LLAMA3_FACTORS)}; load the "
+        "model from safetensors"
+    )
+
+
+def _refuse_others(file: GgufFile, kind: names.Architecture) -> None:
+    for key, value in file.own_fields().items():
+        if key not in kind.fields and key not in kind.keys:
+            unused = key in names.UNUSED and value == names.UNUSED[key]
+            _require(file, key, value, unused, "a file without this field")
+
+
+def _require_number(file: GgufFile, key: str) -> None:
+    value = file.own(key)
+    _require(file, key, value, _is_number(value), "one number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 2**31  # no NaN either
+
+
+def _require(file: GgufFile, key: str, value: Any, accepted: bool, supported: str) -> None:
+    if not accepted:
+        raise ModelError(
+            f"{file.directory}: field {file.architecture}.{shorten(key)} is "
+            f"{shorten(repr(value))}; "
+            f"supported: {supported}"
+        )

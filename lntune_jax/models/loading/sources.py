@@ -1,0 +1,227 @@
+"""Where a model's files are, and the config and weights in them.
+
+A name is a directory or a GGUF file if there is one, and an id on the Hugging Face hub otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lntune_jax.errors import ModelError
+from lntune_jax.messages import shorten
+from lntune_jax.storage.directories import refuse_url
+from lntune_jax.storage.sealed import read_json
+
+from ..families.names import LAYOUTS
+from .gguf import open_gguf
+from .safetensors import open_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .gguf import GgufFile
+    from .safetensors import Weights
+
+
+# An id on the hub: a name, or an owner and a name; paths begin with a dot or have more parts.
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+HUB_PATTERNS = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model")
+
+# Far above any model's, and small enough for a list of so many entries.
+_MOST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "block_count"), 1_000),
+    **dict.fromkeys(("num_labels", "_num_labels"), 1_000_000),
+    **dict.fromkeys(("head_dim", "hidden_size", "n_embd"), 2**22),
+}
+
+
+def find_directory(
+    name: str | os.PathLike[str], revision: str | None, patterns: tuple[str, ...] = HUB_PATTERNS
+) -> Path:
+    """Give the directory that holds a model's files, fetched from the hub where needed.
+
+    Or the GGUF file, where that is what the name says or all that the directory has.
+
+    Args:
+        name: a directory, or an id such as "google-bert/bert-base-uncased".
+        revision: a branch, tag or commit on the hub.
+        patterns: the files to fetch.
+
+    Raises:
+        ModelError: `name` is neither.
+    """
+    refuse_url(name, error=ModelError, what="the model")
+    directory = Path(name).expanduser()
+    try:
+        is_directory = directory.is_dir()
+    except OSError as error:  # a name that no file system takes
+        raise ModelError(
+            f"{str(name)[:80]!r} is no path of a directory: {error.strerror}"
+        ) from None
+    if is_directory:
+        return _gguf_in(directory) or directory
+    if directory.suffix == ".gguf" and directory.is_file():
+        return directory
+    if directory.exists():
+        raise ModelError(f"{directory} is a file; pass the directory that holds it")
+    if not HUB_NAME.fullmatch(str(name)):
+        # Something written as a path is not looked up elsewhere.
+        raise ModelError(f"{str(name)!r} is neither a directory nor an id on the hub")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:
+        # Whatever the cause (no network, no such id, no rights), one line says it; the
+        # libraries below raise more types than can be listed.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise ModelError(
+            f"{str(name)!r} is neither a directory nor reachable on the hub "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _gguf_in(directory: Path) -> Path | None:
+    if (directory / "config.json").is_file():
+        return None
+    files = sorted(directory.glob("*.gguf"))
+    if len(files) > 1:
+        listed = ", ".join(path.name for path in files)
+        raise ModelError(f"{directory} holds several GGUF files; pass one of them: {listed}")
+    return files[0] if files else None
+
+
+def read_config(directory: Path) -> Any:
+    """Read the transformers config of a model directory.
+
+    Raises:
+        ModelError: there is none, it is not JSON, or its `model_type` is not supported.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{directory} is no model directory: it has no config.json")
+    try:
+        fields = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a JSON file ({error})") from error
+    return config_of(fields, str(path))
+
+
+def config_of(fields: Any, source: str) -> Any:
+    """Give the transformers config of a config.json's content.
+
+    Args:
+        fields: the content, in the spelling of transformers 5 or 4.
+        source: what errors call it.
+
+    Raises:
+        ModelError: its `model_type` is not supported, or transformers refuses a field.
+    """
+    model_type = fields.get("model_type") if isinstance(fields, dict) else None
+    if not isinstance(model_type, str) or model_type not in LAYOUTS:
+        supported = ", ".join(sorted(LAYOUTS))
+        found = shorten(repr(model_type))
+        raise ModelError(f"{source}: config field 'model_type' is {found}; supported: {supported}")
+    _check_numbers(fields, source)
+    from transformers import AutoConfig
+
+    try:
+        return type(AutoConfig.for_model(model_type)).from_dict(copy.deepcopy(fields))
+    except Exception as error:
+        # The config classes check their fields with errors of several kinds.
+        reason = shorten(" ".join(str(error).split()))
+        raise ModelError(f"{source}: not a valid {model_type} config ({reason})") from error
+
+
+def _check_numbers(fields: dict[str, Any], source: str) -> None:
+    """Refuses numbers for which transformers, or a model, would make lists of that length.
+
+    Raises:
+        ModelError: names the field.
+    """
+    for field, most in _MOST.items():
+        value = fields.get(field)
+        if isinstance(value, int | float) and not value <= most:
+            raise ModelError(
+                f"{source}: config field {field!r} is {value!r}; supported: at most {most:,}"
+            )
+    stack: list[Any] = [fields]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+        elif isinstance(value, int) and abs(value) >= 2**31:
+            field = next((name for name in fields if fields[name] is value), "within another")
+            raise ModelError(
+                f"{source}: config field {field!r} is {shorten(str(value))}; supported: integers "
+                "of 32 bits"
+            )
+
+
+def check_layers(config: Any, tensors: int, source: Path) -> None:
+    """Refuses a config with more layers than a checkpoint has tensors, before any is built.
+
+    Raises:
+        ModelError: it has.
+    """
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > tensors:
+        raise ModelError(
+            f"{source}: config field 'num_hidden_layers' is {layers:,}, but the weights are "
+            f"{tensors:,} tensors"
+        )
+
+
+def with_labels(config: Any, num_labels: int | None) -> Any:
+    """Give the config with that number of labels; the names stay where the number does.
+
+    Raises:
+        ModelError: `num_labels` is no positive integer.
+    """
+    if num_labels is None or num_labels == getattr(config, "num_labels", None):
+        return config
+    if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 1:
+        raise ModelError(f"num_labels is {num_labels!r}; expected an integer of at least 1")
+    changed = copy.deepcopy(config)
+    changed.num_labels = num_labels
+    return changed
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[tuple[Any, Weights | GgufFile]]:
+    """Give the config and the weights, open while the block runs.
+
+    Args:
+        path: a model directory, or a GGUF file.
+
+    Raises:
+        ModelError: a file is missing, damaged, or holds what is not supported.
+    """
+    if path.is_file():
+        with open_gguf(path) as file:
+            yield config_of(file.config(), str(path)), file
+    else:
+        config = read_config(path)
+        with open_weights(path) as weights:
+            yield config, weights
+
+
+def config_from(path: Path) -> Any:
+    """Give the config alone.
+
+    Raises:
+        ModelError: as `open_source`.
+    """
+    if not path.is_file():
+        return read_config(path)
+    with open_gguf(path) as file:
+        return config_of(file.config(), str(path))

@@ -1,0 +1,294 @@
+"""Which tensor of a checkpoint goes to which leaf, and the reading of them, one at a time.
+
+All keys and shapes are compared before anything is read: what is missing, left over or of the
+wrong shape is one error that lists it. The host holds one tensor more than the model's own share
+at any moment; of a scanned model, one stacked leaf and the layer that is being read into it.
+Leaves that the checkpoint lacks are drawn from the seed and their path, so that no other leaf
+changes them.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lntune_jax.config import TASK_HEADS
+from lntune_jax.errors import FreshWeightsWarning, ModelError
+from lntune_jax.messages import warn
+from lntune_jax.sharding import fit_spec, warn_of
+
+from ..families.names import TENSORFLOW_LEAVES, Layout
+from ..nn.quantized import is_quantized, place_parts, quantize_kernel
+from ..nn.sharding import base_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lntune_jax.sharding import Misfit
+
+    from ..families.names import Layout, Stacks
+    from ..types import Leaves
+    from .gguf import GgufFile
+    from .safetensors import Weights
+
+
+LISTED = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where each leaf comes from.
+
+    Attributes:
+        sources: for a leaf path, the key in the checkpoint.
+        fresh: the leaf paths that the checkpoint lacks and may lack.
+        tied: the key of output weights which must equal the word embeddings, if there are any.
+    """
+
+    sources: dict[tuple[str, ...], str]
+    fresh: tuple[tuple[str, ...], ...]
+    tied: str | None
+
+
+def canonical_keys(weights: Weights | GgufFile, prefix: str) -> dict[str, str]:
+    """Give each key under the name it has in a bare model, whatever the file calls it.
+
+    Raises:
+        ModelError: two keys have one name.
+    """
+    names: dict[str, str] = {}
+    for key in weights.keys():  # noqa: SIM118
+        name = key.removeprefix(prefix + ".")
+        for old, new in TENSORFLOW_LEAVES.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        if name in names:
+            raise ModelError(
+                f"{weights.directory} holds {name} twice: as {names[name]} and as {key}"
+            )
+        names[name] = key
+    return names
+
+
+def match(
+    leaves: Leaves,
+    names: dict[str, str],
+    weights: Weights | GgufFile,
+    task: str | None,
+    layout: Layout,
+) -> Plan:
+    """Find the tensor of every leaf, and say so where that cannot be done.
+
+    Args:
+        leaves: the model's leaves.
+        names: the checkpoint's keys, from `canonical_keys`.
+        weights: the checkpoint.
+        task: the model's task.
+        layout: the architecture's names.
+
+    Raises:
+        ModelError: keys are missing or unexpected, or shapes differ.
+    """
+    wanted = {path: layout.name(path) for path in leaves}
+    found = {path: _find(name, names, layout) for path, name in wanted.items()}
+    used = {name for name in found.values() if name is not None}
+    groups = {name.split(".")[0] for name in used}
+    fresh, missing = [], []
+    for path, name in wanted.items():
+        if found[path] is None:
+            group = name.split(".")[0]
+            # A module of which the file holds a part is damaged, not absent.
+            absent = group in layout.fresh[task] and group not in groups
+            (fresh if absent else missing).append(path)
+    tied = [name for name in names if name in layout.tied and name not in used]
+    left = [name for name in names if name not in used and name not in tied]
+    unexpected = [names[name] for name in left if not _harmless(name, layout.harmless[task])]
+    sources = {path: names[name] for path, name in found.items() if name is not None}
+    _report(leaves, sources, [wanted[path] for path in missing], unexpected, weights, layout)
+    needed = task == layout.tied_task and bool(tied)
+    return Plan(sources, tuple(fresh), names[tied[0]] if needed else None)
+
+
+def _find(name: str, names: dict[str, str], layout: Layout) -> str | None:
+    return next((n for n in (name, layout.synonyms.get(name)) if n in names), None)
+
+
+def _harmless(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _report(
+    leaves: Leaves,
+    sources: dict[tuple[str, ...], str],
+    missing: list[str],
+    unexpected: list[str],
+    weights: Weights | GgufFile,
+    layout: Layout,
+) -> None:
+    wrong = []
+    for path, key in sources.items():
+        shape = leaves[path].shape
+        expected = shape[::-1] if layout.transposed(path) else shape
+        if weights.shape(key) != expected:
+            wrong.append(f"{key} (expected {expected}, found {weights.shape(key)})")
+    faults = {
+        "missing keys": missing,
+        "unexpected keys": unexpected,
+        "wrong shapes": wrong,
+    }
+    lines = [f"  {fault}: {_listed(names)}" for fault, names in faults.items() if names]
+    if any(entry.startswith(("classifier.", "score.")) for entry in wrong):
+        lines.append("  a classifier of another size: leave num_labels out, or pass the file's")
+    if lines:
+        raise ModelError("\n".join([f"{weights.directory} does not fit the model:", *lines]))
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+# Heads that are always fresh when a task begins: no reason to warn.
+_HEADS = TASK_HEADS["SEQ_CLS"]
+
+
+def load_leaves(
+    leaves: Leaves,
+    plan: Plan,
+    weights: Weights | GgufFile,
+    names: dict[str, str],
+    layout: Layout,
+    *,
+    stacks: Stacks,
+    mesh: Any,
+    specs: Callable[[str, Any], Any] | None,
+    seed: int,
+    spread: float,
+    progress: Callable[[int, int], None] | None,
+    quantize: str | None = None,
+) -> dict[tuple[str, ...], jax.Array]:
+    """Read what the plan found in the checkpoint, and draw the rest.
+
+    Args:
+        leaves: the model's leaves.
+        plan: where each comes from.
+        weights: the checkpoint.
+        names: its keys, from `canonical_keys`.
+        layout: the architecture's names.
+        stacks: the leaves that hold all layers, and the paths of the layers' parts in the plan.
+        mesh: devices to put every leaf on, or `None` for the default device.
+        specs: how each leaf lies on the mesh; `None` for `base_specs`, as far as it fits.
+        seed: for the leaves that are drawn.
+        spread: their standard deviation.
+        progress: told after each leaf how many bytes of how many are in place.
+        quantize: what the kernels of the layers become, one of `KINDS`, or `None`.
+
+    Raises:
+        ModelError: tied weights differ, or a tensor is not floating point.
+    """
+    if plan.tied is not None:
+        _check_tied(weights, plan.tied, names[layout.embeddings])
+    arrays, misfits = {}, []
+    total, done = sum(map(_bytes, leaves.values())), 0
+    for path, leaf in leaves.items():
+        if path in stacks:
+            array = np.empty(leaf.shape, leaf.dtype)
+            for index, part in enumerate(stacks[path]):
+                array[index] = _read(part, plan, weights, layout)
+        elif path in plan.sources:
+            array = _read(path, plan, weights, layout)
+        else:
+            array = draw(path, leaf.shape, seed, spread)
+        sharding = None
+        if mesh is not None:
+            spec, found = _spec(".".join(path), leaf, mesh, specs)
+            misfits += found
+            sharding = jax.sharding.NamedSharding(mesh, spec)
+        if quantize is not None and is_quantized(path):
+            # From float32, so that the few bits are the same whatever the model's dtype is.
+            exact = np.ascontiguousarray(array, np.float32)
+            found = place_parts(path, quantize_kernel(exact, quantize))
+            placed = {part: _place_part(value, sharding) for part, value in found.items()}
+        else:
+            placed = {path: _place(np.ascontiguousarray(array, leaf.dtype), sharding)}
+        # Without waiting, reading runs ahead and the host holds every tensor still on its way.
+        arrays |= jax.block_until_ready(placed)
+        done += _bytes(leaf)
+        if progress is not None:
+            progress(done, total)
+    _warn(plan)
+    warn_of(misfits)
+    return arrays
+
+
+def _read(
+    path: tuple[str, ...], plan: Plan, weights: Weights | GgufFile, layout: Layout
+) -> np.ndarray:
+    array = weights.read(plan.sources[path])
+    return array.T if layout.transposed(path) else array
+
+
+def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    return leaf.size * leaf.dtype.itemsize
+
+
+def _check_tied(weights: Weights | GgufFile, output: str, embeddings: str) -> None:
+    if not np.array_equal(weights.read(output), weights.read(embeddings)):
+        raise ModelError(
+            f"{weights.directory}: {output} and {embeddings} differ, but config field "
+            "'tie_word_embeddings' is True; set it to False in config.json if the file is right"
+        )
+
+
+def draw(path: tuple[str, ...], shape: tuple[int, ...], seed: int, spread: float) -> np.ndarray:
+    """Draw a leaf that a checkpoint lacks: the same for a seed, whatever else is drawn."""
+    if path[-1] == "scale":
+        return np.ones(shape, np.float32)
+    if path[-1] == "bias":
+        return np.zeros(shape, np.float32)
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(".".join(path).encode()))
+    return np.asarray(jax.random.normal(key, shape, jnp.float32) * spread)
+
+
+def _spec(
+    path: str,
+    leaf: jax.ShapeDtypeStruct,
+    mesh: Any,
+    specs: Callable[[str, Any], Any] | None,
+) -> tuple[Any, list[Misfit]]:
+    """How a leaf lies on the mesh, and what of our own rule does not fit; theirs is law."""
+    if specs is not None:
+        return specs(path, leaf), []
+    return fit_spec(path, leaf.shape, base_specs(path, leaf), mesh.shape)
+
+
+def _place(array: np.ndarray, sharding: Any) -> jax.Array:
+    if sharding is None:
+        return jnp.asarray(array)
+    # By callback: each process of several hands over its own devices' parts.
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _place_part(array: jax.Array, sharding: Any) -> jax.Array:
+    """Place a part of a quantised kernel like the kernel; an axis that does not divide is whole."""
+    if sharding is None:
+        return array
+    spec, _ = fit_spec("", array.shape, sharding.spec, sharding.mesh.shape)
+    return _place(np.asarray(array), jax.sharding.NamedSharding(sharding.mesh, spec))
+
+
+def _warn(plan: Plan) -> None:
+    names = [".".join(path) for path in plan.fresh if path[0] not in _HEADS]
+    if names:
+        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        warn(
+            f"not in the checkpoint, drawn at random: {', '.join(names[:LISTED])}{more}; "
+            "train them before you rely on the output",
+            FreshWeightsWarning,
+        )

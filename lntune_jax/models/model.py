@@ -1,0 +1,431 @@
+"""Tables of names: what the architectures, tasks and checkpoint files call things.
+
+They are data alone, so that a name which differs between two sources is found in one place.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lntune_jax.errors import ModelError
+
+from .families import base as fields
+from .families.bert import read_settings
+from .families.decoders import DecoderRecipe, build_decoder
+from .families.encoders import Recipe, build
+from .families.gpt2 import read_gpt2_settings
+from .families.llama import FAMILIES, read_decoder_settings
+from .families.names import LAYOUTS, find_stacks, unstack, write_name_map
+from .loading.sources import (
+    check_layers,
+    config_from,
+    config_of,
+    find_directory,
+    open_source,
+    with_labels,
+)
+from .loading.weights import canonical_keys, load_leaves, match
+from .nn.quantized import check_kind, quantized_shapes
+from .nn.skeleton import nest
+from .nn.stack import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lntune_jax.names.rules import NameMap
+
+    from .families.names import Stacks
+    from .types import Leaves, ModelOutput
+
+
+ENCODER_TASKS = (None, "SEQ_CLS", "TOKEN_CLS", "MASKED_LM")
+
+TASKS = (*ENCODER_TASKS, "CAUSAL_LM")
+
+POOLINGS = (None, "mean")
+
+# Not float16: its narrow range asks for loss scaling, and JAX's attention refuses it on CPU.
+DTYPES = ("float32", "bfloat16")
+
+DECODER_TASKS = (None, "CAUSAL_LM", "SEQ_CLS")
+
+ATTENTIONS = ("xla", "cudnn")
+
+REMATS = ("none", "norms", "dots", "full")
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainedModel:
+    """A model's weights and the function that uses them.
+
+    Attributes:
+        params: a nested dict with string keys, indices of layers too. The paths are PyTorch's
+            module paths, the leaves Flax's: `kernel` (inputs, outputs) and `bias`, `scale` and
+            `bias`, `embedding`.
+        config: the transformers config.
+        apply: a pure function, which jit, grad and vmap can take: of an encoder
+            `apply(params, input_ids, attention_mask=None, token_type_ids=None,
+            position_ids=None, *, dropout_rng=None) -> ModelOutput`, of a decoder
+            `apply(params, input_ids, attention_mask=None, position_ids=None, *,
+            segment_ids=None, cache=None, dropout_rng=None, with_logits=True)`. All inputs are
+            integers of the shape (batch, length), the mask may hold booleans. Without
+            `dropout_rng` nothing is dropped. Ids outside their table give NaN. Weights may be
+            wider than the model's dtype: norms compute in float32 in any case, the others are
+            cast. A decoder's positions are the columns unless they are given, as in PyTorch;
+            with `segment_ids` (several texts in one row) they begin anew in each segment, and
+            tokens see their own segment only. `cache` is what `empty_cache` gives, or the
+            `cache` of the output before.
+        task: the task it was made for.
+        fresh: the leaf paths, with dots, that were drawn at random.
+        settings: what was read from the config, every field checked.
+        dtype: of weights and activations.
+        name_map: of a scanned model, transformers' names for all leaves, layer by layer, for
+            `partition_params`, `save_adapter`, `restore_adapter`, `export_peft` and
+            `import_peft`; else `None`, which they take too.
+        quantize: what the kernels of the layers are kept as, or `None` for `dtype`.
+
+    Example:
+        >>> import jax
+        >>> from transformers import BertConfig
+        >>> from lntune_jax.models import from_config
+        >>> tiny = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+        >>> model = from_config(tiny, task="MASKED_LM")
+        >>> tokens = jax.ShapeDtypeStruct((2, 16), "int32")
+        >>> jax.eval_shape(model.apply, model.params, tokens).logits.shape
+        (2, 16, 30522)
+    """
+
+    params: dict[str, Any] = field(repr=False)
+    config: Any = field(repr=False)
+    apply: Callable[..., ModelOutput] = field(repr=False)
+    task: str | None = None
+    fresh: tuple[str, ...] = ()
+    settings: Any = field(default=None, repr=False)
+    dtype: str = "float32"
+    name_map: NameMap | None = field(default=None, repr=False)
+    quantize: str | None = None
+
+
+def from_pretrained(
+    name_or_directory: str | os.PathLike[str],
+    task: str | None = None,
+    *,
+    dtype: Any = "float32",
+    mesh: Any = None,
+    specs: Callable[[str, Any], Any] | None = None,
+    num_labels: int | None = None,
+    pooling: str | None = None,
+    attention: str = "xla",
+    remat: str = "none",
+    scan_layers: bool = False,
+    frozen_layers: int = 0,
+    seed: int = 0,
+    revision: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    quantize: str | None = None,
+) -> PretrainedModel:
+    """Load a BERT, RoBERTa, Llama, Mistral, Qwen, Gemma or GPT-2 checkpoint.
+
+    The weights come from `model.safetensors`, from several such files with an index, or, for
+    a decoder, from a GGUF file, quantised or not, which holds the config too. Only a
+    head (and the pooler that BERT's sequence classifier reads) may be missing in them: it is
+    drawn from the normal distribution with the config's `initializer_range`, biases zero. A
+    bare model whose checkpoint has no pooler has none, and a language model's head is never
+    drawn. Tensors are read, cast and placed one at a time.
+
+    Args:
+        name_or_directory: a model directory, a GGUF file, or an id on the Hugging Face hub.
+        task: `None` for the bare model; for BERT and RoBERTa "SEQ_CLS", "TOKEN_CLS" or
+            "MASKED_LM", for the others "CAUSAL_LM" or "SEQ_CLS".
+        dtype: of weights and activations: "float32" or "bfloat16", whatever the file's is.
+        mesh: a `jax.sharding.Mesh` to put the weights on. Its axes "fsdp" and "tensor", where it
+            has them, divide them as `base_specs` says; along any other there are copies.
+        specs: in place of that, `specs(path, leaf)` gives the `PartitionSpec` of a leaf, from its
+            path with dots and its shape and dtype.
+        num_labels: outputs of a classifier, in place of the config's.
+        pooling: what a sequence classifier reads: `None` for the architecture's own, "mean" for
+            the mean of the last hidden states over the tokens that count (encoders only).
+        attention: "xla", or "cudnn" for flash attention on NVIDIA GPUs (decoders only).
+        remat: what a decoder's backward pass computes again to store less: "none", "norms" (all but
+            matrix products), "dots" (queries times keys too) or "full" (layers from their input).
+        scan_layers: whether a decoder keeps each leaf of its layers once, for all of them, with a
+            first axis for the layer (`model.layers.input_layernorm.scale` of shape (layers,
+            width)), and runs them in a loop: a program of one layer, which compiles faster.
+            The host then holds one whole stacked leaf while it is read.
+        frozen_layers: with `scan_layers`, how many layers from the first are a stack and a loop of
+            their own, `layers.lower`; where none of them trains, the backward pass ends above.
+        seed: for leaves that the checkpoint lacks.
+        revision: a branch, tag or commit on the hub.
+        progress: called as `progress(done, total)`, in bytes, after each tensor.
+        quantize: `None`, or what the kernels of the layers are kept as to take less memory:
+            "int8", "int4", "nf4" or "fp8" (needs qwix, the extra `quant`). Norms, biases,
+            embeddings and heads stay in `dtype`, and so do activations.
+
+    Raises:
+        ModelError: the name is neither a directory nor on the hub; a file is missing, damaged
+            or a pickle; the config holds something that cannot be honoured exactly; the weights
+            do not fit the model; `quantize` would quantise activations, through which norms
+            get wrong gradients. The message names file, field or keys.
+
+    Warns:
+        ShardingWarning: an axis of the mesh does not divide one of a leaf, which is left whole.
+        FreshWeightsWarning: leaves outside `classifier` and `score` were drawn at random.
+
+    Example:
+        >>> from lntune_jax.models import from_pretrained
+        >>> try:
+        ...     from_pretrained("./no-such-directory", task="SEQ_CLS")
+        ... except ValueError as error:
+        ...     print(error)
+        './no-such-directory' is neither a directory nor an id on the hub
+    """
+    asked = Choices(task, pooling, dtype, attention, remat, scan_layers, frozen_layers)
+    choices = check_choices(asked)
+    quantize = check_kind(quantize, scan_layers=scan_layers)
+    with open_source(find_directory(name_or_directory, revision)) as (found, weights):
+        config = with_labels(found, num_labels)
+        layout = LAYOUTS[config.model_type]
+        names = canonical_keys(weights, layout.prefix)
+        check_layers(config, len(names), weights.directory)
+        pooler = any(name.startswith("pooler.") for name in names)
+        blueprint = draw_up(config, choices, pooler=pooler)
+        parts = unstack(blueprint.leaves, blueprint.stacks)
+        plan = match(parts, names, weights, task, layout)
+        arrays = load_leaves(
+            blueprint.leaves,
+            plan,
+            weights,
+            names,
+            layout,
+            stacks=blueprint.stacks,
+            mesh=mesh,
+            specs=specs,
+            seed=seed,
+            spread=blueprint.settings.initializer_range,
+            progress=progress,
+            quantize=quantize,
+        )
+    fresh = tuple(map(".".join, plan.fresh))
+    return _complete(nest(arrays), config, blueprint, task, quantize, fresh)
+
+
+def from_config(
+    directory_or_config: Any,
+    task: str | None = None,
+    *,
+    dtype: Any = "float32",
+    num_labels: int | None = None,
+    pooling: str | None = None,
+    attention: str = "xla",
+    remat: str = "none",
+    scan_layers: bool = False,
+    frozen_layers: int = 0,
+    revision: str | None = None,
+    quantize: str | None = None,
+) -> PretrainedModel:
+    """Give the model of a config, with shapes in place of weights.
+
+    Args:
+        directory_or_config: a transformers config, the dict of a config.json, a directory with
+            one, or an id on the Hugging Face hub; no weights are read or fetched.
+        task: as in `from_pretrained`.
+        dtype: as in `from_pretrained`.
+        num_labels: as in `from_pretrained`.
+        pooling: as in `from_pretrained`.
+        attention: as in `from_pretrained`.
+        remat: as in `from_pretrained`.
+        scan_layers: as in `from_pretrained`.
+        frozen_layers: as in `from_pretrained`.
+        revision: as in `from_pretrained`.
+        quantize: as in `from_pretrained`.
+
+    Returns:
+        A model whose `params` are `jax.ShapeDtypeStruct`; `jax.eval_shape(model.apply, ...)`
+        works on them, and `model.apply` on a tree of arrays of those shapes.
+
+    Raises:
+        ModelError: as in `from_pretrained`, for all that the config says.
+
+    Example:
+        >>> from transformers import BertConfig
+        >>> from lntune_jax.models import from_config
+        >>> tiny = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1)
+        >>> model = from_config(tiny, task="SEQ_CLS", num_labels=3)
+        >>> model.params["classifier"]["kernel"]
+        ShapeDtypeStruct(shape=(8, 3), dtype=float32)
+        >>> sorted(model.params["bert"]["encoder"]["layer"]["0"]["output"]["LayerNorm"])
+        ['bias', 'scale']
+    """
+    asked = Choices(task, pooling, dtype, attention, remat, scan_layers, frozen_layers)
+    choices, config = check_choices(asked), directory_or_config
+    quantize = check_kind(quantize, scan_layers=scan_layers)
+    if isinstance(config, str | os.PathLike):
+        config = config_from(find_directory(config, revision, ("config.json",)))
+    elif isinstance(config, dict):
+        config = config_of(config, "the config")
+    blueprint = draw_up(config := with_labels(config, num_labels), choices, pooler=True)
+    leaves = quantized_shapes(blueprint.leaves, quantize)
+    return _complete(nest(leaves), config, blueprint, task, quantize)
+
+
+def _complete(
+    tree: Any, config: Any, made: Blueprint, task: Any, quantize: Any, fresh: tuple[str, ...] = ()
+) -> PretrainedModel:
+    rest = fresh, made.settings, made.dtype, made.name_map, quantize
+    return PretrainedModel(tree, config, made.apply, task, *rest)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The options of `from_pretrained` that decide the modules."""
+
+    task: str | None
+    pooling: str | None
+    dtype: Any
+    attention: str
+    remat: str
+    scan_layers: bool = False
+    frozen_layers: int = 0
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model without weights.
+
+    Attributes:
+        settings: what the config says.
+        leaves: the leaves of its tree.
+        apply: its function.
+        dtype: of weights and activations.
+        stacks: the leaves that hold all layers, and what the layers' parts are called.
+        name_map: transformers' names for all leaves, if some are stacked.
+    """
+
+    settings: Any
+    leaves: Leaves
+    apply: Callable[..., ModelOutput]
+    dtype: str
+    stacks: Stacks = field(default_factory=dict)
+    name_map: NameMap | None = None
+
+
+def check_choices(choices: Choices) -> Choices:
+    """Check what can be known without the config, and give the dtype by its name.
+
+    Raises:
+        ModelError: an option is not among the supported ones.
+    """
+    task, pooling = choices.task, choices.pooling
+    _check("task", task, TASKS)
+    _check("pooling", pooling, POOLINGS)
+    _check("attention", choices.attention, ATTENTIONS)
+    _check("remat", choices.remat, REMATS)
+    _check("scan_layers", choices.scan_layers, (False, True))
+    frozen = choices.frozen_layers
+    if isinstance(frozen, bool) or not isinstance(frozen, int) or frozen < 0:
+        raise ModelError(f"frozen_layers is {frozen!r}; expected an integer of at least 0")
+    if frozen and not choices.scan_layers:
+        raise ModelError(
+            f"frozen_layers is {frozen}, which only scan_layers=True reads: the backward pass of "
+            "separate layers ends by itself below the lowest that trains; leave it out"
+        )
+    if pooling is not None and task != "SEQ_CLS":
+        raise ModelError(f"pooling is {pooling!r}, which only the task 'SEQ_CLS' reads")
+    try:
+        name = np.dtype(choices.dtype).name
+    except TypeError:
+        name = str(choices.dtype)
+    if name not in DTYPES:
+        raise ModelError(f"dtype is {name!r}; supported: {', '.join(DTYPES)}")
+    return replace(choices, dtype=name)
+
+
+def draw_up(config: Any, choices: Choices, *, pooler: bool) -> Blueprint:
+    """Give the model of a config.
+
+    Args:
+        config: a transformers config.
+        choices: from `check_choices`.
+        pooler: whether a bare encoder or a mean-pooling classifier has a pooler.
+
+    Raises:
+        ModelError: the config or an option is one that this architecture does not honour.
+    """
+    model_type = fields.read(config, "model_type")
+    fields.require("model_type", model_type, model_type in LAYOUTS, fields.one_of(LAYOUTS))
+    if model_type in FAMILIES or model_type == "gpt2":
+        return _decoder(config, choices)
+    settings = read_settings(config)
+    unused = {"attention": "xla", "remat": "none", "scan_layers": False}
+    _fits(settings.architecture.prefix, choices, ENCODER_TASKS, unused)
+    # RoBERTa's classifier never reads a pooler, and its PyTorch class has none.
+    task, pooling = choices.task, choices.pooling
+    pooled = task == "SEQ_CLS" and settings.architecture.pooled_classifier
+    reads = task == "SEQ_CLS" and pooling is None
+    recipe = Recipe(
+        settings, task, pooling, (pooler or reads) and (task is None or pooled), choices.dtype
+    )
+    leaves, apply = build(recipe)
+    return Blueprint(settings, leaves, apply, choices.dtype)
+
+
+def _decoder(config: Any, choices: Choices) -> Blueprint:
+    gpt2 = config.model_type == "gpt2"
+    settings = read_gpt2_settings(config) if gpt2 else read_decoder_settings(config)
+    _fits(config.model_type, choices, DECODER_TASKS, {"pooling": None})
+    if choices.attention == "cudnn" and settings.attention_cap is not None:
+        raise ModelError(
+            "attention is 'cudnn', which knows no soft cap, but config field "
+            f"'attn_logit_softcapping' is {settings.attention_cap}; pass attention='xla'"
+        )
+    if choices.frozen_layers >= settings.num_hidden_layers:
+        raise ModelError(
+            f"frozen_layers is {choices.frozen_layers}, and config field 'num_hidden_layers' "
+            f"{settings.num_hidden_layers}: a layer above them must be left"
+        )
+    if choices.attention == "cudnn" and choices.scan_layers:
+        _refuse_varying(settings)
+    options = Options(
+        choices.dtype, choices.attention, choices.remat, choices.scan_layers, choices.frozen_layers
+    )
+    leaves, apply = build_decoder(DecoderRecipe(settings, choices.task, options))
+    if not choices.scan_layers:
+        return Blueprint(settings, leaves, apply, choices.dtype)
+    layout = LAYOUTS[config.model_type]
+    stacks = find_stacks(leaves, layout, settings.num_hidden_layers)
+    names = write_name_map(leaves, stacks, layout, config.model_type)
+    return Blueprint(settings, leaves, apply, choices.dtype, stacks, names)
+
+
+def _refuse_varying(settings: Any) -> None:
+    """Refuse what cuDNN must be told when a program is compiled and differs between layers."""
+    windows = {layer.window for layer in getattr(settings, "layers", ())}
+    scales = set(getattr(settings, "scales", ()))
+    for name, values in (("windows", windows), ("factors of scores", scales)):
+        if len(values) > 1:
+            raise ModelError(
+                "attention is 'cudnn' and scan_layers is True, which makes one program for all "
+                f"layers, but theirs have different {name} ({', '.join(map(str, values))}); pass "
+                "attention='xla', or scan_layers=False"
+            )
+
+
+def _check(name: str, value: Any, supported: tuple[Any, ...]) -> None:
+    if value not in supported:
+        raise ModelError(f"{name} is {value!r}; supported: {', '.join(map(repr, supported))}")
+
+
+def _fits(
+    model_type: str, choices: Choices, tasks: tuple[str | None, ...], unused: dict[str, Any]
+) -> None:
+    if choices.task not in tasks:
+        supported = ", ".join(map(repr, tasks))
+        raise ModelError(f"task is {choices.task!r}; supported by {model_type}: {supported}")
+    for name, value in unused.items():
+        found = getattr(choices, name)
+        if found != value:
+            raise ModelError(f"{name} is {found!r}, which {model_type} does not have: leave it out")

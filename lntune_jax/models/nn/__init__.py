@@ -1,0 +1,1 @@
+"""What models are made of: layers, attention, positions, stacks, and how they lie on a mesh."""

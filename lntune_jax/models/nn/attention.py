@@ -1,0 +1,131 @@
+"""Attention: to every position that the mask leaves, or to the ones before.
+
+Written out in two products and a softmax, which is faster on a CPU than JAX's own function, and
+knows dropout on the probabilities and a soft cap on the scores; "cudnn" goes through JAX's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from ..inputs import sees
+from .layers import dropout
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+
+def attend(
+    query: Float[Array, "batch places heads size"],
+    key: Float[Array, "batch length heads size"],
+    value: Float[Array, "batch length heads size"],
+    mask: Bool[Array, "batch length"] | None,
+    rate: float,
+    dropout_rng: Any,
+) -> Float[Array, "batch places heads size"]:
+    """Mix the values, by the softmax of the scaled products of queries and keys.
+
+    Args:
+        query: what each position looks for, or the first ones only.
+        key: what each position offers.
+        value: what each position passes on.
+        mask: true where a position may be attended to; `None` for everywhere.
+        rate: the share of probabilities dropped when there is a key for it.
+        dropout_rng: a JAX random key, or `None` for no dropout.
+    """
+    spread = None if mask is None else mask[:, None, None, :]
+    batch, length, heads, _ = key.shape
+    drawn = (batch, heads, length, length)
+    return attend_explicitly(query, key, value, spread, rate, dropout_rng, drawn=drawn)
+
+
+def attend_causally(
+    query: Float[Array, "batch length heads size"],
+    key: Float[Array, "batch slots shared size"],
+    value: Float[Array, "batch slots shared size"],
+    mask: Bool[Array, "_ 1 length slots"] | None,
+    *,
+    window: int | None,
+    scale: Any,
+    cap: float | None,
+    implementation: Any,
+    rate: float,
+    dropout_rng: Any,
+) -> Float[Array, "batch length heads size"]:
+    """Mix the values of a position and the ones before it.
+
+    Args:
+        query: what each position looks for.
+        key: what each position offers, each of its heads to a group of the query's.
+        value: what each position passes on.
+        mask: true where a query sees a key, the order of positions and the window included;
+            `None` where only these two decide.
+        window: how many positions a query sees, its own included; `None` for all before.
+        scale: what the products are multiplied by.
+        cap: the bound that the scores approach through tanh, or `None`.
+        implementation: "xla" or "cudnn".
+        rate: the share of probabilities dropped when there is a key for it.
+        dropout_rng: a JAX random key, or `None` for no dropout.
+    """
+    if implementation == "cudnn" and (dropout_rng is None or rate == 0):
+        near = None if mask is not None or window is None else (window - 1, 0)
+        # JAX's function promotes inside; the caller's strict mode is not meant for it.
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.nn.dot_product_attention(
+                query,
+                key,
+                value,
+                mask=mask,
+                scale=scale,
+                is_causal=mask is None,
+                local_window_size=near,
+                implementation=implementation,
+            )
+    if mask is None:
+        mask = sees(jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None], window)
+    return attend_explicitly(query, key, value, mask, rate, dropout_rng, scale=scale, cap=cap)
+
+
+def attend_explicitly(
+    query: Float[Array, "batch length heads size"],
+    key: Float[Array, "batch slots shared size"],
+    value: Float[Array, "batch slots shared size"],
+    mask: Bool[Array, "_ 1 _ slots"] | None,
+    rate: float,
+    dropout_rng: Any,
+    *,
+    scale: Any = None,
+    cap: float | None = None,
+    drawn: tuple[int, ...] | None = None,
+) -> Float[Array, "batch length heads size"]:
+    """Mix the values in two products, with the softmax in float32 and dropout on its result.
+
+    The query heads that share a key head come one after the other in its rows, so that both
+    products are plain batches of matrices. With an axis for the group, as in JAX's own function,
+    XLA on a CPU takes up to twice as long.
+    """
+    batch, length, heads, size = query.shape
+    shared = key.shape[2]
+    groups = heads // shared
+    grouped = query.reshape(batch, length, shared, groups, size).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(batch, shared, groups * length, size)
+    key, value = (x.transpose(0, 2, 1, 3) for x in (key, value))
+    # Said in full: in the backward pass a float32 gradient would else meet bfloat16 keys.
+    exact = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if query.dtype == jnp.bfloat16 else None
+    scores = jnp.einsum(
+        "bhqd,bhkd->bhqk", grouped, key, precision=exact, preferred_element_type=jnp.float32
+    )
+    scores = scores / size**0.5 if scale is None else scores * scale
+    if cap is not None:
+        scores = jnp.tanh(scores / cap) * cap
+    if mask is not None:
+        # The lowest finite number: a row with nothing to attend to stays free of NaN.
+        repeats = groups if mask.shape[2] > 1 else 1
+        scores = jnp.where(jnp.tile(mask, (1, 1, repeats, 1)), scores, jnp.finfo(scores.dtype).min)
+    probabilities = dropout(jax.nn.softmax(scores, axis=-1), rate, dropout_rng, drawn)
+    mixed = jnp.einsum("bhqk,bhkd->bhqd", probabilities.astype(value.dtype), value)
+    mixed = mixed.reshape(batch, shared, groups, length, size).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, length, heads, size)

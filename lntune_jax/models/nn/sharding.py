@@ -1,0 +1,158 @@
+"""How weights and activations of the built-in models lie on a mesh.
+
+Kernels are divided twice: along one axis over "tensor", so that a device computes its own heads and
+its own part of the MLP, and along the other over "fsdp", from which XLA gathers a layer's kernels
+for its turn. Norms, heads and what else trains lie on every device. The rows of a batch stay on the
+devices that hold them, and features are whole: asked for nothing, XLA has been seen to divide
+activations as weights are, and to repeat every row on every device, at several times the memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Array, Float
+
+
+# Modules whose outputs are divided over "tensor", and those that take such outputs in.
+_WIDENING = frozenset(
+    (
+        *("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "c_attn", "c_fc"),
+        *("query", "key", "value", "intermediate", "decoder", "lm_head"),
+    )
+)
+
+_NARROWING = frozenset(["o_proj", "down_proj", "c_proj", "output"])
+
+# What is drawn anew and trains.
+_HEADS = frozenset(["classifier", "score", "pooler"])
+
+# Tables of words; those of positions and types are small.
+_TABLES = frozenset(["embed_tokens", "wte", "word_embeddings"])
+
+
+def base_specs(path: str, leaf: Any) -> PartitionSpec:
+    """Give the `PartitionSpec` of a leaf of the built-in models, for the axes "fsdp" and "tensor".
+
+    It is what `from_pretrained(mesh=)` goes by, and a rule for `lntune_jax.make_specs` and
+    `lntune_jax.shard_params`, which leave out the axes that a mesh does not have and those that do
+    not divide.
+
+    Args:
+        path: the leaf's path, with dots.
+        leaf: anything with a shape; stacked layers have a first axis more, which is whole.
+
+    Example:
+        >>> import jax
+        >>> from lntune_jax.models import base_specs
+        >>> kernel = jax.ShapeDtypeStruct((8, 16), "float32")
+        >>> tuple(base_specs("model.layers.0.mlp.up_proj.kernel", kernel))
+        ('fsdp', 'tensor')
+        >>> tuple(base_specs("model.layers.0.mlp.down_proj.kernel", kernel))
+        ('tensor', 'fsdp')
+        >>> tuple(base_specs("model.norm.scale", jax.ShapeDtypeStruct((8,), "float32")))
+        ()
+    """
+    names = path.split(".")
+    if names[-1] in ("qvalue", "scale") and names[-3:-1] == ["kernel", "array"]:
+        names = names[:-2]  # a part of a quantised kernel lies as the kernel would
+    *modules, name = names
+    if not modules or not _HEADS.isdisjoint(modules) or name == "scale":
+        return PartitionSpec()
+    # BERT calls the layer by its place: `intermediate.dense`, `output.dense`.
+    is_named = modules[-1] == "dense" and modules[-2:-1] in (["intermediate"], ["output"])
+    module = modules[-2] if is_named else modules[-1]
+    if name == "embedding":
+        return PartitionSpec("tensor", "fsdp") if module in _TABLES else PartitionSpec()
+    if name == "bias":
+        return _last(leaf, "tensor") if module in _WIDENING else PartitionSpec()
+    if module in _WIDENING:
+        return _last(leaf, "fsdp", "tensor")
+    if module in _NARROWING:
+        return _last(leaf, "tensor", "fsdp")
+    return _last(leaf, "fsdp", None)
+
+
+def _last(leaf: Any, *entries: str | None) -> PartitionSpec:
+    """A spec of the last axes; those of stacked layers come before them."""
+    missing = leaf.ndim - len(entries)
+    return PartitionSpec() if missing < 0 else PartitionSpec(*(None,) * missing, *entries)
+
+
+# Axes of a mesh that divide the rows of a batch.
+ROW_AXES = ("data", "fsdp")
+
+
+def keep_rows_apart(x: Float[Array, "rows ..."]) -> Float[Array, "rows ..."]:
+    """Say that the first axis is divided over the mesh's axes for rows, and the others are whole.
+
+    Nothing is said off a mesh, of a mesh without such axes or with rows that they do not divide,
+    and of a mesh whose axes are explicit, where the program says it itself.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    names = tuple(name for name in ROW_AXES if is_auto(mesh, name))
+    if not names or x.shape[0] % math.prod(mesh.shape[name] for name in names):
+        return x
+    spec = PartitionSpec(names, *(None,) * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def spread_lookup(x: Float[Array, "rows length width"]) -> Float[Array, "rows length width"]:
+    """Say how vectors from a table that "fsdp" divides by features come to their rows.
+
+    First every device has its features of the rows of its group, then all features of its rows.
+    Without the first step, on a mesh of three axes, the compiler copies all rows to all devices.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if not is_auto(mesh, "fsdp") or x.shape[-1] % mesh.shape["fsdp"]:
+        return keep_rows_apart(x)
+    outer = "data" if is_auto(mesh, "data") and x.shape[0] % mesh.shape["data"] == 0 else None
+    spec = PartitionSpec(outer, *(None,) * (x.ndim - 2), "fsdp")
+    return keep_rows_apart(jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec)))
+
+
+def is_auto(mesh: Any, name: str) -> bool:
+    """Whether a mesh has an axis of this name, and leaves it to the compiler."""
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return kinds.get(name) == AxisType.Auto
+
+
+def run_on_auto_axes(
+    function: Callable[..., Any], params: Any, *inputs: Any, rows: Any = None
+) -> Any:
+    """Call `function(params, *inputs)`, with explicit axes made automatic where weights need it.
+
+    Args:
+        function: of arrays and trees of arrays.
+        params: the model's weights.
+        inputs: its other arguments.
+        rows: an array whose first axis says how that of the results is divided; `None` for
+            results that are whole on every device: then divided inputs need it, too.
+    """
+    mesh = _mesh_of_divided((params, inputs) if rows is None else params)
+    if mesh is None:
+        return function(params, *inputs)
+    spec = PartitionSpec()
+    if rows is not None and jax.typeof(rows).sharding.mesh == mesh:
+        spec = PartitionSpec(*jax.typeof(rows).sharding.spec[:1])
+    return jax.sharding.auto_axes(function, out_sharding=NamedSharding(mesh, spec))(params, *inputs)
+
+
+def _mesh_of_divided(params: Any) -> Any:
+    """The mesh on whose explicit axes a leaf is divided, or `None` where none is."""
+    for leaf in jax.tree.leaves(params):
+        if not isinstance(leaf, jax.Array):
+            continue  # numpy's is whole, and what is no array is refused by its name elsewhere
+        sharding = getattr(jax.typeof(leaf), "sharding", None)
+        if sharding is None or AxisType.Explicit not in sharding.mesh.axis_types:
+            continue
+        if any(sharding.spec):
+            return sharding.mesh
+    return None

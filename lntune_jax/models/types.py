@@ -1,0 +1,62 @@
+"""What models return and keep between calls: plain containers that every part knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+    Layers = (
+        tuple[Float[Array, "batch slots heads size"], ...]
+        | Float[Array, "layers batch slots heads size"]
+    )
+    Leaves = dict[tuple[str, ...], jax.ShapeDtypeStruct]
+
+
+class ModelOutput(NamedTuple):
+    """The arrays a model computed; `None` for those it has not.
+
+    Attributes:
+        last_hidden_state: (batch, length, hidden), of every model.
+        pooler_output: (batch, hidden), of a bare model that has a pooler.
+        logits: (batch, labels), (batch, length, labels) or (batch, length, vocabulary), of a
+            model with a head.
+        cache: of a decoder that was given one, with the keys and values of its inputs added.
+
+    Example:
+        >>> import jax
+        >>> from lntune_jax.models import ModelOutput
+        >>> jax.tree.map(abs, ModelOutput(logits=-1.0))
+        ModelOutput(last_hidden_state=None, pooler_output=None, logits=1.0, cache=None)
+    """
+
+    last_hidden_state: Float[Array, "batch length hidden"] | None = None
+    pooler_output: Float[Array, "batch hidden"] | None = None
+    logits: Float[Array, "batch ..."] | None = None
+    cache: Cache | None = None
+
+
+class Cache(NamedTuple):
+    """What a decoder keeps between calls.
+
+    Attributes:
+        keys: one array for each layer, (batch, slots, heads, size), rotated already; of a model
+            with `scan_layers` one array for all, with a first axis for the layers.
+        values: the same for the values.
+        valid: true in a slot whose token may be seen.
+        next_slot: the slot of each row's next token.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lntune_jax.models import Cache
+        >>> Cache((), (), jnp.zeros((1, 4), bool), jnp.array([0])).next_slot
+        Array([0], dtype=int32)
+    """
+
+    keys: Layers
+    values: Layers
+    valid: Bool[Array, "batch slots"]
+    next_slot: Int[Array, " batch"]
