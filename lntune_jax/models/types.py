@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
-
 if TYPE_CHECKING:
+    import jax
     from jaxtyping import Array, Bool, Float, Int
 
     Layers = (

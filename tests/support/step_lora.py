@@ -8,7 +8,8 @@ import qwix
 from flax import nnx
 
 from lntune_jax.models.families import decoders, encoders
-from lntune_jax.models.inputs import prepare_decoder_inputs, prepare_inputs
+from lntune_jax.models.families.bert import prepare_inputs
+from lntune_jax.models.inputs import prepare_decoder_inputs
 from lntune_jax.models.nn.stack import Options
 from tests.support.step_problems import Problem, make_loss, make_params
 

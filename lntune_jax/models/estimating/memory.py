@@ -37,8 +37,6 @@ from .lora import add_lora, lora_shapes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from ..model import Choices
-
 
 _FEW, _MORE = 2, 4  # layers traced
 

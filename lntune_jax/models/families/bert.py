@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
+from lntune_jax.errors import ModelError
+
+from ..inputs import Inputs, check_shape, integers, mask_of, tokens_of
 from ..nn.attention import attend
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
 from ..nn.sharding import keep_rows_apart, spread_lookup
 from . import base as fields
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
-
-    from ..inputs import Inputs
+    from jaxtyping import Array, Bool, Float, Int
 
     Hidden = Float[Array, "batch length hidden"]
 
@@ -141,6 +142,56 @@ def _padding(config: Any, architecture: Architecture, positions: int) -> int:
     # Positions start after it, so that it must leave room in the position table.
     fields.require("pad_token_id", value, fits, f"an integer from 0 to {positions - 2}")
     return int(value)
+
+
+def prepare_inputs(
+    settings: Settings,
+    input_ids: Any,
+    attention_mask: Any,
+    token_type_ids: Any,
+    position_ids: Any,
+) -> Inputs:
+    """Check the inputs and fill in the ones that are `None`.
+
+    Raises:
+        ModelError: an input has the wrong rank, shape or type of number, or is longer than the
+            position table.
+    """
+    tokens = tokens_of(input_ids)
+    if position_ids is None:
+        _check_length(settings, tokens.shape[1])
+        positions = _positions(settings, tokens)
+    else:
+        positions = integers("position_ids", position_ids)
+        check_shape("position_ids", positions, tokens.shape, (1, tokens.shape[1]))
+    if token_type_ids is None:
+        types = jnp.zeros_like(tokens)
+    else:
+        types = integers("token_type_ids", token_type_ids)
+        check_shape("token_type_ids", types, tokens.shape)
+    if attention_mask is not None:
+        attention_mask = mask_of(attention_mask)
+        check_shape("attention_mask", attention_mask, tokens.shape)
+    return Inputs(tokens, attention_mask, types, positions)
+
+
+def _check_length(settings: Settings, length: int) -> None:
+    longest = settings.max_position_embeddings
+    if settings.architecture.positions_follow_padding:
+        longest -= settings.pad_token_id + 1
+    if length > longest:
+        raise ModelError(
+            f"input_ids has {length} positions, the model's table holds {longest}; "
+            "shorten the inputs (max_length in the tokenizer)"
+        )
+
+
+def _positions(settings: Settings, tokens: Int[Array, "batch length"]) -> Int[Array, "rows length"]:
+    if not settings.architecture.positions_follow_padding:
+        return jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    counts = (tokens != settings.pad_token_id).astype(jnp.int32)
+    # Padding itself keeps the padding id as its position.
+    return jnp.cumsum(counts, axis=1) * counts + settings.pad_token_id
 
 
 class Encoder(nnx.Module):

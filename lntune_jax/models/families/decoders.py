@@ -14,7 +14,6 @@ from ..inputs import prepare_decoder_inputs
 from ..nn.layers import dense
 from ..nn.sharding import run_on_auto_axes
 from ..nn.skeleton import skeleton
-from ..nn.stack import Options
 from ..types import ModelOutput
 from .gpt2 import Gpt2, Gpt2Settings
 from .llama import Decoder
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
     from ..inputs import DecoderInputs
+    from ..nn.stack import Options
     from ..types import Cache, Leaves
     from .llama import DecoderSettings
 

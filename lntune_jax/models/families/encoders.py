@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
-from ..inputs import prepare_inputs
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, mean_pool, split_key
 from ..nn.sharding import run_on_auto_axes
 from ..nn.skeleton import skeleton
 from ..types import ModelOutput
-from .bert import Encoder
+from .bert import Encoder, prepare_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from ..inputs import Inputs
-    from ..types import Leaves, ModelOutput
+    from ..types import Leaves
     from .bert import Settings
 
     Hidden = Float[Array, "batch length hidden"]
