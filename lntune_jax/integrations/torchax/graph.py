@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...errors import ModelError
-from .imports import load_torch, load_torchax
+from .module import load_torch, load_torchax
 from .workarounds import NEEDS_KEY, is_trusted, list_operators
 
 

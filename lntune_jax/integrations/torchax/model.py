@@ -15,18 +15,19 @@ import jax
 
 from ...errors import FreshWeightsWarning, LNTuningError, ModelError
 from ...messages import warn
-from .export import Program
-from .imports import load_torch, load_torchax, load_transformers
 from .module import (
     Skeleton,
     TorchName,
     find_norm_modules,
     list_buffers,
     list_params,
+    load_torch,
+    load_torchax,
+    load_transformers,
     make_skeleton,
     to_array,
 )
-from .run import run
+from .run import Program, run
 
 _AUTO_CLASSES = {
     None: "AutoModel",

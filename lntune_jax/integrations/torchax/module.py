@@ -2,12 +2,16 @@
 
 The skeleton is a copy of the module without its weights. To run it, it is copied once more with
 JAX arrays in the tensors' places (`fill`): the caller's module is never touched, tied weights
-stay tied, and nothing that a forward pass stores on its modules outlives the call.
+stay tied, and nothing that a forward pass stores on its modules outlives the call. What the
+forward pass returns is a `TorchOutput`. Importing torch, late, is here too.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.metadata
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...errors import ModelError
-from .imports import load_torch
+
+# The pair that is tested. torchax reads torch's internals, so it follows torch's versions
+# closely: the stable torchax 0.0.13 fails on torch 2.13.0.
+KNOWN = {"torch": "2.13.0", "torchax": "0.0.14.dev20261026"}
 
 # LlamaRMSNorm, T5LayerNorm, MambaRMSNormGated, NemotronLayerNorm1P, Phi's and Whisper's own.
 _NORM_CLASS = re.compile(r"(LayerNorm|R[Mm][Ss]Norm)(Gated|1P|2d)?$")
@@ -168,3 +175,124 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class TorchOutput(Mapping[str, Any]):
+    """The fields of a transformers `ModelOutput` as JAX arrays, in a pytree that jit can return.
+
+    Reads like the original: `output.logits`, `output["logits"]`, `output[0]`. A field that the
+    model left empty is `None` as an attribute, and no key. Key-value caches are left out.
+
+    Example:
+        >>> from lntune_jax.integrations.torchax import TorchOutput
+        >>> import jax.numpy as jnp
+        >>> output = TorchOutput({"loss": None, "logits": jnp.ones((2, 3))})
+        >>> output.logits.shape, output.loss, list(output)
+        ((2, 3), None, ['logits'])
+    """
+
+    __slots__ = ("_empty", "_fields")
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = {name: value for name, value in fields.items() if value is not None}
+        self._empty = tuple(name for name, value in fields.items() if value is None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in TorchOutput.__slots__:
+            raise AttributeError(name)
+        if name in self._empty:
+            return None
+        try:
+            return self._fields[name]
+        except KeyError:
+            raise AttributeError(
+                f"the model returned no {name!r}; it returned {list(self._fields)}"
+            ) from None
+
+    def __getitem__(self, key: str | int) -> Any:
+        return self._fields[key] if isinstance(key, str) else tuple(self._fields.values())[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self._fields.items())
+        return f"TorchOutput({fields})"
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
+        """The fields, for JAX."""
+        children = [(jax.tree_util.GetAttrKey(n), value) for n, value in self._fields.items()]
+        return children, (tuple(self._fields), self._empty)
+
+    @classmethod
+    def tree_unflatten(cls, names: Any, children: Any) -> TorchOutput:
+        """The inverse, which keeps whatever JAX puts in the arrays' places."""
+        output = cls.__new__(cls)
+        output._fields, output._empty = dict(zip(names[0], children, strict=True)), names[1]
+        return output
+
+
+def load_torch() -> Any:
+    """Imports torch.
+
+    Raises:
+        ModelError: it is not installed, or cannot be imported.
+    """
+    return _load("torch")
+
+
+def load_torchax() -> Any:
+    """Imports torchax, the bridge from PyTorch to JAX.
+
+    Raises:
+        ModelError: torch or torchax is not installed, or cannot be imported.
+    """
+    _load("torch")
+    return _load("torchax")
+
+
+def load_transformers() -> Any:
+    """Imports transformers.
+
+    Raises:
+        ModelError: it is not installed, or cannot be imported.
+    """
+    return _load("transformers")
+
+
+def _load(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # torchax on an unknown torch fails with an AttributeError
+        raise ModelError(_explain(name, error)) from error
+
+
+def _explain(name: str, error: Exception) -> str:
+    missing = isinstance(error, ModuleNotFoundError) and error.name == name
+    reason = "is not installed" if missing else f"cannot be imported ({_describe(error)})"
+    packages = ("torch", "torchax", "transformers", "jax")
+    found = ", ".join(f"{package} {_get_version(package)}" for package in packages)
+    command = " ".join(f"{package}=={version}" for package, version in KNOWN.items())
+    if name == "transformers":
+        command = "'transformers>=5,<6'"
+    return (
+        f"lntune_jax.integrations.torchax needs {name}, which {reason}. Found: {found}, Python "
+        f"{platform.python_version()}. Known to work together: torch {KNOWN['torch']} with "
+        f"torchax {KNOWN['torchax']}. Run: pip install {command}"
+    )
+
+
+def _describe(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+def _get_version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(none)"

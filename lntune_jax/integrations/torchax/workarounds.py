@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ...errors import ModelError
-from .imports import load_torch
+from .module import load_torch
 
 # --- torchax 0.0.14.dev20261026: operators that it lacks, or has wrong -----------------------
 
