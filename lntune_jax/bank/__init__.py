@@ -12,11 +12,12 @@ from .algebra import (
     weighted_sum,
 )
 from .apply import apply_ensemble, apply_per_example, apply_rows
-from .core import AdapterBank, BankLeaves, Row, grow_bank
+from .core import AdapterBank, BankLeaves, Row
 from .edit import (
     add_adapter,
     bank_bytes,
     get_adapter,
+    grow_bank,
     make_bank,
     remove_adapter,
     rename_adapter,

@@ -25,7 +25,7 @@ from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..config import LNTuningConfig
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError
 from ..messages import shorten
 
 BASE = "base"  # the name of row 0
@@ -228,26 +228,8 @@ def build_bank(
     ids = tuple(given.get(number, number) for number in range(count))
     by_number = dict(zip(numbers, rows.values(), strict=True))
     return AdapterBank(
-        BankLeaves(placed, _place_ids(ids, placed)), tuple(map(by_number.get, range(count))), ids
+        BankLeaves(placed, place_ids(ids, placed)), tuple(map(by_number.get, range(count))), ids
     )
-
-
-def choose_dtype(leaf: Any, dtype: str | None) -> np.dtype:
-    """The dtype of a leaf's rows: the one asked for, else float32, or the leaf's own if wider.
-
-    Raises:
-        ConfigError: it is no floating dtype.
-    """
-    if dtype is None:
-        wide = jnp.dtype(leaf.dtype).itemsize > 4
-        return np.dtype(leaf.dtype) if wide else np.dtype("float32")
-    try:
-        chosen = jnp.dtype(dtype)
-    except TypeError:
-        raise ConfigError(f"dtype is {dtype!r}, which is no dtype") from None
-    if not jnp.issubdtype(chosen, jnp.floating):
-        raise ConfigError(f"dtype is {dtype!r}; expected a floating one, such as 'float32'")
-    return chosen
 
 
 def _round_capacity(rows: int, capacity: int | None) -> int:
@@ -257,7 +239,7 @@ def _round_capacity(rows: int, capacity: int | None) -> int:
         AdapterError: the capacity asked for is no number, too small or too large.
     """
     fitting = max(_FEWEST_ROWS, 1 << (rows - 1).bit_length())
-    count = _check_capacity(fitting if capacity is None else capacity)
+    count = check_capacity(fitting if capacity is None else capacity)
     if count < rows:
         raise AdapterError(
             f"capacity is {count}, but there are {rows} rows with the base's and those that "
@@ -266,7 +248,8 @@ def _round_capacity(rows: int, capacity: int | None) -> int:
     return count
 
 
-def _check_capacity(capacity: Any) -> int:
+def check_capacity(capacity: Any) -> int:
+    """Gives a number of rows that a bank may have."""
     if isinstance(capacity, bool) or not hasattr(capacity, "__index__"):
         raise AdapterError(f"capacity is {capacity!r:.80}; expected a whole number of rows")
     count = operator.index(capacity)
@@ -307,47 +290,11 @@ def _place(leaf: np.ndarray, sharding: Any, on_host: bool) -> Any:
     return jax.device_put(leaf, sharding)
 
 
-def grow_bank(bank: AdapterBank, capacity: int) -> AdapterBank:
-    """Gives a bank more rows. Programs that use it are compiled anew, once.
-
-    Raises:
-        AdapterError: it has more rows than that, or its sharding cannot lay them out.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> import lntune_jax as lnt
-        >>> bank = lnt.bank.make_bank({"ln": {"scale": jnp.ones(2)}}, capacity=2)
-        >>> lnt.bank.grow_bank(bank, 16).capacity
-        16
-    """
-    more = _check_capacity(capacity) - bank.capacity
-    if more < 0:
-        raise AdapterError(f"the bank has {bank.capacity} rows, more than capacity={capacity}")
-
-    def grow(leaf: Any) -> Any:
-        missing = [(0, more)] + [(0, 0)] * (leaf.ndim - 1)
-        if isinstance(leaf, np.ndarray):
-            return np.pad(leaf, missing, constant_values=np.array(np.nan, leaf.dtype))
-        grown = jnp.pad(leaf, missing, constant_values=jnp.array(jnp.nan, leaf.dtype))
-        return jax.device_put(grown, leaf.sharding) if leaf.committed else grown
-
-    arrays = {path: grow(leaf) for path, leaf in bank.leaves.items()}
-    ids = (*bank.ids, *range(bank.capacity, bank.capacity + more))
-    return AdapterBank(BankLeaves(arrays, _place_ids(ids, arrays)), bank.rows + (None,) * more, ids)
-
-
 def get_row_shapes(bank: AdapterBank) -> dict[str, jax.ShapeDtypeStruct]:
     """The shape and dtype of one row of each leaf."""
     return {
         path: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for path, leaf in bank.leaves.items()
     }
-
-
-def find_free(bank: AdapterBank) -> int | None:
-    """The free row that had the fewest adapters; None where the bank is full."""
-    pairs = zip(bank.rows, bank.ids, strict=True)
-    free = [number for row, number in pairs if row is None and number < ID_BOUND]
-    return min(free) % MOST_ROWS if free else None
 
 
 def write_row(
@@ -372,7 +319,7 @@ def write_row(
     rows, ids, placed = replace_at(bank.rows, number, row), bank.ids, given.ids
     if row is None:  # whoever has the id of now gets NaN from now on
         ids = replace_at(ids, number, ids[number] + MOST_ROWS)
-        placed = _place_ids(ids, arrays)
+        placed = place_ids(ids, arrays)
     return AdapterBank(BankLeaves(arrays, placed), rows, ids)
 
 
@@ -422,7 +369,8 @@ def place_like(array: np.ndarray, like: Any, *, whole: bool = False) -> Any:
     return jax.device_put(array, laid)
 
 
-def _place_ids(ids: Sequence[int], arrays: Mapping[str, Any]) -> Any:
+def place_ids(ids: Sequence[int], arrays: Mapping[str, Any]) -> Any:
+    """The ids as an array, whole on each device of the bank's arrays."""
     known = np.array(ids, np.int64)
     known = np.where(known < ID_BOUND, known, -1).astype(np.int32)
     return place_like(known, next(iter(arrays.values())), whole=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..adapters.fit import fill_placeholders
@@ -15,21 +16,21 @@ from ..adapters.store import Adapter
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..names.maps import NameMap
-from ..paths import flatten, join
 from ..selection.select import select_leaves
 from ..storage.leaves import to_numpy
 from ..training.arguments import check_flag
 from .core import (
     BASE,
+    ID_BOUND,
+    MOST_ROWS,
     AdapterBank,
     BankLeaves,
     Row,
     build_bank,
-    choose_dtype,
-    find_free,
+    check_capacity,
     gather,
     get_row_shapes,
-    grow_bank,
+    place_ids,
     place_like,
     replace_at,
     write_row,
@@ -38,10 +39,13 @@ from .sources import (
     Source,
     check_base,
     check_name,
+    choose_dtype,
     describe_source,
     fit_values,
     get_own,
     get_trainable,
+    read_base,
+    read_leaves,
     read_source,
 )
 
@@ -105,7 +109,7 @@ def make_bank(
         check_name(name): read_source(source, params, norms, name_map)
         for name, source in (adapters or {}).items()
     }
-    base = _read_base(params, config, norms, name_map, read)
+    base = read_base(params, config, norms, name_map, read)
     values = {path: np.asarray(leaf, choose_dtype(leaf, dtype)) for path, leaf in base.items()}
     fitted = [fit_values(name, adapter, values) for name, adapter in read.items()]
     rows = [Row(BASE, None, ())]
@@ -254,6 +258,35 @@ def replace_adapter(
     return _hand_over(bank, write_row(wide, number, row, values, donate), donate)
 
 
+def grow_bank(bank: AdapterBank, capacity: int) -> AdapterBank:
+    """Gives a bank more rows. Programs that use it are compiled anew, once.
+
+    Raises:
+        AdapterError: it has more rows than that, or its sharding cannot lay them out.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import lntune_jax as lnt
+        >>> bank = lnt.bank.make_bank({"ln": {"scale": jnp.ones(2)}}, capacity=2)
+        >>> lnt.bank.grow_bank(bank, 16).capacity
+        16
+    """
+    more = check_capacity(capacity) - bank.capacity
+    if more < 0:
+        raise AdapterError(f"the bank has {bank.capacity} rows, more than capacity={capacity}")
+
+    def grow(leaf: Any) -> Any:
+        missing = [(0, more)] + [(0, 0)] * (leaf.ndim - 1)
+        if isinstance(leaf, np.ndarray):
+            return np.pad(leaf, missing, constant_values=np.array(np.nan, leaf.dtype))
+        grown = jnp.pad(leaf, missing, constant_values=jnp.array(jnp.nan, leaf.dtype))
+        return jax.device_put(grown, leaf.sharding) if leaf.committed else grown
+
+    arrays = {path: grow(leaf) for path, leaf in bank.leaves.items()}
+    ids = (*bank.ids, *range(bank.capacity, bank.capacity + more))
+    return AdapterBank(BankLeaves(arrays, place_ids(ids, arrays)), bank.rows + (None,) * more, ids)
+
+
 def remove_adapter(bank: AdapterBank, name: str, *, donate: bool = False) -> AdapterBank:
     """Frees the row of an adapter; its id gives NaN from then on, and is never used again.
 
@@ -358,37 +391,8 @@ def describe_row(name: str, adapter: Adapter | Mapping[str, Any], leaves: Mappin
     return Row(name, described.config, tuple(described.trainable))
 
 
-def _read_base(
-    params: Any,
-    config: LNTuningConfig | None,
-    norms: Iterable[str] | None,
-    name_map: str | NameMap | None,
-    adapters: Mapping[str, Adapter | Mapping[str, Any]],
-) -> dict[str, np.ndarray]:
-    """The base's values of all leaves that a row has, in the tree's order."""
-    known, warn = config or LNTuningConfig(), config is not None
-    selection = select_leaves(params, known, norms, name_map, warn=warn)
-    wanted = {
-        join(leaf.path)
-        for index, leaf in enumerate(selection.leaves)
-        if selection.is_trainable(index)
-    }
-    wanted = wanted.union(*map(get_trainable, adapters.values()))
-    return read_leaves(params, wanted)
-
-
-def read_leaves(params: Any, paths: Iterable[str]) -> dict[str, np.ndarray]:
-    """The values of some leaves of a tree, in the tree's order, on the host.
-
-    Raises:
-        AdapterError: `params` lacks one, or has no values there.
-    """
-    wanted = set(paths)
-    found = {join(leaf.path): leaf.value for leaf in flatten(params)[0]}
-    absent = sorted(wanted - found.keys())
-    if absent:
-        raise AdapterError(
-            f"params has no leaf {absent[0]!r}, which an adapter tunes: pass the whole tree of the "
-            "base that it was trained on"
-        )
-    return {path: to_numpy(path, value) for path, value in found.items() if path in wanted}
+def find_free(bank: AdapterBank) -> int | None:
+    """The free row that had the fewest adapters; None where the bank is full."""
+    pairs = zip(bank.rows, bank.ids, strict=True)
+    free = [number for row, number in pairs if row is None and number < ID_BOUND]
+    return min(free) % MOST_ROWS if free else None

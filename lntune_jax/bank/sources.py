@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 
 from ..adapters.fingerprint import holds_values
 from ..adapters.store import Adapter, read_fitting
 from ..config import LNTuningConfig
-from ..errors import AdapterError
+from ..errors import AdapterError, ConfigError
 from ..messages import list_names, shorten
 from ..names.layers import join_arrays
 from ..names.maps import NameMap
@@ -26,6 +27,7 @@ from ..paths import flatten, get_shape, join
 from ..peft.files import WEIGHTS_FILE
 from ..peft.load import load_peft
 from ..selection.norms import find_norms
+from ..selection.select import select_leaves
 from ..storage.directories import resolve_path
 from ..storage.leaves import cast_leaf, compare_leaf, list_nonfinite, to_numpy
 from ..storage.sealed import METADATA_FILE
@@ -279,3 +281,57 @@ def _is_same(row: np.ndarray, value: Any, path: str) -> bool:
     found = to_numpy(path, value)
     narrow = min(row.dtype, found.dtype, key=lambda dtype: dtype.itemsize)
     return bool(np.array_equal(row.astype(narrow), found.astype(narrow)))
+
+
+def read_base(
+    params: Any,
+    config: LNTuningConfig | None,
+    norms: Iterable[str] | None,
+    name_map: str | NameMap | None,
+    adapters: Mapping[str, Adapter | Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
+    """The base's values of all leaves that a row has, in the tree's order."""
+    known, warn = config or LNTuningConfig(), config is not None
+    selection = select_leaves(params, known, norms, name_map, warn=warn)
+    wanted = {
+        join(leaf.path)
+        for index, leaf in enumerate(selection.leaves)
+        if selection.is_trainable(index)
+    }
+    wanted = wanted.union(*map(get_trainable, adapters.values()))
+    return read_leaves(params, wanted)
+
+
+def read_leaves(params: Any, paths: Iterable[str]) -> dict[str, np.ndarray]:
+    """The values of some leaves of a tree, in the tree's order, on the host.
+
+    Raises:
+        AdapterError: `params` lacks one, or has no values there.
+    """
+    wanted = set(paths)
+    found = {join(leaf.path): leaf.value for leaf in flatten(params)[0]}
+    absent = sorted(wanted - found.keys())
+    if absent:
+        raise AdapterError(
+            f"params has no leaf {absent[0]!r}, which an adapter tunes: pass the whole tree of the "
+            "base that it was trained on"
+        )
+    return {path: to_numpy(path, value) for path, value in found.items() if path in wanted}
+
+
+def choose_dtype(leaf: Any, dtype: str | None) -> np.dtype:
+    """The dtype of a leaf's rows: the one asked for, else float32, or the leaf's own if wider.
+
+    Raises:
+        ConfigError: it is no floating dtype.
+    """
+    if dtype is None:
+        wide = jnp.dtype(leaf.dtype).itemsize > 4
+        return np.dtype(leaf.dtype) if wide else np.dtype("float32")
+    try:
+        chosen = jnp.dtype(dtype)
+    except TypeError:
+        raise ConfigError(f"dtype is {dtype!r}, which is no dtype") from None
+    if not jnp.issubdtype(chosen, jnp.floating):
+        raise ConfigError(f"dtype is {dtype!r}; expected a floating one, such as 'float32'")
+    return chosen
