@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from .errors import ArgumentError, PlaceholderError, TreeError
+from .arguments import check_flag, check_leaves
+from .errors import PlaceholderError, TreeError
 from .messages import list_names
 from .paths import flatten, get_shape, join
 from .precision import widen
@@ -165,8 +166,7 @@ def merge_params(trainable: Mapping[str, Any], frozen: Any, *, cast: bool = True
         >>> lnt.merge_params(trainable, frozen)["ln_1"]["scale"].dtype.name
         'bfloat16'
     """
-    if not isinstance(cast, bool):
-        raise ArgumentError(f"cast must be True or False, not {cast!r}")
+    check_flag("cast", cast)
     leaves, treedef = jax.tree_util.tree_flatten(frozen, is_leaf=is_placeholder)
     placeholders = {leaf.path: leaf for leaf in leaves if is_placeholder(leaf)}
     if not isinstance(trainable, Mapping) or placeholders.keys() != trainable.keys():
@@ -221,11 +221,7 @@ def _explain_mismatch(
 ) -> TreeError:
     if not placeholders and _has_placeholder(trainable):
         return TreeError("the halves are the wrong way round: call merge_params(trainable, frozen)")
-    if not isinstance(trainable, Mapping):
-        return TreeError(
-            f"trainable must be a dict of leaf paths, not {type(trainable).__name__}: pass the "
-            "first half that partition_params returned"
-        )
+    check_leaves(trainable)
     missing = sorted(placeholders.keys() - trainable.keys())
     if missing:
         return TreeError(

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
+from ..arguments import check_flag, check_leaves
 from ..config import LNTuningConfig
 from ..errors import AdapterError, SelectionError, TreeError
 from ..messages import explain_other_model, list_names
@@ -55,11 +57,8 @@ def check_trainable(
     Raises:
         AdapterError: lists what is missing, unexpected, or otherwise.
     """
-    if not isinstance(trainable, Mapping):
-        raise AdapterError(
-            f"trainable must be a dict of leaf paths, not {type(trainable).__name__}: pass the "
-            "first half that partition_params returned"
-        )
+    check_leaves(trainable, AdapterError)
+    _refuse_traced("trainable", trainable)
     if placeholders and placeholders.keys() != expected.keys():
         others = sorted(placeholders.keys() ^ expected.keys())
         raise AdapterError(
@@ -79,6 +78,15 @@ def check_trainable(
         raise AdapterError(
             f"trainable does not fit base and config: {list_names(wrong, str)}. Pass the trainable "
             "half of partition_params(base, config), or that half after training"
+        )
+
+
+def _refuse_traced(argument: str, leaves: Mapping[str, Any]) -> None:
+    traced = [name for name, leaf in leaves.items() if isinstance(leaf, Tracer)]
+    if traced:
+        raise AdapterError(
+            f"{argument} is being traced, {list_names(traced)}: call this outside jax.jit, where "
+            "leaves have values"
         )
 
 
@@ -138,6 +146,7 @@ def check_place(
         )
     leaves = _list_named(directory, params, name_map)
     present = {join(leaf.path): leaf.value for leaf in leaves}
+    _refuse_traced("params", {name: present[name] for name in trainable if name in present})
     absent = [name for name in trainable if name not in present]
     kinds = set(map(_drop_numbers, present))  # of leaves, whatever their layer
     if 2 * sum(_drop_numbers(name) not in kinds for name in absent) > len(trainable):
@@ -172,6 +181,7 @@ def place_leaves(selection: RoledTree, trainable: Mapping[str, np.ndarray], cast
     Raises:
         AdapterError: a value is too large for the base's dtype, or JAX has the dtype turned off.
     """
+    check_flag("cast", cast)
     values = []
     for leaf in selection.leaves:
         name = join(leaf.path)

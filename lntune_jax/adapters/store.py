@@ -243,11 +243,19 @@ def _check_task(task: Mapping[str, Any] | None) -> dict[str, Any] | None:
     try:
         if not isinstance(task, Mapping):
             raise TypeError(f"it is a {type(task).__name__}")
+        if not _has_text_keys(task):  # json.dumps would write 1 as "1"
+            raise TypeError("a key is no text")
         return json.loads(json.dumps(dict(task), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise AdapterError(
             f"task must be a dict of JSON values (text, numbers, lists, dicts): {error}"
         ) from None
+
+
+def _has_text_keys(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _has_text_keys(item) for key, item in value.items())
+    return not isinstance(value, list | tuple) or all(map(_has_text_keys, value))
 
 
 def _name_base(adapter: Adapter) -> str:

@@ -13,12 +13,12 @@ import numpy as np
 
 from ..adapters.fit import fill_placeholders
 from ..adapters.store import Adapter
+from ..arguments import check_flag
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..names.maps import NameMap
 from ..selection.select import select_leaves
 from ..storage.leaves import to_numpy
-from ..training.arguments import check_flag
 from .core import (
     BASE,
     ID_BOUND,

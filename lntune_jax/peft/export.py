@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..adapters.fit import check_trainable, check_values, fill_placeholders
+from ..arguments import check_leaves
 from ..config import LNTuningConfig
 from ..errors import AdapterError, SelectionError
 from ..messages import list_names
@@ -230,11 +231,10 @@ def check_arrays(trainable: Any) -> None:
     Raises:
         AdapterError: names the leaves and what they are.
     """
-    if not isinstance(trainable, Mapping) or not trainable:
-        found = "an empty one" if isinstance(trainable, Mapping) else type(trainable).__name__
+    check_leaves(trainable, AdapterError)
+    if not trainable:
         raise AdapterError(
-            f"trainable must be a dict of leaf paths, not {found}: pass the first half that "
-            "partition_params returned"
+            "trainable is an empty dict: pass the first half that partition_params returned"
         )
     wrong = [f"{name!r} ({_describe(v)})" for name, v in trainable.items() if not _is_storable(v)]
     if wrong:

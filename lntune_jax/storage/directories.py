@@ -19,7 +19,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from ..errors import AdapterError, ArgumentError, LNTuningError
+from ..arguments import check_flag
+from ..errors import AdapterError, LNTuningError
 from ..messages import list_names, shorten, warn
 from .sealed import list_files
 
@@ -106,8 +107,7 @@ def check_target(target: Path, *, noun: str, list_own: ListOwn, overwrite: bool)
     Example:
         >>> check_target(Path("no/such"), noun="bank", list_own=lambda _: [], overwrite=False)
     """
-    if not isinstance(overwrite, bool):  # "no" would replace what is there
-        raise ArgumentError(f"overwrite must be True or False, not {overwrite!r}")
+    check_flag("overwrite", overwrite)  # "no" would replace what is there
     if not os.path.lexists(target):
         return
     if not overwrite:
@@ -163,7 +163,7 @@ def resolve_path(path: str | os.PathLike[str], *, error: type[LNTuningError]) ->
         _refuse_long_names(resolved)
     except (TypeError, ValueError, RuntimeError, OSError) as cause:
         why = getattr(cause, "strerror", None) or cause
-        raise error(f"{shorten(repr(path))} is no path of a directory: {why}") from None
+        raise error(f"{shorten(repr(path), 80)} is no path of a directory: {why}") from None
     return resolved
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..arguments import check_flag
 from ..errors import ArgumentError, TreeError
 from ..partition import merge_params
 from ..paths import flatten, join
@@ -91,8 +92,7 @@ def make_loss(
         raise ArgumentError(
             f"loss_fn must be a function loss_fn(params, *batch), not {type(loss_fn).__name__}"
         )
-    if not isinstance(has_aux, bool):
-        raise ArgumentError(f"has_aux must be True or False, not {has_aux!r}")
+    check_flag("has_aux", has_aux)
 
     def loss(trainable: Any, frozen: Any, *args: Any, **kwargs: Any) -> Any:
         result = loss_fn(merge_params(trainable, frozen), *args, **kwargs)

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ..arguments import check_count, check_flag
 from ..config import LNTuningConfig
 from ..errors import TreeError
 from ..paths import flatten, join
 from ..selection.selection import Selection
-from .arguments import check_count, check_flag
 from .state import TrainState
 from .step import TrainStep, build_step, choose_state
 

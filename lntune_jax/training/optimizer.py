@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ..arguments import check_number, check_optimizer
 from ..config import LNTuningConfig
 from ..errors import ConfigError
 from ..names.maps import NameMap
@@ -28,7 +29,6 @@ from ..selection.labels import (
 )
 from ..selection.select import select_leaves
 from ..selection.selection import Selection, get_config
-from .arguments import check_number, check_optimizer
 
 
 def make_optimizer(

@@ -13,9 +13,9 @@ import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ..arguments import check_flag, check_leaves, check_optimizer
 from ..errors import ArgumentError, TreeError
 from ..precision import widen
-from .arguments import check_optimizer
 
 _SCALARS = (bool, int, float, complex)
 
@@ -114,11 +114,7 @@ def copy_leaf(path: str, leaf: Any) -> jax.Array:
 
 
 def _check(trainable: Any, tx: Any, rng: Any, ema: Any) -> None:
-    if not isinstance(trainable, Mapping):
-        raise TreeError(
-            f"trainable must be a dict of leaf paths, not {type(trainable).__name__}: pass the "
-            "first half that partition_params returned"
-        )
+    check_leaves(trainable)
     nested = [path for path, leaf in trainable.items() if isinstance(leaf, Mapping)]
     if nested:
         raise TreeError(
@@ -126,10 +122,7 @@ def _check(trainable: Any, tx: Any, rng: Any, ema: Any) -> None:
             "partition_params returned, not the whole tree"
         )
     check_optimizer(tx)
-    if not isinstance(ema, bool):
-        raise ArgumentError(
-            f"ema must be True or False, not {ema!r}: the decay is ema_decay= of make_train_step"
-        )
+    check_flag("ema", ema, ": the decay is ema_decay= of make_train_step")
     if rng is not None and not isinstance(rng, jax.Array | jax.ShapeDtypeStruct | np.ndarray):
         raise ArgumentError(f"rng must be a key, such as jax.random.key(0), not {rng!r}")
 

@@ -20,13 +20,13 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from ..arguments import check_count, check_flag, check_number, check_optimizer
 from ..compat import count_programs
 from ..config import LNTuningConfig
 from ..errors import ArgumentError, TreeError, ZeroGradientWarning
 from ..messages import warn
 from ..paths import flatten, join
 from ..selection.selection import Selection
-from .arguments import check_count, check_flag, check_number, check_optimizer
 from .gradients import Objective, make_loss, make_objective
 from .optimizer import refuse_inference
 from .state import TrainState

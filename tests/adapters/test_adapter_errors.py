@@ -11,7 +11,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax.adapters.store import load_adapter, restore_adapter, save_adapter
-from lntune_jax.errors import AdapterError, SelectionError
+from lntune_jax.errors import AdapterError, ArgumentError, SelectionError
 from tests.support.adapters import CONFIG, make_params, reseal, tune
 
 SCALE = "layers.0.norm.scale"
@@ -42,6 +42,8 @@ def test_save_refuses_other_leaves_than_the_config_selects(tmp_path: Path) -> No
     refuse_save(tmp_path, f"'{SCALE}' has dtype int32, expected a floating one", wrong, params)
     refuse_save(tmp_path, f"'{SCALE}' is a list, not an array", {**good, SCALE: [1.0]}, params)
     refuse_save(tmp_path, "must be a dict of leaf paths, not list", list(good.values()), params)
+    whole = lnt.partition_params(params, CONFIG)
+    refuse_save(tmp_path, r"not Partition: pass its \.trainable", whole, params)
     _, frozen = lnt.partition_params(params, CONFIG.replace(exclude_modules=["layers.0.norm"]))
     refuse_save(tmp_path, f"frozen half of another config.*{SCALE}", lacking, frozen)
 
@@ -62,7 +64,7 @@ def test_save_refuses_leaves_without_values(tmp_path: Path) -> None:
         save_adapter(tmp_path / "new", {**good, SCALE: x}, CONFIG, base=make_params())
         return x
 
-    with pytest.raises(AdapterError, match=r"is being traced: call this outside jax\.jit"):
+    with pytest.raises(AdapterError, match=r"trainable is being traced, .*: call this outside"):
         jax.jit(save)(jnp.ones(8))
 
 
@@ -262,10 +264,24 @@ def test_restore_refuses_a_dtype_that_jax_has_turned_off(tmp_path: Path) -> None
 
 
 def test_restore_under_jit_is_refused(saved: Path) -> None:
-    with pytest.raises(AdapterError, match=r"traced in params: call this outside jax\.jit"):
+    with pytest.raises(AdapterError, match=r"params is being traced, .*: call this outside"):
         jax.jit(lambda params: restore_adapter(saved, params))(make_params())
 
 
 def test_a_config_that_selects_nothing_is_an_error_of_the_selection(tmp_path: Path) -> None:
     with pytest.raises(SelectionError):
         save_adapter(tmp_path / "a", {}, CONFIG, base={"fc": {"kernel": np.ones((2, 2))}})
+
+
+def test_a_flag_is_true_or_false(saved: Path) -> None:
+    """`None` would else have been taken for False."""
+    with pytest.raises(ArgumentError, match="cast must be True or False, not None"):
+        restore_adapter(saved, make_params(), cast=None)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("task", [{1: "one"}, {"labels": [{2: "two"}]}])
+def test_a_task_that_would_come_back_changed_is_refused(tmp_path: Path, task: Any) -> None:
+    params = make_params()
+    with pytest.raises(AdapterError, match="a key is no text"):
+        save_adapter(tmp_path / "new", tune(params), CONFIG, base=params, task=task)
+    assert list(tmp_path.iterdir()) == []

@@ -149,7 +149,7 @@ def test_one_norm_may_be_named_by_a_string(tmp_path):
 @pytest.mark.parametrize(
     ("leaves", "message"),
     [
-        ({}, "not an empty one"),
+        ({}, "trainable is an empty dict"),
         ({"ln.scale": None}, "NoneType"),
         ({"ln.scale": 1.0}, "'ln.scale' .float"),
         ({"ln.scale": np.ones(4, "c8")}, "complex64"),

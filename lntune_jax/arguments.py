@@ -1,14 +1,16 @@
-"""What the arguments of this folder's functions may be, checked where they are given."""
+"""What arguments that many functions take may be, checked where they are given."""
 
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from jax.core import Tracer
 
-from ..errors import ArgumentError
+from .errors import ArgumentError, LNTuningError, TreeError
+from .messages import shorten
 
 
 def check_number(
@@ -51,10 +53,37 @@ def check_count(name: str, value: Any) -> None:
         raise ArgumentError(f"{name} must be a whole number of 1 or more, not {value!r}")
 
 
-def check_flag(name: str, value: Any) -> None:
-    """Raises an `ArgumentError` for what is neither True nor False."""
+def check_flag(name: str, value: Any, advice: str = "") -> None:
+    """Raises an `ArgumentError` for what is neither True nor False, such as "no".
+
+    Example:
+        >>> try:
+        ...     check_flag("cast", None)
+        ... except ArgumentError as error:
+        ...     print(error)
+        cast must be True or False, not None
+    """
     if not isinstance(value, bool | np.bool_):
-        raise ArgumentError(f"{name} must be True or False, not {value!r}")
+        raise ArgumentError(f"{name} must be True or False, not {shorten(repr(value))}{advice}")
+
+
+def check_leaves(trainable: Any, error: type[LNTuningError] = TreeError) -> None:
+    """Raises `error` for what is no dict, and says where its dict is.
+
+    Example:
+        >>> try:
+        ...     check_leaves([1.0])
+        ... except TreeError as error:
+        ...     print(str(error).partition(":")[0])
+        trainable must be a dict of leaf paths, not list
+    """
+    if isinstance(trainable, Mapping):
+        return
+    cure = "the first half that partition_params returned"
+    if isinstance(getattr(trainable, "trainable", None), Mapping):
+        cure = "its .trainable"
+    found = type(trainable).__name__
+    raise error(f"trainable must be a dict of leaf paths, not {found}: pass {cure}")
 
 
 def check_optimizer(tx: Any) -> None:
