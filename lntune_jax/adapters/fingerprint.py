@@ -45,7 +45,7 @@ class _Record(NamedTuple):
 
 
 def list_frozen(selection: RoledTree) -> dict[str, Any]:
-    """The frozen parameters by leaf path: no trainable leaf, running statistic or random state.
+    """The frozen parameters by leaf path: no trainable leaf, statistic, counter or random state.
 
     LoRA's factors are left out: they train beside the base, which is the same without them.
     """
@@ -54,6 +54,7 @@ def list_frozen(selection: RoledTree) -> dict[str, Any]:
         for leaf, role in zip(selection.leaves, selection.roles, strict=True)
         if role == FROZEN_ROLE
         and _is_numeric(leaf.value)
+        and not _is_counter(leaf.value)
         and not join(leaf.path).endswith(_FACTORS)
     }
 
@@ -309,6 +310,14 @@ def _combine_processes(
         own = chosen[start : start + each.size]
         found[path] = np.ascontiguousarray(own).view(found[path].dtype).reshape(-1)
         start += each.size
+
+
+def _is_counter(value: Any) -> bool:
+    """Whether a leaf is one whole number, as the count of a stream of random keys, or of batches.
+
+    Only an nnx.State says that it is no parameter; the plain dict of the same model does not.
+    """
+    return value.shape == () and jnp.issubdtype(value.dtype, jnp.integer)
 
 
 def _is_numeric(value: Any) -> bool:

@@ -15,7 +15,7 @@ from ..errors import SelectionError, UncertainNormWarning, UnmatchedPatternWarni
 from ..messages import list_names, shorten, warn
 from ..paths import Path, join
 from .architectures import DEFAULT_TARGETS
-from .norms import UNCERTAIN
+from .norms import GROUP_NORM, UNCERTAIN, get_kind
 from .patterns import Match
 from .quantized import find_quantized
 from .roles import NORM_ROLE, Matches, RoledTree, is_below, is_named, list_modules, unite
@@ -82,8 +82,10 @@ def check_selection(
     # A norm in a saved module trains too, as where a whole encoder is saved.
     trains_norm = NORM_ROLE in selection.roles or not set(certain).isdisjoint(trained)
     if not trains_norm and (config.target_modules != () or not trained):
+        groups = [path for path in certain if get_kind(kinds, path) == GROUP_NORM]
+        plain = [path for path in certain if path not in set(groups)]
         raise SelectionError(
-            _explain_nothing(selection, config, certain, uncertain, near_norms, trained)
+            _explain_nothing(selection, config, plain, uncertain, groups, near_norms, trained)
         )
     if warns and config.target_modules != ():  # else no norm is wanted, whatever it is
         _warn_uncertain(kinds, doubts, selection, matches)
@@ -250,6 +252,7 @@ def _explain_nothing(
     config: LNTuningConfig,
     norm_paths: Sequence[Path],
     uncertain: Sequence[Path],
+    groups: Sequence[Path],
     near_norms: Sequence[str],
     trained: Sequence[Path],
 ) -> str:
@@ -261,11 +264,14 @@ def _explain_nothing(
     alone = ""
     if config.modules_to_save:
         alone = ". To train modules_to_save alone, pass target_modules=[]"
+    if groups:
+        named = list_names(list(dict.fromkeys(_show(path[:-1]) for path in groups)), str)
+        alone += f". A GroupNorm trains only where target_modules names it: {named}"
     if not norm_paths and uncertain:
         modules = [_show(path) for path in uncertain]
         return (
-            f"{head}: {list_names(modules, str)} look like norms by their shapes, but their names "
-            f"do not say so. {_CURE}{alone}"
+            f"{head}: by shape these may be norms, but their names do not say so: "
+            f"{list_names(modules, str)}. {_CURE}{alone}"
         )
     if not norm_paths and any(isinstance(x.value, float | int) for x in selection.leaves):
         numbers = [join(x.path) for x in selection.leaves if isinstance(x.value, float | int)]

@@ -245,7 +245,8 @@ def _refuse_shared(names: Sequence[str]) -> None:
     if names:
         raise TreeError(
             f"{list_names(names)} would train twice: each is an nnx.Param that another module "
-            "holds too. Pass nnx.state(model), which lists it once; nnx.update puts it back"
+            "holds too. Pass nnx.state(model), which lists it once, with "
+            "norms=lnt.norm_modules(model); nnx.update puts it back"
         )
 
 

@@ -40,6 +40,13 @@ def test_names(kind, names):
     assert {name: judge_name(name) for name in names.split()} == dict.fromkeys(names.split(), kind)
 
 
+def test_where_nothing_trains_a_group_norm_does_not_hide_what_may_be_a_norm():
+    with pytest.raises(SelectionError, match=r"may be norms, but .*'final'.*names it: 'gn'"):
+        lnt.select({"final": norm(), "gn": norm()}, lnt.LNTuningConfig())
+    with pytest.raises(SelectionError, match=r"no LayerNorm or RMSNorm leaf.*names it: 'gn'"):
+        lnt.select({"gn": norm()}, lnt.LNTuningConfig())
+
+
 def test_group_norm_trains_only_where_it_is_named():
     tree = {"GroupNorm_0": norm(), "LayerNorm_0": norm()}
 

@@ -165,6 +165,26 @@ def test_tuning_and_the_adapter(tmp_path):
     assert paths == sorted(list_norms(Model()) | {"last_norm.weight"})
 
 
+def test_an_adapter_saved_from_a_state_fits_the_plain_dict_of_it(tmp_path):
+    """That holds the counts of random streams, and does not say that they are no weights."""
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.LayerNorm(4, rngs=rngs)
+            self.fc = nnx.Linear(4, 4, rngs=rngs)
+            self.drop = nnx.Dropout(0.1, rngs=rngs)
+
+    config, state = lnt.LNTuningConfig(), nnx.state(Model(nnx.Rngs(0)))
+    plain = nnx.to_pure_dict(state)
+    counts = [path for path, _ in nnx.traversals.flatten_mapping(plain).items() if "count" in path]
+    assert counts
+    trainable, _ = lnt.partition_params(state, config)
+    path = lnt.save_adapter(tmp_path / "a", trainable, config, base=state)
+    assert lnt.restore_adapter(path, plain)["norm"]["scale"].tolist() == [1.0] * 4
+    path = lnt.save_adapter(tmp_path / "b", trainable, config, base=plain)
+    assert isinstance(lnt.restore_adapter(path, state), nnx.State)
+
+
 def test_a_state_is_updated_in_place(tmp_path):
     model = make_evaluated()
     norms = lnt.norm_modules(model)
