@@ -19,7 +19,7 @@ import numpy as np
 
 import lntune_jax as lnt
 from lntune_jax.adapters.fingerprint import explain_difference
-from lntune_jax.adapters.format import read_metadata
+from lntune_jax.adapters.format import ADAPTER, Kind, Metadata, read_metadata
 from lntune_jax.bank import files as bank_files
 from lntune_jax.expressions import match_expressions
 from lntune_jax.models import from_config, from_pretrained
@@ -101,7 +101,18 @@ def feed_config(content: bytes) -> None:
 
 
 def feed_metadata(content: bytes) -> None:
-    """`lntune.json` with a right checksum: whoever writes one can compute it."""
+    """`lntune.json` of an adapter."""
+    metadata = _feed_sealed(content, ADAPTER)
+    explain_difference(metadata.base, {"lm_head.kernel": PARAMS["lm_head"]["kernel"]})
+
+
+def feed_bank(content: bytes) -> None:
+    """`lntune.json` of a bank, and the rows in it."""
+    bank_files.parse_rows(Path(METADATA_FILE), _feed_sealed(content, bank_files.BANK).rows)
+
+
+def _feed_sealed(content: bytes, kind: Kind) -> Metadata:
+    """Metadata with a right checksum: whoever writes one can compute it."""
     with _Place() as place:
         try:
             fields = parse_json(content)
@@ -111,15 +122,7 @@ def feed_metadata(content: bytes) -> None:
             fields.pop("sha256", None)
             content = seal_json(fields).encode()
         (place / METADATA_FILE).write_bytes(content)
-        metadata = read_metadata(place)
-    explain_difference(metadata.base, {"lm_head.kernel": PARAMS["lm_head"]["kernel"]})
-
-
-def feed_bank_rows(content: bytes) -> None:
-    """`bank.json`."""
-    with _Place() as place:
-        (place / "bank.json").write_bytes(content)
-        bank_files._parse_rows(place / "bank.json")
+        return read_metadata(place, kind)
 
 
 def feed_safetensors(content: bytes) -> None:
@@ -197,9 +200,11 @@ def make_metadata() -> list[bytes]:
         return [(path / METADATA_FILE).read_bytes()]
 
 
-def make_bank_rows() -> list[bytes]:
+def make_bank() -> list[bytes]:
     bank = lnt.bank.make_bank(PARAMS, {"a": _list_norms()}, on_host=True)
-    return [bank_files._write_rows(bank).encode()]
+    with _Place() as place:
+        path = lnt.bank.save_bank(place / "b", bank, base=PARAMS)
+        return [(path / METADATA_FILE).read_bytes()]
 
 
 def make_safetensors() -> list[bytes]:
@@ -264,7 +269,7 @@ def _list_norms() -> dict[str, Any]:
 TARGETS = {
     "config": Target(feed_config, make_config),
     "metadata": Target(feed_metadata, make_metadata),
-    "bank_rows": Target(feed_bank_rows, make_bank_rows),
+    "bank": Target(feed_bank, make_bank),
     "safetensors": Target(feed_safetensors, make_safetensors),
     "index": Target(feed_index, make_index),
     "model_config": Target(feed_model_config, make_model_config),

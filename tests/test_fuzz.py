@@ -96,7 +96,7 @@ def write(value):
     return json.dumps(value).encode()
 
 
-@pytest.mark.parametrize("name", ["config", "metadata", "bank_rows", "index", "model_config"])
+@pytest.mark.parametrize("name", ["config", "metadata", "bank", "index", "model_config"])
 @SETTINGS
 @given(data=st.data())
 def test_json_with_other_values(name, data):

@@ -20,6 +20,7 @@ from ..errors import AdapterError
 from ..storage.leaves import ARRAYS_DIRECTORY, hash_array, is_array_file, read_arrays
 from ..storage.sealed import (
     METADATA_FILE,
+    MOST_BYTES,
     describe_files,
     list_files,
     open_sealed,
@@ -31,6 +32,7 @@ from .fingerprint import check_fingerprint
 FORMAT_VERSION = 2
 _MOST_AXES = 32  # as many as numpy once allowed
 _DTYPE = re.compile(r"(bfloat|float|complex)[0-9][0-9a-z_]*")
+_FORMAT = re.compile(rb'{\s*"format": "([^"]*)"')
 _ADVICE = "Copy the directory anew from where it came from"
 
 
@@ -41,6 +43,7 @@ class Kind(NamedTuple):
     noun: str
     writer: str  # the function that writes it
     entries: frozenset[str]
+    most_bytes: int = MOST_BYTES  # of the metadata file
 
 
 ADAPTER = Kind(
@@ -69,6 +72,7 @@ class Metadata(NamedTuple):
         task: what the adapter is for: the labels of a classifier, how it pools, a prompt's form,
             the base; whatever its maker wants kept. None where nothing was said.
         files: relative path of every other file, the arrays' excepted, to its size and sha256.
+        rows: what a bank keeps of its rows, which it checks itself; None in an adapter.
     """
 
     leaves: dict[str, LeafRecord]
@@ -76,6 +80,7 @@ class Metadata(NamedTuple):
     norms: list[str] | None = None
     task: dict[str, Any] | None = None
     files: dict[str, dict[str, Any]] = {}  # noqa: RUF012
+    rows: Any = None
 
 
 def write_metadata(directory: Path, metadata: Metadata, kind: Kind = ADAPTER) -> None:
@@ -94,6 +99,7 @@ def write_metadata(directory: Path, metadata: Metadata, kind: Kind = ADAPTER) ->
         "library_version": _get_library_version(),
         "task": metadata.task,
         "norms": metadata.norms,
+        **({} if metadata.rows is None else {"rows": metadata.rows}),
         "leaves": {path: record._asdict() for path, record in metadata.leaves.items()},
         "base": metadata.base,
         "files": describe_files(directory, is_array_file),
@@ -110,7 +116,7 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
     """
     file = directory / METADATA_FILE
     try:
-        fields, is_intact = open_sealed(read_bounded(file))
+        fields, is_intact = open_sealed(read_bounded(file, kind.most_bytes))
     except FileNotFoundError:
         if (directory / WEIGHTS_FILE).is_file():
             raise AdapterError(
@@ -151,19 +157,25 @@ def read_metadata(directory: Path, kind: Kind = ADAPTER) -> Metadata:
         path: LeafRecord(**{**record, "shape": tuple(record["shape"])})
         for path, record in fields["leaves"].items()
     }
-    return Metadata(leaves, *(fields[name] for name in ("base", "norms", "task", "files")))
+    base, norms, task, files = (fields[name] for name in ("base", "norms", "task", "files"))
+    return Metadata(leaves, base, norms, task, files, fields.get("rows"))
 
 
 def list_own(directory: Path, kind: Kind = ADAPTER) -> list[str]:
     """The files that `save_adapter` wrote into a directory, the metadata last; none without that.
 
-    Of a damaged one, or one of another version, these are the files where it has its own.
+    Of a damaged one, or one of another version, these are the files where it has its own. In a
+    directory of another kind none is.
 
     Example:
         >>> list_own(Path("no/such/directory"))
         []
     """
     if not (directory / METADATA_FILE).is_file():
+        return []
+    with (directory / METADATA_FILE).open("rb") as file:
+        found = _FORMAT.match(file.read(200))
+    if found and found[1] != kind.format.encode():
         return []
     there = list_files(directory)
     try:

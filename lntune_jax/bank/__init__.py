@@ -15,7 +15,6 @@ from .apply import apply_ensemble, apply_per_example, apply_rows
 from .core import AdapterBank, BankLeaves, Row
 from .edit import (
     add_adapter,
-    bank_bytes,
     get_adapter,
     grow_bank,
     make_bank,
@@ -25,6 +24,7 @@ from .edit import (
 )
 from .files import load_bank, save_bank
 from .rows import freeze_base, merge_rows, take_rows
+from .sources import bank_bytes
 
 __all__ = [
     "AdapterBank",

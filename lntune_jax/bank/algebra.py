@@ -20,7 +20,7 @@ from ..config import LNTuningConfig
 from ..errors import AdapterError
 from ..messages import list_names
 from ..storage.leaves import to_numpy
-from .core import BASE, AdapterBank, gather, get_row_shapes
+from .core import BASE, AdapterBank, check_bank, gather, get_row_shapes
 from .rows import take_rows
 from .sources import select_paths
 
@@ -49,13 +49,10 @@ def weighted_sum(bank: AdapterBank, weights: Mapping[str, float]) -> Adapter:
         >>> lnt.bank.weighted_sum(bank, {"a": 2.0}).trainable
         {'ln.scale': array([3., 5.], dtype=float32)}
     """
-    if (
-        not isinstance(weights, Mapping)
-        or not weights
-        or not all(map(_is_finite, weights.values()))
-    ):
+    listed = weights if isinstance(weights, Mapping) else {}
+    if not listed or not all(map(_is_finite, listed.values())):
         raise AdapterError(f"weights must hold finite numbers by name, not {weights!r:.200}")
-    given = {name: float(weight) for name, weight in weights.items()}
+    given = {name: float(weight) for name, weight in listed.items()}
     try:
         rest = 1.0 - math.fsum(given.values())  # of the base, in affine form
     except OverflowError as error:
@@ -81,7 +78,7 @@ def average(bank: AdapterBank, names: Sequence[str]) -> Adapter:
         >>> lnt.bank.average(bank, ["a", "b"]).trainable
         {'ln.scale': array([3.5, 3.5], dtype=float32)}
     """
-    listed = _check_names(names)
+    listed = _check_names(bank, names, is_once=True)
     return _mix(bank, dict.fromkeys(listed, 1.0), listed, divisor=len(listed))
 
 
@@ -108,6 +105,7 @@ def interpolate(bank: AdapterBank, start: str, end: str, amount: float) -> Adapt
     if not _is_finite(amount):
         raise AdapterError(f"amount is {amount!r:.80}; expected a finite number")
     share = float(amount)
+    _check_names(bank, [start, end])
     weights = {start: 1.0} if start == end else {start: 1.0 - share, end: share}
     return _mix(bank, weights, list(weights))
 
@@ -179,7 +177,11 @@ def greedy_soup(
         >>> soup.names, soup.adapter.trainable["ln.scale"].tolist()
         (('a', 'b'), [3.5, 3.5])
     """
-    listed = _check_names(_list_adapters(bank, names))
+    if not callable(evaluate):
+        raise AdapterError(
+            f"evaluate must be a function that gives a score, not {type(evaluate).__name__}"
+        )
+    listed = _check_names(bank, _list_adapters(bank, names), is_once=True)
     scores = {name: _score(evaluate, take_rows(bank, name), name) for name in listed}
     order = sorted(scores, key=lambda name: -scores[name])
     kept, best = order[:1], scores[order[0]]
@@ -265,6 +267,8 @@ def compare_adapters(
     """
     listed = _list_adapters(bank, names)
     numbers = [0, *map(bank.get_number, listed)]
+    if paths is not None and not isinstance(paths, Iterable):
+        raise AdapterError(f"paths must be leaf paths, not {type(paths).__name__}")
     paths = [paths] if isinstance(paths, str) else paths
     chosen = _list_tuned(bank, listed) if paths is None else list(paths)
     absent = [path for path in chosen if path not in bank.leaves]
@@ -296,6 +300,7 @@ def _mix(
 
     A row holds the base's values where it tunes nothing.
     """
+    check_bank(bank)
     tuned = [name for name in names if name != BASE] or [BASE]
     paths = _list_tuned(bank, tuned)
     numbers = {bank.get_number(name): weight for name, weight in weights.items() if weight}
@@ -340,16 +345,22 @@ def _read_rows(bank: AdapterBank, path: str, numbers: Iterable[int]) -> np.ndarr
 
 def _list_adapters(bank: AdapterBank, names: str | Sequence[str] | None) -> list[str]:
     """The names given, or all but the base's."""
+    check_bank(bank)
     if names is None and len(bank.names) == 1:
         raise AdapterError("there is no adapter: the bank holds the base alone")
-    return [names] if isinstance(names, str) else list(bank.names[1:] if names is None else names)
+    return _check_names(bank, bank.names[1:] if names is None else names)
 
 
-def _check_names(names: Sequence[str]) -> list[str]:
-    listed = [names] if isinstance(names, str) else list(names)
-    if not listed or len(set(listed)) != len(listed):
+def _check_names(
+    bank: AdapterBank, names: str | Sequence[str], *, is_once: bool = False
+) -> list[str]:
+    """The names as a list, each of them in the bank."""
+    check_bank(bank)
+    listed = [names] if isinstance(names, str) else names
+    count = np.size(bank.get_ids(listed))
+    if not count or (is_once and len(set(listed)) != count):
         raise AdapterError(f"names must list adapters, each once, not {listed!r:.200}")
-    return listed
+    return list(listed)
 
 
 def _unite_configs(bank: AdapterBank, names: Sequence[str], paths: Sequence[str]) -> LNTuningConfig:
@@ -364,7 +375,13 @@ def _unite_configs(bank: AdapterBank, names: Sequence[str], paths: Sequence[str]
 
 
 def _score(evaluate: Callable[..., Any], leaves: dict[str, Any], name: str) -> float:
-    score = float(evaluate(leaves))
+    found = evaluate(leaves)
+    try:
+        score = float(found)
+    except (TypeError, ValueError):
+        raise AdapterError(
+            f"evaluate gave {found!r:.80} for the adapter {name!r}; expected one number"
+        ) from None
     if math.isnan(score):
         raise AdapterError(f"evaluate gave NaN when it came to the adapter {name!r}")
     return score

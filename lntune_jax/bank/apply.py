@@ -56,6 +56,7 @@ def apply_rows(
         >>> lnt.bank.apply_rows(apply, rows, frozen, jnp.ones((2, 2))).tolist()
         [[0.0, 0.0], [1.0, 1.0]]
     """
+    _check_function(apply_fn)
     count = count_rows(rows)
     given, treedef = jax.tree_util.tree_flatten_with_path((batch, keywords), is_leaf=_is_none)
     axes = [
@@ -173,10 +174,18 @@ def apply_ensemble(
         >>> votes.shape, votes.mean(0)[0].tolist()
         ((2, 3, 2), [0.5, 0.5])
     """
+    _check_function(apply_fn)
     rows = take_rows(bank, _check_axis(bank, ids))
     return jax.vmap(lambda row: apply_fn(merge_params(row, frozen, cast=cast), *batch, **keywords))(
         rows
     )
+
+
+def _check_function(apply_fn: Any) -> None:
+    if not callable(apply_fn):
+        raise AdapterError(
+            f"apply_fn must be a function of params and inputs, not {type(apply_fn).__name__}"
+        )
 
 
 def _check_axis(bank: Any, ids: Ids) -> Any:

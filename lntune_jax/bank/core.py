@@ -15,7 +15,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..config import LNTuningConfig
 from ..errors import AdapterError
-from ..messages import shorten
+from ..messages import list_names, shorten
+from ..storage.processes import meet, spans_processes
 
 BASE = "base"  # the name of row 0
 MOST_ROWS = 2**20  # an id is row + MOST_ROWS * (how many adapters had the row before)
@@ -170,7 +171,8 @@ class AdapterBank:
         unknown = [name for name in wanted if not isinstance(name, str) or name not in known]
         if unknown:
             raise AdapterError(
-                f"the bank has no adapter {shorten(repr(unknown[0]))}; it has {_list(self)}"
+                f"the bank has no adapter {shorten(repr(unknown[0]))}; it has "
+                f"{list_names(self.names, most=8)}"
             )
         ids = np.array([known[name] for name in wanted], np.int32)
         return ids[0] if single else ids
@@ -186,12 +188,30 @@ class AdapterBank:
         return row
 
     def get_number(self, name: str) -> int:
-        """The row of an adapter in the arrays.
+        """The row of an adapter in the arrays; as `get_row`."""
+        return int(self.get_ids([name])[0]) % MOST_ROWS
 
-        Raises:
-            AdapterError: the name is not in the bank.
-        """
-        return int(self.get_ids(name)) % MOST_ROWS
+
+def check_bank(bank: Any, *, or_leaves: bool = False) -> None:
+    """Refuses what is no bank (nor, with `or_leaves`, the leaves of one), or has lost its arrays.
+
+    Raises:
+        AdapterError: says what it is instead, and what to pass.
+    """
+    leaves = bank.leaves if isinstance(bank, AdapterBank) else bank
+    if not isinstance(leaves, BankLeaves) or (leaves is bank and not or_leaves):
+        wanted = "a bank or bank.leaves" if or_leaves else "a bank"
+        advice = "pass what make_bank or load_bank returns"
+        if isinstance(bank, BankLeaves):
+            advice = "pass the bank that has these leaves, since it knows the names"
+        elif isinstance(bank, Mapping) and or_leaves:
+            advice = "only these know which ids are in use"
+        raise AdapterError(f"bank: expected {wanted}, not {type(bank).__name__}: {advice}")
+    for leaf in leaves.values():
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            raise AdapterError(
+                "the bank's arrays were donated and are gone: use the bank that came from them"
+            )
 
 
 def build_bank(
@@ -217,7 +237,14 @@ def build_bank(
     """
     numbers = [number % MOST_ROWS for number in rows]
     given = {number % MOST_ROWS: number for number in (*rows, *freed)}
-    count = _round_capacity(max(given) + 1, capacity)
+    least = max(given) + 1
+    fitting = max(_FEWEST_ROWS, 1 << (least - 1).bit_length())
+    count = check_capacity(fitting if capacity is None else capacity)
+    if count < least:
+        raise AdapterError(
+            f"capacity is {count}, but there are {least} rows with the base's and those that "
+            "adapters had before: pass at least that, or make a new bank of its adapters"
+        )
 
     def spread(array: np.ndarray) -> np.ndarray:
         leaf = np.full((count, *array.shape[1:]), np.nan, array.dtype)
@@ -232,22 +259,6 @@ def build_bank(
     )
 
 
-def _round_capacity(rows: int, capacity: int | None) -> int:
-    """How many rows to make where `rows` are needed.
-
-    Raises:
-        AdapterError: the capacity asked for is no number, too small or too large.
-    """
-    fitting = max(_FEWEST_ROWS, 1 << (rows - 1).bit_length())
-    count = check_capacity(fitting if capacity is None else capacity)
-    if count < rows:
-        raise AdapterError(
-            f"capacity is {count}, but there are {rows} rows with the base's and those that "
-            "adapters had before: pass at least that, or make a new bank of its adapters"
-        )
-    return count
-
-
 def check_capacity(capacity: Any) -> int:
     """Gives a number of rows that a bank may have."""
     if isinstance(capacity, bool) or not hasattr(capacity, "__index__"):
@@ -259,11 +270,7 @@ def check_capacity(capacity: Any) -> int:
 
 
 def _place(leaf: np.ndarray, sharding: Any, on_host: bool) -> Any:
-    """A leaf of a bank where it is to be.
-
-    Raises:
-        AdapterError: the rows cannot be laid out so, or JAX has the dtype turned off.
-    """
+    """A leaf of a bank where it is to be."""
     if on_host:
         if sharding is not None:
             raise AdapterError("pass sharding or on_host=True, not both")
@@ -287,7 +294,7 @@ def _place(leaf: np.ndarray, sharding: Any, on_host: bool) -> Any:
             f"{leaf.shape[0]} rows cannot be laid out by {sharding}: pass a capacity that its "
             f"devices divide ({str(error).splitlines()[0]})"
         ) from error
-    return jax.device_put(leaf, sharding)
+    return _put(leaf, sharding)
 
 
 def get_row_shapes(bank: AdapterBank) -> dict[str, jax.ShapeDtypeStruct]:
@@ -305,9 +312,8 @@ def write_row(
     One small program serves every adapter: absent leaves come as zeros and a mark. The programs
     that use the bank see arrays of the same shapes as before.
     """
-    given = bank.leaves
     if bank.on_host:
-        arrays = {path: leaf if donate else leaf.copy() for path, leaf in given.items()}
+        arrays = {p: leaf if donate else leaf.copy() for p, leaf in bank.leaves.items()}
         for path, leaf in arrays.items():
             leaf[number] = values.get(path, leaf[0])
     else:
@@ -315,8 +321,8 @@ def write_row(
         full = {p: values.get(p, np.zeros(own.shape, own.dtype)) for p, own in shapes.items()}
         tuned = {path: np.bool_(path in values) for path in shapes}
         write = _write_donated if donate else _write_copy
-        arrays = write(given.arrays, np.int32(number), full, tuned)
-    rows, ids, placed = replace_at(bank.rows, number, row), bank.ids, given.ids
+        arrays = write(bank.leaves.arrays, np.int32(number), full, tuned)
+    rows, ids, placed = replace_at(bank.rows, number, row), bank.ids, bank.leaves.ids
     if row is None:  # whoever has the id of now gets NaN from now on
         ids = replace_at(ids, number, ids[number] + MOST_ROWS)
         placed = place_ids(ids, arrays)
@@ -334,9 +340,7 @@ def _set_row(leaves: Any, number: Any, values: Any, tuned: Any) -> Any:
 
 
 _write_copy = jax.jit(_set_row)
-
-
-_write_donated = partial(jax.jit, donate_argnums=0)(_set_row)
+_write_donated = jax.jit(_set_row, donate_argnums=0)
 
 
 def gather(leaf: Any, numbers: Any, fill: float = np.nan) -> Any:
@@ -366,7 +370,25 @@ def place_like(array: np.ndarray, like: Any, *, whole: bool = False) -> Any:
     if isinstance(laid, NamedSharding):
         spec = PartitionSpec() if whole else PartitionSpec(*tuple(laid.spec)[:1])
         laid = NamedSharding(laid.mesh, spec, memory_kind=laid.memory_kind)
-    return jax.device_put(array, laid)
+    return _put(array, laid)
+
+
+def _put(array: np.ndarray, sharding: Any) -> Any:
+    """Puts values where they are to be; where that is on several processes, they must be the same.
+
+    JAX compares them, and the NaN of free rows is unlike itself: the bits are compared instead.
+    """
+    if not spans_processes(sharding):
+        return jax.device_put(array, sharding)
+    meet()  # to put a value there is a collective
+    try:
+        bits = jax.device_put(array.view(f"u{array.dtype.itemsize}"), sharding)
+    except AssertionError:
+        raise AdapterError(
+            "the values of the bank are not the same on each process: pass the same base and the "
+            "same adapters"
+        ) from None
+    return jax.lax.bitcast_convert_type(bits, array.dtype)
 
 
 def place_ids(ids: Sequence[int], arrays: Mapping[str, Any]) -> Any:
@@ -374,8 +396,3 @@ def place_ids(ids: Sequence[int], arrays: Mapping[str, Any]) -> Any:
     known = np.array(ids, np.int64)
     known = np.where(known < ID_BOUND, known, -1).astype(np.int32)
     return place_like(known, next(iter(arrays.values())), whole=True)
-
-
-def _list(bank: AdapterBank, most: int = 8) -> str:
-    shown = ", ".join(map(repr, bank.names[:most]))
-    return shown + (f" and {len(bank.names) - most:,} more" if len(bank.names) > most else "")

@@ -15,10 +15,11 @@ from ..adapters.fit import fill_placeholders
 from ..adapters.store import Adapter
 from ..arguments import check_flag
 from ..config import LNTuningConfig
-from ..errors import AdapterError, ConfigError
+from ..errors import AdapterError
 from ..names.maps import NameMap
-from ..selection.select import select_leaves
+from ..selection.selection import Selection
 from ..storage.leaves import to_numpy
+from ..storage.processes import meet, spans_processes, together
 from .core import (
     BASE,
     ID_BOUND,
@@ -27,6 +28,7 @@ from .core import (
     BankLeaves,
     Row,
     build_bank,
+    check_bank,
     check_capacity,
     gather,
     get_row_shapes,
@@ -54,7 +56,7 @@ def make_bank(
     params: Any,
     adapters: Mapping[str, Source] | None = None,
     *,
-    config: LNTuningConfig | None = None,
+    config: LNTuningConfig | Selection | None = None,
     norms: Iterable[str] | None = None,
     name_map: str | NameMap | None = None,
     capacity: int | None = None,
@@ -96,73 +98,32 @@ def make_bank(
         >>> lnt.bank.get_adapter(bank, "french").trainable
         {'ln.scale': array([2., 3.], dtype=float32)}
     """
-    if isinstance(params, str | os.PathLike | AdapterBank | BankLeaves):
-        kind = type(params).__name__
-        raise AdapterError(
-            f"params must be the base's tree of arrays, not a path or a bank ({kind})"
+    given = adapters.values() if isinstance(adapters, Mapping) else ()
+    with together(_span_processes(params, sharding, *given)):
+        check_flag("on_host", on_host)
+        if isinstance(params, str | os.PathLike | AdapterBank | BankLeaves):
+            kind = type(params).__name__
+            raise AdapterError(
+                f"params must be the base's tree of arrays, not a path or a bank ({kind})"
+            )
+        if adapters is not None and not isinstance(adapters, Mapping):
+            raise AdapterError(
+                f"adapters must be a dict of adapters by name, not {type(adapters).__name__}"
+            )
+        read = {
+            check_name(name): read_source(source, params, norms, name_map)
+            for name, source in (adapters or {}).items()
+        }
+        base = read_base(params, config, norms, name_map, read.values())
+        values = {path: np.asarray(leaf, choose_dtype(leaf, dtype)) for path, leaf in base.items()}
+        fitted = [fit_values(name, adapter, values) for name, adapter in read.items()]
+        rows = [Row(BASE, None, ())]
+        rows += [describe_row(name, adapter, base) for name, adapter in read.items()]
+        arrays = (
+            (path, np.stack([value, *(own.get(path, value) for own in fitted)]))
+            for path, value in values.items()
         )
-    if adapters is not None and not isinstance(adapters, Mapping):
-        raise AdapterError(
-            f"adapters must be a dict of adapters by name, not {type(adapters).__name__}"
-        )
-    read = {
-        check_name(name): read_source(source, params, norms, name_map)
-        for name, source in (adapters or {}).items()
-    }
-    base = read_base(params, config, norms, name_map, read)
-    values = {path: np.asarray(leaf, choose_dtype(leaf, dtype)) for path, leaf in base.items()}
-    fitted = [fit_values(name, adapter, values) for name, adapter in read.items()]
-    rows = [Row(BASE, None, ())]
-    rows += [describe_row(name, adapter, base) for name, adapter in read.items()]
-    arrays = (
-        (path, np.stack([value, *(own.get(path, value) for own in fitted)]))
-        for path, value in values.items()
-    )
-    return build_bank(arrays, dict(enumerate(rows)), (), capacity, sharding, on_host)
-
-
-def bank_bytes(
-    params: Any,
-    adapters: int,
-    *,
-    config: LNTuningConfig | None = None,
-    norms: Iterable[str] | None = None,
-    name_map: str | NameMap | None = None,
-    dtype: str | None = None,
-    devices: int = 1,
-) -> int:
-    """The memory of a bank on each device: (adapters + 1) x values x bytes of one / devices.
-
-    Args:
-        params: the base; `jax.ShapeDtypeStruct` leaves will do.
-        adapters: how many the bank is to hold, beside the base.
-        config: as in `make_bank`.
-        norms: as in `make_bank`.
-        name_map: as in `make_bank`.
-        dtype: as in `make_bank`.
-        devices: over how many devices the rows are laid.
-
-    Raises:
-        ConfigError: `dtype` is no floating one, or a number is below its bound.
-        SelectionError: `config` selects nothing.
-
-    Example:
-        >>> import jax
-        >>> import lntune_jax as lnt
-        >>> norm = jax.ShapeDtypeStruct((65 * 4096,), "bfloat16")  # as many as Llama-2-7B has
-        >>> lnt.bank.bank_bytes({"norm": {"scale": norm}}, 10_000) / 1e9
-        10.65066496
-        >>> lnt.bank.bank_bytes({"norm": {"scale": norm}}, 10_000, dtype="bfloat16") / 1e9
-        5.32533248
-    """
-    if adapters < 0 or devices < 1:
-        raise ConfigError(f"adapters is {adapters} and devices {devices}; expected 0 and 1 or more")
-    selection = select_leaves(params, config or LNTuningConfig(), norms, name_map, warn=False)
-    trained = [
-        leaf.value for index, leaf in enumerate(selection.leaves) if selection.is_trainable(index)
-    ]
-    row = sum(int(np.prod(leaf.shape)) * choose_dtype(leaf, dtype).itemsize for leaf in trained)
-    return -(-(adapters + 1) // devices) * row
+        return build_bank(arrays, dict(enumerate(rows)), (), capacity, sharding, on_host)
 
 
 def add_adapter(
@@ -201,19 +162,7 @@ def add_adapter(
         >>> bank.names, bank.get_ids(["base", "french"]).tolist()
         (('base', 'french'), [0, 1])
     """
-    check_flag("donate", donate)
-    if check_name(name) in bank.names:
-        raise AdapterError(
-            f"the bank has an adapter {name!r}: use another name, or call replace_adapter"
-        )
-    read = read_source(adapter, params, norms, name_map)
-    wide = bank if params is None else _add_leaves(bank, read, params)
-    values = fit_values(name, read, get_row_shapes(wide))
-    row = describe_row(name, read, get_row_shapes(wide))
-    number = find_free(wide)
-    if number is None:
-        number, wide = wide.capacity, grow_bank(wide, 2 * wide.capacity)
-    return _hand_over(bank, write_row(wide, number, row, values, donate), donate)
+    return _put(bank, name, adapter, params, norms, name_map, donate, is_new=True)
 
 
 def replace_adapter(
@@ -249,13 +198,47 @@ def replace_adapter(
         >>> lnt.bank.get_adapter(bank, "a").trainable
         {'ln.scale': array([2., 3.], dtype=float32)}
     """
-    check_flag("donate", donate)
-    number = bank.get_number(check_name(name))
-    read = read_source(adapter, params, norms, name_map)
-    wide = bank if params is None else _add_leaves(bank, read, params)
-    values = fit_values(name, read, get_row_shapes(wide))
-    row = describe_row(name, read, get_row_shapes(wide))
-    return _hand_over(bank, write_row(wide, number, row, values, donate), donate)
+    return _put(bank, name, adapter, params, norms, name_map, donate, is_new=False)
+
+
+def _put(
+    bank: AdapterBank,
+    name: str,
+    adapter: Source,
+    params: Any,
+    norms: Iterable[str] | None,
+    name_map: str | NameMap | None,
+    donate: bool,
+    *,
+    is_new: bool,
+) -> AdapterBank:
+    """The bank with an adapter in a free row, or in the row of the name."""
+    spans = _span_processes(bank, params, adapter)
+    with together(spans):
+        check_flag("donate", donate)
+        check_bank(bank)
+        if is_new and check_name(name) in bank.names:
+            raise AdapterError(
+                f"the bank has an adapter {name!r}: use another name, or call replace_adapter"
+            )
+        number = None if is_new else bank.get_number(check_name(name))
+        read = read_source(adapter, params, norms, name_map)
+        if spans:
+            meet()  # what follows has collectives
+        wide = bank if params is None else _add_leaves(bank, read, params)
+        shapes = get_row_shapes(wide)
+        values, row = fit_values(name, read, shapes), describe_row(name, read, shapes)
+        number = _find_free(wide) if number is None else number
+        if spans:
+            meet()
+        if number is None:
+            number, wide = wide.capacity, grow_bank(wide, 2 * wide.capacity)
+        return _hand_over(bank, write_row(wide, number, row, values, donate), donate)
+
+
+def _span_processes(*values: Any) -> bool:
+    """Whether something of a call lies on devices of other processes too."""
+    return any(spans_processes(getattr(value, "trainable", value)) for value in values)
 
 
 def grow_bank(bank: AdapterBank, capacity: int) -> AdapterBank:
@@ -271,6 +254,7 @@ def grow_bank(bank: AdapterBank, capacity: int) -> AdapterBank:
         >>> lnt.bank.grow_bank(bank, 16).capacity
         16
     """
+    check_bank(bank)
     more = check_capacity(capacity) - bank.capacity
     if more < 0:
         raise AdapterError(f"the bank has {bank.capacity} rows, more than capacity={capacity}")
@@ -306,10 +290,14 @@ def remove_adapter(bank: AdapterBank, name: str, *, donate: bool = False) -> Ada
         >>> lnt.bank.remove_adapter(bank, "a").names
         ('base',)
     """
-    check_flag("donate", donate)
-    number, shapes = bank.get_number(check_name(name)), get_row_shapes(bank)
-    blank = {path: np.full(own.shape, np.nan, own.dtype) for path, own in shapes.items()}
-    return _hand_over(bank, write_row(bank, number, None, blank, donate), donate)
+    with together(_span_processes(bank)):
+        check_flag("donate", donate)
+        check_bank(bank)
+        number, shapes = bank.get_number(check_name(name)), get_row_shapes(bank)
+        blank = {path: np.full(own.shape, np.nan, own.dtype) for path, own in shapes.items()}
+        if _span_processes(bank):
+            meet()  # to write a row is a collective
+        return _hand_over(bank, write_row(bank, number, None, blank, donate), donate)
 
 
 def rename_adapter(bank: AdapterBank, old: str, new: str) -> AdapterBank:
@@ -326,6 +314,7 @@ def rename_adapter(bank: AdapterBank, old: str, new: str) -> AdapterBank:
         >>> lnt.bank.rename_adapter(bank, "a", "b").names
         ('base', 'b')
     """
+    check_bank(bank)
     number = bank.get_number(check_name(old))
     if check_name(new) != old and new in bank.names:
         raise AdapterError(f"the bank has an adapter {new!r} already: use another name")
@@ -349,9 +338,13 @@ def get_adapter(bank: AdapterBank, name: str) -> Adapter:
         >>> lnt.bank.get_adapter(bank, "a").trainable
         {'ln.scale': array([0., 0.], dtype=float32)}
     """
-    number, row = bank.get_number(name), bank.get_row(name)
-    paths = tuple(bank.leaves) if row.name == BASE else row.paths
-    values = {path: to_numpy(path, gather(bank.leaves[path], number)).copy() for path in paths}
+    with together(_span_processes(bank)):
+        check_bank(bank)
+        number, row = bank.get_number(name), bank.get_row(name)
+        paths = tuple(bank.leaves) if row.name == BASE else row.paths
+        if _span_processes(bank):
+            meet()  # to gather a row is a collective
+        values = {path: to_numpy(path, gather(bank.leaves[path], number)).copy() for path in paths}
     config = row.config or describe_row(name, values, get_row_shapes(bank)).config
     assert config is not None
     return Adapter(values, config)
@@ -391,7 +384,7 @@ def describe_row(name: str, adapter: Adapter | Mapping[str, Any], leaves: Mappin
     return Row(name, described.config, tuple(described.trainable))
 
 
-def find_free(bank: AdapterBank) -> int | None:
+def _find_free(bank: AdapterBank) -> int | None:
     """The free row that had the fewest adapters; None where the bank is full."""
     pairs = zip(bank.rows, bank.ids, strict=True)
     free = [number for row, number in pairs if row is None and number < ID_BOUND]

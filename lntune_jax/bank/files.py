@@ -5,7 +5,6 @@ It is written whole or not at all and read strictly, by the machinery of adapter
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -27,6 +26,7 @@ from ..adapters.format import (
     write_metadata,
 )
 from ..adapters.store import find_directory
+from ..arguments import check_flag
 from ..config import LNTuningConfig
 from ..errors import AdapterError, ConfigError
 from ..messages import list_names, shorten
@@ -35,17 +35,15 @@ from ..selection.norms import find_statistics
 from ..selection.roles import FROZEN_ROLE, SAVED_ROLE, STATE_ROLE, RoledTree
 from ..storage.directories import read_settled, resolve_path, write_directory
 from ..storage.leaves import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_arrays
-from ..storage.processes import meet, spans_processes, together, write_on_first_process
-from ..storage.sealed import METADATA_FILE, check_files, read_json
-from .core import BASE, MOST_ROWS, AdapterBank, Row, build_bank
+from ..storage.processes import spans_processes, together, write_on_first_process
+from ..storage.sealed import METADATA_FILE, check_files
+from .core import BASE, MOST_ROWS, AdapterBank, Row, build_bank, check_bank
 from .sources import check_base, check_name, get_own
 
-_ROWS_FILE = "bank.json"
-_MOST_BYTES = 2**28  # of that file: ten thousand adapters of a 70B model take a fifth of it
+_MOST_BYTES = 2**28  # of metadata: ten thousand adapters of a 70B model take a fifth of it
 _MOST_FREED = 64  # times the rows in use: a short file must not ask for all memory
-BANK = Kind(
-    "lntune_jax bank", "bank", "save_bank", frozenset({_ROWS_FILE, METADATA_FILE, ARRAYS_DIRECTORY})
-)
+_ENTRIES = frozenset({METADATA_FILE, ARRAYS_DIRECTORY})
+BANK = Kind("lntune_jax bank", "bank", "save_bank", _ENTRIES, _MOST_BYTES)
 
 
 def save_bank(
@@ -78,9 +76,10 @@ def save_bank(
         >>> bank = lnt.bank.make_bank(params, {"a": {"ln.scale": jnp.zeros(2)}})
         >>> path = lnt.bank.save_bank(tempfile.mkdtemp() + "/bank", bank, base=params)
         >>> sorted(entry.name for entry in path.iterdir())
-        ['arrays', 'bank.json', 'lntune.json']
+        ['arrays', 'lntune.json']
     """
     with together():
+        check_bank(bank)
         target = resolve_path(path, error=AdapterError)
         used = np.array([number for number, row in enumerate(bank.rows) if row is not None])
         params, placeholders = fill_placeholders(base)
@@ -91,9 +90,8 @@ def save_bank(
         fingerprint = make_fingerprint(_list_others(params, own))
 
         def fill(new: Path) -> None:
-            new.joinpath(_ROWS_FILE).write_text(_write_rows(bank), encoding="utf-8")
             write_arrays(new / ARRAYS_DIRECTORY, arrays)
-            write_metadata(new, Metadata(leaves, fingerprint), BANK)
+            write_metadata(new, Metadata(leaves, fingerprint, rows=_describe_rows(bank)), BANK)
             _read(new)  # what cannot be read back is not put in place
 
         def write() -> None:
@@ -136,6 +134,7 @@ def load_bank(
         ('base', 'a')
     """
     with together(spans_processes((params, sharding))):
+        check_flag("on_host", on_host)
         find = partial(find_directory, resolve_path(path, error=AdapterError), BANK)
         directory, (arrays, rows, freed, metadata) = read_settled(find, _read)
         own = get_own(params, arrays)
@@ -152,8 +151,6 @@ def load_bank(
                 "for the ids of removed adapters: pass "
                 f"capacity={len(rows) + len(freed)} if that is right"
             )
-        if spans_processes(sharding):
-            meet()  # to put a value there is a collective
         return build_bank(arrays.items(), rows, freed, capacity, sharding, on_host)
 
 
@@ -171,24 +168,22 @@ def _list_others(params: Any, own: Iterable[str]) -> dict[str, Any]:
     return list_frozen(RoledTree(leaves, treedef, [get_role(leaf) for leaf in leaves]))
 
 
-def _write_rows(bank: AdapterBank) -> str:
-    rows = [
+def _describe_rows(bank: AdapterBank) -> dict[str, Any]:
+    """What the metadata says of the rows."""
+    pairs = list(zip(bank.rows, bank.ids, strict=True))
+    used = [
         {
             "id": number,
             "name": row.name,
             "config": None if row.config is None else row.config.to_dict(),
             "leaves": list(row.paths),
         }
-        for row, number in zip(bank.rows, bank.ids, strict=True)
+        for row, number in pairs
         if row is not None
     ]
     # Rows that had an adapter and are free, so that no id comes back from the disk.
-    freed = [
-        number
-        for row, number in zip(bank.rows, bank.ids, strict=True)
-        if row is None and number >= MOST_ROWS
-    ]
-    return json.dumps({"rows": rows, "freed": freed}, indent=1) + "\n"
+    freed = [number for row, number in pairs if row is None and number >= MOST_ROWS]
+    return {"used": used, "freed": freed}
 
 
 def _read(
@@ -196,29 +191,39 @@ def _read(
 ) -> tuple[dict[str, np.ndarray], dict[int, Row], list[int], Metadata]:
     metadata = read_metadata(directory, BANK)
     check_files(directory, metadata.files, is_left_out=is_array_file)
-    rows, freed = _parse_rows(directory / _ROWS_FILE)
+    rows, freed = parse_rows(directory / METADATA_FILE, metadata.rows)
     arrays = read_leaves(directory, metadata)
     unknown = sorted({path for row in rows.values() for path in row.paths} - arrays.keys())
     wrong = [path for path, array in arrays.items() if array.shape[:1] != (len(rows),)]
     if unknown or wrong:
         raise AdapterError(
-            f"{directory / _ROWS_FILE} does not belong to the arrays beside it: {len(rows)} rows, "
-            f"leaves without an array {list_names(unknown)}, leaves with other rows "
+            f"{directory / METADATA_FILE} does not belong to the arrays beside it: {len(rows)} "
+            f"rows, leaves without an array {list_names(unknown)}, leaves with other rows "
             f"{list_names(wrong)}"
         )
     return arrays, rows, freed, metadata
 
 
-def _parse_rows(file: Path) -> tuple[dict[int, Row], list[int]]:
-    """The rows by id, and the next ids of rows that are free again."""
+def parse_rows(file: Path, fields: Any) -> tuple[dict[int, Row], list[int]]:
+    """The rows by id, and the next ids of rows that are free again.
+
+    Raises:
+        AdapterError: the metadata in `file` holds no rows, or some that no bank can have.
+    """
+    if not isinstance(fields, Mapping):
+        raise AdapterError(
+            f"{file} holds no rows of a bank: an earlier version wrote it. Make the bank anew from "
+            "its adapters"
+        )
     try:
-        fields: Mapping[str, Any] = read_json(file, _MOST_BYTES)
-        parsed = [_parse_row(row) for row in fields["rows"]]
+        parsed = [_parse_row(row) for row in fields["used"]]
         freed = list(fields["freed"])
     except ConfigError as error:
         raise AdapterError(f"{file} holds a config that cannot be used: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{file} cannot be read: {shorten(repr(error))}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{file} holds rows that cannot be read: {shorten(repr(error))}") from (
+            error
+        )
     numbers, names = [number for number, _ in parsed], [row.name for _, row in parsed]
     whole = all(type(number) is int and 0 <= number < 2**32 for number in (*numbers, *freed))
     if not whole or numbers[:1] != [0] or names[:1] != [BASE] or parsed[0][1].config is not None:

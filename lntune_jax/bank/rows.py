@@ -13,7 +13,7 @@ from jax.core import Tracer
 from ..errors import AdapterError, TreeError
 from ..partition import Placeholder, is_placeholder, merge_params
 from ..paths import flatten, get_shape, join
-from .core import ID_BOUND, MOST_ROWS, AdapterBank, BankLeaves, gather
+from .core import ID_BOUND, MOST_ROWS, AdapterBank, BankLeaves, check_bank, gather
 
 Ids = Any  # integers (batch,), or the names of adapters
 
@@ -142,22 +142,13 @@ def count_rows(rows: Mapping[str, Any]) -> int:
 
 def get_leaves(bank: AdapterBank | BankLeaves) -> BankLeaves:
     """The leaves of a bank, which may be these themselves."""
+    check_bank(bank, or_leaves=True)
     leaves = bank.leaves if isinstance(bank, AdapterBank) else bank
-    if not isinstance(leaves, BankLeaves):
-        raise AdapterError(
-            f"expected a bank or bank.leaves, not {type(bank).__name__}: only these know which "
-            "ids are in use"
-        )
     if not jnp.issubdtype(leaves.ids.dtype, jnp.integer):
         raise AdapterError(
             f"bank.leaves.ids has dtype {leaves.ids.dtype}; expected int32: what casts or scales a "
             "bank must map over bank.leaves.arrays alone"
         )
-    for leaf in leaves.values():
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
-            raise AdapterError(
-                "the bank's arrays were donated and are gone: use the bank that came from them"
-            )
     return leaves
 
 

@@ -1,7 +1,7 @@
-"""What an adapter for a bank may be given as, and whether it fits the bank's rows.
+"""What a bank is made from: its base, and adapters, and whether these fit its rows.
 
-It is an `Adapter`, a dict of leaves, or a directory, ours or PEFT's, told by its files and read
-strictly against the base.
+An adapter is an `Adapter`, a dict of leaves, or a directory, ours or PEFT's, told by its files and
+read strictly against the base.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
@@ -24,13 +23,13 @@ from ..messages import list_names, shorten
 from ..names.layers import join_arrays
 from ..names.maps import NameMap
 from ..paths import flatten, get_shape, join
-from ..peft.files import WEIGHTS_FILE
+from ..peft.files import PEFT, find_kind
 from ..peft.load import load_peft
 from ..selection.norms import find_norms
 from ..selection.select import select_leaves
+from ..selection.selection import Selection, get_config
 from ..storage.directories import resolve_path
 from ..storage.leaves import cast_leaf, compare_leaf, list_nonfinite, to_numpy
-from ..storage.sealed import METADATA_FILE
 from .core import BASE
 
 Source: TypeAlias = "Adapter | Mapping[str, Any] | str | os.PathLike[str]"
@@ -59,13 +58,8 @@ def read_source(
             "params=, the base's tree"
         )
     directory = resolve_path(source, error=AdapterError)
-    is_ours, is_peft = ((directory / name).is_file() for name in (METADATA_FILE, WEIGHTS_FILE))
-    if is_ours and is_peft:
-        raise AdapterError(
-            f"{directory} holds {METADATA_FILE} and {WEIGHTS_FILE}, two adapters: move one of them "
-            "into a directory of its own"
-        )
-    if is_peft or _holds_config_only(directory):
+    # A directory that is missing may have left an older version beside it, which ours reads.
+    if directory.is_dir() and find_kind(directory) == PEFT:
         adapter = load_peft(directory, params, norms=norms, name_map=name_map)
         if name_map is None:
             return adapter
@@ -90,7 +84,8 @@ def describe_source(adapter: Adapter | Mapping[str, Any], leaves: Mapping[str, A
         leaves: for each leaf path, an array of the shape that the base has there.
     """
     if isinstance(adapter, Adapter):
-        return replace(adapter, trainable=_sort_like(adapter.trainable, leaves))
+        trainable, config = _sort_like(adapter.trainable, leaves), get_config(adapter.config)
+        return replace(adapter, trainable=trainable, config=config)
     if not isinstance(adapter, Mapping):
         raise AdapterError(
             "an adapter must be an Adapter, a dict of leaf paths or a path, not "
@@ -143,13 +138,6 @@ def select_paths(paths: Iterable[str], leaves: Mapping[str, Any]) -> LNTuningCon
 def _with_layers(path: str) -> str:
     """An expression for a path and for the same one with a number after any of its segments."""
     return r"(\.\d+)?\.".join(map(re.escape, path.split(".")))
-
-
-def _holds_config_only(directory: Path) -> bool:
-    """PEFT's pickles and unfinished directories: its reader says best what is wrong with them."""
-    return (directory / "adapter_config.json").is_file() and not (
-        directory / METADATA_FILE
-    ).is_file()
 
 
 def check_name(name: Any) -> str:
@@ -233,25 +221,26 @@ def fit_values(name: str, adapter: Any, leaves: Mapping[str, Any]) -> dict[str, 
     return values
 
 
-def get_own(params: Any, paths: Iterable[str]) -> dict[str, Any]:
-    """The leaves of a base that a bank has rows for.
+def get_own(
+    params: Any,
+    paths: Iterable[str],
+    why: str = "the bank has rows for: pass the tree that the bank was made over",
+) -> dict[str, Any]:
+    """Some leaves of a base, in its order: by default those that a bank has rows for.
 
     Raises:
-        AdapterError: `params` lacks one of these.
+        AdapterError: `params` lacks one of these; `why` ends the message.
 
     Example:
         >>> list(get_own({"ln": {"scale": np.ones(2)}, "fc": np.ones((2, 2))}, ["ln.scale"]))
         ['ln.scale']
     """
     values = {join(leaf.path): leaf.value for leaf in flatten(params)[0]}
-    wanted = list(paths)
-    absent = [path for path in wanted if path not in values]
+    wanted = set(paths)
+    absent = sorted(wanted - values.keys())
     if absent:
-        raise AdapterError(
-            f"the base lacks {list_names(absent)}, which the bank has rows for: pass the tree that "
-            "the bank was made over"
-        )
-    return {path: values[path] for path in wanted}
+        raise AdapterError(f"the base lacks {list_names(absent)}, which {why}")
+    return {path: value for path, value in values.items() if path in wanted}
 
 
 def check_base(
@@ -285,38 +274,38 @@ def _is_same(row: np.ndarray, value: Any, path: str) -> bool:
 
 def read_base(
     params: Any,
-    config: LNTuningConfig | None,
+    config: LNTuningConfig | Selection | None,
     norms: Iterable[str] | None,
     name_map: str | NameMap | None,
-    adapters: Mapping[str, Adapter | Mapping[str, Any]],
+    adapters: Iterable[Any],
 ) -> dict[str, np.ndarray]:
     """The base's values of all leaves that a row has, in the tree's order."""
-    known, warn = config or LNTuningConfig(), config is not None
-    selection = select_leaves(params, known, norms, name_map, warn=warn)
-    wanted = {
-        join(leaf.path)
-        for index, leaf in enumerate(selection.leaves)
-        if selection.is_trainable(index)
-    }
-    wanted = wanted.union(*map(get_trainable, adapters.values()))
-    return read_leaves(params, wanted)
+    selected = _select(params, config, norms, name_map, warn=config is not None)
+    return read_leaves(params, set(selected).union(*map(get_trainable, adapters)))
+
+
+def _select(
+    params: Any,
+    config: LNTuningConfig | Selection | None,
+    norms: Iterable[str] | None,
+    name_map: str | NameMap | None,
+    *,
+    warn: bool,
+) -> dict[str, Any]:
+    """The leaves of a base that a config selects; without one, every norm."""
+    known = LNTuningConfig() if config is None else config
+    return select_leaves(params, known, norms, name_map, warn=warn).list_trainable()
 
 
 def read_leaves(params: Any, paths: Iterable[str]) -> dict[str, np.ndarray]:
-    """The values of some leaves of a tree, in the tree's order, on the host.
+    """The values of some leaves of a base, in the tree's order, on the host.
 
     Raises:
         AdapterError: `params` lacks one, or has no values there.
     """
     wanted = set(paths)
-    found = {join(leaf.path): leaf.value for leaf in flatten(params)[0]}
-    absent = sorted(wanted - found.keys())
-    if absent:
-        raise AdapterError(
-            f"params has no leaf {absent[0]!r}, which an adapter tunes: pass the whole tree of the "
-            "base that it was trained on"
-        )
-    return {path: to_numpy(path, value) for path, value in found.items() if path in wanted}
+    own = get_own(params, wanted, "an adapter tunes: pass the whole tree of the base")
+    return {path: to_numpy(path, value) for path, value in own.items()}
 
 
 def choose_dtype(leaf: Any, dtype: str | None) -> np.dtype:
@@ -335,3 +324,46 @@ def choose_dtype(leaf: Any, dtype: str | None) -> np.dtype:
     if not jnp.issubdtype(chosen, jnp.floating):
         raise ConfigError(f"dtype is {dtype!r}; expected a floating one, such as 'float32'")
     return chosen
+
+
+def bank_bytes(
+    params: Any,
+    adapters: int,
+    *,
+    config: LNTuningConfig | Selection | None = None,
+    norms: Iterable[str] | None = None,
+    name_map: str | NameMap | None = None,
+    dtype: str | None = None,
+    devices: int = 1,
+) -> int:
+    """The memory of a bank on each device: (adapters + 1) x values x bytes of one / devices.
+
+    Args:
+        params: the base; `jax.ShapeDtypeStruct` leaves will do.
+        adapters: how many the bank is to hold, beside the base.
+        config: as in `make_bank`.
+        norms: as in `make_bank`.
+        name_map: as in `make_bank`.
+        dtype: as in `make_bank`.
+        devices: over how many devices the rows are laid.
+
+    Raises:
+        ConfigError: `dtype` is no floating one, or a number is below its bound.
+        SelectionError: `config` selects nothing.
+
+    Example:
+        >>> import jax
+        >>> import lntune_jax as lnt
+        >>> norm = jax.ShapeDtypeStruct((65 * 4096,), "bfloat16")  # as many as Llama-2-7B has
+        >>> lnt.bank.bank_bytes({"norm": {"scale": norm}}, 10_000) / 1e9
+        10.65066496
+        >>> lnt.bank.bank_bytes({"norm": {"scale": norm}}, 10_000, dtype="bfloat16") / 1e9
+        5.32533248
+    """
+    for name, value, least in (("adapters", adapters, 0), ("devices", devices, 1)):
+        is_whole = hasattr(value, "__index__") and not isinstance(value, bool)
+        if not is_whole or value < least:
+            raise ConfigError(f"{name} is {value!r:.80}; expected a whole number, at least {least}")
+    trained = _select(params, config, norms, name_map, warn=False).values()
+    row = sum(int(np.prod(leaf.shape)) * choose_dtype(leaf, dtype).itemsize for leaf in trained)
+    return -(-(adapters + 1) // devices) * row

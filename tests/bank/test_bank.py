@@ -269,7 +269,7 @@ def test_what_a_bank_cannot_be_made_of():
     assert list(banks.make_bank(params, config=chosen).leaves) == ["ln_f.bias", "ln_f.scale"]
     with pytest.raises(AdapterError, match="more than capacity=2"):
         banks.grow_bank(bank, 2)
-    with pytest.raises(AdapterError, match=r"no leaf 'x\.scale', which an adapter tunes"):
+    with pytest.raises(AdapterError, match=r"the base lacks 'x\.scale', which an adapter tunes"):
         banks.make_bank(params, {"a": {"x.scale": np.ones(3)}})
     with pytest.raises(AdapterError, match="has no values"):
         banks.make_bank(jax.eval_shape(lambda: params))
@@ -293,3 +293,88 @@ def test_new_leaves_come_from_the_bank_s_own_base(edit):
     with pytest.raises(AdapterError, match=r"params is another base than the bank's: 'ln\.sc"):
         edit(bank, name, head, params=other)
     assert not row_of(edit(bank, name, head, params=base), name)["fc.kernel"].any()
+
+
+def test_arguments_of_other_kinds_are_refused():
+    params, adapters, bank = make_small_bank()
+    frozen, x = banks.freeze_base(params, bank), np.ones((1, 2))
+    refused = [
+        (lambda: banks.get_adapter(bank, ["a"]), r"no adapter \['a'\]"),
+        (lambda: banks.average(bank, None), "names must be a name or a sequence"),
+        (lambda: banks.average(bank, 3), "names must be a name or a sequence"),
+        (lambda: banks.average(bank, [["a"]]), r"no adapter \['a'\]"),
+        (lambda: banks.interpolate(bank, ["a"], "b", 0.5), r"no adapter \['a'\]"),
+        (lambda: banks.compare_adapters(bank, 3), "names must be a name or a sequence"),
+        (lambda: banks.compare_adapters(bank, paths=3), "paths must be leaf paths, not int"),
+        (lambda: banks.greedy_soup(bank, None), "evaluate must be a function"),
+        (lambda: banks.greedy_soup(bank, lambda _: None), "evaluate gave None .*one number"),
+        (lambda: banks.greedy_soup(bank, lambda _: "x"), "evaluate gave 'x' .*one number"),
+        (lambda: banks.greedy_soup(bank, lambda _: np.ones(2)), "evaluate gave .*one number"),
+        (lambda: banks.apply_per_example(None, bank, [0], frozen, x), "apply_fn must be a functi"),
+        (lambda: banks.apply_ensemble(None, bank, [0], frozen, x), "apply_fn must be a function"),
+        (lambda: banks.bank_bytes(params, "3"), "adapters is '3'; expected a whole number"),
+        (lambda: banks.bank_bytes(params, 1.5), r"adapters is 1\.5; expected a whole number"),
+        (lambda: banks.bank_bytes(params, 1, devices=True), "devices is True; expected a whole"),
+        (lambda: banks.make_bank(params, on_host="no"), "on_host must be True or False"),
+        (lambda: banks.make_bank(params, config={}), "config must be an LNTuningConfig .*not dict"),
+        (lambda: banks.bank_bytes(params, 1, config={}), "config must be an LNTuningConfig"),
+        (
+            lambda: banks.add_adapter(bank, "x", lnt.Adapter(adapters["a"].trainable, None)),
+            "config must be an LNTuningConfig",
+        ),
+    ]
+    for call, message in refused:
+        with pytest.raises(lnt.LNTuningError, match=message):
+            call()
+
+
+NO_BANKS = {
+    "None": None,
+    "a dict": {"ln_f.scale": np.ones(32, "f")},
+    "a path": "bank",
+    "an adapter": make_adapter(make_params(), 1),
+    "leaves": make_small_bank()[2].leaves,
+}
+CALLS = {
+    "add_adapter": lambda bank: banks.add_adapter(bank, "x", {"ln_f.scale": np.ones(32, "f")}),
+    "replace_adapter": lambda bank: banks.replace_adapter(bank, "a", {"ln_f.scale": np.ones(32)}),
+    "remove_adapter": lambda bank: banks.remove_adapter(bank, "a"),
+    "rename_adapter": lambda bank: banks.rename_adapter(bank, "a", "x"),
+    "get_adapter": lambda bank: banks.get_adapter(bank, "a"),
+    "grow_bank": lambda bank: banks.grow_bank(bank, 32),
+    "save_bank": lambda bank: banks.save_bank("nowhere", bank, base={}),
+    "freeze_base": lambda bank: banks.freeze_base({"a": np.ones(2)}, bank),
+    "take_rows": lambda bank: banks.take_rows(bank, [0]),
+    "apply_per_example": lambda bank: banks.apply_per_example(len, bank, [0], {}, np.ones((1, 2))),
+    "apply_ensemble": lambda bank: banks.apply_ensemble(len, bank, [0], {}, np.ones((1, 2))),
+    "weighted_sum": lambda bank: banks.weighted_sum(bank, {"a": 1.0}),
+    "average": lambda bank: banks.average(bank, ["a"]),
+    "interpolate": lambda bank: banks.interpolate(bank, "base", "a", 0.5),
+    "negate": lambda bank: banks.negate(bank, "a"),
+    "uniform_soup": lambda bank: banks.uniform_soup(bank),
+    "greedy_soup": lambda bank: banks.greedy_soup(bank, lambda leaves: 1.0),
+    "compare_adapters": lambda bank: banks.compare_adapters(bank),
+}
+TAKE_LEAVES = ("freeze_base", "take_rows", "apply_per_example", "apply_ensemble")
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("given", NO_BANKS)
+def test_what_is_no_bank_is_refused(call, given):
+    if given == "leaves" and call in TAKE_LEAVES:
+        return
+    kind = type(NO_BANKS[given]).__name__
+    with pytest.raises(AdapterError, match=f"bank: expected a bank.*, not {kind}: "):
+        CALLS[call](NO_BANKS[given])
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_bank_whose_arrays_are_gone_is_refused(call):
+    _, adapters, bank = make_small_bank()
+    banks.add_adapter(bank, "d", adapters["a"], donate=True)
+    with pytest.raises(AdapterError, match="given up by an edit with donate=True"):
+        CALLS[call](bank)
+    _, _, bank = make_small_bank()
+    jax.tree.map(lambda leaf: leaf.delete(), bank.leaves)
+    with pytest.raises(AdapterError, match="donated and are gone"):
+        CALLS[call](bank)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import lntune_jax as lnt
 from lntune_jax import bank as banks
 from lntune_jax.bank import files as bank_files
 from lntune_jax.errors import AdapterError
+from lntune_jax.storage.sealed import seal_json
 from tests.support.banks import CONFIG, make_adapter, make_small_bank, row_of, same
 from tests.support.paths import ROOT
 from tests.support.small import make_params
@@ -62,54 +62,69 @@ lnt.bank.save_bank(sys.argv[1], bank, base=params)
 
 
 def test_the_same_bank_is_the_same_text_under_every_hash_seed(tmp_path):
-    texts, records = set(), []
+    texts = set()
     for seed in ("0", "1"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
         path = tmp_path / seed
         subprocess.run([sys.executable, "-c", MAKE, str(path)], check=True, env=environment)
-        texts.add((path / "bank.json").read_bytes())
-        record = json.loads((path / "lntune.json").read_text())
-        # Orbax names its own files at random.
-        records.append({key: record[key] for key in record if key not in ("files", "sha256")})
+        texts.add((path / "lntune.json").read_bytes())
     assert len(texts) == 1
-    assert json.dumps(records[0]) == json.dumps(records[1])
 
 
-def write_rows(path, change):
-    """Changes `bank.json` of a bank, and its checksum."""
-    content = json.loads((path / "bank.json").read_text())
-    change(content)
-    (path / "bank.json").write_text(json.dumps(content))
-    with pytest.raises(AdapterError) as caught:
-        bank_files._parse_rows(path / "bank.json")
-    return str(caught.value)
+def change_metadata(path, change):
+    """Changes `lntune.json` of a bank, and its checksum."""
+    fields = json.loads((path / "lntune.json").read_text())
+    del fields["sha256"]
+    change(fields)
+    (path / "lntune.json").write_text(seal_json(fields))
+
+
+def test_a_bank_s_directory_is_like_an_adapter_s(tmp_path):
+    _, _, bank = make_small_bank()
+    path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
+    assert sorted(entry.name for entry in path.iterdir()) == ["arrays", "lntune.json"]
+    rows = json.loads((path / "lntune.json").read_text())["rows"]
+    assert [row["name"] for row in rows["used"]] == ["base", "a", "b", "c"]
+
+
+def test_a_bank_of_an_earlier_version_is_refused(tmp_path):
+    _, _, bank = make_small_bank()
+    path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
+    change_metadata(path, lambda fields: fields.pop("rows"))
+    with pytest.raises(AdapterError, match=r"lntune\.json holds no rows .*earlier version"):
+        banks.load_bank(path, PARAMS)
+    (path / "bank.json").write_text("{}")
+    with pytest.raises(AdapterError, match=r"bank\.json is unexpected"):
+        banks.load_bank(path, PARAMS)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows["rows"][1].update(id=2), "two ids for one row"),
-        (lambda rows: rows["rows"][1].update(id=-1), "ids that are no numbers"),
-        (lambda rows: rows["rows"][1].update(id=True), "ids that are no numbers"),
-        (lambda rows: rows["rows"][1].update(id=2**40), "ids that are no numbers"),
-        (lambda rows: rows["rows"][1].update(id=2**20 - 1), "rows missing"),
-        (lambda rows: rows["rows"][1].update(name="b"), "two rows of one name"),
-        (lambda rows: rows["rows"][1].update(name="base"), "that of row 0"),
-        (lambda rows: rows["rows"][0].update(name="a"), "no row 0 for the base"),
-        (lambda rows: rows["rows"][0].update(id=2**20), "no row 0 for the base|row 0"),
-        (lambda rows: rows["rows"].clear(), "no row 0 for the base"),
+        (lambda rows: rows["used"][1].update(id=2), "two ids for one row"),
+        (lambda rows: rows["used"][1].update(id=-1), "ids that are no numbers"),
+        (lambda rows: rows["used"][1].update(id=True), "ids that are no numbers"),
+        (lambda rows: rows["used"][1].update(id=2**40), "ids that are no numbers"),
+        (lambda rows: rows["used"][1].update(id=2**20 - 1), "rows missing"),
+        (lambda rows: rows["used"][1].update(name="b"), "two rows of one name"),
+        (lambda rows: rows["used"][1].update(name="base"), "that of row 0"),
+        (lambda rows: rows["used"][0].update(name="a"), "no row 0 for the base"),
+        (lambda rows: rows["used"][0].update(id=2**20), "no row 0 for the base|row 0"),
+        (lambda rows: rows["used"].clear(), "no row 0 for the base"),
         (lambda rows: rows.update(freed=[2**20 + 1]), "two ids for one row"),
         (lambda rows: rows.update(freed=["1"]), "ids that are no numbers"),
         (lambda rows: rows.update(freed=3), "cannot be read"),
         (lambda rows: rows.pop("freed"), "cannot be read: .*freed"),
-        (lambda rows: rows["rows"][1].pop("id"), "cannot be read: .*id"),
-        (lambda rows: rows["rows"][1].update(leaves="ln_f.scale"), "no list of paths"),
+        (lambda rows: rows["used"][1].pop("id"), "cannot be read: .*id"),
+        (lambda rows: rows["used"][1].update(leaves="ln_f.scale"), "no list of paths"),
     ],
 )
 def test_lists_of_rows_that_cannot_be(change, message, tmp_path):
     _, _, bank = make_small_bank()
     path = banks.save_bank(tmp_path / "bank", bank, base=PARAMS)
-    assert re.search(message, write_rows(path, change))
+    change_metadata(path, lambda fields: change(fields["rows"]))
+    with pytest.raises(AdapterError, match=message):
+        banks.load_bank(path, PARAMS)
 
 
 def test_a_short_file_does_not_ask_for_all_memory(tmp_path):

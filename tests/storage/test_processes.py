@@ -124,6 +124,76 @@ if rank == 0:
 """
 
 
+_EDITS = """
+rows = NamedSharding(mesh, P("x"))
+lnt.save_adapter(where / "a", local, CONFIG, base=make_params())
+lnt.export_peft(where / "p", local, CONFIG)
+def at(number, kind="a"):
+    return where / "nowhere" if rank == number else where / kind
+for bad in (0, 1):
+    for kind in "ap":
+        source = {"a": at(bad, kind)}
+        attempt(f"make {bad}", lambda: lnt.bank.make_bank(params, source, sharding=rows))
+    size = 3 if rank == bad else 8
+    attempt(f"lay {bad}", lambda: lnt.bank.make_bank(params, sharding=rows, capacity=size))
+other = {"a": {k: v + rank for k, v in local.items()}}
+attempt("other", lambda: lnt.bank.make_bank(params, other, sharding=rows))
+bank = lnt.bank.make_bank(params, {"a": where / "a"}, sharding=rows)
+for bad in (0, 1):
+    own = {k: np.full_like(v, np.nan) if rank == bad else v for k, v in local.items()}
+    name = "a" if rank == bad else "b"
+    attempt(f"nan {bad}", lambda: lnt.bank.add_adapter(bank, "b", own))
+    attempt(f"name {bad}", lambda: lnt.bank.add_adapter(bank, name, local))
+    attempt(f"path {bad}", lambda: lnt.bank.add_adapter(bank, "b", at(bad), params=params))
+    attempt(f"swap {bad}", lambda: lnt.bank.replace_adapter(bank, "a", at(bad, "p"), params=params))
+    gone = "x" if rank == bad else "a"
+    attempt(f"remove {bad}", lambda: lnt.bank.remove_adapter(bank, gone))
+    attempt(f"get {bad}", lambda: lnt.bank.get_adapter(bank, gone))
+bank = lnt.bank.add_adapter(bank, "b", where / "p", params=params)
+bank = lnt.bank.replace_adapter(bank, "a", {k: 2 * v for k, v in local.items()})
+for name, factor in (("a", 2), ("b", 1)):
+    for path, value in lnt.bank.get_adapter(bank, name).trainable.items():
+        assert np.array_equal(value, factor * local[path]), (name, path)
+bank = lnt.bank.remove_adapter(bank, "a")
+assert bank.names == ("base", "b")
+lnt.bank.save_bank(where / "b", bank, base=params)
+for bad in (0, 1):
+    size = 3 if rank == bad else 8
+    def load(name, **options):
+        return lnt.bank.load_bank(name, params, sharding=rows, **options)
+    attempt(f"load {bad}", lambda: load(at(bad, "b")))
+    attempt(f"size {bad}", lambda: load(where / "b", capacity=size))
+bank = load(where / "b")
+assert np.array_equal(lnt.bank.get_adapter(bank, "b").trainable[first], local[first])
+# What lies on one process alone is its own matter.
+if rank == 1:
+    own = lnt.bank.make_bank(make_params(), {"a": where / "a"})
+    lnt.bank.add_adapter(own, "b", where / "a", params=make_params())
+    attempt("alone", lambda: lnt.bank.add_adapter(own, "b", where / "no", params=make_params()))
+"""
+
+
+def test_edits_of_banks(tmp_path: Path) -> None:
+    first, second = run_two(_START + "first = next(iter(local))\n" + _EDITS, [tmp_path])
+    own = {
+        "make": "AdapterError there is no adapter directory",
+        "lay": "AdapterError 3 rows cannot be laid out",
+        "nan": "AdapterError the adapter 'b' holds values that are not finite",
+        "name": "AdapterError the bank has an adapter 'a'",
+        "path": "AdapterError there is no adapter directory",
+        "swap": "AdapterError there is no adapter directory",
+        "remove": "AdapterError the bank has no adapter 'x'",
+        "get": "AdapterError the bank has no adapter 'x'",
+        "load": "AdapterError there is no bank directory",
+        "size": "AdapterError 3 rows cannot be laid out",
+    }
+    check(first, second, own)
+    assert "> alone AdapterError there is no adapter directory" in second[-1]
+    for lines in (first, second):
+        (other,) = (line for line in lines if line.startswith("> other"))
+        assert "the values of the bank are not the same on each process" in other
+
+
 def test_banks(tmp_path: Path) -> None:
     first, second = run_two(_START + _BANKS, [tmp_path])
     own = {
