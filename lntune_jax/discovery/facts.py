@@ -6,8 +6,9 @@ only if they hold the same fact.
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -196,6 +197,7 @@ class Notes:
         unscaled: arrays times a parameter whose own statistics divided them, and these; `scaled`
             are the statistics of norms that have a scale.
         values: the results of the expressions met so far. Two equal ones are one value.
+        sizes: how many floating-point numbers each leaf holds.
     """
 
     found: list[Found] = field(default_factory=list)
@@ -207,10 +209,11 @@ class Notes:
     unscaled: list[tuple[Parameter, Any]] = field(default_factory=list)
     scaled: list[Any] = field(default_factory=list)
     values: MutableMapping[Hashable, Any] = field(default_factory=dict)
+    sizes: Mapping[int, int] = field(default_factory=dict)
 
     def draft(self) -> Notes:
         """Empty ones that know the same values: thrown away, or taken over by `extend`."""
-        return Notes(values=ChainMap({}, self.values))
+        return Notes(values=ChainMap({}, self.values), sizes=self.sizes)
 
     def extend(self, other: Notes) -> None:
         """Takes over all that a draft holds."""
@@ -220,6 +223,10 @@ class Notes:
         self.scaled.extend(other.scaled)
         assert isinstance(other.values, ChainMap), "not a draft"
         self.values.update(other.values.maps[0])
+
+    def count(self, leaves: frozenset[int]) -> float:
+        """How many numbers some leaves hold; of packed integers no one knows."""
+        return sum(self.sizes.get(leaf, math.inf) for leaf in leaves)
 
     def spend(self, views: Sequence[View]) -> None:
         """Notes that arrays times a parameter are used otherwise than by dividing them."""

@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from .axes import ALL, NONE, PART, Dims, Factor, cover, list_real, pair
+from .axes import ALL, NONE, PART, Dims, Factor, cover, is_uniform, list_real, pair
 from .facts import (
     BIAS,
     SCALE,
@@ -118,7 +118,12 @@ def scale(normal: View, parameter: View, notes: Notes) -> View | None:
     if not leaves or (depends(parameter.fact) and not trail.table):
         return None
     found = judge(parameter, normal)
-    if found is None or fact.scale is not None or fact.has_bias:
+    if fact.scale is not None or fact.has_bias:
+        return None
+    if found is None:
+        is_one = isinstance(parameter.fact, Parameter) and is_uniform(parameter.dims)
+        if is_one and depends(fact.of) and not isinstance(fact.spread, Running):
+            notes.uncertain.append((leaves, "multiplies a normalised array by one number"))
         return None
     notes.scaled.append(fact.spread)
     if isinstance(parameter.fact, Parameter):

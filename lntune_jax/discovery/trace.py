@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ..errors import ArgumentError, TraceWarning, TreeError
 from ..messages import warn
@@ -164,7 +167,8 @@ def discover_norms(
 
     Raises:
         TreeError: `apply_fn` is no function, or `params` holds no array or two leaves of one path.
-        ArgumentError: `apply_fn` needs the values of an array, as a Python `if` on one does.
+        ArgumentError: `apply_fn` needs the values of an array, as a Python `if` on one does; or
+            nothing that it returns depends on `params`.
 
     Warns:
         TraceWarning: parameters go into a kernel that cannot be traced, where they may be a norm's;
@@ -215,8 +219,11 @@ def _trace(
     kwargs: dict[str, Any],
 ) -> Any:
     """The jaxpr of the function: the array leaves of `params` first, then the arrays of `args`."""
+    from .walk import find_needed
+
     values, structure = jax.tree_util.tree_flatten((args, kwargs))
     inputs = [i for i, value in enumerate(values) if get_shape(value) is not None]
+    kinds = set[type]()  # of what the function returns beside arrays
 
     def call(parameters: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
         filled = dict(zip(places, parameters, strict=True))
@@ -224,11 +231,12 @@ def _trace(
         given = dict(zip(inputs, arrays, strict=True))
         own, keywords = structure.unflatten([given.get(i, v) for i, v in enumerate(values)])
         results = jax.tree_util.tree_leaves(apply_fn(tree, *own, **keywords))
+        kinds.update(type(result) for result in results if not isinstance(result, jax.Array))
         return [result for result in results if isinstance(result, jax.Array)]
 
     parameters = [leaves[i].value for i in places]
     try:
-        return jax.make_jaxpr(call)(parameters, [values[i] for i in inputs])
+        jaxpr = jax.make_jaxpr(call)(parameters, [values[i] for i in inputs])
     except jax.errors.JAXTypeError as error:
         reason = str(error).strip().partition("\n")[0]
         raise ArgumentError(
@@ -236,6 +244,16 @@ def _trace(
             "jax.lax.cond or jnp.where for a branch and jnp for numpy; a number, a string or a "
             "boolean in args is handed on as it is"
         ) from error
+    # Arrays may be in what JAX does not know as a tree.
+    is_known = all(
+        issubclass(kind, np.ndarray | np.generic | str | complex | Real) for kind in kinds
+    )
+    if is_known and not any(i < len(places) for i in find_needed(jaxpr)):
+        raise ArgumentError(
+            "apply_fn returns nothing that depends on params: return the model's output, computed "
+            "with the params that apply_fn is given"
+        )
+    return jaxpr
 
 
 def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
@@ -244,7 +262,8 @@ def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
     from .facts import Notes, Other, Parameter, View, new_value
     from .walk import walk
 
-    notes = Notes()
+    floating = {i: a for i, a in enumerate(jaxpr.in_avals) if jnp.issubdtype(a.dtype, jnp.floating)}
+    notes = Notes(sizes={i: aval.size for i, aval in floating.items()})
     shapes = [tuple(aval.shape) for aval in jaxpr.in_avals]
     views = [View(Parameter(frozenset({i})), name_axes(i, shapes[i])) for i in range(len(leaves))]
     views += [new_value(Other(True, is_input=True), shape) for shape in shapes[len(leaves) :]]
@@ -279,27 +298,27 @@ def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
 
 
 def _warn(found: DiscoveredNorms) -> None:
-    if found.opaque:
-        path, primitive = next(iter(found.opaque.items()))
-        others = f" and {len(found.opaque) - 1:,} more" if len(found.opaque) > 1 else ""
-        message = (
-            f"{path!r}{others} goes into {primitive}, which cannot be traced: if a norm is in it, "
-            "name the leaf in norms= yourself, or trace the model without that kernel"
-        )
-        warn(message, TraceWarning)
-    if found.uncertain:
-        path, how = next(iter(found.uncertain.items()))
-        others = f" and {len(found.uncertain) - 1:,} more" if len(found.uncertain) > 1 else ""
-        message = (
-            f"{path!r}{others} may be a norm's and is not selected: it {how}. If it is to train, "
-            "name it in norms= yourself; print(norms) lists each"
-        )
-        warn(message, TraceWarning)
-    if found.ambiguous:
-        path, uses = next(iter(found.ambiguous.items()))
-        others = f" and {len(found.ambiguous) - 1:,} more" if len(found.ambiguous) > 1 else ""
-        message = (
-            f"{path!r}{others} is used as {', '.join(uses)}, so it is not selected: if it is to "
-            "train, name it in norms= yourself; trace the forward pass, not a loss with a penalty"
-        )
-        warn(message, TraceWarning)
+    """One warning for each way in which leaves may be missed, with the first of them."""
+    uses = {path: ", ".join(own) for path, own in found.ambiguous.items()}
+    ways = [
+        (
+            found.opaque,
+            "goes into {}, which cannot be traced: if a norm is in it, name the leaf in norms= "
+            "yourself, or trace the model without that kernel",
+        ),
+        (
+            found.uncertain,
+            "may be a norm's and is not selected: it {}. If it is to train, name it in norms= "
+            "yourself; print(norms) lists each",
+        ),
+        (
+            uses,
+            "is used as {}, so it is not selected: if it is to train, name it in norms= yourself; "
+            "trace the forward pass, not a loss with a penalty",
+        ),
+    ]
+    for leaves, text in ways:
+        if leaves:
+            path, how = next(iter(leaves.items()))
+            others = f" and {len(leaves) - 1:,} more" if len(leaves) > 1 else ""
+            warn(f"{path!r}{others} {text.format(how)}", TraceWarning)

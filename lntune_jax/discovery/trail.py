@@ -7,6 +7,7 @@ divided it. Where they meet, the parameter may be a norm's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -140,37 +141,51 @@ def lose(eqn: Any, ins: Sequence[View], notes: Notes, is_opaque: bool = False) -
     """
     name, shapes = eqn.primitive.name, [tuple(getattr(v.aval, "shape", ())) for v in eqn.outvars]
     notes.uses.extend((leaf, name) for view in ins for leaf in list_leaves(view.fact))
-    if name == "dot_general" and eqn.params["dimension_numbers"][0][0]:
-        _note_folded(eqn, ins, notes)
-    elif name == "dot_general":  # nothing is summed
-        name = "mul"
+    if name == "dot_general" and not eqn.params["dimension_numbers"][0][0]:
+        name = "mul"  # nothing is summed
     if name in _ELEMENTWISE:
         return [blend(name, ins, shapes[0], notes)]
+    is_diagonal = name in _MIXING and _note_kernel(eqn, ins, notes)
     if all(isinstance(view.fact, Constant) for view in ins):
         return [View(Constant(), name_axes(object(), shape)) for shape in shapes]
-    trail = Trail() if name in _MIXING else _gather_trail(name, ins)
+    trail = Trail(is_scaled=is_diagonal) if name in _MIXING else _gather_trail(name, ins)
     is_needed = any(depends(view.fact) for view in ins)
     results: list[View] = []
     for shape in shapes:
         every = frozenset(range(len(shape)))
         same = all(len(shape) == len(v.dims) for v in ins if read_trail(v).divided)
-        divided = every if is_opaque or (trail.divided and not same) else trail.divided
+        is_anywhere = is_opaque or is_diagonal or (trail.divided and not same)
+        divided = every if is_anywhere else trail.divided
         weights = frozenset() if is_needed else frozenset((own, every) for own, _ in trail.weights)
         own = trail._replace(weights=weights, divided=divided)
         results.append(follow(own, name_axes(object(), shape), is_needed))
     return results
 
 
-def _note_folded(eqn: Any, ins: Sequence[View], notes: Notes) -> None:
-    """A scale that was multiplied into the kernel which follows its norm."""
-    summed, _ = eqn.params["dimension_numbers"]
+def _note_kernel(eqn: Any, ins: Sequence[View], notes: Notes) -> bool:
+    """Notes a scale within the kernel that follows its norm; whether there is nothing else in it.
+
+    A diagonal matrix, say, has more entries than the parameters that it was made of.
+    """
+    name, params, is_diagonal = eqn.primitive.name, eqn.params, False
+    if name == "conv_general_dilated":  # of each channel alone, one position
+        is_scale = params["feature_group_count"] > 1 and len(_list_varying(ins[1].dims)) == 1
+        summed = [range(len(view.dims)) for view in ins] if is_scale else [(), ()]
+    else:
+        summed = params["dimension_numbers"][0] if name == "dot_general" else [(), ()]
     for one, other in ((0, 1), (1, 0)):
         trail, kernel = read_trail(ins[one]), read_trail(ins[other])
         divided = {b for a, b in zip(summed[one], summed[other], strict=True) if a in trail.divided}
-        if divided and not trail.is_scaled and not depends(ins[other].fact):
-            for leaves, places in kernel.weights:
-                if places and places <= divided and len(ins[other].dims) > len(places):
-                    notes.uncertain.append((leaves, "multiplies the kernel after a norm"))
+        if not divided or trail.is_scaled or depends(ins[other].fact):
+            continue
+        size = math.prod(map(count, ins[other].dims))
+        is_small = all(notes.count(leaves) < size for leaves, _ in kernel.weights)
+        is_diagonal |= bool(kernel.weights) and (is_small or name == "conv_general_dilated")
+        wide = len(_list_varying(ins[other].dims))
+        for leaves, places in kernel.weights:
+            if is_diagonal or (places and places <= divided and len(places) < wide):
+                notes.uncertain.append((leaves, "multiplies the kernel after a norm"))
+    return is_diagonal
 
 
 def _gather_trail(name: str, ins: Sequence[View]) -> Trail:
@@ -200,10 +215,12 @@ def blend(name: str, ins: Sequence[View], shape: Sequence[int], notes: Notes) ->
     is_product, is_needed = name in _PRODUCTS, any(needed)
     others = [view for view in views if not isinstance(view.fact, Constant)]
     if name in _SUMS and len(others) > 1:
-        _add_bias(trails, needed, notes)
-        trails = [
-            trail._replace(divided=frozenset()) if trail.is_scaled else trail for trail in trails
+        # A BatchNorm takes a running mean off whatever it gets, and adds the mean of that to it.
+        is_open = [
+            isinstance(v.fact, Normalised) or (name != "sub" and not isinstance(v.fact, Sum))
+            for v in views
         ]
+        _add_bias(trails, needed, is_open, notes)
     divided = frozenset[int]().union(*(trail.divided for trail in trails))
     rows = [trail.table for trail in trails if divided and not trail.divided]
     is_scaled = _is_scaled(trails)
@@ -241,11 +258,17 @@ def _add_scale(
     return bool(met or table)
 
 
-def _add_bias(trails: Sequence[Trail], needed: Sequence[bool], notes: Notes) -> None:
-    """Notes a parameter that lies just where the other operand of a sum was divided."""
-    for one, other, is_needed in ((0, 1, needed[1]), (1, 0, needed[0])):
+def _add_bias(
+    trails: Sequence[Trail], needed: Sequence[bool], is_open: Sequence[bool], notes: Notes
+) -> None:
+    """Notes a parameter that lies just where the other operand of a sum was divided.
+
+    After a scale that counts only where `is_open`.
+    """
+    for one, other in ((0, 1), (1, 0)):
+        divided = trails[one].divided if is_open[one] or not trails[one].is_scaled else frozenset()
         for leaves, places in trails[other].weights:
-            if not is_needed and places and places <= trails[one].divided:
+            if not needed[other] and places and places <= divided:
                 notes.uncertain.append((leaves, "is added to an array that may be normalised"))
 
 

@@ -6,7 +6,7 @@ until what one turn hands to the next is known.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -61,6 +61,21 @@ def walk(jaxpr: Any, ins: Sequence[View], notes: Notes, consts: Sequence[View] =
         operands = [_read(var, known, notes) for var in eqn.invars]
         known.update(zip(eqn.outvars, _apply(eqn, operands, notes), strict=True))
     return [_read(var, known, notes) for var in jaxpr.outvars]
+
+
+def find_needed(jaxpr: Any, results: Iterable[int] | None = None) -> set[int]:
+    """The operands of a jaxpr on which some of its results depend, or any of them."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    outs = jaxpr.outvars if results is None else [jaxpr.outvars[i] for i in results]
+    needed = {var for var in outs if not isinstance(var, core.Literal)}
+    for eqn in reversed(jaxpr.eqns):
+        wanted = [i for i, var in enumerate(eqn.outvars) if var in needed]
+        if not wanted:
+            continue
+        inner = None if eqn.primitive.name in RULES else _find_jaxpr(eqn)
+        places = range(len(eqn.invars)) if inner is None else find_needed(inner, wanted)
+        needed |= {v for i in places if not isinstance(v := eqn.invars[i], core.Literal)}
+    return {i for i, var in enumerate(jaxpr.invars) if var in needed}
 
 
 def _apply(eqn: Any, ins: list[View], notes: Notes) -> Sequence[View]:

@@ -16,7 +16,8 @@ B, T, D, HEADS = 3, 5, 8, 2
 SHAPES = {
     "w": (D,), "b": (D,), "v": (D,), "r": (D,), "t": (), "k": (D, D), "m": (D, D), "s": (3, D),
     "e": (11, D), "head": (D // HEADS,), "by_head": (HEADS,), "heads": (HEADS, D // HEADS),
-    "pos": (T, D), "conv": (3, D, D), "mean": (D,), "var": (D,), "two": (2 * D, D),
+    "pos": (T, D), "conv": (3, D, D), "mean": (D,), "var": (D,), "two": (2 * D, D), "one": (1,),
+    "col": (D, 1), "each": (1, 1, D), "around": (3, 1, D), "layers": (3, D, D),
 }  # fmt: skip
 PARAMS = {name: shape(*axes) for name, axes in SHAPES.items()}
 
@@ -104,8 +105,102 @@ def cast(x):
     return x.astype("bfloat16").astype("float32")
 
 
+def per_row(p, x):
+    """A LayerNorm of one vector, for `jax.vmap`."""
+
+    def norm(v):
+        deviation = jnp.sqrt(((v - v.mean()) ** 2).mean() + 1e-6)
+        return p["w"] * ((v - v.mean()) / deviation) + p["b"]
+
+    return jax.vmap(jax.vmap(norm))(x)
+
+
+def in_einsum(p, x):
+    centred = x - jnp.einsum("btd->bt", x)[..., None] / D
+    variance = jnp.einsum("btd,btd->bt", centred, centred) / D
+    return jnp.einsum("btd,bt,d->btd", centred, lax.rsqrt(variance + 1e-6), p["w"]) + p["b"]
+
+
+def shared_by_devices(p, x):
+    from jax.sharding import Mesh, PartitionSpec
+
+    mesh, rows, whole = Mesh(jax.devices()[:1], ("x",)), PartitionSpec("x"), PartitionSpec()
+    norm = lambda x, w, b: layer(x) * w + b  # noqa: E731
+    specs = (rows, whole, whole)
+    return jax.shard_map(norm, mesh=mesh, in_specs=specs, out_specs=rows)(x, p["w"], p["b"])
+
+
+def in_remat_and_scan(p, x):
+    @jax.checkpoint
+    def layer(x, kernel):
+        return x + (rms(x) * p["w"]) @ kernel, None
+
+    return lax.scan(layer, x, p["layers"])[0]
+
+
+def of_heads(p, x):
+    query, key = (split(x @ p[name]).swapaxes(1, 2) for name in ("m", "k"))
+    scores = jax.nn.softmax(rms(query) * p["head"] @ key.swapaxes(2, 3), -1)
+    return join((scores @ key).swapaxes(1, 2))
+
+
+def of_columns(p, x):
+    y = jnp.swapaxes(x, 1, 2)
+    y = (y - y.mean(1, keepdims=True)) / (y.std(1, keepdims=True) + 1e-6)
+    return jnp.swapaxes(y * p["w"][:, None] + p["b"][None, :, None], 1, 2)
+
+
+def in_halves(p, x):
+    narrow = x.astype("bfloat16").astype("float32")
+    return (rms(narrow).astype("bfloat16") * p["w"].astype("bfloat16")).astype("float32")
+
+
+def by_reduce(p, x):
+    total = lambda y: lax.reduce(y, 0.0, lax.add, (2,))[..., None] / D  # noqa: E731
+    centred = x - total(x)
+    return centred * lax.rsqrt(total(centred * centred) + 1e-6) * p["w"] + p["b"]
+
+
+def tied(p, x):
+    return x + rms(rms(x) * p["w"] @ p["m"]) * p["w"]
+
+
 # Found, with no word said. The second entry is what is found.
 NORMS = {
+    "one vector, mapped": (lambda p, x, i: per_row(p, x), "wb"),
+    "all by einsum": (lambda p, x, i: in_einsum(p, x), "wb"),
+    "shard_map": (lambda p, x, i: shared_by_devices(p, x), "wb"),
+    "remat in a scan": (lambda p, x, i: in_remat_and_scan(p, x), "w"),
+    "a norm of queries": (lambda p, x, i: of_heads(p, x), ["head"]),
+    "channels in the middle": (lambda p, x, i: of_columns(p, x), "wb"),
+    "bfloat16, statistics in float32": (lambda p, x, i: in_halves(p, x), "w"),
+    "a scale outside the cast": (
+        lambda p, x, i: rms(x).astype("bfloat16").astype("float32") * (1 + p["w"]), "w"
+    ),
+    "lax.reduce": (lambda p, x, i: by_reduce(p, x), "wb"),
+    "one norm used twice": (lambda p, x, i: tied(p, x), "w"),
+    "a mean by a matrix that centres": (
+        lambda p, x, i: layer(x @ (jnp.eye(D) - 1 / D)) * p["w"] + p["b"], "wb"
+    ),
+    "a scale and a shift": (
+        lambda p, x, i: x * (lax.rsqrt(jnp.var(x, -1, keepdims=True)) * p["w"])
+        + (p["b"] - mean(x) * (lax.rsqrt(jnp.var(x, -1, keepdims=True)) * p["w"])), "wb"
+    ),
+    "a root that may be zero": (
+        lambda p, x, i: jnp.where(mean(x * x) > 0, x * lax.rsqrt(jnp.where(
+            mean(x * x) > 0, mean(x * x), 1.0)), 0.0) * p["w"], "w"
+    ),
+    "statistics without a gradient": (
+        lambda p, x, i: (x - lax.stop_gradient(mean(x)))
+        / lax.stop_gradient(jnp.sqrt(mean((x - mean(x)) ** 2) + 1e-6)) * p["w"] + p["b"], "wb"
+    ),
+    "a sandwich": (
+        lambda p, x, i: (x + rms(x @ p["m"]) * p["w"]) + rms(x @ p["k"] + p["b"]) * p["v"], "wv"
+    ),
+    "after a residual, a kernel's bias": (
+        lambda p, x, i: x + (rms(x) * p["w"]) @ p["m"] + p["b"], "w"
+    ),
+    "a head of one output": (lambda p, x, i: rms(x) * p["w"] @ p["col"] + p["one"], "w"),
     "a sum written twice": (
         lambda p, x, i: (x + p["r"]) * lax.rsqrt(mean((x + p["r"]) ** 2) + 1e-6) * p["w"], "w"
     ),
@@ -239,6 +334,13 @@ def swish_gate(p, x):
     return jax.nn.silu(x @ p["m"]) * (x @ p["k"])
 
 
+def convolve(x, kernel):
+    numbers = ("NWC", "WIO", "NWC")
+    return lax.conv_general_dilated(
+        x, kernel, (1,), "SAME", dimension_numbers=numbers, feature_group_count=D
+    )
+
+
 def lookup(table, ids):
     return jnp.take(table, ids, axis=0)
 
@@ -306,6 +408,28 @@ DOUBTS = {
         lambda p, x, i: jnp.einsum("btd,d,de->bte", layer(x), p["w"], p["m"]), "w"
     ),
     "a pooled norm": (lambda p, x, i: layer(x).mean(1) * p["w"], "w"),
+    "a diagonal matrix": (lambda p, x, i: layer(x) @ jnp.diag(p["w"]), "w"),
+    "a diagonal matrix and a bias": (
+        lambda p, x, i: layer(x) @ jnp.diag(p["w"]) + p["b"], "wb"
+    ),
+    "jnp.diagflat": (lambda p, x, i: layer(x) @ jnp.diagflat(p["w"]), "w"),
+    "a masked matrix": (lambda p, x, i: rms(x) @ (jnp.eye(D) * p["w"]), "w"),
+    "a diagonal that was written": (
+        lambda p, x, i: rms(x) @ jnp.zeros((D, D)).at[jnp.arange(D), jnp.arange(D)].set(p["w"]), "w"
+    ),
+    "a diagonal matrix on the left": (
+        lambda p, x, i: (jnp.diag(p["w"]) @ layer(x).swapaxes(1, 2)).swapaxes(1, 2), "w"
+    ),
+    "a diagonal matrix in einsum": (
+        lambda p, x, i: jnp.einsum("btd,de->bte", rms(x), jnp.diag(p["w"])), "w"
+    ),
+    "a convolution of each channel": (
+        lambda p, x, i: convolve(layer(x), p["each"]), ["each"]
+    ),
+    "ScaleNorm": (lambda p, x, i: p["t"] * x / jnp.linalg.norm(x, axis=-1, keepdims=True), "t"),
+    "ScaleNorm of an RMSNorm": (lambda p, x, i: rms(x) * p["one"], ["one"]),
+    "a bias after a residual": (lambda p, x, i: (x + rms(x)) + p["b"], "b"),
+    "a quotient": (lambda p, x, i: layer(x) / p["w"], "w"),
 }  # fmt: skip
 
 
@@ -316,6 +440,21 @@ def test_what_hides_a_norm_is_named(name):
     assert set(found.uncertain) == set(expected)
     assert not set(found) & set(expected)
     assert len(found.describe_rest()) == len(expected)
+
+
+LATE_BIASES = {
+    "RMSNorm": lambda p, x: x + rms(x) * p["w"] + p["b"],
+    "LayerNorm": lambda p, x: p["b"] + (x + layer(x) * p["w"]),
+    "two residuals": lambda p, x: x + (jnp.tanh(x) + rms(x) * p["w"]) + p["b"],
+    "less a bias": lambda p, x: layer(x) * p["w"] - p["b"],
+}
+
+
+@pytest.mark.parametrize("name", LATE_BIASES)
+def test_a_bias_that_comes_late_is_named_beside_its_scale(name):
+    found = trace(lambda p, x, i: LATE_BIASES[name](p, x))
+    assert list(found) == ["w"]
+    assert list(found.uncertain) == ["b"]
 
 
 def attend(p, x, scale):
@@ -421,8 +560,40 @@ NOTHING = {
     "a demodulated kernel": lambda p, x, i: (
         (x @ p["m"]) * lax.rsqrt((p["m"] ** 2).sum(0) + 1e-6) + p["b"]
     ),
+    "a head of one output": lambda p, x, i: rms(x) @ p["col"] + p["one"],
+    "a head from a vector": lambda p, x, i: rms(x) @ p["w"][:, None],
+    "a depthwise convolution after a norm": lambda p, x, i: convolve(rms(x), p["around"]),
+    "dynamic tanh": lambda p, x, i: jnp.tanh(p["t"] * x) * p["w"] + p["b"],
+    "a dense layer after a norm, its bias last": lambda p, x, i: x + layer(x) @ p["m"] + p["b"],
     "a residual with its variance kept": lambda p, x, i: (x + p["w"] * jnp.tanh(x)) / 2**0.5,
 }  # fmt: skip
+
+
+IN_VAIN = {
+    "nothing": lambda p, x: None,
+    "a number": lambda p, x: len(p),
+    "a size": lambda p, x: (x @ p["k"]).shape[0],
+    "the input": lambda p, x: x,
+    "another model": lambda p, x: layer(x) * np.ones(D),
+    "in jit": jax.jit(lambda p, x: (layer(x) * p["w"], x)[1]),
+    "in jit, of jit": jax.jit(lambda p, x: jax.jit(lambda w, x: (x * w, x))(p["w"], x)[1]),
+    "a constant": lambda p, x: jnp.zeros_like(layer(x) * p["w"]),
+}
+
+
+@pytest.mark.parametrize("name", IN_VAIN)
+def test_a_function_whose_result_does_not_depend_on_params_is_refused(name):
+    with pytest.raises(ArgumentError, match="returns nothing that depends on params: return"):
+        lnt.discover_norms(IN_VAIN[name], PARAMS, shape(B, T, D))
+
+
+def test_results_in_a_class_that_is_no_tree():
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    found = lnt.discover_norms(lambda p, x: Output(rms(x) * p["w"]), PARAMS, shape(B, T, D))
+    assert list(found) == ["w"]
 
 
 BRANCHES = {
