@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections import ChainMap
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from .axes import Dims, Factor, name_axes
+from .axes import Dims, Factor, broadcast, count, list_real, name_axes
 
 SCALE, BIAS = "scale", "bias"
 
@@ -286,3 +286,73 @@ def list_leaves(fact: Any) -> frozenset[int]:
     held = fact.scale if isinstance(fact, Inverse) else None
     held = fact.bias if isinstance(fact, Shift) else held
     return frozenset() if held is None else held.leaves
+
+
+# Views of parts, and of several arrays.
+
+
+def fit(view: View, shape: Sequence[int]) -> View:
+    """The same array in a part of it, or of the whole, as `shard_map` and its collectives give."""
+    if len(view.dims) != len(shape):
+        return View(view.fact, name_axes(object(), shape))
+    if tuple(map(count, view.dims)) == tuple(shape):
+        return view
+    dims = tuple(
+        dim if count(dim) == size else tuple(f._replace(stride=1, size=size) for f in dim[:1])
+        for dim, size in zip(view.dims, shape, strict=True)
+    )
+    return View(view.fact, dims)
+
+
+def take(view: View, sizes: Sequence[int]) -> View:
+    """A part of a parameter: `sizes` entries along each dimension; one is an entry of a stack."""
+    pairs = list(zip(view.dims, sizes, strict=True))
+    layers = {f.axis for dim, size in pairs if size == 1 for f in list_real(dim)}
+    dims = tuple(dim if count(dim) == size else _shorten(dim, size) for dim, size in pairs)
+    fact = view.fact
+    if any(map(list_real, view.dims)) and dims != view.dims:  # other numbers
+        fact = replace(fact)
+    if layers and isinstance(fact, Parameter):
+        fact = replace(fact, layers=fact.layers | layers)
+    return View(fact, dims)
+
+
+def _shorten(dim: Sequence[Factor], size: int) -> tuple[Factor, ...]:
+    """A dimension of which some entries are taken."""
+    if size == 1 or not list_real(dim):
+        return broadcast(size)
+    one = dim[0] if len(dim) == 1 else Factor((object(), 0), 1, size)
+    return (one._replace(size=size),)
+
+
+def drop(view: View) -> View:
+    """One entry along the first dimension, as each turn of a loop gets."""
+    picked = take(view, [1, *map(count, view.dims[1:])])
+    fact = picked.fact
+    if isinstance(fact, Parameter):  # a stack of one is a stack
+        axes = {factor.axis for factor in view.dims[0] if factor.axis is not None}
+        fact = replace(fact, layers=fact.layers | axes)
+    return View(fact, picked.dims[1:])
+
+
+def unite(views: Sequence[View]) -> View | None:
+    """One of several parameters, which lie on the same axes of their own."""
+    facts = [view.fact for view in views]
+    if not all(isinstance(fact, Parameter) for fact in facts):
+        return None
+    places = {(fact.offset, _list_places(view)) for fact, view in zip(facts, views, strict=True)}
+    if len(places) > 1:
+        return None
+    leaves = frozenset[int]().union(*(fact.leaves for fact in facts))
+    layers = frozenset[tuple[Hashable, int]]().union(*(fact.layers for fact in facts))
+    return View(replace(facts[0], leaves=leaves, layers=layers), views[0].dims)
+
+
+def _list_places(view: View) -> Hashable:
+    """The dimensions of a parameter, without whose axes they are."""
+    return tuple(tuple((f.axis and f.axis[1], *f[1:]) for f in dim) for dim in view.dims)
+
+
+def join_branches(views: Sequence[View]) -> View | None:
+    """What is known of an array that is one of several."""
+    return views[0] if all(view == views[0] for view in views) else unite(views)

@@ -7,7 +7,7 @@ BatchNorm over all others, a GroupNorm over a part of the channels, or over posi
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,12 +17,14 @@ from .facts import (
     SCALE,
     Axes,
     Centred,
+    Constant,
     Found,
     Inverse,
     Normalised,
     Notes,
     Other,
     Parameter,
+    Root,
     Running,
     Shift,
     Spread,
@@ -33,6 +35,9 @@ from .facts import (
     depends,
 )
 from .trail import read_trail
+
+STATISTICS = (Sum, Spread, Root, Inverse)
+SCALED = (*STATISTICS, Shift, Normalised, Parameter)  # a constant factor is no matter
 
 
 def find_spread(fact: Any, axes: Axes) -> Spread:
@@ -52,6 +57,54 @@ def find_average(own: Any, fact: Any) -> Axes | None:
         axes, is_mean, own = axes | own.axes, is_mean or own.is_mean, own.of
         if own is fact:
             return axes if is_mean else None
+    return None
+
+
+def sum_over(view: View, dimensions: Sequence[int], notes: Notes) -> View:
+    """The sum over some dimensions."""
+    fact = view.fact
+    axes = frozenset(f for i in dimensions for f in list_real(view.dims[i]))
+    dims = tuple(dim for i, dim in enumerate(view.dims) if i not in dimensions)
+    if isinstance(fact, Spread):  # over one dimension after the other
+        return View(replace(fact, axes=fact.axes | axes), dims)
+    if isinstance(fact, Square):
+        return View(find_spread(fact.of, axes), dims)
+    if isinstance(fact, Constant):
+        return View(Constant(), dims)
+    if isinstance(fact, Parameter):
+        notes.uses.extend((leaf, "reduce_sum") for leaf in fact.leaves)
+    return View(Sum(fact, axes), dims)
+
+
+def times_constant(view: View, other: View) -> View | None:
+    """An array times a number, where that is no matter or makes a mean of a sum."""
+    if not isinstance(other.fact, Constant) or not is_uniform(other.dims):
+        return None
+    fact = view.fact
+    if isinstance(fact, Sum | Spread):
+        return View(replace(fact, is_mean=True), view.dims)
+    if other.fact.value == 1:
+        return view
+    if isinstance(fact, Parameter) and fact.offset and other.fact.value is not None:
+        return View(replace(fact, offset=fact.offset * other.fact.value), view.dims)
+    return view if isinstance(fact, SCALED) else None
+
+
+def plus_constant(view: View, other: View) -> View | None:
+    """An array plus a number: an epsilon, an offset, nothing."""
+    fact, value = view.fact, getattr(other.fact, "value", None)
+    if value == 0:
+        return view
+    if not is_uniform(other.dims):
+        return None
+    if isinstance(fact, Spread | Root) and isinstance(other.fact, Constant | Other | Parameter):
+        return view  # epsilon
+    if isinstance(other.fact, Constant):
+        if isinstance(fact, Parameter):
+            offset = fact.offset + (float("nan") if value is None else value)
+            return View(replace(fact, offset=offset), view.dims)
+        if isinstance(fact, Other) and fact.is_input:
+            return View(Other(fact.depends, is_input=True), view.dims)
     return None
 
 

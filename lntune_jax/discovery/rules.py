@@ -7,13 +7,13 @@ factors do not matter, and neither does the order of the operands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
-from .axes import Dims, Factor, broadcast, count, is_uniform, list_real, name_axes, reshape, stretch
+from .axes import Dims, broadcast, count, is_uniform, list_real, name_axes, reshape, stretch
 from .facts import (
     Centred,
     Constant,
@@ -32,8 +32,12 @@ from .facts import (
     View,
     Weighted,
     depends,
+    fit,
+    join_branches,
+    take,
+    unite,
 )
-from .norms import find_spread, plus, scale, times_inverse
+from .norms import STATISTICS, plus, plus_constant, scale, sum_over, times_constant, times_inverse
 from .trail import lose, weigh
 
 Result = View | Sequence[View] | None
@@ -41,9 +45,8 @@ Rule = Callable[[Sequence[View], Any, Notes], Result]
 AnyRule = TypeVar("AnyRule", bound=Rule)
 RULES: dict[str, Rule] = {}
 
-_STATISTICS = (Sum, Spread, Root, Inverse)
-_SCALED = (*_STATISTICS, Shift, Normalised, Parameter)  # a constant factor is no matter
-_MASKED = (Other, Square, Centred, Normalised)  # nor are zeros in place of what does not count
+# Zeros in place of what does not count are no matter.
+_MASKED = (Other, Square, Centred, Normalised)
 
 
 def rule(*names: str) -> Callable[[AnyRule], AnyRule]:
@@ -76,7 +79,7 @@ def multiply(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     if one == other:
         return square([one], eqn, notes)
     for a, b in ((one, other), (other, one)):
-        found = _times_constant(a, b) or times_inverse(a, b, notes)
+        found = times_constant(a, b) or times_inverse(a, b, notes)
         if found is not None:
             return found
     for a, b in ((one, other), (other, one)):
@@ -100,7 +103,7 @@ def divide(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
         if isinstance(one.fact, Constant):
             return _fold(one, other, lambda a, b: a / b if b else None)
         inverse = Constant(1 / fact.value if fact.value else None)
-        return _times_constant(one, View(inverse, other.dims))
+        return times_constant(one, View(inverse, other.dims))
     if isinstance(fact, Root):
         inverse = View(Inverse(fact.of), other.dims)
         if isinstance(one.fact, Constant) and is_uniform(one.dims):
@@ -116,7 +119,7 @@ def add(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     if isinstance(one.fact, Constant) and isinstance(other.fact, Constant):
         return _fold(one, other, lambda a, b: a + b)
     for a, b in ((one, other), (other, one)):
-        found = _plus_constant(a, b) or plus(a, b, notes)
+        found = plus_constant(a, b) or plus(a, b, notes)
         if found is not None:
             return found
     return None
@@ -188,7 +191,7 @@ def raise_to(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
 @rule("reduce_sum")
 def total(ins: Sequence[View], eqn: Any, notes: Notes) -> View:
     """The sum over some dimensions."""
-    return _sum_over(ins[0], eqn.params["axes"], notes)
+    return sum_over(ins[0], eqn.params["axes"], notes)
 
 
 @rule("neg")
@@ -230,15 +233,15 @@ def multiply_matrices(ins: Sequence[View], eqn: Any, notes: Notes) -> View | Non
         if isinstance(view.fact, Constant) and view.fact.value and is_uniform(view.dims):
             found = _lay_out(ins, 1 - place, batch, frees, summed)
             rank = len(found.dims)
-            over = _sum_over(found, range(rank - len(summed[0]), rank), notes)
-            return over if view.fact.value == 1 else _times_constant(over, view)
+            over = sum_over(found, range(rank - len(summed[0]), rank), notes)
+            return over if view.fact.value == 1 else times_constant(over, view)
     one, other = ins
     pairs = zip((*summed[0], *batch[0]), (*summed[1], *batch[1]), strict=True)
     is_square = one.fact is other.fact and all(one.dims[i] == other.dims[k] for i, k in pairs)
     rest = [v.dims[i] for v, free in zip(ins, frees, strict=True) for i in free]
     if not is_square or any(map(list_real, rest)) or isinstance(one.fact, Parameter | Constant):
         return None
-    return _sum_over(
+    return sum_over(
         View(Square(one.fact), (*(one.dims[i] for i in batch[0]), *rest, *_at(one, summed[0]))),
         range(len(batch[0]) + len(rest), len(batch[0]) + len(rest) + len(summed[0])),
         notes,
@@ -265,54 +268,9 @@ def _lay_out(
     return View(view.fact, (*dims, *_at(view, summed[place])))
 
 
-def _sum_over(view: View, dimensions: Sequence[int], notes: Notes) -> View:
-    fact = view.fact
-    axes = frozenset(f for i in dimensions for f in list_real(view.dims[i]))
-    dims = tuple(dim for i, dim in enumerate(view.dims) if i not in dimensions)
-    if isinstance(fact, Spread):  # over one dimension after the other
-        return View(replace(fact, axes=fact.axes | axes), dims)
-    if isinstance(fact, Square):
-        return View(find_spread(fact.of, axes), dims)
-    if isinstance(fact, Constant):
-        return View(Constant(), dims)
-    if isinstance(fact, Parameter):
-        notes.uses.extend((leaf, "reduce_sum") for leaf in fact.leaves)
-    return View(Sum(fact, axes), dims)
-
-
 def _stretch(ins: Sequence[View], eqn: Any) -> tuple[View, View]:
     one, other = (View(v.fact, stretch(v.dims, eqn.outvars[0].aval.shape)) for v in ins)
     return one, other
-
-
-def _times_constant(view: View, other: View) -> View | None:
-    if not isinstance(other.fact, Constant) or not is_uniform(other.dims):
-        return None
-    fact = view.fact
-    if isinstance(fact, Sum | Spread):
-        return View(replace(fact, is_mean=True), view.dims)
-    if other.fact.value == 1:
-        return view
-    if isinstance(fact, Parameter) and fact.offset and other.fact.value is not None:
-        return View(replace(fact, offset=fact.offset * other.fact.value), view.dims)
-    return view if isinstance(fact, _SCALED) else None
-
-
-def _plus_constant(view: View, other: View) -> View | None:
-    fact, value = view.fact, getattr(other.fact, "value", None)
-    if value == 0:
-        return view
-    if not is_uniform(other.dims):
-        return None
-    if isinstance(fact, Spread | Root) and isinstance(other.fact, Constant | Other | Parameter):
-        return view  # epsilon
-    if isinstance(other.fact, Constant):
-        if isinstance(fact, Parameter):
-            offset = fact.offset + (float("nan") if value is None else value)
-            return View(replace(fact, offset=offset), view.dims)
-        if isinstance(fact, Other) and fact.is_input:
-            return View(Other(fact.depends, is_input=True), view.dims)
-    return None
 
 
 def _fold(one: View, other: View, combine: Callable[[float, float], float | None]) -> View:
@@ -344,19 +302,6 @@ def keep(ins: Sequence[View], eqn: Any, notes: Notes) -> list[View] | None:
     ):
         return None  # rounded to integers
     return [fit(view, var.aval.shape) for view, var in zip(ins, eqn.outvars, strict=True)]
-
-
-def fit(view: View, shape: Sequence[int]) -> View:
-    """The same array in a part of it, or of the whole, as `shard_map` and its collectives give."""
-    if len(view.dims) != len(shape):
-        return View(view.fact, name_axes(object(), shape))
-    if tuple(map(count, view.dims)) == tuple(shape):
-        return view
-    dims = tuple(
-        dim if count(dim) == size else tuple(f._replace(stride=1, size=size) for f in dim[:1])
-        for dim, size in zip(view.dims, shape, strict=True)
-    )
-    return View(view.fact, dims)
 
 
 @rule("transpose", "broadcast_in_dim", "squeeze", "expand_dims", "reshape", "tile")
@@ -421,37 +366,6 @@ def pick(ins: Sequence[View], eqn: Any, notes: Notes) -> list[View] | None:
     return [View(replace(picked.fact), dims) for _ in eqn.outvars]
 
 
-def take(view: View, sizes: Sequence[int]) -> View:
-    """A part of a parameter: `sizes` entries along each dimension; one is an entry of a stack."""
-    pairs = list(zip(view.dims, sizes, strict=True))
-    layers = {f.axis for dim, size in pairs if size == 1 for f in list_real(dim)}
-    dims = tuple(dim if count(dim) == size else _shorten(dim, size) for dim, size in pairs)
-    fact = view.fact
-    if any(map(list_real, view.dims)) and dims != view.dims:  # other numbers
-        fact = replace(fact)
-    if layers and isinstance(fact, Parameter):
-        fact = replace(fact, layers=fact.layers | layers)
-    return View(fact, dims)
-
-
-def _shorten(dim: Sequence[Factor], size: int) -> tuple[Factor, ...]:
-    """A dimension of which some entries are taken."""
-    if size == 1 or not list_real(dim):
-        return broadcast(size)
-    one = dim[0] if len(dim) == 1 else Factor((object(), 0), 1, size)
-    return (one._replace(size=size),)
-
-
-def drop(view: View) -> View:
-    """One entry along the first dimension, as each turn of a loop gets."""
-    picked = take(view, [1, *map(count, view.dims[1:])])
-    fact = picked.fact
-    if isinstance(fact, Parameter):  # a stack of one is a stack
-        axes = {factor.axis for factor in view.dims[0] if factor.axis is not None}
-        fact = replace(fact, layers=fact.layers | axes)
-    return View(fact, picked.dims[1:])
-
-
 @rule("concatenate", "stack")
 def stack(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """Parameters put together, such as the layers of a loop."""
@@ -469,24 +383,6 @@ def stack(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     return View(united.fact, tuple(dims))
 
 
-def unite(views: Sequence[View]) -> View | None:
-    """One of several parameters, which lie on the same axes of their own."""
-    facts = [view.fact for view in views]
-    if not all(isinstance(fact, Parameter) for fact in facts):
-        return None
-    places = {(fact.offset, _list_places(view)) for fact, view in zip(facts, views, strict=True)}
-    if len(places) > 1:
-        return None
-    leaves = frozenset[int]().union(*(fact.leaves for fact in facts))
-    layers = frozenset[tuple[Hashable, int]]().union(*(fact.layers for fact in facts))
-    return View(replace(facts[0], leaves=leaves, layers=layers), views[0].dims)
-
-
-def _list_places(view: View) -> Hashable:
-    """The dimensions of a parameter, without whose axes they are."""
-    return tuple(tuple((f.axis and f.axis[1], *f[1:]) for f in dim) for dim in view.dims)
-
-
 @rule("select_n")
 def choose(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """One of several arrays: the same one, one of several parameters, or an array with a mask."""
@@ -501,13 +397,8 @@ def choose(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     if isinstance(others[0].fact, Parameter):
         return View(replace(others[0].fact), others[0].dims)  # other numbers
     # NaN in the place of a statistic, where there is none, is no matter.
-    kinds = _STATISTICS + (_MASKED if is_masked else ())
+    kinds = STATISTICS + (_MASKED if is_masked else ())
     return others[0] if isinstance(others[0].fact, kinds) else None
-
-
-def join_branches(views: Sequence[View]) -> View | None:
-    """What is known of an array that is one of several."""
-    return views[0] if all(view == views[0] for view in views) else unite(views)
 
 
 def _read_gather(eqn: Any) -> Sequence[int] | None:

@@ -26,10 +26,13 @@ from .facts import (
     View,
     Weighted,
     depends,
+    drop,
+    fit,
+    join_branches,
     list_leaves,
     new_value,
 )
-from .rules import RULES, drop, fit, join_branches, rule
+from .rules import RULES, rule
 from .trail import follow, lose, read_trail, shift
 
 # Kernels in another language than JAX's: a norm may be in one, and cannot be seen.
