@@ -143,7 +143,6 @@ def subtract(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
 @rule("square")
 def square(ins: Sequence[View], eqn: Any, notes: Notes) -> View:
     """The square of an array."""
-    del eqn
     (view,) = ins
     fact = view.fact
     if isinstance(fact, Constant):
@@ -156,7 +155,6 @@ def square(ins: Sequence[View], eqn: Any, notes: Notes) -> View:
 @rule("sqrt")
 def root(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """The square root."""
-    del eqn
     fact, dims = ins[0]
     if isinstance(fact, Spread):
         return View(Root(fact), dims)
@@ -197,14 +195,12 @@ def total(ins: Sequence[View], eqn: Any, notes: Notes) -> View:
 @rule("neg")
 def negate(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """The negative, where the sign is no matter."""
-    del eqn, notes
     return ins[0] if isinstance(ins[0].fact, Sum | Spread | Shift) else None
 
 
 @rule("max", "min", "clamp", "abs")
 def bound(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """A statistic or a parameter within bounds, and absolute values."""
-    del notes
     kept = [v for v in ins if isinstance(v.fact, Spread | Root | Inverse)]
     if eqn.primitive.name == "abs":
         is_array = isinstance(ins[0].fact, Other | Centred | Weighted | Normalised)
@@ -221,51 +217,43 @@ def bound(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
 @rule("dot_general")
 def multiply_matrices(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """A dot product: elementwise where nothing is summed, of an array with itself, or with ones."""
-    summed, batch = (tuple(map(tuple, own)) for own in eqn.params["dimension_numbers"])
-    frees = [
-        [i for i in range(len(v.dims)) if i not in (*s, *b)]
-        for v, s, b in zip(ins, summed, batch, strict=True)
-    ]
+    summed, batch = numbers = eqn.params["dimension_numbers"]
     if not summed[0]:
-        views = [_lay_out(ins, place, batch, frees) for place in (0, 1)]
+        views = [_lay_out(ins, place, numbers) for place in (0, 1)]
         return multiply(views, eqn, notes) or lose(eqn, views, notes)[0]
     for place, view in enumerate(ins):
         if isinstance(view.fact, Constant) and view.fact.value and is_uniform(view.dims):
-            found = _lay_out(ins, 1 - place, batch, frees, summed)
-            rank = len(found.dims)
-            over = sum_over(found, range(rank - len(summed[0]), rank), notes)
+            over = _sum_last(_lay_out(ins, 1 - place, numbers), len(summed[0]), notes)
             return over if view.fact.value == 1 else times_constant(over, view)
-    one, other = ins
-    pairs = zip((*summed[0], *batch[0]), (*summed[1], *batch[1]), strict=True)
+    (one, other), tied = ins, [(*s, *b) for s, b in zip(summed, batch, strict=True)]
+    pairs = zip(*tied, strict=True)
     is_square = one.fact is other.fact and all(one.dims[i] == other.dims[k] for i, k in pairs)
-    rest = [v.dims[i] for v, free in zip(ins, frees, strict=True) for i in free]
-    if not is_square or any(map(list_real, rest)) or isinstance(one.fact, Parameter | Constant):
-        return None
-    return sum_over(
-        View(Square(one.fact), (*(one.dims[i] for i in batch[0]), *rest, *_at(one, summed[0]))),
-        range(len(batch[0]) + len(rest), len(batch[0]) + len(rest) + len(summed[0])),
-        notes,
+    is_free = any(
+        list_real(dim)
+        for view, own in zip(ins, tied, strict=True)
+        for i, dim in enumerate(view.dims)
+        if i not in own
     )
+    if not is_square or is_free or isinstance(one.fact, Parameter | Constant):
+        return None
+    dims = _lay_out(ins, 0, numbers).dims
+    return _sum_last(View(Square(one.fact), dims), len(summed[0]), notes)
 
 
-def _at(view: View, places: Sequence[int]) -> list[Any]:
-    return [view.dims[i] for i in places]
-
-
-def _lay_out(
-    ins: Sequence[View],
-    place: int,
-    batch: Sequence[Sequence[int]],
-    frees: Sequence[Sequence[int]],
-    summed: Sequence[Sequence[int]] = ((), ()),
-) -> View:
+def _lay_out(ins: Sequence[View], place: int, numbers: Any) -> View:
     """One operand of a dot product in the order of the result, then what is summed."""
-    view = ins[place]
-    dims = _at(view, batch[place])
-    for side, free in enumerate(frees):
-        is_own = side == place
-        dims += _at(view, free) if is_own else [broadcast(count(ins[side].dims[i])) for i in free]
-    return View(view.fact, (*dims, *_at(view, summed[place])))
+    (summed, batch), view = numbers, ins[place]
+    dims = [view.dims[i] for i in batch[place]]
+    for side, other in enumerate(ins):
+        tied = (*summed[side], *batch[side])
+        free = [dim for i, dim in enumerate(other.dims) if i not in tied]
+        dims += free if side == place else [broadcast(count(dim)) for dim in free]
+    return View(view.fact, (*dims, *(view.dims[i] for i in summed[place])))
+
+
+def _sum_last(view: View, axes: int, notes: Notes) -> View:
+    rank = len(view.dims)
+    return sum_over(view, range(rank - axes, rank), notes)
 
 
 def _stretch(ins: Sequence[View], eqn: Any) -> tuple[View, View]:
@@ -293,14 +281,10 @@ def _fold(one: View, other: View, combine: Callable[[float, float], float | None
 )
 def keep(ins: Sequence[View], eqn: Any, notes: Notes) -> list[View] | None:
     """Each result shows what the operand in its place does."""
-    del notes
-    if len(ins) != len(eqn.outvars):
+    pairs = zip(eqn.invars, eqn.outvars, strict=False)
+    is_rounded = any(_is_inexact(old) and not _is_inexact(new) for old, new in pairs)
+    if is_rounded or len(ins) != len(eqn.outvars):
         return None
-    if not all(
-        _is_inexact(new) or not _is_inexact(old)
-        for old, new in zip(eqn.invars, eqn.outvars, strict=True)
-    ):
-        return None  # rounded to integers
     return [fit(view, var.aval.shape) for view, var in zip(ins, eqn.outvars, strict=True)]
 
 
@@ -345,7 +329,6 @@ def _move_weighted(view: View, eqn: Any, notes: Notes) -> View | None:
 @rule("slice", "dynamic_slice", "gather", "split", "unstack")
 def pick(ins: Sequence[View], eqn: Any, notes: Notes) -> list[View] | None:
     """Slices: of a parameter they are one layer of a stack, or a part of it."""
-    del notes
     view, name = ins[0], eqn.primitive.name
     if not isinstance(view.fact, Parameter | Constant):
         return None
@@ -369,7 +352,6 @@ def pick(ins: Sequence[View], eqn: Any, notes: Notes) -> list[View] | None:
 @rule("concatenate", "stack")
 def stack(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """Parameters put together, such as the layers of a loop."""
-    del notes
     is_new, shape = eqn.primitive.name == "stack", eqn.outvars[0].aval.shape
     axis = eqn.params["axis" if is_new else "dimension"]
     rest = [
@@ -386,7 +368,6 @@ def stack(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
 @rule("select_n")
 def choose(ins: Sequence[View], eqn: Any, notes: Notes) -> View | None:
     """One of several arrays: the same one, one of several parameters, or an array with a mask."""
-    del eqn, notes
     found = join_branches(ins[1:])
     if found is not None:
         return found

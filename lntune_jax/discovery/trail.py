@@ -47,6 +47,7 @@ _ELEMENTWISE = _SUMS | _ROOTS | {
 }  # fmt: skip
 # After what mixes all channels, nothing before it counts.
 _MIXING = frozenset({"dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated"})
+_WRITES = {"scatter-mul": "multiplies", "scatter-add": "is added to", "scatter-sub": "is taken off"}
 _LOOKUPS = frozenset({"gather", "dynamic_slice"})
 
 
@@ -148,6 +149,10 @@ def lose(eqn: Any, ins: Sequence[View], notes: Notes, is_opaque: bool = False) -
     is_diagonal = name in _MIXING and _note_kernel(eqn, ins, notes)
     if all(isinstance(view.fact, Constant) for view in ins):
         return [View(Constant(), name_axes(object(), shape)) for shape in shapes]
+    if name in _WRITES and not depends(ins[2].fact):
+        array, how = read_trail(ins[0]), f"{_WRITES[name]} entries of a normalised array"
+        if array.divided and not (name == "scatter-mul" and array.is_scaled):
+            notes.uncertain.extend((leaves, how) for leaves, _ in read_trail(ins[2]).weights)
     trail = Trail(is_scaled=is_diagonal) if name in _MIXING else _gather_trail(name, ins)
     is_needed = any(depends(view.fact) for view in ins)
     results: list[View] = []

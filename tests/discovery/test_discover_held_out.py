@@ -429,6 +429,8 @@ DOUBTS = {
     "ScaleNorm": (lambda p, x, i: p["t"] * x / jnp.linalg.norm(x, axis=-1, keepdims=True), "t"),
     "ScaleNorm of an RMSNorm": (lambda p, x, i: rms(x) * p["one"], ["one"]),
     "a bias after a residual": (lambda p, x, i: (x + rms(x)) + p["b"], "b"),
+    "a product in place": (lambda p, x, i: layer(x).at[..., :].multiply(p["w"]), "w"),
+    "a sum in place": (lambda p, x, i: layer(x).at[..., :].add(p["b"]), "b"),
     "a quotient": (lambda p, x, i: layer(x) / p["w"], "w"),
 }  # fmt: skip
 
