@@ -107,7 +107,7 @@ def _from_peft(settings: ConvertSettings, found: Any) -> tuple[int, str, Path]:
 def _read_base(settings: ConvertSettings, found: Any) -> tuple[Any, tuple[str, ...]]:
     """The base as the tree in which an adapter of ours has its leaves, and what is random in it."""
     from .. import models
-    from ..models.families.names import LAYOUTS
+    from ..models.families.registry import FAMILIES
     from ..models.loading import find_directory
     from ..models.merging import map_parameters, read_parts
 
@@ -115,15 +115,15 @@ def _read_base(settings: ConvertSettings, found: Any) -> tuple[Any, tuple[str, .
     directory = find_directory(settings.model, None)
     parts = read_parts(directory, found.directory)
     model_type = str(parts.fields.get("model_type"))
-    if settings.leaf_names == "flax" and model_type not in LAYOUTS:
+    if settings.leaf_names == "flax" and model_type not in FAMILIES:
         raise ConfigError(
             f"--leaf-names flax: lntune_jax.models has no {model_type!r}, only "
-            f"{', '.join(sorted(LAYOUTS))}; give --leaf-names torch"
+            f"{', '.join(sorted(FAMILIES))}; give --leaf-names torch"
         )
-    if settings.leaf_names == "torch" or model_type not in LAYOUTS:
+    if settings.leaf_names == "torch" or model_type not in FAMILIES:
         return map_parameters(parts), ()
     arrays = parts.tuned.arrays
-    task = _choose_task(settings, parts, LAYOUTS[model_type])
+    task = _choose_task(settings, parts, FAMILIES[model_type].checkpoint_names)
     pooling = found.pooling or settings.pooling
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FreshWeightsWarning)  # said after, for what stays random

@@ -10,6 +10,7 @@ from .decoding.generate import generate as generate
 from .decoding.generate import stream as stream
 from .estimating.memory import MemoryEstimate as MemoryEstimate
 from .estimating.memory import estimate_memory as estimate_memory
+from .families.registry import base_specs as base_specs
 from .loading.gguf_tokenizer import tokenizer_from_gguf as tokenizer_from_gguf
 from .loss import causal_lm_loss as causal_lm_loss
 from .merging.merge import MergedCheckpoint as MergedCheckpoint
@@ -18,6 +19,6 @@ from .model import PretrainedModel as PretrainedModel
 from .model import from_config as from_config
 from .model import from_pretrained as from_pretrained
 from .nn.layers import mean_pool as mean_pool
-from .nn.sharding import base_specs as base_specs
 from .types import Cache as Cache
 from .types import ModelOutput as ModelOutput
+from .types import Options as Options

@@ -17,7 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from lntune_jax.errors import ModelError
 from lntune_jax.training import WeightedLoss
 
-from .families.names import LAYOUTS
+from .families.registry import FAMILIES
 from .inputs import check_shape, integers, mask_of, tokens_of
 from .nn.sharding import keep_rows_apart, run_on_auto_axes, spread_lookup
 
@@ -141,7 +141,7 @@ def _output(model: PretrainedModel, params: Any) -> tuple[Array, int]:
     """Give the output weights as they are, and the axis along which the vocabulary lies."""
     if not model.settings.tie_word_embeddings:
         return jnp.asarray(params["lm_head"]["kernel"]), 1
-    layout = LAYOUTS[model.settings.model_type]
+    layout = FAMILIES[model.settings.model_type].checkpoint_names
     table = params[layout.prefix][layout.embeddings.split(".")[0]]["embedding"]
     return jnp.asarray(table), 0
 

@@ -1,10 +1,12 @@
-"""Tables of names: what the architectures, tasks and checkpoint files call things.
+"""A Hugging Face checkpoint as a plain tree of weights and a pure function, without PyTorch.
 
-They are data alone, so that a name which differs between two sources is found in one place.
+`from_pretrained` reads config and weights; `from_config` needs the config alone and gives the
+tree's shapes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -14,12 +16,8 @@ import numpy as np
 from lntune_jax.errors import ModelError
 
 from .families import base as fields
-from .families.bert import read_settings
-from .families.decoders import DecoderRecipe, build_decoder
-from .families.encoders import Recipe, build
-from .families.gpt2 import read_gpt2_settings
-from .families.llama import FAMILIES, read_decoder_settings
-from .families.names import LAYOUTS, find_stacks, unstack, write_name_map
+from .families.names import find_stacks, unstack, write_name_map
+from .families.registry import FAMILIES
 from .loading.sources import (
     check_layers,
     config_from,
@@ -31,7 +29,7 @@ from .loading.sources import (
 from .loading.weights import canonical_keys, load_leaves, match
 from .nn.quantized import check_kind, quantized_shapes
 from .nn.skeleton import nest
-from .nn.stack import Options
+from .types import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,20 +40,11 @@ if TYPE_CHECKING:
     from .types import Leaves, ModelOutput
 
 
-ENCODER_TASKS = (None, "SEQ_CLS", "TOKEN_CLS", "MASKED_LM")
-
-TASKS = (*ENCODER_TASKS, "CAUSAL_LM")
-
 POOLINGS = (None, "mean")
-
+ATTENTIONS = ("xla", "cudnn")
+REMATS = ("none", "norms", "dots", "full")
 # Not float16: its narrow range asks for loss scaling, and JAX's attention refuses it on CPU.
 DTYPES = ("float32", "bfloat16")
-
-DECODER_TASKS = (None, "CAUSAL_LM", "SEQ_CLS")
-
-ATTENTIONS = ("xla", "cudnn")
-
-REMATS = ("none", "norms", "dots", "full")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +71,11 @@ class PretrainedModel:
         task: the task it was made for.
         fresh: the leaf paths, with dots, that were drawn at random.
         settings: what was read from the config, every field checked.
-        dtype: of weights and activations.
+        options: how it was made: the options of `from_pretrained` that decide what it computes
+            and how.
         name_map: of a scanned model, transformers' names for all leaves, layer by layer, for
             `partition_params`, `save_adapter`, `restore_adapter`, `export_peft` and
             `import_peft`; else `None`, which they take too.
-        quantize: what the kernels of the layers are kept as, or `None` for `dtype`.
 
     Example:
         >>> import jax
@@ -105,9 +94,18 @@ class PretrainedModel:
     task: str | None = None
     fresh: tuple[str, ...] = ()
     settings: Any = field(default=None, repr=False)
-    dtype: str = "float32"
+    options: Options = field(default_factory=Options)
     name_map: NameMap | None = field(default=None, repr=False)
-    quantize: str | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The type of weights and activations."""
+        return self.options.dtype
+
+    @property
+    def quantize(self) -> str | None:
+        """What the kernels of the layers are kept as, or `None` for `dtype`."""
+        return self.options.quantize
 
 
 def from_pretrained(
@@ -183,16 +181,16 @@ def from_pretrained(
         ...     print(error)
         './no-such-directory' is neither a directory nor an id on the hub
     """
-    asked = Choices(task, pooling, dtype, attention, remat, scan_layers, frozen_layers)
-    choices = check_choices(asked)
-    quantize = check_kind(quantize, scan_layers=scan_layers)
+    options = check_options(
+        task, Options(dtype, pooling, attention, remat, scan_layers, frozen_layers, quantize)
+    )
     with open_source(find_directory(name_or_directory, revision)) as (found, weights):
         config = with_labels(found, num_labels)
-        layout = LAYOUTS[config.model_type]
+        layout = FAMILIES[config.model_type].checkpoint_names
         names = canonical_keys(weights, layout.prefix)
         check_layers(config, len(names), weights.directory)
         pooler = any(name.startswith("pooler.") for name in names)
-        blueprint = draw_up(config, choices, pooler=pooler)
+        blueprint = draw_up(config, task, options, pooler=pooler)
         parts = unstack(blueprint.leaves, blueprint.stacks)
         plan = match(parts, names, weights, task, layout)
         arrays = load_leaves(
@@ -207,10 +205,10 @@ def from_pretrained(
             seed=seed,
             spread=blueprint.settings.initializer_range,
             progress=progress,
-            quantize=quantize,
+            quantize=options.quantize,
         )
     fresh = tuple(map(".".join, plan.fresh))
-    return _complete(nest(arrays), config, blueprint, task, quantize, fresh)
+    return complete(blueprint, nest(arrays), config, fresh)
 
 
 def from_config(
@@ -260,36 +258,16 @@ def from_config(
         >>> sorted(model.params["bert"]["encoder"]["layer"]["0"]["output"]["LayerNorm"])
         ['bias', 'scale']
     """
-    asked = Choices(task, pooling, dtype, attention, remat, scan_layers, frozen_layers)
-    choices, config = check_choices(asked), directory_or_config
-    quantize = check_kind(quantize, scan_layers=scan_layers)
+    options = check_options(
+        task, Options(dtype, pooling, attention, remat, scan_layers, frozen_layers, quantize)
+    )
+    config = directory_or_config
     if isinstance(config, str | os.PathLike):
         config = config_from(find_directory(config, revision, ("config.json",)))
     elif isinstance(config, dict):
         config = config_of(config, "the config")
-    blueprint = draw_up(config := with_labels(config, num_labels), choices, pooler=True)
-    leaves = quantized_shapes(blueprint.leaves, quantize)
-    return _complete(nest(leaves), config, blueprint, task, quantize)
-
-
-def _complete(
-    tree: Any, config: Any, made: Blueprint, task: Any, quantize: Any, fresh: tuple[str, ...] = ()
-) -> PretrainedModel:
-    rest = fresh, made.settings, made.dtype, made.name_map, quantize
-    return PretrainedModel(tree, config, made.apply, task, *rest)
-
-
-@dataclass(frozen=True)
-class Choices:
-    """The options of `from_pretrained` that decide the modules."""
-
-    task: str | None
-    pooling: str | None
-    dtype: Any
-    attention: str
-    remat: str
-    scan_layers: bool = False
-    frozen_layers: int = 0
+    config = with_labels(config, num_labels)
+    return shapes_of(draw_up(config, task, options, pooler=True), config)
 
 
 @dataclass(frozen=True)
@@ -298,134 +276,113 @@ class Blueprint:
 
     Attributes:
         settings: what the config says.
-        leaves: the leaves of its tree.
+        task: what it is made for.
+        options: how it is made.
+        leaves: the leaves of its tree, of kernels that are not quantised.
         apply: its function.
-        dtype: of weights and activations.
         stacks: the leaves that hold all layers, and what the layers' parts are called.
         name_map: transformers' names for all leaves, if some are stacked.
     """
 
     settings: Any
+    task: str | None
+    options: Options
     leaves: Leaves
     apply: Callable[..., ModelOutput]
-    dtype: str
     stacks: Stacks = field(default_factory=dict)
     name_map: NameMap | None = None
 
 
-def check_choices(choices: Choices) -> Choices:
+def check_options(task: str | None, options: Options) -> Options:
     """Check what can be known without the config, and give the dtype by its name.
 
     Raises:
         ModelError: an option is not among the supported ones.
     """
-    task, pooling = choices.task, choices.pooling
-    _check("task", task, TASKS)
-    _check("pooling", pooling, POOLINGS)
-    _check("attention", choices.attention, ATTENTIONS)
-    _check("remat", choices.remat, REMATS)
-    _check("scan_layers", choices.scan_layers, (False, True))
-    frozen = choices.frozen_layers
+    tasks = dict.fromkeys(task for row in FAMILIES.values() for task in row.kind.tasks)
+    _check("task", task, tuple(tasks))
+    _check("pooling", options.pooling, POOLINGS)
+    _check("attention", options.attention, ATTENTIONS)
+    _check("remat", options.remat, REMATS)
+    _check("scan_layers", options.scan_layers, (False, True))
+    frozen = options.frozen_layers
     if isinstance(frozen, bool) or not isinstance(frozen, int) or frozen < 0:
         raise ModelError(f"frozen_layers is {frozen!r}; expected an integer of at least 0")
-    if frozen and not choices.scan_layers:
+    if frozen and not options.scan_layers:
         raise ModelError(
             f"frozen_layers is {frozen}, which only scan_layers=True reads: the backward pass of "
             "separate layers ends by itself below the lowest that trains; leave it out"
         )
-    if pooling is not None and task != "SEQ_CLS":
-        raise ModelError(f"pooling is {pooling!r}, which only the task 'SEQ_CLS' reads")
+    if options.pooling is not None and task != "SEQ_CLS":
+        raise ModelError(f"pooling is {options.pooling!r}, which only the task 'SEQ_CLS' reads")
     try:
-        name = np.dtype(choices.dtype).name
+        name = np.dtype(options.dtype).name
     except TypeError:
-        name = str(choices.dtype)
+        name = str(options.dtype)
     if name not in DTYPES:
         raise ModelError(f"dtype is {name!r}; supported: {', '.join(DTYPES)}")
-    return replace(choices, dtype=name)
+    quantize = check_kind(options.quantize, scan_layers=options.scan_layers)
+    return replace(options, dtype=name, quantize=quantize)
 
 
-def draw_up(config: Any, choices: Choices, *, pooler: bool) -> Blueprint:
+def draw_up(config: Any, task: str | None, options: Options, *, pooler: bool) -> Blueprint:
     """Give the model of a config.
 
     Args:
         config: a transformers config.
-        choices: from `check_choices`.
+        task: what it is made for.
+        options: from `check_options`.
         pooler: whether a bare encoder or a mean-pooling classifier has a pooler.
 
     Raises:
         ModelError: the config or an option is one that this architecture does not honour.
     """
     model_type = fields.read(config, "model_type")
-    fields.require("model_type", model_type, model_type in LAYOUTS, fields.one_of(LAYOUTS))
-    if model_type in FAMILIES or model_type == "gpt2":
-        return _decoder(config, choices)
-    settings = read_settings(config)
-    unused = {"attention": "xla", "remat": "none", "scan_layers": False}
-    _fits(settings.architecture.prefix, choices, ENCODER_TASKS, unused)
-    # RoBERTa's classifier never reads a pooler, and its PyTorch class has none.
-    task, pooling = choices.task, choices.pooling
-    pooled = task == "SEQ_CLS" and settings.architecture.pooled_classifier
-    reads = task == "SEQ_CLS" and pooling is None
-    recipe = Recipe(
-        settings, task, pooling, (pooler or reads) and (task is None or pooled), choices.dtype
-    )
-    leaves, apply = build(recipe)
-    return Blueprint(settings, leaves, apply, choices.dtype)
-
-
-def _decoder(config: Any, choices: Choices) -> Blueprint:
-    gpt2 = config.model_type == "gpt2"
-    settings = read_gpt2_settings(config) if gpt2 else read_decoder_settings(config)
-    _fits(config.model_type, choices, DECODER_TASKS, {"pooling": None})
-    if choices.attention == "cudnn" and settings.attention_cap is not None:
-        raise ModelError(
-            "attention is 'cudnn', which knows no soft cap, but config field "
-            f"'attn_logit_softcapping' is {settings.attention_cap}; pass attention='xla'"
-        )
-    if choices.frozen_layers >= settings.num_hidden_layers:
-        raise ModelError(
-            f"frozen_layers is {choices.frozen_layers}, and config field 'num_hidden_layers' "
-            f"{settings.num_hidden_layers}: a layer above them must be left"
-        )
-    if choices.attention == "cudnn" and choices.scan_layers:
-        _refuse_varying(settings)
-    options = Options(
-        choices.dtype, choices.attention, choices.remat, choices.scan_layers, choices.frozen_layers
-    )
-    leaves, apply = build_decoder(DecoderRecipe(settings, choices.task, options))
-    if not choices.scan_layers:
-        return Blueprint(settings, leaves, apply, choices.dtype)
-    layout = LAYOUTS[config.model_type]
-    stacks = find_stacks(leaves, layout, settings.num_hidden_layers)
-    names = write_name_map(leaves, stacks, layout, config.model_type)
-    return Blueprint(settings, leaves, apply, choices.dtype, stacks, names)
-
-
-def _refuse_varying(settings: Any) -> None:
-    """Refuse what cuDNN must be told when a program is compiled and differs between layers."""
-    windows = {layer.window for layer in getattr(settings, "layers", ())}
-    scales = set(getattr(settings, "scales", ()))
-    for name, values in (("windows", windows), ("factors of scores", scales)):
-        if len(values) > 1:
+    fields.require("model_type", model_type, model_type in FAMILIES, fields.one_of(FAMILIES))
+    family = FAMILIES[model_type]
+    settings = family.read_settings(config)
+    if task not in family.kind.tasks:
+        supported = ", ".join(map(repr, family.kind.tasks))
+        raise ModelError(f"task is {task!r}; supported by {model_type}: {supported}")
+    for unread in dataclasses.fields(Options):
+        found = getattr(options, unread.name)
+        if unread.name not in family.kind.options and found != unread.default:
             raise ModelError(
-                "attention is 'cudnn' and scan_layers is True, which makes one program for all "
-                f"layers, but theirs have different {name} ({', '.join(map(str, values))}); pass "
-                "attention='xla', or scan_layers=False"
+                f"{unread.name} is {found!r}, which {model_type} does not have: leave it out"
             )
+    return assemble(settings, task, options, pooler=pooler)
+
+
+def assemble(settings: Any, task: str | None, options: Options, *, pooler: bool) -> Blueprint:
+    """Give the model of settings that were checked.
+
+    Raises:
+        ModelError: an option does not go with them.
+    """
+    family = FAMILIES[settings.model_type]
+    leaves, apply = family.kind.build(family.module, settings, task, options, pooler=pooler)
+    if not options.scan_layers:
+        return Blueprint(settings, task, options, leaves, apply)
+    layout = family.checkpoint_names
+    stacks = find_stacks(leaves, layout, settings.num_hidden_layers)
+    names = write_name_map(leaves, stacks, layout, settings.model_type)
+    return Blueprint(settings, task, options, leaves, apply, stacks, names)
+
+
+def complete(
+    made: Blueprint, params: Any, config: Any = None, fresh: tuple[str, ...] = ()
+) -> PretrainedModel:
+    """Give the model with its weights."""
+    return PretrainedModel(
+        params, config, made.apply, made.task, fresh, made.settings, made.options, made.name_map
+    )
+
+
+def shapes_of(made: Blueprint, config: Any = None) -> PretrainedModel:
+    """Give the model with shapes in place of weights."""
+    return complete(made, nest(quantized_shapes(made.leaves, made.options.quantize)), config)
 
 
 def _check(name: str, value: Any, supported: tuple[Any, ...]) -> None:
     if value not in supported:
         raise ModelError(f"{name} is {value!r}; supported: {', '.join(map(repr, supported))}")
-
-
-def _fits(
-    model_type: str, choices: Choices, tasks: tuple[str | None, ...], unused: dict[str, Any]
-) -> None:
-    if choices.task not in tasks:
-        supported = ", ".join(map(repr, tasks))
-        raise ModelError(f"task is {choices.task!r}; supported by {model_type}: {supported}")
-    for name, value in unused.items():
-        found = getattr(choices, name)
-        if found != value:
-            raise ModelError(f"{name} is {found!r}, which {model_type} does not have: leave it out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -13,6 +14,34 @@ if TYPE_CHECKING:
         | Float[Array, "layers batch slots heads size"]
     )
     Leaves = dict[tuple[str, ...], jax.ShapeDtypeStruct]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is made and how it computes, whatever its config says.
+
+    Attributes:
+        dtype: of weights and activations.
+        pooling: what an encoder's sequence classifier reads; `None` for the family's own.
+        attention: a decoder's implementation.
+        remat: what a decoder's backward pass computes again.
+        scan_layers: whether a decoder's layers are one, with stacked weights, in a loop.
+        frozen_layers: of these, how many from the first are a stack and a loop of their own.
+        quantize: what the kernels of the layers are kept as, or `None` for `dtype`.
+
+    Example:
+        >>> from lntune_jax.models import Options
+        >>> Options(remat="full").remat
+        'full'
+    """
+
+    dtype: str = "float32"
+    pooling: str | None = None
+    attention: str = "xla"
+    remat: str = "none"
+    scan_layers: bool = False
+    frozen_layers: int = 0
+    quantize: str | None = None
 
 
 class ModelOutput(NamedTuple):

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, GemmaTokenizer, GPT2Tokenizer
 
 from lntune_jax.models import from_pretrained, tokenizer_from_gguf
-from lntune_jax.models.families.names import LAYOUTS, TORCH_LEAVES
+from lntune_jax.models.families.names import TORCH_LEAVES
+from lntune_jax.models.families.registry import FAMILIES
 from tests.support.gguf_files import checkpoint, write
 from tests.support.gguf_tokenizers import TEXTS, gemma, gpt2
 
@@ -39,7 +40,7 @@ def test_the_same_weights(tmp_path, name):
         tmp_path, gguf_file=path.name, dtype=torch.float32
     )
     expected = torch_model.state_dict()
-    layout = LAYOUTS[model.settings.model_type]
+    layout = FAMILIES[model.settings.model_type].checkpoint_names
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         names = tuple(key.key for key in path)
         key = ".".join((*names[:-1], TORCH_LEAVES[names[-1]]))

@@ -9,8 +9,9 @@ from flax import nnx
 
 from lntune_jax.models.families import decoders, encoders
 from lntune_jax.models.families.bert import prepare_inputs
+from lntune_jax.models.families.registry import FAMILIES
 from lntune_jax.models.inputs import prepare_decoder_inputs
-from lntune_jax.models.nn.stack import Options
+from lntune_jax.models.types import Options
 from tests.support.step_problems import Problem, make_loss, make_params
 
 # What PEFT adapts by default: queries and values, or GPT-2's one product for all three.
@@ -24,12 +25,11 @@ def make_lora(problem: Problem, rank: int) -> tuple[Any, Any, Any]:
 
     def make() -> Any:
         if model.task == "CAUSAL_LM":
-            recipe = decoders.DecoderRecipe(model.settings, model.task, Options())
-            module = decoders._module(recipe)
+            kind = FAMILIES[model.settings.model_type].module
+            module = decoders.make_module(kind, model.settings, model.task, Options())
         else:
-            module = encoders._module(
-                encoders.Recipe(model.settings, model.task, None, True, "float32")
-            )
+            kind = FAMILIES[model.settings.model_type].module
+            module = encoders.make_module(kind, model.settings, model.task, Options(), pooler=True)
         inputs = _read(model, problem.batch["ids"])
         options: dict[str, Any] = {"methods": ("outputs",), "rngs": nnx.Rngs(0)}
         return qwix.apply_lora_to_model(module, provider, *inputs, **options)

@@ -42,9 +42,9 @@ def empty_cache(model: PretrainedModel, batch: int, slots: int, *, dtype: Any = 
     dtype = model.dtype if dtype is None else dtype
     # The layers of an empty cache are the same array.
     layers: Layers = (
-        (jnp.zeros(shape, dtype),) * count
-        if model.name_map is None
-        else jnp.zeros((count, *shape), dtype)
+        jnp.zeros((count, *shape), dtype)
+        if model.options.scan_layers
+        else (jnp.zeros(shape, dtype),) * count
     )
     valid = jnp.zeros((batch, slots), jnp.bool_)
     return Cache(layers, layers, valid, jnp.zeros((batch,), jnp.int32))

@@ -16,21 +16,18 @@ import jax
 import jax.numpy as jnp
 
 from lntune_jax.config import LNTuningConfig
-from lntune_jax.errors import ConfigError, ModelError
+from lntune_jax.errors import ConfigError
 from lntune_jax.paths import flatten
 from lntune_jax.selection import partition_params, report_params
 from lntune_jax.training.gradients import value_and_grad
 
-from ..families.decoders import DecoderRecipe, build_decoder
-from ..families.encoders import Recipe, build
-from ..families.gpt2 import Gpt2Settings
-from ..families.llama import DecoderSettings
-from ..families.names import LAYOUTS, count_frozen, find_stacks, unstack, write_name_map
+from ..families.names import count_frozen, find_stacks, unstack
+from ..families.registry import FAMILIES
 from ..loss import causal_lm_loss
-from ..model import Choices, PretrainedModel, check_choices, from_config
-from ..nn.quantized import count_bytes, quantized_shapes
+from ..model import PretrainedModel, assemble, from_config, shapes_of
+from ..nn.quantized import count_bytes
 from ..nn.skeleton import nest
-from ..nn.stack import LOWER, Options
+from ..nn.stack import LOWER
 from .liveness import peak_bytes
 from .lora import add_lora, lora_shapes
 
@@ -137,18 +134,16 @@ def estimate_memory(
     if not isinstance(model, PretrainedModel):
         options: dict[str, Any] = {"dtype": dtype, "num_labels": num_labels, "remat": remat}
         model = from_config(model, task, quantize=quantize, scan_layers=scan_layers, **options)
-    scanned = model.name_map is not None
-    check_scanned(method, scanned)
+    check_scanned(method, model.options.scan_layers)
     check_base(method, model.quantize)
-    choices = check_choices(Choices(model.task, None, model.dtype, "xla", remat, scanned))
+    own = replace(model.options, attention="xla", remat=remat, pooling=None)
+    sliced = replace(model, options=own)
     held = _count_held(model, method, config or LNTuningConfig(), rank)
     saved = LNTuningConfig(modules_to_save=config.modules_to_save if config else None)
     tokens = jax.ShapeDtypeStruct((batch_size, length), "int32")
 
     def trace(layers: int) -> tuple[int, int]:
-        part = slice_model(model.settings, choices, layers, tensor)
-        kept = quantized_shapes(_by_path(part.params), model.quantize)
-        part = replace(part, params=nest(kept))
+        part = slice_model(sliced, layers, tensor)
         peak = _trace(part, method, saved, tokens, rank, chunk, axes["fsdp"])
         return peak, _bytes(part.params)
 
@@ -251,43 +246,17 @@ def _bytes(tree: Any) -> int:
     return sum(map(count_bytes, jax.tree.leaves(tree)))
 
 
-_SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
-
-
-def slice_model(settings: Any, choices: Choices, layers: int, tensor: int) -> PretrainedModel:
-    """Give the model of the first layers, as one of `tensor` devices holds it.
-
-    Heads, the MLP's width and the vocabulary are divided, so that what is left is a model of the
-    same kind: what each device computes with under tensor parallelism.
+def slice_model(model: PretrainedModel, layers: int, tensor: int) -> PretrainedModel:
+    """Give the first layers of a model, as one of `tensor` devices holds them, in shapes.
 
     Raises:
         ModelError: the model cannot be divided so.
     """
-    if isinstance(settings, DecoderSettings):
-        parts = {name: _divide(settings, name, tensor) for name in _SHARED}
-        own: Any = replace(settings, layers=settings.layers[:layers], **parts)
-    elif tensor > 1:
-        raise ModelError(f"the mesh has tensor={tensor}; only the Llama family is divided so")
-    elif isinstance(settings, Gpt2Settings):
-        own = replace(settings, scales=settings.scales[:layers])
-    else:
-        own = replace(settings, num_hidden_layers=layers)
-        pooled = choices.task == "SEQ_CLS" and own.architecture.pooled_classifier
-        pooler = choices.task is None or (pooled and choices.pooling is None)
-        leaves, apply = build(Recipe(own, choices.task, choices.pooling, pooler, choices.dtype))
-        return PretrainedModel(
-            nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype
-        )
-    options = Options(choices.dtype, choices.attention, choices.remat, choices.scan_layers)
-    leaves, apply = build_decoder(DecoderRecipe(own, choices.task, options))
-    names = None
-    if choices.scan_layers:
-        layout = LAYOUTS[own.model_type]
-        stacks = find_stacks(leaves, layout, layers)
-        names = write_name_map(leaves, stacks, layout, own.model_type)
-    return PretrainedModel(
-        nest(leaves), None, apply, choices.task, settings=own, dtype=choices.dtype, name_map=names
-    )
+    family = FAMILIES[model.settings.model_type]
+    own = family.divide(model.settings, layers, tensor)
+    options = replace(model.options, frozen_layers=0)
+    pooler = options.pooling is None
+    return shapes_of(assemble(own, model.task, options, pooler=pooler))
 
 
 def count_differentiated(model: PretrainedModel, trainable: Iterable[str]) -> int:
@@ -298,9 +267,9 @@ def count_differentiated(model: PretrainedModel, trainable: Iterable[str]) -> in
         trainable: the paths of what trains; a norm of the frozen stack makes all of it count.
     """
     layers = model.settings.num_hidden_layers
-    if model.name_map is None:
+    if not model.options.scan_layers:
         return layers
-    layout = LAYOUTS[model.settings.model_type]
+    layout = FAMILIES[model.settings.model_type].checkpoint_names
     below = f".{layout.layers}.{LOWER}."
     if any(below in f".{path}" for path in trainable):
         return layers
@@ -311,18 +280,12 @@ def count_differentiated(model: PretrainedModel, trainable: Iterable[str]) -> in
 def largest_leaf(model: PretrainedModel) -> int:
     """Give the bytes of the largest leaf, or, of a stacked one, of one layer of it."""
     leaves = {leaf.path: leaf.value for leaf in flatten(model.params)[0]}
-    if model.name_map is not None:
+    if model.options.scan_layers:
         settings = model.settings
-        stacks = find_stacks(leaves, LAYOUTS[settings.model_type], settings.num_hidden_layers)
+        layout = FAMILIES[settings.model_type].checkpoint_names
+        stacks = find_stacks(leaves, layout, settings.num_hidden_layers)
         leaves = unstack(leaves, stacks)
     return max(map(count_bytes, leaves.values()))
-
-
-def _divide(settings: Any, name: str, tensor: int) -> int:
-    size = getattr(settings, name)
-    if size % tensor:
-        raise ModelError(f"the mesh has tensor={tensor}, which does not divide {name} = {size}")
-    return size // tensor
 
 
 METHODS = ("ln", "lora", "full")

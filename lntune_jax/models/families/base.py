@@ -1,4 +1,4 @@
-"""What the files of families share: readers of config fields, and fields that decide nothing.
+"""What a family is, and what their files share: readers of config fields, and lists of fields.
 
 Every reader takes the config and a field's name, and either gives a value of the right kind or
 raises an error that says what was found and what is supported.
@@ -6,12 +6,60 @@ raises an error that says what was found and what is supported.
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lntune_jax.errors import ModelError
 
 from ..nn.layers import ACTIVATIONS
-from . import base as fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..nn.sharding import Specs
+    from ..types import Leaves, ModelOutput
+    from .gguf import Architecture
+    from .names import Layout
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the families of one kind have in common: the encoders, or the decoders.
+
+    Attributes:
+        tasks: what a model of the kind can be made for.
+        build: gives leaves and `apply`, from module, settings, task, options and `pooler`.
+        options: the names of the options that it reads.
+    """
+
+    tasks: tuple[str | None, ...]
+    build: Callable[..., tuple[Leaves, Callable[..., ModelOutput]]]
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that is known of one `model_type`: a row of the registry.
+
+    Attributes:
+        model_type: the config's.
+        kind: an encoder, or a decoder.
+        read_settings: checks a transformers config, and gives what the module needs of it.
+        module: the class of the bare model.
+        checkpoint_names: what files call its tensors, and what they may lack.
+        specs: which of its modules are divided over a mesh.
+        divide: gives the settings of the first layers, as one of several devices holds them.
+        gguf: what its GGUF files hold; `None` where they are not read, or are another row's.
+    """
+
+    model_type: str
+    kind: Kind
+    read_settings: Callable[[Any], Any]
+    module: type
+    checkpoint_names: Layout
+    specs: Specs
+    divide: Callable[[Any, int, int], Any]
+    gguf: Architecture | None = None
 
 
 def require(field: str, value: Any, accepted: bool, supported: str) -> None:
@@ -109,17 +157,47 @@ def refuse_unknown_fields(config: Any, known: tuple[str, ...]) -> None:
             return
         for field in vars(parent).get("__annotations__", {}):
             default = getattr(parent, field, None)
-            value = fields.read(config, field)
+            value = read(config, field)
             accepted = field in known or value == default
-            fields.require(field, value, accepted, f"{default!r} (a field unknown to this version)")
+            require(field, value, accepted, f"{default!r} (a field unknown to this version)")
 
 
 def read_padding(config: Any) -> int | None:
     """Read the padding id, which only a sequence classifier looks at."""
-    value = fields.read(config, "pad_token_id")
-    fields.require("pad_token_id", value, value is None or fields.is_integer(value), "an integer")
+    value = read(config, "pad_token_id")
+    require("pad_token_id", value, value is None or is_integer(value), "an integer")
     return value
 
+
+# Fields that decide what a decoder computes, and are read.
+HONOURED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "hidden_activation",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+    "attention_dropout",
+    "sliding_window",
+    "use_sliding_window",
+    "max_window_layers",
+    "layer_types",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "use_bidirectional_attention",
+)
 
 # Fields that no number of these models depends on. `pretraining_tp` splits products and adds them
 # up again; `summary_*` belong to a class of GPT-2 that is not here.

@@ -7,7 +7,7 @@ checkpoint.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -18,8 +18,9 @@ from lntune_jax.errors import ModelError
 from ..inputs import Inputs, check_shape, integers, mask_of, tokens_of
 from ..nn.attention import attend
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
-from ..nn.sharding import keep_rows_apart, spread_lookup
+from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
 from . import base as fields
+from .names import Layout
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -72,6 +73,11 @@ class Settings:
     pad_token_id: int
     tie_word_embeddings: bool
     num_labels: int
+
+    @property
+    def model_type(self) -> str:
+        """The architecture's, which is its prefix too."""
+        return self.architecture.prefix
 
 
 def read_settings(config: Any) -> Settings:
@@ -144,6 +150,17 @@ def _padding(config: Any, architecture: Architecture, positions: int) -> int:
     return int(value)
 
 
+def divide(settings: Settings, layers: int, tensor: int) -> Settings:
+    """Give the settings of the first layers; heads are not divided over devices.
+
+    Raises:
+        ModelError: they are to be.
+    """
+    if tensor > 1:
+        raise ModelError(f"the mesh has tensor={tensor}; only the Llama family is divided so")
+    return replace(settings, num_hidden_layers=layers)
+
+
 def prepare_inputs(
     settings: Settings,
     input_ids: Any,
@@ -194,8 +211,65 @@ def _positions(settings: Settings, tokens: Int[Array, "batch length"]) -> Int[Ar
     return jnp.cumsum(counts, axis=1) * counts + settings.pad_token_id
 
 
+# Buffers which older versions saved, the pooler, and the heads of other tasks.
+_BUFFERS = (r"embeddings\.(position|token_type)_ids", r"pooler\.dense\.(weight|bias)")
+
+_CLASSIFIER = r"classifier\.((dense|out_proj)\.)?(weight|bias)"
+
+_LANGUAGE = (r"cls\.predictions\..*", r"lm_head\..*")
+
+_OTHERS = (r"cls\.seq_relationship\..*", r"qa_outputs\..*")
+
+_UNUSED = (*_BUFFERS, _CLASSIFIER, *_LANGUAGE, *_OTHERS)
+
+_NAMES = Layout(
+    prefix="bert",
+    embeddings="embeddings.word_embeddings.weight",
+    fresh={
+        None: (),
+        "SEQ_CLS": ("classifier", "pooler"),
+        "TOKEN_CLS": ("classifier",),
+        "MASKED_LM": ("cls", "lm_head"),
+    },
+    tied=("cls.predictions.decoder.weight", "lm_head.decoder.weight"),
+    tied_task="MASKED_LM",
+    harmless={
+        None: _UNUSED,
+        "SEQ_CLS": _UNUSED,
+        "TOKEN_CLS": _UNUSED,
+        "MASKED_LM": (
+            *_BUFFERS,
+            _CLASSIFIER,
+            *_OTHERS,
+            r"(cls\.predictions|lm_head)\.(decoder\.)?bias",
+        ),
+    },
+    # The output bias goes by two names.
+    synonyms={
+        "cls.predictions.bias": "cls.predictions.decoder.bias",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+        "lm_head.bias": "lm_head.decoder.bias",
+        "lm_head.decoder.bias": "lm_head.bias",
+    },
+)
+
+
+def name_checkpoint(model_type: str) -> Layout:
+    """Give the names in checkpoints of one architecture."""
+    return replace(_NAMES, prefix=ARCHITECTURES[model_type].prefix)
+
+
+SPECS = Specs(
+    widening=("query", "key", "value", "intermediate", "decoder", "lm_head"),
+    narrowing=("output",),
+    tables=("word_embeddings",),
+)
+
+
 class Encoder(nnx.Module):
     """The bare model: from token ids to hidden states."""
+
+    prepare_inputs = staticmethod(prepare_inputs)
 
     def __init__(self, settings: Settings, *, pooler: bool, dtype: Any, rngs: nnx.Rngs):
         """Make the modules, with a pooler only where one is asked for."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -15,8 +14,7 @@ from ..nn.layers import dense
 from ..nn.sharding import run_on_auto_axes
 from ..nn.skeleton import skeleton
 from ..types import ModelOutput
-from .gpt2 import Gpt2, Gpt2Settings
-from .llama import Decoder
+from .base import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,26 +22,31 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
     from ..inputs import DecoderInputs
-    from ..nn.stack import Options
-    from ..types import Cache, Leaves
-    from .llama import DecoderSettings
+    from ..types import Cache, Leaves, Options
 
 
-@dataclass(frozen=True)
-class DecoderRecipe:
-    """Everything that decides a decoder's modules and how they compute."""
-
-    settings: DecoderSettings | Gpt2Settings
-    task: str | None
-    options: Options
+TASKS = (None, "CAUSAL_LM", "SEQ_CLS")
 
 
-def build_decoder(recipe: DecoderRecipe) -> tuple[Leaves, Callable[..., ModelOutput]]:
-    """Give the leaves of the model's tree, by path, and its `apply`."""
-    settings = recipe.settings
-    table = settings.positions if isinstance(settings, Gpt2Settings) else None
-    dropping = recipe.options.attention == "cudnn" and settings.attention_dropout > 0
-    leaves, bind = skeleton(lambda: _module(recipe))
+def build(
+    module: Any, settings: Any, task: str | None, options: Options, *, pooler: bool = False
+) -> tuple[Leaves, Callable[..., ModelOutput]]:
+    """Give the leaves of the model's tree, by path, and its `apply`.
+
+    Args:
+        module: the family's decoder, a class.
+        settings: what the config says.
+        task: one of `TASKS`.
+        options: how it is made and computes.
+        pooler: no decoder has one.
+
+    Raises:
+        ModelError: an option does not go with the settings.
+    """
+    del pooler
+    _check_options(settings, options)
+    dropping = options.attention == "cudnn" and settings.attention_dropout > 0
+    leaves, bind = skeleton(lambda: make_module(module, settings, task, options))
 
     def apply(
         params: Any,
@@ -64,11 +67,15 @@ def build_decoder(recipe: DecoderRecipe) -> tuple[Leaves, Callable[..., ModelOut
                 "leave dropout_rng out"
             )
         inputs = prepare_decoder_inputs(
-            input_ids, attention_mask, position_ids, segment_ids, cache, table
+            input_ids, attention_mask, position_ids, segment_ids, cache, settings.positions
         )
 
         def run(params: Any, inputs: DecoderInputs, key: Any) -> ModelOutput:
-            return bind(params).outputs(inputs, key, with_logits)
+            model = bind(params)
+            if task is not None:
+                return model.outputs(inputs, key, with_logits)
+            hidden, after = model(inputs, key)
+            return ModelOutput(last_hidden_state=hidden, cache=after)
 
         # A cache of stacked layers has no rows in its first axis.
         rows = inputs.input_ids if cache is None else None
@@ -77,40 +84,53 @@ def build_decoder(recipe: DecoderRecipe) -> tuple[Leaves, Callable[..., ModelOut
     return leaves, apply
 
 
-def _module(recipe: DecoderRecipe) -> Any:
-    gpt2 = isinstance(recipe.settings, Gpt2Settings)
-    kinds: dict[str | None, Any] = {
-        None: _BareGpt2 if gpt2 else _BareDecoder,
-        "CAUSAL_LM": _LanguageModel,
-        "SEQ_CLS": _Classifier,
-    }
-    return kinds[recipe.task](recipe.settings, recipe.options, nnx.Rngs(0))
+DECODER = Kind(
+    TASKS, build, ("dtype", "attention", "remat", "scan_layers", "frozen_layers", "quantize")
+)
 
 
-class _BareOutputs:
-    def outputs(self, inputs: DecoderInputs, key: Any, with_logits: bool) -> ModelOutput:
-        """Give the hidden states; there are no logits to leave out."""
-        del with_logits
-        hidden, cache = self(inputs, key)  # pyright: ignore[reportCallIssue]
-        return ModelOutput(last_hidden_state=hidden, cache=cache)
+def make_module(module: Any, settings: Any, task: str | None, options: Options) -> Any:
+    """Make the model of a task, with weights."""
+    rngs = nnx.Rngs(0)
+    base = module(settings, options, rngs)
+    heads: dict[str, Any] = {"CAUSAL_LM": _LanguageModel, "SEQ_CLS": _Classifier}
+    return base if task is None else heads[task](base, settings, options, rngs)
 
 
-class _BareDecoder(_BareOutputs, Decoder):
-    pass
+def _check_options(settings: Any, options: Options) -> None:
+    if options.attention == "cudnn" and settings.attention_cap is not None:
+        raise ModelError(
+            "attention is 'cudnn', which knows no soft cap, but config field "
+            f"'attn_logit_softcapping' is {settings.attention_cap}; pass attention='xla'"
+        )
+    if options.frozen_layers >= settings.num_hidden_layers:
+        raise ModelError(
+            f"frozen_layers is {options.frozen_layers}, and config field 'num_hidden_layers' "
+            f"{settings.num_hidden_layers}: a layer above them must be left"
+        )
+    if options.attention == "cudnn" and options.scan_layers:
+        _refuse_varying(settings)
 
 
-class _BareGpt2(_BareOutputs, Gpt2):
-    pass
+def _refuse_varying(settings: Any) -> None:
+    """Refuse what cuDNN must be told when a program is compiled and differs between layers."""
+    for name, values in (("windows", settings.windows), ("factors of scores", settings.scales)):
+        if len(set(values)) > 1:
+            listed = ", ".join(map(str, set(values)))
+            raise ModelError(
+                "attention is 'cudnn' and scan_layers is True, which makes one program for all "
+                f"layers, but theirs have different {name} ({listed}); pass "
+                "attention='xla', or scan_layers=False"
+            )
 
 
 class _Headed(nnx.Module):
     """A decoder under the architecture's own name, for a head to be put on."""
 
-    def __init__(self, settings: Any, options: Options, rngs: nnx.Rngs):
+    def __init__(self, base: Any, settings: Any):
         self.prefix = settings.prefix
         self.settings = settings
-        kind: Any = Gpt2 if isinstance(settings, Gpt2Settings) else Decoder
-        setattr(self, self.prefix, kind(settings, options, rngs))
+        setattr(self, self.prefix, base)
 
     @property
     def base(self) -> Any:
@@ -120,8 +140,8 @@ class _Headed(nnx.Module):
 class _LanguageModel(_Headed):
     """One logit for each token and each entry of the vocabulary."""
 
-    def __init__(self, settings: Any, options: Options, rngs: nnx.Rngs):
-        super().__init__(settings, options, rngs)
+    def __init__(self, base: Any, settings: Any, options: Options, rngs: nnx.Rngs):
+        super().__init__(base, settings)
         if not settings.tie_word_embeddings:
             self.lm_head = dense(
                 settings.hidden_size, settings.vocab_size, options.dtype, rngs, bias=False
@@ -144,8 +164,8 @@ class _LanguageModel(_Headed):
 class _Classifier(_Headed):
     """One row of logits for each text, from its last token."""
 
-    def __init__(self, settings: Any, options: Options, rngs: nnx.Rngs):
-        super().__init__(settings, options, rngs)
+    def __init__(self, base: Any, settings: Any, options: Options, rngs: nnx.Rngs):
+        super().__init__(base, settings)
         self.score = dense(
             settings.hidden_size, settings.num_labels, options.dtype, rngs, bias=False
         )

@@ -7,7 +7,6 @@ tied head holds a bias and no decoder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, mean_pool
 from ..nn.sharding import run_on_auto_axes
 from ..nn.skeleton import skeleton
 from ..types import ModelOutput
-from .bert import Encoder, prepare_inputs
+from .base import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,35 +24,29 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from ..inputs import Inputs
-    from ..types import Leaves
+    from ..types import Leaves, Options
     from .bert import Settings
 
     Hidden = Float[Array, "batch length hidden"]
     Logits = Float[Array, "batch length vocabulary"]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a model's modules.
+TASKS = (None, "SEQ_CLS", "TOKEN_CLS", "MASKED_LM")
 
-    Attributes:
+
+def build(
+    module: Any, settings: Any, task: str | None, options: Options, *, pooler: bool
+) -> tuple[Leaves, Callable[..., ModelOutput]]:
+    """Give the leaves of the model's tree, by path, and its `apply`.
+
+    Args:
+        module: the family's encoder, a class.
         settings: what the config says.
         task: one of `TASKS`.
-        pooling: one of `POOLINGS`, for the sequence classifier.
+        options: how it is made.
         pooler: whether a bare model or a mean-pooling classifier has the pooler.
-        dtype: the dtype of weights and activations.
     """
-
-    settings: Settings
-    task: str | None
-    pooling: str | None
-    pooler: bool
-    dtype: str
-
-
-def build(recipe: Recipe) -> tuple[Leaves, Callable[..., ModelOutput]]:
-    """Give the leaves of the model's tree, by path, and its `apply`."""
-    leaves, bind = skeleton(lambda: _module(recipe))
+    leaves, bind = skeleton(lambda: make_module(module, settings, task, options, pooler=pooler))
 
     def apply(
         params: Any,
@@ -65,12 +58,13 @@ def build(recipe: Recipe) -> tuple[Leaves, Callable[..., ModelOutput]]:
         dropout_rng: Any = None,
     ) -> ModelOutput:
         """Run the model; see `PretrainedModel` for the arguments."""
-        inputs = prepare_inputs(
-            recipe.settings, input_ids, attention_mask, token_type_ids, position_ids
+        inputs = module.prepare_inputs(
+            settings, input_ids, attention_mask, token_type_ids, position_ids
         )
 
         def run(params: Any, inputs: Inputs, key: Any) -> ModelOutput:
-            return bind(params).outputs(inputs, key)
+            model = bind(params)
+            return _read_bare(model, inputs, key) if task is None else model.outputs(inputs, key)
 
         rows = inputs.input_ids
         return run_on_auto_axes(run, params, inputs, dropout_rng, rows=rows)
@@ -78,38 +72,44 @@ def build(recipe: Recipe) -> tuple[Leaves, Callable[..., ModelOutput]]:
     return leaves, apply
 
 
-def _module(recipe: Recipe) -> Any:
-    settings = recipe.settings
-    options: dict[str, Any] = {"dtype": recipe.dtype, "rngs": nnx.Rngs(0)}
-    if recipe.task == "SEQ_CLS":
-        return SequenceClassifier(settings, pooling=recipe.pooling, pooler=recipe.pooler, **options)
-    if recipe.task == "TOKEN_CLS":
-        return TokenClassifier(settings, **options)
-    if recipe.task == "MASKED_LM":
-        return MaskedLanguageModel(settings, **options)
-    return BareModel(settings, pooler=recipe.pooler, **options)
+ENCODER = Kind(TASKS, build, ("dtype", "pooling", "quantize"))
 
 
-class BareModel(Encoder):
-    """The encoder alone."""
+def make_module(
+    module: Any, settings: Any, task: str | None, options: Options, *, pooler: bool
+) -> Any:
+    """Make the model of a task, with weights."""
+    # RoBERTa's classifier never reads a pooler, and its PyTorch class has none.
+    pooled = task == "SEQ_CLS" and settings.architecture.pooled_classifier
+    reads = task == "SEQ_CLS" and options.pooling is None
+    pooler = (pooler or reads) and (task is None or pooled)
+    rngs = nnx.Rngs(0)
+    base = module(settings, pooler=pooler, dtype=options.dtype, rngs=rngs)
+    heads = {
+        "SEQ_CLS": SequenceClassifier,
+        "TOKEN_CLS": TokenClassifier,
+        "MASKED_LM": MaskedLanguageModel,
+    }
+    return base if task is None else heads[task](base, settings, options, rngs)
 
-    def outputs(self, inputs: Inputs, key: Any) -> ModelOutput:
-        """Give the hidden states, and the pooler's output where there is a pooler."""
-        hidden = self(inputs, key)
-        pooled = self.pooler(hidden) if hasattr(self, "pooler") else None
-        return ModelOutput(last_hidden_state=hidden, pooler_output=pooled)
+
+def _read_bare(model: Any, inputs: Inputs, key: Any) -> ModelOutput:
+    """Give the hidden states, and the pooler's output where there is a pooler."""
+    hidden = model(inputs, key)
+    pooled = model.pooler(hidden) if hasattr(model, "pooler") else None
+    return ModelOutput(last_hidden_state=hidden, pooler_output=pooled)
 
 
 class HeadedModel(nnx.Module):
     """An encoder under the architecture's own name, for a head to be put on."""
 
-    def __init__(self, settings: Settings, *, pooler: bool, dtype: Any, rngs: nnx.Rngs):
-        """Make the encoder."""
+    def __init__(self, base: Any, settings: Settings):
+        """Take the encoder."""
         self.prefix = settings.architecture.prefix
-        setattr(self, self.prefix, Encoder(settings, pooler=pooler, dtype=dtype, rngs=rngs))
+        setattr(self, self.prefix, base)
 
     @property
-    def base(self) -> Encoder:
+    def base(self) -> Any:
         """The encoder."""
         return getattr(self, self.prefix)
 
@@ -117,16 +117,14 @@ class HeadedModel(nnx.Module):
 class SequenceClassifier(HeadedModel):
     """One row of logits for each text."""
 
-    def __init__(
-        self, settings: Settings, *, pooling: str | None, pooler: bool, dtype: Any, rngs: nnx.Rngs
-    ):
-        """Make the encoder and the classifier."""
-        super().__init__(settings, pooler=pooler, dtype=dtype, rngs=rngs)
-        self.pooling = pooling
+    def __init__(self, base: Any, settings: Settings, options: Options, rngs: nnx.Rngs):
+        """Make the classifier."""
+        super().__init__(base, settings)
+        self.pooling = options.pooling
         self.pooled = settings.architecture.pooled_classifier
         self.rate = settings.classifier_dropout
         head: Any = _classifier if self.pooled else RobertaClassifier
-        self.classifier = head(settings, dtype, rngs)
+        self.classifier = head(settings, options.dtype, rngs)
 
     def outputs(self, inputs: Inputs, key: Any) -> ModelOutput:
         """Pool the hidden states and classify the result."""
@@ -163,11 +161,11 @@ class RobertaClassifier(nnx.Module):
 class TokenClassifier(HeadedModel):
     """One row of logits for each token."""
 
-    def __init__(self, settings: Settings, *, dtype: Any, rngs: nnx.Rngs):
-        """Make the encoder and the classifier."""
-        super().__init__(settings, pooler=False, dtype=dtype, rngs=rngs)
+    def __init__(self, base: Any, settings: Settings, options: Options, rngs: nnx.Rngs):
+        """Make the classifier."""
+        super().__init__(base, settings)
         self.rate = settings.classifier_dropout
-        self.classifier = _classifier(settings, dtype, rngs)
+        self.classifier = _classifier(settings, options.dtype, rngs)
 
     def outputs(self, inputs: Inputs, key: Any) -> ModelOutput:
         """Classify every hidden state."""
@@ -180,12 +178,12 @@ class TokenClassifier(HeadedModel):
 class MaskedLanguageModel(HeadedModel):
     """One logit for each token and each entry of the vocabulary."""
 
-    def __init__(self, settings: Settings, *, dtype: Any, rngs: nnx.Rngs):
-        """Make the encoder and the language head under the architecture's name for it."""
-        super().__init__(settings, pooler=False, dtype=dtype, rngs=rngs)
+    def __init__(self, base: Any, settings: Settings, options: Options, rngs: nnx.Rngs):
+        """Make the language head under the architecture's name for it."""
+        super().__init__(base, settings)
         self.head = settings.architecture.masked_lm_head
-        head = BertLanguageHead if self.head == "cls" else RobertaLanguageHead
-        setattr(self, self.head, head(settings, dtype, rngs))
+        heads: dict[str, Any] = {"cls": BertLanguageHead, "lm_head": RobertaLanguageHead}
+        setattr(self, self.head, heads[self.head](settings, options.dtype, rngs))
 
     def outputs(self, inputs: Inputs, key: Any) -> ModelOutput:
         """Score the vocabulary at every position."""

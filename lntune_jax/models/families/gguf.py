@@ -144,6 +144,7 @@ class Architecture:
     """What the files of one architecture hold.
 
     Attributes:
+        name: what files call it.
         model_type: the one in the config.
         reordered: whether the converter reorders the rows of queries and keys, for llama.cpp's
             way of turning neighbours in place of halves.
@@ -159,8 +160,13 @@ class Architecture:
             whose layers are alike.
         wide_layers: the number of layers at which queries are scaled by the share of a head in
             the hidden size, in place of the width of a head.
+        rotary: whether positions are rotary, and configs those of Llama's kin.
+        local_rope: whether layers with a window have rotary positions of their own.
+        space_prefix: whether a text gets a space at its beginning.
+        windowed: the `model_type` of the same computation with a window in every layer.
     """
 
+    name: str
     model_type: str
     reordered: bool = False
     norm_offset: float = 0.0
@@ -173,17 +179,28 @@ class Architecture:
     transposed: tuple[str, ...] = ()
     window_pattern: int = 0
     wide_layers: int = 0
+    rotary: bool = True
+    local_rope: bool = False
+    windowed: str | None = None
+    space_prefix: bool = True
 
 
 _GELU = "gelu_pytorch_tanh"
 
-_GEMMA = Architecture("gemma", norm_offset=1.0, constants={"hidden_act": _GELU})
+GEMMA = Architecture(
+    "gemma",
+    "gemma",
+    norm_offset=1.0,
+    constants={"hidden_act": _GELU},
+    space_prefix=False,
+)
 
-_GEMMA2 = replace(
-    _GEMMA,
+GEMMA2 = replace(
+    GEMMA,
+    name="gemma2",
     model_type="gemma2",
     fields={**FIELDS, **CAPS},
-    keys=(*_GEMMA.keys, WINDOW, WINDOW_PATTERN),
+    keys=(*GEMMA.keys, WINDOW, WINDOW_PATTERN),
     constants={
         "hidden_activation": _GELU,
         "sliding_window": 4096,
@@ -195,17 +212,20 @@ _GEMMA2 = replace(
     wide_layers=46,
 )
 
-_GEMMA3 = replace(
-    _GEMMA2,
+GEMMA3 = replace(
+    GEMMA2,
+    name="gemma3",
     model_type="gemma3_text",
     fields={**FIELDS, "final_logit_softcapping": "final_logit_softcapping"},
-    keys=(*_GEMMA2.keys, LOCAL_ROPE_BASE),
+    keys=(*GEMMA2.keys, LOCAL_ROPE_BASE),
     constants={"hidden_activation": _GELU, "final_logit_softcapping": None},
     window_pattern=6,
     wide_layers=62,
+    local_rope=True,
 )
 
-_GPT2 = Architecture(
+GPT2 = Architecture(
+    "gpt2",
     "gpt2",
     fields=GPT2_FIELDS,
     keys=OTHER_KEYS,
@@ -214,15 +234,16 @@ _GPT2 = Architecture(
     modules=GPT2_MODULES,
     layer_modules=GPT2_LAYER_MODULES,
     transposed=("c_attn", "c_proj", "c_fc"),
+    rotary=False,
 )
 
-ARCHITECTURES = {
-    # A Mistral is a llama here; one with a window says so.
-    "llama": Architecture("llama", reordered=True, keys=(*OTHER_KEYS, *ROPE_KEYS, WINDOW)),
-    "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3"),
-    "gemma": _GEMMA,
-    "gemma2": _GEMMA2,
-    "gemma3": _GEMMA3,
-    "gpt2": _GPT2,
-}
+# A Mistral is a llama here; one with a window says so.
+LLAMA = Architecture(
+    "llama",
+    "llama",
+    reordered=True,
+    keys=(*OTHER_KEYS, *ROPE_KEYS, WINDOW),
+    windowed="mistral",
+)
+QWEN2 = Architecture("qwen2", "qwen2")
+QWEN3 = Architecture("qwen3", "qwen3")

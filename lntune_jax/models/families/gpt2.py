@@ -6,30 +6,33 @@ it; its `Conv1D` keeps weights as (inputs, outputs), which is how kernels are ke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
 
+from lntune_jax.errors import ModelError
+
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
-from ..nn.sharding import keep_rows_apart, spread_lookup
-from ..nn.stack import Context, Options, run_layers, scan_layers, stack_layers
+from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
+from ..nn.stack import Context, run_layers, scan_layers, stack_layers
 from . import base as fields
 from .base import VARIANTS, WITHOUT_EFFECT, read_padding, refuse_unknown_fields
+from .names import name_decoder
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from ..inputs import DecoderInputs
     from ..nn.stack import Kept
-    from ..types import Cache
+    from ..types import Cache, Options
 
     Hidden = Float[Array, "batch length hidden"]
 
 
-GPT2_HONOURED = (
+HONOURED = (
     "vocab_size",
     "n_positions",
     "n_embd",
@@ -53,7 +56,7 @@ GPT2_HONOURED = (
 
 
 @dataclass(frozen=True)
-class Gpt2Settings:
+class Settings:
     """The numbers and switches of one GPT-2."""
 
     vocab_size: int
@@ -75,6 +78,7 @@ class Gpt2Settings:
     model_type: str = "gpt2"
     prefix: str = "transformer"
     final_cap: None = None
+    windows: tuple[None, ...] = ()
     attention_cap: None = None
 
     @property
@@ -88,21 +92,32 @@ class Gpt2Settings:
         return self.hidden_size // self.num_attention_heads
 
 
-def read_gpt2_settings(config: Any) -> Gpt2Settings:
+def divide(settings: Settings, layers: int, tensor: int) -> Settings:
+    """Give the settings of the first layers; heads are not divided over devices.
+
+    Raises:
+        ModelError: they are to be.
+    """
+    if tensor > 1:
+        raise ModelError(f"the mesh has tensor={tensor}; only the Llama family is divided so")
+    return replace(settings, num_hidden_layers=layers, scales=settings.scales[:layers])
+
+
+def read_settings(config: Any) -> Settings:
     """Read and check the config of a GPT-2.
 
     Raises:
         ModelError: a field holds a value that the model does not honour.
     """
     fields.refuse_variants(config, VARIANTS)
-    refuse_unknown_fields(config, (*GPT2_HONOURED, *WITHOUT_EFFECT))
+    refuse_unknown_fields(config, (*HONOURED, *WITHOUT_EFFECT))
     heads, hidden = fields.size(config, "n_head"), fields.size(config, "n_embd")
     fields.require("n_embd", hidden, hidden % heads == 0, f"a multiple of n_head ({heads})")
     count = fields.size(config, "n_layer")
     scale = (hidden // heads) ** -0.5 if fields.switch(config, "scale_attn_weights", True) else 1.0
     by_layer = fields.switch(config, "scale_attn_by_inverse_layer_idx", False)
     fields.switch(config, "reorder_and_upcast_attn", False)
-    return Gpt2Settings(
+    return Settings(
         vocab_size=fields.size(config, "vocab_size"),
         hidden_size=hidden,
         intermediate_size=fields.size_or_none(config, "n_inner") or 4 * hidden,
@@ -122,10 +137,24 @@ def read_gpt2_settings(config: Any) -> Gpt2Settings:
     )
 
 
+NAMES = name_decoder(
+    "transformer",
+    "wte.weight",
+    r"h\.\d+\.attn\.(bias|masked_bias)",
+    kept=("c_attn", "c_proj", "c_fc"),
+    layers="h",
+)
+SPECS = Specs(
+    widening=("c_attn", "c_fc", "lm_head"),
+    narrowing=("c_proj",),
+    tables=("wte",),
+)
+
+
 class Gpt2(nnx.Module):
     """From token ids to hidden states."""
 
-    def __init__(self, settings: Gpt2Settings, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the modules."""
         width, dtype = settings.hidden_size, options.dtype
         self.wte = Embed(settings.vocab_size, width, dtype=dtype, rngs=rngs)
@@ -166,7 +195,7 @@ class Gpt2(nnx.Module):
 class Block(nnx.Module):
     """Attention, then the MLP, each on a normalised state and added to it."""
 
-    def __init__(self, settings: Gpt2Settings, scale: float, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, scale: float, options: Options, rngs: nnx.Rngs):
         self.ln_1 = _norm(settings, options, rngs)
         self.attn = Attention(settings, scale, options, rngs)
         self.ln_2 = _norm(settings, options, rngs)
@@ -182,7 +211,7 @@ class Block(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention whose queries, keys and values come from one product."""
 
-    def __init__(self, settings: Gpt2Settings, scale: float, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, scale: float, options: Options, rngs: nnx.Rngs):
         width, dtype = settings.hidden_size, options.dtype
         self.c_attn = dense(width, 3 * width, dtype, rngs)
         self.c_proj = dense(width, width, dtype, rngs)
@@ -216,7 +245,7 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """A wide layer, an activation, and the way back."""
 
-    def __init__(self, settings: Gpt2Settings, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         width, wide = settings.hidden_size, settings.intermediate_size
         self.c_fc = dense(width, wide, options.dtype, rngs)
         self.c_proj = dense(wide, width, options.dtype, rngs)
@@ -228,6 +257,6 @@ class MLP(nnx.Module):
         return dropout(self.c_proj(inner), self.rate, key)
 
 
-def _norm(settings: Gpt2Settings, options: Options, rngs: nnx.Rngs) -> LayerNorm:
+def _norm(settings: Settings, options: Options, rngs: nnx.Rngs) -> LayerNorm:
     width = settings.hidden_size
     return LayerNorm(width, epsilon=settings.epsilon, dtype=options.dtype, rngs=rngs)

@@ -8,19 +8,22 @@ are the ones in the checkpoint.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import nnx
 
+from lntune_jax.errors import ModelError
+
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, RMSNorm, dense
 from ..nn.rope import Rope, rotate, rotations
-from ..nn.sharding import keep_rows_apart, spread_lookup
-from ..nn.stack import Context, Options, run_layers, scan_layers, stack_layers
+from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
+from ..nn.stack import Context, run_layers, scan_layers, stack_layers
 from . import base as fields
-from .base import VARIANTS, WITHOUT_EFFECT, read_padding, refuse_unknown_fields
+from .base import HONOURED, VARIANTS, WITHOUT_EFFECT, read_padding, refuse_unknown_fields
+from .names import name_decoder
 from .rope import LAYER_TYPES, read_rope
 
 if TYPE_CHECKING:
@@ -28,13 +31,13 @@ if TYPE_CHECKING:
 
     from ..inputs import DecoderInputs
     from ..nn.stack import Kept
-    from ..types import Cache
+    from ..types import Cache, Options
 
     Hidden = Float[Array, "batch length hidden"]
 
 
 @dataclass(frozen=True)
-class Family:
+class Traits:
     """What the code of one architecture does, whatever its config says.
 
     Attributes:
@@ -71,13 +74,13 @@ class Family:
 
 ATTENTION_CAP, FINAL_CAP = "attn_logit_softcapping", "final_logit_softcapping"
 
-FAMILIES = {
-    "llama": Family(mlp_bias=True),
-    "mistral": Family(attention_bias=False, output_bias=False, windows="all"),
-    "qwen2": Family(attention_bias=True, output_bias=False, windows="layer_types"),
-    "qwen3": Family(query_key_norms=True, windows="layer_types"),
-    "gemma": Family(norm_offset=1.0, scaled_embeddings=True),
-    "gemma2": Family(
+TRAITS = {
+    "llama": Traits(mlp_bias=True),
+    "mistral": Traits(attention_bias=False, output_bias=False, windows="all"),
+    "qwen2": Traits(attention_bias=True, output_bias=False, windows="layer_types"),
+    "qwen3": Traits(query_key_norms=True, windows="layer_types"),
+    "gemma": Traits(norm_offset=1.0, scaled_embeddings=True),
+    "gemma2": Traits(
         norm_offset=1.0,
         feedforward_norms=True,
         scaled_embeddings=True,
@@ -87,7 +90,7 @@ FAMILIES = {
         scaled_queries=True,
         caps=(ATTENTION_CAP, FINAL_CAP),
     ),
-    "gemma3_text": Family(
+    "gemma3_text": Traits(
         norm_offset=1.0,
         query_key_norms=True,
         feedforward_norms=True,
@@ -102,36 +105,6 @@ FAMILIES = {
     ),
 }
 
-# Fields that decide what a decoder computes, and are read.
-HONOURED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "hidden_activation",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "pad_token_id",
-    "tie_word_embeddings",
-    "rope_parameters",
-    "attention_bias",
-    "mlp_bias",
-    "attention_dropout",
-    "sliding_window",
-    "use_sliding_window",
-    "max_window_layers",
-    "layer_types",
-    "query_pre_attn_scalar",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "use_bidirectional_attention",
-)
-
 
 @dataclass(frozen=True)
 class LayerSettings:
@@ -142,11 +115,11 @@ class LayerSettings:
 
 
 @dataclass(frozen=True)
-class DecoderSettings:
+class Settings:
     """The numbers and switches of one decoder of the Llama family."""
 
     model_type: str
-    family: Family
+    traits: Traits
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -168,6 +141,13 @@ class DecoderSettings:
     pad_token_id: int | None
     num_labels: int
     prefix: str = "model"
+    positions: None = None
+    scales: tuple[float, ...] = ()
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Each layer's."""
+        return tuple(layer.window for layer in self.layers)
 
     @property
     def num_hidden_layers(self) -> int:
@@ -175,16 +155,39 @@ class DecoderSettings:
         return len(self.layers)
 
 
-def read_decoder_settings(config: Any) -> DecoderSettings:
+def divide(settings: Settings, layers: int, tensor: int) -> Settings:
+    """Give the settings of the first layers, as one of `tensor` devices holds them.
+
+    Heads, the MLP's width and the vocabulary are divided, so that what is left is a model of the
+    same kind: what each device computes with under tensor parallelism.
+
+    Raises:
+        ModelError: the model cannot be divided so.
+    """
+    parts = {name: _divide(settings, name, tensor) for name in _SHARED}
+    return replace(settings, layers=settings.layers[:layers], **parts)
+
+
+_SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+
+
+def _divide(settings: Settings, name: str, tensor: int) -> int:
+    size = getattr(settings, name)
+    if size % tensor:
+        raise ModelError(f"the mesh has tensor={tensor}, which does not divide {name} = {size}")
+    return size // tensor
+
+
+def read_settings(config: Any) -> Settings:
     """Read and check the config of a decoder of the Llama family.
 
     Args:
-        config: a `PretrainedConfig` whose `model_type` is in `FAMILIES`.
+        config: a `PretrainedConfig` whose `model_type` is in `TRAITS`.
 
     Raises:
         ModelError: a field holds a value that the models do not honour.
     """
-    family = FAMILIES[config.model_type]
+    family = TRAITS[config.model_type]
     fields.refuse_variants(config, VARIANTS)
     refuse_unknown_fields(config, (*HONOURED, *WITHOUT_EFFECT))
     heads = fields.size(config, "num_attention_heads")
@@ -196,9 +199,9 @@ def read_decoder_settings(config: Any) -> DecoderSettings:
     _refuse_unread(config, family)
     biased = fields.switch(config, "attention_bias", False)
     attention_bias = biased if family.attention_bias is None else family.attention_bias
-    return DecoderSettings(
+    return Settings(
         model_type=config.model_type,
-        family=family,
+        traits=family,
         vocab_size=fields.size(config, "vocab_size"),
         hidden_size=fields.size(config, "hidden_size"),
         intermediate_size=fields.size(config, "intermediate_size"),
@@ -234,7 +237,7 @@ def _head_width(config: Any, heads: int) -> int:
     return width
 
 
-def _refuse_unread(config: Any, family: Family) -> None:
+def _refuse_unread(config: Any, family: Traits) -> None:
     """Refuse what the architecture's own code would pass over though another one reads it."""
     unread = {}
     if family.attention_bias is False:
@@ -251,7 +254,7 @@ def _refuse_unread(config: Any, family: Family) -> None:
     fields.refuse_variants(config, unread)
 
 
-def _activation(config: Any, family: Family) -> str:
+def _activation(config: Any, family: Traits) -> str:
     name = fields.activation(config, family.activation)
     if config.model_type != "gemma":
         return name
@@ -262,7 +265,7 @@ def _activation(config: Any, family: Family) -> str:
     return name
 
 
-def _scaled_width(config: Any, family: Family, width: int) -> float:
+def _scaled_width(config: Any, family: Traits, width: int) -> float:
     return fields.positive(config, "query_pre_attn_scalar") if family.scaled_queries else width
 
 
@@ -271,7 +274,7 @@ def _dropout(config: Any) -> float:
     return 0.0 if unset else fields.rate(config, "attention_dropout")
 
 
-def _layers(config: Any, family: Family, width: int) -> tuple[LayerSettings, ...]:
+def _layers(config: Any, family: Traits, width: int) -> tuple[LayerSettings, ...]:
     count = fields.size(config, "num_hidden_layers")
     window = _window(config, family)
     types = _layer_types(config, family, count, window)
@@ -288,14 +291,14 @@ def _layers(config: Any, family: Family, width: int) -> tuple[LayerSettings, ...
     return tuple(LayerSettings(windows[name], ropes[name]) for name in types)
 
 
-def _window(config: Any, family: Family) -> int | None:
+def _window(config: Any, family: Traits) -> int | None:
     # Version 4 of transformers leaves the window in Qwen's config when it is switched off.
     if family.windows == "none" or fields.read(config, "use_sliding_window") is False:
         return None
     return fields.size_or_none(config, "sliding_window")
 
 
-def _layer_types(config: Any, family: Family, count: int, window: int | None) -> tuple[str, ...]:
+def _layer_types(config: Any, family: Traits, count: int, window: int | None) -> tuple[str, ...]:
     given = fields.read(config, "layer_types")
     if family.windows != "layer_types":
         usual = ("full_attention" if window is None else "sliding_attention",) * count
@@ -312,7 +315,7 @@ def _layer_types(config: Any, family: Family, count: int, window: int | None) ->
     return types
 
 
-def _default_types(config: Any, family: Family, count: int, window: int | None) -> tuple[str, ...]:
+def _default_types(config: Any, family: Traits, count: int, window: int | None) -> tuple[str, ...]:
     if family.window_pattern:
         pattern = fields.size_or_none(config, "sliding_window_pattern") or family.window_pattern
         return tuple(LAYER_TYPES[(index + 1) % pattern != 0] for index in range(count))
@@ -321,10 +324,20 @@ def _default_types(config: Any, family: Family, count: int, window: int | None) 
     return tuple(LAYER_TYPES[index >= first] for index in range(count))
 
 
+NAMES = name_decoder(
+    "model", "embed_tokens.weight", r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
+)
+SPECS = Specs(
+    widening=("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head"),
+    narrowing=("o_proj", "down_proj"),
+    tables=("embed_tokens",),
+)
+
+
 class Decoder(nnx.Module):
     """From token ids to hidden states."""
 
-    def __init__(self, settings: DecoderSettings, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the modules."""
         self.settings = settings
         self.options = options
@@ -350,7 +363,7 @@ class Decoder(nnx.Module):
     def __call__(self, inputs: DecoderInputs, key: Any) -> tuple[Hidden, Cache | None]:
         """Compute the last hidden states, and the cache with these tokens in it."""
         hidden = spread_lookup(self.embed_tokens(inputs.input_ids))
-        if self.settings.family.scaled_embeddings:
+        if self.settings.traits.scaled_embeddings:
             # Rounded to the model's own type, as the factor is in PyTorch.
             hidden = hidden * jnp.asarray(self.settings.hidden_size**0.5, hidden.dtype)
         layers = self.settings.layers
@@ -369,13 +382,13 @@ class Layer(nnx.Module):
 
     def __init__(
         self,
-        settings: DecoderSettings,
+        settings: Settings,
         own: LayerSettings,
         options: Options,
         rngs: nnx.Rngs,
     ):
         width = settings.hidden_size
-        self.sandwich = settings.family.feedforward_norms
+        self.sandwich = settings.traits.feedforward_norms
         self.input_layernorm = norm(settings, width, options, rngs)
         self.self_attn = Attention(settings, own.window, options, rngs)
         self.post_attention_layernorm = norm(settings, width, options, rngs)
@@ -399,7 +412,7 @@ class Attention(nnx.Module):
 
     def __init__(
         self,
-        settings: DecoderSettings,
+        settings: Settings,
         window: int | None,
         options: Options,
         rngs: nnx.Rngs,
@@ -411,7 +424,7 @@ class Attention(nnx.Module):
         self.k_proj = dense(width, shared, dtype, rngs, bias=biased)
         self.v_proj = dense(width, shared, dtype, rngs, bias=biased)
         self.o_proj = dense(own, width, dtype, rngs, bias=settings.output_bias)
-        self.normalised = settings.family.query_key_norms
+        self.normalised = settings.traits.query_key_norms
         if self.normalised:
             self.q_norm = norm(settings, size, options, rngs)
             self.k_norm = norm(settings, size, options, rngs)
@@ -447,7 +460,7 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """A wide layer, each entry of which is weighed by another's activation."""
 
-    def __init__(self, settings: DecoderSettings, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         width, wide = settings.hidden_size, settings.intermediate_size
         dtype, bias = options.dtype, settings.mlp_bias
         self.gate_proj = dense(width, wide, dtype, rngs, bias=bias)
@@ -460,7 +473,7 @@ class MLP(nnx.Module):
         return self.down_proj(gate * self.up_proj(hidden))
 
 
-def norm(settings: DecoderSettings, width: int, options: Options, rngs: nnx.Rngs) -> RMSNorm:
+def norm(settings: Settings, width: int, options: Options, rngs: nnx.Rngs) -> RMSNorm:
     """A norm over `width` entries with the family's offset."""
-    offset = settings.family.norm_offset
+    offset = settings.traits.norm_offset
     return RMSNorm(width, epsilon=settings.epsilon, offset=offset, dtype=options.dtype, rngs=rngs)

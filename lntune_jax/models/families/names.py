@@ -6,7 +6,7 @@ whose layers are not scanned, and that is what checkpoints and adapters go by.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -72,63 +72,26 @@ class Layout:
         return path[-1] == "kernel" and path[-2] not in self.kept
 
 
-# Buffers which older versions saved, the pooler, and the heads of other tasks.
-_BUFFERS = (r"embeddings\.(position|token_type)_ids", r"pooler\.dense\.(weight|bias)")
-
-_CLASSIFIER = r"classifier\.((dense|out_proj)\.)?(weight|bias)"
-
-_LANGUAGE = (r"cls\.predictions\..*", r"lm_head\..*")
-
-_OTHERS = (r"cls\.seq_relationship\..*", r"qa_outputs\..*")
-
-_UNUSED = (*_BUFFERS, _CLASSIFIER, *_LANGUAGE, *_OTHERS)
-
-_BERT = Layout(
-    prefix="bert",
-    embeddings="embeddings.word_embeddings.weight",
-    fresh={
-        None: (),
-        "SEQ_CLS": ("classifier", "pooler"),
-        "TOKEN_CLS": ("classifier",),
-        "MASKED_LM": ("cls", "lm_head"),
-    },
-    tied=("cls.predictions.decoder.weight", "lm_head.decoder.weight"),
-    tied_task="MASKED_LM",
-    harmless={
-        None: _UNUSED,
-        "SEQ_CLS": _UNUSED,
-        "TOKEN_CLS": _UNUSED,
-        "MASKED_LM": (
-            *_BUFFERS,
-            _CLASSIFIER,
-            *_OTHERS,
-            r"(cls\.predictions|lm_head)\.(decoder\.)?bias",
-        ),
-    },
-    # The output bias goes by two names.
-    synonyms={
-        "cls.predictions.bias": "cls.predictions.decoder.bias",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-        "lm_head.bias": "lm_head.decoder.bias",
-        "lm_head.decoder.bias": "lm_head.bias",
-    },
-)
-
-# Frequencies and masks that older versions saved, which are computed here.
-_FREQUENCIES = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
-
-_MASKS = r"h\.\d+\.attn\.(bias|masked_bias)"
-
+# Heads that a decoder's file may hold, whatever the task.
 _HEADS = (r"lm_head\.weight", r"score\.weight")
 
 
-def _decoder(
+def name_decoder(
     prefix: str,
     embeddings: str,
     buffers: str,
     kept: tuple[str, ...] = (),
     layers: str = "layers",
 ) -> Layout:
+    """Give the names of a decoder.
+
+    Args:
+        prefix: as in `Layout`.
+        embeddings: as in `Layout`.
+        buffers: the keys of what older versions saved, which is computed here.
+        kept: as in `Layout`.
+        layers: as in `Layout`.
+    """
     return Layout(
         prefix=prefix,
         embeddings=embeddings,
@@ -143,18 +106,6 @@ def _decoder(
         kept=kept,
         layers=layers,
     )
-
-
-_LLAMA = _decoder("model", "embed_tokens.weight", _FREQUENCIES)
-
-LAYOUTS = {
-    "bert": _BERT,
-    "roberta": replace(_BERT, prefix="roberta"),
-    "gpt2": _decoder("transformer", "wte.weight", _MASKS, ("c_attn", "c_proj", "c_fc"), "h"),
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA
-    ),
-}
 
 
 def find_stacks(leaves: Leaves, layout: Layout, count: int) -> Stacks:

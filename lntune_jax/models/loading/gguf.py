@@ -15,6 +15,7 @@ from lntune_jax.errors import ModelError
 from lntune_jax.messages import shorten
 
 from ..families import gguf as names
+from ..families.registry import GGUF
 from ..families.rope import LAYER_TYPES
 from ..nn.rope import Rope, fixed_frequencies
 from .gguf_header import check_header
@@ -37,21 +38,21 @@ class GgufFile:
         reader = _reader(path)
         self._fields = reader.fields
         self.architecture = self.field("general.architecture")
-        if not isinstance(self.architecture, str) or self.architecture not in names.ARCHITECTURES:
+        if not isinstance(self.architecture, str) or self.architecture not in GGUF:
             raise ModelError(
                 f"{path}: general.architecture is {shorten(repr(self.architecture))}; supported: "
-                f"{', '.join(sorted(names.ARCHITECTURES))}"
+                f"{', '.join(sorted(GGUF))}"
             )
-        self._kind = names.ARCHITECTURES[self.architecture]
+        self.kind = GGUF[self.architecture]
         self._factors = None
         self._tensors = {}
         for tensor in reader.tensors:
-            if self._kind.reordered and tensor.name == names.FREQUENCY_FACTORS:
+            if self.kind.reordered and tensor.name == names.FREQUENCY_FACTORS:
                 self._factors = tensor
             else:
-                self._tensors[_module_name(path, tensor.name, self._kind)] = tensor
+                self._tensors[_module_name(path, tensor.name, self.kind)] = tensor
         self._heads: dict[str, int] = {}
-        if self._kind.reordered:
+        if self.kind.reordered:
             config = self.config()
             heads = config["num_attention_heads"]
             self._heads = {"q_proj": heads, "k_proj": config.get("num_key_value_heads", heads)}
@@ -90,8 +91,8 @@ class GgufFile:
         if not np.isfinite(array).all():
             raise ModelError(f"{self.directory}: tensor {key} holds no numbers; fetch it again")
         module = key.split(".")[-2]
-        if self._kind.norm_offset and module.endswith("norm"):
-            array = array - np.float32(self._kind.norm_offset)
+        if self.kind.norm_offset and module.endswith("norm"):
+            array = array - np.float32(self.kind.norm_offset)
         if module in self._heads:
             array = _halves(array, self._heads[module])
         return array.T if self._is_transposed(key) else array
@@ -115,7 +116,7 @@ class GgufFile:
 
     def _is_transposed(self, key: str) -> bool:
         _, module, leaf = f".{key}".rsplit(".", 2)
-        return leaf == "weight" and module in self._kind.transposed
+        return leaf == "weight" and module in self.kind.transposed
 
     def _dequantized(self, tensor: Any) -> np.ndarray:
         from gguf import dequantize  # pyright: ignore[reportMissingImports]
@@ -191,7 +192,7 @@ def config_of_file(file: GgufFile) -> dict[str, Any]:
     Raises:
         ModelError: a field is missing, or holds what the models do not honour.
     """
-    kind = names.ARCHITECTURES[file.architecture]
+    kind = GGUF[file.architecture]
     config: dict[str, Any] = {"model_type": kind.model_type, **kind.constants}
     for key, name in kind.fields.items():
         value = file.own(key)
@@ -201,7 +202,7 @@ def config_of_file(file: GgufFile) -> dict[str, Any]:
         config[name] = value
     _refuse_others(file, kind)
     _read_vocabulary(file, config, kind)
-    if kind.stack == "layers":
+    if kind.rotary:
         _read_attention(file, config, kind)
     for key, name in names.TOKENIZER_FIELDS.items():
         config[name] = file.field(key)
@@ -226,7 +227,7 @@ def _read_attention(file: GgufFile, config: dict[str, Any], kind: names.Architec
         config["query_pre_attn_scalar"] = share if wide else width
     _read_windows(file, config, kind)
     rope = _rope(file, width)
-    if kind.model_type == "gemma3_text":
+    if kind.local_rope:
         # llama.cpp has another default than Gemma 3 itself: a file must say.
         _require_number(file, names.ROPE_BASE)
         local = {"rope_type": "default", "rope_theta": float(file.own(names.LOCAL_ROPE_BASE, 1e4))}
@@ -245,7 +246,7 @@ def _read_windows(file: GgufFile, config: dict[str, Any], kind: names.Architectu
             # The same computation, in a class that has windows, and no biases.
             biased = config["attention_bias"]
             _require(file, names.WINDOW, window, not biased, "no window, in a model with biases")
-            config["model_type"] = "mistral"
+            config["model_type"] = kind.windowed or kind.model_type
             config.pop("attention_bias")
         return
     count = config["num_hidden_layers"]

@@ -79,8 +79,7 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> Any:
     split = parts.get("pre_tokenizer_type", "default")
     if split not in (*_PLAIN_SPLITS, *_DIGIT_SPLITS, *GGUF_PRE_TOKENIZER_SPLITS):
         raise ModelError(f"{path}: field {_PREFIX}pre is {split!r}, a way to split text not known")
-    # A Gemma's text gets no space at its beginning, that of the others does.
-    usual = not file.architecture.startswith("gemma")
+    usual = file.kind.space_prefix
     prefix = file.field(_PREFIX + "add_space_prefix", usual)
     if parts["tokenizer_type"] == "llama" and prefix != usual:
         raise ModelError(f"{path}: field {_PREFIX}add_space_prefix is {prefix}; supported: {usual}")

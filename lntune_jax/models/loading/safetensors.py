@@ -1,6 +1,7 @@
-"""Tables of names: what the architectures, tasks and checkpoint files call things.
+"""Weights in safetensors files, one file or several with an index, read one tensor at a time.
 
-They are data alone, so that a name which differs between two sources is found in one place.
+Names, shapes and types of all tensors are known before any is read; a damaged file is an error
+that names it.
 """
 
 from __future__ import annotations

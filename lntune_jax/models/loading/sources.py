@@ -17,7 +17,7 @@ from lntune_jax.messages import shorten
 from lntune_jax.storage.directories import refuse_url
 from lntune_jax.storage.sealed import read_json
 
-from ..families.names import LAYOUTS
+from ..families.registry import FAMILIES
 from .gguf import open_gguf
 from .safetensors import open_weights
 
@@ -125,8 +125,8 @@ def config_of(fields: Any, source: str) -> Any:
         ModelError: its `model_type` is not supported, or transformers refuses a field.
     """
     model_type = fields.get("model_type") if isinstance(fields, dict) else None
-    if not isinstance(model_type, str) or model_type not in LAYOUTS:
-        supported = ", ".join(sorted(LAYOUTS))
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        supported = ", ".join(sorted(FAMILIES))
         found = shorten(repr(model_type))
         raise ModelError(f"{source}: config field 'model_type' is {found}; supported: {supported}")
     _check_numbers(fields, source)

@@ -24,8 +24,8 @@ from lntune_jax.messages import warn
 from lntune_jax.sharding import fit_spec, warn_of
 
 from ..families.names import TENSORFLOW_LEAVES, Layout
+from ..families.registry import base_specs
 from ..nn.quantized import is_quantized, place_parts, quantize_kernel
-from ..nn.sharding import base_specs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,11 +15,11 @@ from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import ModelError
 from lntune_jax.messages import list_names
 
-from ..families.bert import ARCHITECTURES
-from ..families.names import LAYOUTS
+from ..families.encoders import ENCODER
+from ..families.registry import FAMILIES
 from ..loading.sources import read_config, with_labels
 from ..loading.weights import canonical_keys, match
-from ..model import ENCODER_TASKS, from_config
+from ..model import from_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -134,7 +134,8 @@ def find_unread(
     Raises:
         ModelError: the class needs a key that is not there, or one has another shape.
     """
-    if fields.get("model_type") in ARCHITECTURES and task in ENCODER_TASKS:
+    family = FAMILIES.get(str(fields.get("model_type")))
+    if family is not None and family.kind is ENCODER and task in ENCODER.tasks:
         return _compare(directory, task, shapes)
     kept = {key.split(".")[0] for key in own}
     return [key for key in shapes if is_head(key) and key.split(".")[0] not in kept]
@@ -142,7 +143,7 @@ def find_unread(
 
 def _compare(directory: Path, task: str | None, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     config = with_labels(read_config(directory), count_labels(shapes))
-    layout = LAYOUTS[config.model_type]
+    layout = FAMILIES[config.model_type].checkpoint_names
     tree = from_config(config, task).params
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     leaves = {tuple(part.key for part in path): leaf for path, leaf in paths}

@@ -17,7 +17,8 @@ from lntune_jax.peft.files import PEFT
 from lntune_jax.peft.load import load_peft
 from lntune_jax.peft.tree import find_place
 
-from ..families.bert import ARCHITECTURES
+from ..families.encoders import ENCODER
+from ..families.registry import FAMILIES
 from .adapter import Found, Tuned, find_adapter, read_adapter
 from .config import is_language_output, read_fields, untie, with_head
 from .heads import count_labels, find_class, find_unread, is_head
@@ -116,10 +117,13 @@ def _list_tensors(
 
 def _match_without_norms(checkpoint: Checkpoint, fields: Mapping[str, Any], names: Names) -> Names:
     """A head alone says nothing about the prefix; the architecture does."""
-    known = ARCHITECTURES.get(str(fields.get("model_type")))
-    if known is None or any(name.startswith(known.prefix + ".") for name in names.keys):
+    known = FAMILIES.get(str(fields.get("model_type")))
+    if known is None or known.kind is not ENCODER:
         return names
-    return add_prefix(checkpoint.directory, names, known.prefix + ".")
+    prefix = f"{known.checkpoint_names.prefix}."
+    if any(name.startswith(prefix) for name in names.keys):
+        return names
+    return add_prefix(checkpoint.directory, names, prefix)
 
 
 def _resolve(found: Found, tuned: Tuned, names: Names, checkpoint: Checkpoint) -> Tuned:

@@ -10,7 +10,7 @@ activations as weights are, and to repeat every row on every device, at several 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -21,45 +21,26 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-# Modules whose outputs are divided over "tensor", and those that take such outputs in.
-_WIDENING = frozenset(
-    (
-        *("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "c_attn", "c_fc"),
-        *("query", "key", "value", "intermediate", "decoder", "lm_head"),
-    )
-)
-
-_NARROWING = frozenset(["o_proj", "down_proj", "c_proj", "output"])
-
 # What is drawn anew and trains.
 _HEADS = frozenset(["classifier", "score", "pooler"])
 
-# Tables of words; those of positions and types are small.
-_TABLES = frozenset(["embed_tokens", "wte", "word_embeddings"])
 
+class Specs(NamedTuple):
+    """Which modules of a family are divided over a mesh, by the last names of their paths.
 
-def base_specs(path: str, leaf: Any) -> PartitionSpec:
-    """Give the `PartitionSpec` of a leaf of the built-in models, for the axes "fsdp" and "tensor".
-
-    It is what `from_pretrained(mesh=)` goes by, and a rule for `lntune_jax.make_specs` and
-    `lntune_jax.shard_params`, which leave out the axes that a mesh does not have and those that do
-    not divide.
-
-    Args:
-        path: the leaf's path, with dots.
-        leaf: anything with a shape; stacked layers have a first axis more, which is whole.
-
-    Example:
-        >>> import jax
-        >>> from lntune_jax.models import base_specs
-        >>> kernel = jax.ShapeDtypeStruct((8, 16), "float32")
-        >>> tuple(base_specs("model.layers.0.mlp.up_proj.kernel", kernel))
-        ('fsdp', 'tensor')
-        >>> tuple(base_specs("model.layers.0.mlp.down_proj.kernel", kernel))
-        ('tensor', 'fsdp')
-        >>> tuple(base_specs("model.norm.scale", jax.ShapeDtypeStruct((8,), "float32")))
-        ()
+    Attributes:
+        widening: those whose outputs are divided over "tensor".
+        narrowing: those that take such outputs in.
+        tables: tables of words; those of positions and types are small.
     """
+
+    widening: tuple[str, ...]
+    narrowing: tuple[str, ...]
+    tables: tuple[str, ...]
+
+
+def find_spec(specs: Specs, path: str, leaf: Any) -> PartitionSpec:
+    """Give the `PartitionSpec` of a leaf; see `base_specs`."""
     names = path.split(".")
     if names[-1] in ("qvalue", "scale") and names[-3:-1] == ["kernel", "array"]:
         names = names[:-2]  # a part of a quantised kernel lies as the kernel would
@@ -70,12 +51,12 @@ def base_specs(path: str, leaf: Any) -> PartitionSpec:
     is_named = modules[-1] == "dense" and modules[-2:-1] in (["intermediate"], ["output"])
     module = modules[-2] if is_named else modules[-1]
     if name == "embedding":
-        return PartitionSpec("tensor", "fsdp") if module in _TABLES else PartitionSpec()
+        return PartitionSpec("tensor", "fsdp") if module in specs.tables else PartitionSpec()
     if name == "bias":
-        return _last(leaf, "tensor") if module in _WIDENING else PartitionSpec()
-    if module in _WIDENING:
+        return _last(leaf, "tensor") if module in specs.widening else PartitionSpec()
+    if module in specs.widening:
         return _last(leaf, "fsdp", "tensor")
-    if module in _NARROWING:
+    if module in specs.narrowing:
         return _last(leaf, "tensor", "fsdp")
     return _last(leaf, "fsdp", None)
 

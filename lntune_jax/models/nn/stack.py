@@ -8,7 +8,6 @@ loop's own inputs, so that the backward pass reads them where they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -30,25 +29,6 @@ if TYPE_CHECKING:
     Heads = Float[Array, "batch length heads size"]
     Angles = tuple[Float[Array, "rows length half"], Float[Array, "rows length half"]]
     Kept = tuple[Float[Array, "batch slots heads size"], Float[Array, "batch slots heads size"]]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a decoder computes, whatever its config says.
-
-    Attributes:
-        dtype: of weights and activations.
-        attention: the implementation, one of `ATTENTIONS`.
-        remat: what the backward pass finds stored, one of `REMATS`.
-        scan_layers: whether all layers are one, with stacked weights.
-        frozen_layers: of these, how many from the first are a stack and a loop of their own.
-    """
-
-    dtype: str = "float32"
-    attention: str = "xla"
-    remat: str = "none"
-    scan_layers: bool = False
-    frozen_layers: int = 0
 
 
 class Context(NamedTuple):

@@ -20,9 +20,9 @@ from transformers import (
 
 from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained
-from lntune_jax.models.families.base import VARIANTS, WITHOUT_EFFECT
-from lntune_jax.models.families.gpt2 import GPT2_HONOURED
-from lntune_jax.models.families.llama import FAMILIES, HONOURED, read_decoder_settings
+from lntune_jax.models.families import gpt2
+from lntune_jax.models.families.base import HONOURED, VARIANTS, WITHOUT_EFFECT
+from lntune_jax.models.families.llama import TRAITS, read_settings
 from lntune_jax.models.nn.rope import fixed_frequencies
 from tests.support.checkpoints import REFERENCE as ROOT
 
@@ -159,7 +159,7 @@ def test_options_that_do_not_go_together():
 @pytest.mark.parametrize("name", [*CONFIGS, "gpt2"])
 def test_every_field_of_the_config_classes_is_in_a_table(name):
     kind = CONFIGS.get(name, GPT2Config)
-    honoured = GPT2_HONOURED if name == "gpt2" else HONOURED
+    honoured = gpt2.HONOURED if name == "gpt2" else HONOURED
     own = {
         field
         for parent in kind.__mro__[: [c.__name__ for c in kind.__mro__].index("PreTrainedConfig")]
@@ -206,7 +206,7 @@ def test_the_spelling_of_transformers_4(name):
     assert from_config(fields | changes).settings == expected
     stub = Stub(fields["model_type"])
     stub.__dict__.update(fields | {"rope_parameters": None} | changes)
-    assert read_decoder_settings(stub) == expected
+    assert read_settings(stub) == expected
     assert expected.layers[1].rope.kind != "default" or name == "qwen2"
 
 
@@ -215,7 +215,7 @@ def test_sliding_layers_without_layer_types():
 
     def windows(model_type, **fields):
         stub = Stub(model_type, **({"layer_types": None} | fields))
-        return [layer.window for layer in read_decoder_settings(stub).layers]
+        return [layer.window for layer in read_settings(stub).layers]
 
     many = {"num_hidden_layers": 7, "sliding_window": 3}
     assert windows("gemma2", **many) == [3, None] * 3 + [3]
@@ -277,4 +277,4 @@ def test_the_references_tell_fields_apart(name):
 
 
 def test_the_families_are_all_here():
-    assert set(FAMILIES) == set(CONFIGS)
+    assert set(TRAITS) == set(CONFIGS)

@@ -1,0 +1,93 @@
+"""The families by their `model_type`: a row each, and what follows from all rows together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..nn.sharding import Specs, find_spec
+from . import bert, gguf, gpt2, llama
+from .base import Family
+from .decoders import DECODER
+from .encoders import ENCODER
+
+if TYPE_CHECKING:
+    from jax.sharding import PartitionSpec
+
+
+def _bert(model_type: str) -> Family:
+    names = bert.name_checkpoint(model_type)
+    return Family(
+        model_type, ENCODER, bert.read_settings, bert.Encoder, names, bert.SPECS, bert.divide
+    )
+
+
+def _llama(model_type: str, files: gguf.Architecture | None) -> Family:
+    return Family(
+        model_type,
+        DECODER,
+        llama.read_settings,
+        llama.Decoder,
+        llama.NAMES,
+        llama.SPECS,
+        llama.divide,
+        files,
+    )
+
+
+_ROWS = (
+    _bert("bert"),
+    _bert("roberta"),
+    _llama("llama", gguf.LLAMA),
+    _llama("mistral", None),  # in GGUF a llama with a window
+    _llama("qwen2", gguf.QWEN2),
+    _llama("qwen3", gguf.QWEN3),
+    _llama("gemma", gguf.GEMMA),
+    _llama("gemma2", gguf.GEMMA2),
+    _llama("gemma3_text", gguf.GEMMA3),
+    Family(
+        "gpt2",
+        DECODER,
+        gpt2.read_settings,
+        gpt2.Gpt2,
+        gpt2.NAMES,
+        gpt2.SPECS,
+        gpt2.divide,
+        gguf.GPT2,
+    ),
+)
+FAMILIES = {row.model_type: row for row in _ROWS}
+
+# What GGUF files call their architectures.
+GGUF = {row.gguf.name: row.gguf for row in _ROWS if row.gguf is not None}
+
+# A path does not say its family: the names of all stand together.
+_SPECS = Specs(
+    widening=tuple({name for row in _ROWS for name in row.specs.widening}),
+    narrowing=tuple({name for row in _ROWS for name in row.specs.narrowing}),
+    tables=tuple({name for row in _ROWS for name in row.specs.tables}),
+)
+
+
+def base_specs(path: str, leaf: Any) -> PartitionSpec:
+    """Give the `PartitionSpec` of a leaf of the built-in models, for the axes "fsdp" and "tensor".
+
+    It is what `from_pretrained(mesh=)` goes by, and a rule for `lntune_jax.make_specs` and
+    `lntune_jax.shard_params`, which leave out the axes that a mesh does not have and those that do
+    not divide.
+
+    Args:
+        path: the leaf's path, with dots.
+        leaf: anything with a shape; stacked layers have a first axis more, which is whole.
+
+    Example:
+        >>> import jax
+        >>> from lntune_jax.models import base_specs
+        >>> kernel = jax.ShapeDtypeStruct((8, 16), "float32")
+        >>> tuple(base_specs("model.layers.0.mlp.up_proj.kernel", kernel))
+        ('fsdp', 'tensor')
+        >>> tuple(base_specs("model.layers.0.mlp.down_proj.kernel", kernel))
+        ('tensor', 'fsdp')
+        >>> tuple(base_specs("model.norm.scale", jax.ShapeDtypeStruct((8,), "float32")))
+        ()
+    """
+    return find_spec(_SPECS, path, leaf)
