@@ -8,12 +8,15 @@ for every further layer.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lntune_jax.config import LNTuningConfig
 from lntune_jax.errors import ConfigError
@@ -25,6 +28,7 @@ from ..families.names import count_frozen, find_stacks, unstack
 from ..families.registry import FAMILIES
 from ..loss import causal_lm_loss
 from ..model import PretrainedModel, assemble, from_config, shapes_of
+from ..nn.attention import BY_SHAPES
 from ..nn.quantized import count_bytes
 from ..nn.skeleton import nest
 from ..nn.stack import LOWER
@@ -86,6 +90,7 @@ def estimate_memory(
     length: int = 2048,
     mesh: Mapping[str, int] | None = None,
     remat: str = "none",
+    attention: str = "xla",
     scan_layers: bool = False,
     rank: int = 8,
     chunk: int = 8192,
@@ -95,8 +100,8 @@ def estimate_memory(
     """Estimate the memory of a training step with AdamW, from the config alone.
 
     Args:
-        directory_or_config: as in `from_config`; or its result, whose task, dtype and `quantize`
-            are taken.
+        directory_or_config: as in `from_config`; or its result, which says by what it was made
+            with what the options below say of a config.
         method: "ln", "lora" (on the query and value projections) or "full".
         task: as in `from_config`; with "CAUSAL_LM" the loss is `causal_lm_loss`.
         config: which norms train, and which modules whole; `None` for every norm. Its patterns
@@ -108,15 +113,16 @@ def estimate_memory(
             spread, a layer's weights gathered for its turn) and "tensor" (heads, MLP and
             vocabulary are divided too). `None` for one device.
         remat: as in `from_config`.
-        scan_layers: as in `from_config`; of a model, what it was made with, `frozen_layers` too.
+        attention: as in `from_config`; of "cudnn" no device is needed.
+        scan_layers: as in `from_config`; of a model `frozen_layers` counts too.
         rank: of LoRA's factors.
         chunk: as in `causal_lm_loss`.
         num_labels: as in `from_config`.
         quantize: as in `from_config`; not with the method "full", which trains the kernels.
 
     Raises:
-        ConfigError: the method, a size or an axis is not supported, or not on a quantised base,
-            or LoRA is asked for in scanned layers.
+        ConfigError: the method, a size or an axis is not supported, or not on a quantised base;
+            LoRA is asked for in scanned layers; or an option is not what the model was made with.
         ModelError: as `from_config`; `tensor` does not divide the model.
 
     Example:
@@ -130,20 +136,27 @@ def estimate_memory(
     check_numbers(method, batch_size=batch_size, length=length, rank=rank)
     axes = dict.fromkeys(AXES, 1) | check_mesh(mesh or {})
     shards, tensor = axes["fsdp"] * axes["tensor"], axes["tensor"]
+    options: dict[str, Any] = {
+        "task": task,
+        "dtype": dtype,
+        "remat": remat,
+        "attention": attention,
+        "scan_layers": scan_layers,
+        "quantize": quantize,
+    }
     model = directory_or_config
-    if not isinstance(model, PretrainedModel):
-        options: dict[str, Any] = {"dtype": dtype, "num_labels": num_labels, "remat": remat}
-        model = from_config(model, task, quantize=quantize, scan_layers=scan_layers, **options)
+    if isinstance(model, PretrainedModel):
+        check_agreement(model, options, num_labels)
+    else:
+        model = from_config(model, num_labels=num_labels, **options)
     check_scanned(method, model.options.scan_layers)
     check_base(method, model.quantize)
-    own = replace(model.options, attention="xla", remat=remat, pooling=None)
-    sliced = replace(model, options=own)
     held = _count_held(model, method, config or LNTuningConfig(), rank)
     saved = LNTuningConfig(modules_to_save=config.modules_to_save if config else None)
     tokens = jax.ShapeDtypeStruct((batch_size, length), "int32")
 
     def trace(layers: int) -> tuple[int, int]:
-        part = slice_model(sliced, layers, tensor)
+        part = slice_model(model, layers, tensor)
         peak = _trace(part, method, saved, tokens, rank, chunk, axes["fsdp"])
         return peak, _bytes(part.params)
 
@@ -254,7 +267,8 @@ def slice_model(model: PretrainedModel, layers: int, tensor: int) -> PretrainedM
     """
     family = FAMILIES[model.settings.model_type]
     own = family.divide(model.settings, layers, tensor)
-    options = replace(model.options, frozen_layers=0)
+    attention = BY_SHAPES if model.options.attention == "cudnn" else model.options.attention
+    options = replace(model.options, frozen_layers=0, attention=attention)
     pooler = options.pooling is None
     return shapes_of(assemble(own, model.task, options, pooler=pooler))
 
@@ -318,6 +332,25 @@ def check_base(method: str, quantize: str | None) -> None:
             f"method is 'full', which trains the kernels themselves, but quantize is {quantize!r}; "
             "leave quantize out"
         )
+
+
+def check_agreement(model: PretrainedModel, options: dict[str, Any], num_labels: Any) -> None:
+    """Check that what is said beside a model is what the model was made with, or the default.
+
+    Raises:
+        ConfigError: another value, which could not be honoured.
+    """
+    defaults = inspect.signature(estimate_memory).parameters
+    made = {"task": model.task, **dataclasses.asdict(model.options)}
+    own = getattr(model.settings, "num_labels", None)
+    for name, value in {**options, "num_labels": num_labels}.items():
+        found = own if name == "num_labels" else made[name]
+        same = value == found or (name == "dtype" and np.dtype(value).name == found)
+        if value != defaults[name].default and not same:
+            raise ConfigError(
+                f"{name} is {value!r}, but the model was made with {found!r}; leave it out, or "
+                "make the model with it"
+            )
 
 
 def check_numbers(method: str, **sizes: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 
 from ..inputs import sees
 from .layers import dropout
@@ -66,10 +67,12 @@ def attend_causally(
         window: how many positions a query sees, its own included; `None` for all before.
         scale: what the products are multiplied by.
         cap: the bound that the scores approach through tanh, or `None`.
-        implementation: "xla" or "cudnn".
+        implementation: "xla" or "cudnn"; `BY_SHAPES` where a program is only traced.
         rate: the share of probabilities dropped when there is a key for it.
         dropout_rng: a JAX random key, or `None` for no dropout.
     """
+    if implementation == BY_SHAPES:
+        return _attend_by_shapes(query, key, value)
     if implementation == "cudnn" and (dropout_rng is None or rate == 0):
         near = None if mask is not None or window is None else (window - 1, 0)
         # JAX's function promotes inside; the caller's strict mode is not meant for it.
@@ -87,6 +90,45 @@ def attend_causally(
     if mask is None:
         mask = sees(jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None], window)
     return attend_explicitly(query, key, value, mask, rate, dropout_rng, scale=scale, cap=cap)
+
+
+# What a program with cuDNN's attention holds can be traced without a device: JAX's own function
+# looks for cuDNN as soon as it is called. Nothing can run these two.
+BY_SHAPES = "cudnn, by its shapes"
+_FORWARD = Primitive("dot_product_attention_fwd_by_shapes")
+_FORWARD.multiple_results = True
+_BACKWARD = Primitive("dot_product_attention_bwd_by_shapes")
+_BACKWARD.multiple_results = True
+
+
+@_FORWARD.def_abstract_eval
+def _forward_shapes(query: Any, key: Any, value: Any) -> list[Any]:
+    """The result, and for each row of scores one number that the backward pass needs."""
+    del key, value
+    batch, length, heads, _ = query.shape
+    return [query.update(), query.update(shape=(batch, heads, length), dtype=jnp.dtype("float32"))]
+
+
+@_BACKWARD.def_abstract_eval
+def _backward_shapes(query: Any, key: Any, value: Any, *_: Any) -> list[Any]:
+    return [query.update(), key.update(), value.update()]
+
+
+@jax.custom_vjp
+def _attend_by_shapes(query: Any, key: Any, value: Any) -> Any:
+    return _FORWARD.bind(query, key, value)[0]
+
+
+def _attend_forward(query: Any, key: Any, value: Any) -> tuple[Any, tuple[Any, ...]]:
+    mixed, sums = _FORWARD.bind(query, key, value)
+    return mixed, (query, key, value, mixed, sums)
+
+
+def _attend_backward(kept: tuple[Any, ...], gradient: Any) -> tuple[Any, ...]:
+    return tuple(_BACKWARD.bind(*kept, gradient))
+
+
+_attend_by_shapes.defvjp(_attend_forward, _attend_backward)
 
 
 def attend_explicitly(

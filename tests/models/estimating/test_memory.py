@@ -39,6 +39,60 @@ def test_the_estimate_is_near_the_compiler_s(method, remat):
     assert abs(estimate / found - 1) < 0.1
 
 
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("remat", ["norms", "dots", "full"])
+def test_a_model_is_estimated_by_the_remat_it_was_made_with(remat, scan):
+    made = {"remat": remat, "scan_layers": scan}
+    model = from_config(TINY, "CAUSAL_LM", **made)
+    plain = from_config(TINY, "CAUSAL_LM", scan_layers=scan)
+    found, said, none = (
+        estimate_memory(given, batch_size=4, length=128, **more)
+        for given, more in ((model, {}), (TINY, {"dtype": "float32", **made}), (plain, {}))
+    )
+    assert found == said
+    assert found.activations < 0.7 * none.activations
+
+
+@pytest.mark.parametrize("remat", ["none", "norms", "dots", "full"])
+def test_flash_attention_is_estimated_without_scores_and_without_a_device(remat):
+    made = {"remat": remat, "dtype": "bfloat16"}
+    config = TINY | {"num_hidden_layers": 4}
+    model = from_config(config, "CAUSAL_LM", attention="cudnn", **made)
+    flash = {length: estimate_memory(model, length=length) for length in (512, 1024)}
+    assert flash[512] == estimate_memory(config, length=512, attention="cudnn", **made)
+    written = estimate_memory(config, length=1024, **made)
+    scores = 4 * config["num_attention_heads"] * 1024**2
+    assert written.total - flash[1024].total > scores
+    assert flash[1024].activations < 2.05 * flash[512].activations
+
+
+def test_a_model_is_estimated_by_the_pooling_it_was_made_with():
+    config = {"model_type": "bert", "hidden_size": 64, "num_attention_heads": 2}
+    config |= {"num_hidden_layers": 2, "intermediate_size": 128, "vocab_size": 100}
+    first, mean = (from_config(config, "SEQ_CLS", pooling=name) for name in (None, "mean"))
+    # The mean reads the last layer at every token.
+    less, more = (estimate_memory(model, batch_size=8, length=128) for model in (first, mean))
+    assert less.activations + less.working < more.activations + more.working
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("remat", "full"),
+        ("attention", "cudnn"),
+        ("task", "SEQ_CLS"),
+        ("scan_layers", True),
+        ("quantize", "int8"),
+        ("num_labels", 5),
+        ("dtype", "float16"),
+    ],
+)
+def test_what_a_model_was_not_made_with_is_refused(name, value):
+    model = from_config(TINY, "CAUSAL_LM")
+    with pytest.raises(lnt.errors.ConfigError, match=f"^{name} is .*made with.*leave it out"):
+        estimate_memory(model, **{name: value})
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gpt2"])
 def test_the_estimate_where_scores_are_most_of_it(model_type):
     """512 tokens and four layers: 21 and 24 % low beside the compiler with YNN.
