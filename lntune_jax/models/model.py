@@ -58,7 +58,7 @@ class PretrainedModel:
         config: the transformers config.
         apply: a pure function, which jit, grad and vmap can take: of an encoder
             `apply(params, input_ids, attention_mask=None, token_type_ids=None,
-            position_ids=None, *, dropout_rng=None) -> ModelOutput`, of a decoder
+            position_ids=None, *, dropout_rng=None, with_hidden=False) -> ModelOutput`, of a decoder
             `apply(params, input_ids, attention_mask=None, position_ids=None, *,
             segment_ids=None, cache=None, dropout_rng=None, with_logits=True)`. All inputs are
             integers of the shape (batch, length), the mask may hold booleans. Without

@@ -48,7 +48,8 @@ class ModelOutput(NamedTuple):
     """The arrays a model computed; `None` for those it has not.
 
     Attributes:
-        last_hidden_state: (batch, length, hidden), of every model.
+        last_hidden_state: (batch, length, hidden); of a classifier of the first token only with
+            `with_hidden=True`, since its last layer computes no other token else.
         pooler_output: (batch, hidden), of a bare model that has a pooler.
         logits: (batch, labels), (batch, length, labels) or (batch, length, vocabulary), of a
             model with a head.

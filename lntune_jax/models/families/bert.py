@@ -280,14 +280,13 @@ class Encoder(nnx.Module):
 
     def __call__(self, inputs: Inputs, key: Any) -> Hidden:
         """Compute the last hidden states."""
-        return self.states(inputs, key)[0]
+        return self.states(inputs, key)
 
-    def states(self, inputs: Inputs, key: Any, places: int | None = None) -> tuple[Hidden, Hidden]:
-        """Compute the last hidden states, and again, apart, those of the first `places`.
+    def states(self, inputs: Inputs, key: Any, places: int | None = None) -> Hidden:
+        """Compute the last hidden states of the first `places`; `None` for all.
 
-        Who reads the second alone pays the last layer's queries, projection and wide layers for
-        these places only: JAX and XLA drop what nobody reads. The numbers are the same but for
-        rounding, with dropout too. With `None` both are the states of all places.
+        The last layer's queries, projection and wide layers are computed for these places only.
+        The numbers are those of all places but for rounding, with dropout too.
         """
         first, rest = split_key(key, 2)
         return self.encoder(self.embeddings(inputs, first), inputs.attention_mask, rest, places)
@@ -326,14 +325,11 @@ class LayerStack(nnx.Module):
         mask: Bool[Array, "batch length"] | None,
         key: Any,
         places: int | None = None,
-    ) -> tuple[Hidden, Hidden]:
-        first = hidden
+    ) -> Hidden:
         for layer, own in zip(self.layer, split_key(key, len(self.layer)), strict=True):
-            before = keep_rows_apart(hidden)
-            hidden = first = layer(before, mask, own)
-            if places is not None and layer is self.layer[-1]:
-                first = layer(before, mask, own, places)
-        return keep_rows_apart(hidden), keep_rows_apart(first)
+            read = places if layer is self.layer[-1] else None
+            hidden = layer(keep_rows_apart(hidden), mask, own, read)
+        return keep_rows_apart(hidden)
 
 
 class Layer(nnx.Module):

@@ -56,6 +56,7 @@ def build(
         position_ids: Any = None,
         *,
         dropout_rng: Any = None,
+        with_hidden: bool = False,
     ) -> ModelOutput:
         """Run the model; see `PretrainedModel` for the arguments."""
         inputs = module.prepare_inputs(
@@ -64,7 +65,9 @@ def build(
 
         def run(params: Any, inputs: Inputs, key: Any) -> ModelOutput:
             model = bind(params)
-            return _read_bare(model, inputs, key) if task is None else model.outputs(inputs, key)
+            if task is None:
+                return _read_bare(model, inputs, key)
+            return model.outputs(inputs, key, with_hidden)
 
         rows = inputs.input_ids
         return run_on_auto_axes(run, params, inputs, dropout_rng, rows=rows)
@@ -126,20 +129,21 @@ class SequenceClassifier(HeadedModel):
         head: Any = _classifier if self.pooled else RobertaClassifier
         self.classifier = head(settings, options.dtype, rngs)
 
-    def outputs(self, inputs: Inputs, key: Any) -> ModelOutput:
+    def outputs(self, inputs: Inputs, key: Any, with_hidden: bool = False) -> ModelOutput:
         """Pool the hidden states and classify the result."""
         first, second = split_key(key, 2)
         mean = self.pooling == "mean"
-        hidden, start = self.base.states(inputs, first, None if mean else 1)
+        whole = mean or with_hidden
+        hidden = self.base.states(inputs, first, None if whole else 1)
         if mean:
             vector = mean_pool(hidden, inputs.attention_mask)
         else:
-            vector = self.base.pooler(start) if self.pooled else start[:, 0]
+            vector = self.base.pooler(hidden) if self.pooled else hidden[:, 0]
         if self.pooled:
             logits = self.classifier(dropout(vector, self.rate, second))
         else:
             logits = self.classifier(vector, second)
-        return ModelOutput(last_hidden_state=hidden, logits=logits)
+        return ModelOutput(last_hidden_state=hidden if whole else None, logits=logits)
 
 
 class RobertaClassifier(nnx.Module):
@@ -167,8 +171,9 @@ class TokenClassifier(HeadedModel):
         self.rate = settings.classifier_dropout
         self.classifier = _classifier(settings, options.dtype, rngs)
 
-    def outputs(self, inputs: Inputs, key: Any) -> ModelOutput:
+    def outputs(self, inputs: Inputs, key: Any, with_hidden: bool = False) -> ModelOutput:
         """Classify every hidden state."""
+        del with_hidden  # They are all there.
         first, second = split_key(key, 2)
         hidden = self.base(inputs, first)
         logits = self.classifier(dropout(hidden, self.rate, second))
@@ -185,8 +190,9 @@ class MaskedLanguageModel(HeadedModel):
         heads: dict[str, Any] = {"cls": BertLanguageHead, "lm_head": RobertaLanguageHead}
         setattr(self, self.head, heads[self.head](settings, options.dtype, rngs))
 
-    def outputs(self, inputs: Inputs, key: Any) -> ModelOutput:
+    def outputs(self, inputs: Inputs, key: Any, with_hidden: bool = False) -> ModelOutput:
         """Score the vocabulary at every position."""
+        del with_hidden  # They are all there.
         hidden = self.base(inputs, key)
         table = self.base.embeddings.word_embeddings
         return ModelOutput(last_hidden_state=hidden, logits=getattr(self, self.head)(hidden, table))

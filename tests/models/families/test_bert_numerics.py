@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ def test_each_dropout_rate_acts_alone(tmp_path, name, active):
     fields |= {rate: 0.5 if rate == active else 0.0 for rate in RATES}
     (directory / "config.json").write_text(json.dumps(fields))
     model = from_pretrained(directory, TASKS[name])
-    run = jax.jit(model.apply)
+    run = jax.jit(partial(model.apply, with_hidden=True))
     plain = run(model.params, TOKENS, MASK)
     dropped = run(model.params, TOKENS, MASK, dropout_rng=jax.random.key(3))
     same_hidden = np.array_equal(plain.last_hidden_state, dropped.last_hidden_state)

@@ -58,7 +58,8 @@ def test_logits_are_those_of_the_hidden_states_and_so_are_gradients(kind, droppi
         return jnp.square(logits).sum(), logits
 
     def from_whole(params):
-        logits = classify(kind, params, apply(params).last_hidden_state[:, 0])
+        output = model.apply(params, IDS, MASK, dropout_rng=key, with_hidden=True)
+        logits = classify(kind, params, output.last_hidden_state[:, 0])
         return jnp.square(logits).sum(), logits
 
     found, expected = (jax.value_and_grad(f, has_aux=True)(params) for f in (alone, from_whole))
@@ -74,16 +75,31 @@ def test_logits_are_those_of_the_hidden_states_and_so_are_gradients(kind, droppi
 def test_the_last_layer_s_products_are_of_one_token_and_only_where_one_is_read():
     from tests.support.flops import count_flops
 
-    def count(read, **choices):
+    def count(read, with_hidden=False, **choices):
         model, params = make("bert", **choices)
-        run = jax.jit(lambda params: read(model.apply(params, IDS)))
+        run = jax.jit(lambda params: read(model.apply(params, IDS, with_hidden=with_hidden)))
         return count_flops(run.lower(params).compile().as_text())
 
     tokens, width, wide, rows = IDS.size, 16, 40, len(IDS)
     left_out = 2 * (tokens - rows) * (2 * width * width + 2 * width * wide)
     left_out += 4 * rows * (IDS.shape[1] - 1) * IDS.shape[1] * width
     head = 2 * rows * width * (width + 3)
-    whole = count(lambda output: output.last_hidden_state)
+    whole = count(lambda output: output.last_hidden_state, with_hidden=True)
     assert count(lambda output: output.logits) == whole - left_out + head
     mean = count(lambda output: output.logits, pooling="mean")
     assert mean == whole + 2 * rows * width * 3
+
+
+@pytest.mark.parametrize("with_hidden", [False, True])
+@pytest.mark.parametrize(("kind", "pooling"), [("bert", None), ("bert", "mean"), ("roberta", None)])
+def test_a_program_holds_every_layer_once(kind, pooling, with_hidden):
+    model, params = make(kind, pooling=pooling)
+
+    def run(params):
+        return model.apply(params, IDS, with_hidden=with_hidden)
+
+    products = str(jax.make_jaxpr(run)(params)).count("= dot_general")
+    head = 1 if pooling == "mean" else 2
+    assert products == 8 * SIZES["num_hidden_layers"] + head
+    hidden = run(params).last_hidden_state
+    assert (hidden is None) == (pooling is None and not with_hidden)
