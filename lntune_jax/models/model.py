@@ -141,7 +141,8 @@ def from_pretrained(
             "MASKED_LM", for the others "CAUSAL_LM" or "SEQ_CLS".
         dtype: of weights and activations: "float32" or "bfloat16", whatever the file's is.
         mesh: a `jax.sharding.Mesh` to put the weights on. Its axes "fsdp" and "tensor", where it
-            has them, divide them as `base_specs` says; along any other there are copies.
+            has them, divide them as `base_specs` says, but no head of attention; along any other
+            there are copies.
         specs: in place of that, `specs(path, leaf)` gives the `PartitionSpec` of a leaf, from its
             path with dots and its shape and dtype.
         num_labels: outputs of a classifier, in place of the config's.
@@ -170,7 +171,8 @@ def from_pretrained(
             get wrong gradients. The message names file, field or keys.
 
     Warns:
-        ShardingWarning: an axis of the mesh does not divide one of a leaf, which is left whole.
+        ShardingWarning: an axis of the mesh does not divide one of a leaf, or the heads in it,
+            and the leaf is left whole along it.
         FreshWeightsWarning: leaves outside `classifier` and `score` were drawn at random.
 
     Example:
@@ -199,6 +201,7 @@ def from_pretrained(
             weights,
             names,
             layout,
+            settings=blueprint.settings,
             stacks=blueprint.stacks,
             mesh=mesh,
             specs=specs,

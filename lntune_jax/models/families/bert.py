@@ -263,6 +263,10 @@ SPECS = Specs(
     widening=("query", "key", "value", "intermediate", "decoder", "lm_head"),
     narrowing=("output",),
     tables=("word_embeddings",),
+    heads=tuple(
+        (name, "num_attention_heads")
+        for name in ("query", "key", "value", "attention.output.dense")
+    ),
 )
 
 

@@ -148,6 +148,7 @@ SPECS = Specs(
     widening=("c_attn", "c_fc", "lm_head"),
     narrowing=("c_proj",),
     tables=("wte",),
+    heads=(("c_attn", "num_attention_heads"), ("attn.c_proj", "num_attention_heads")),
 )
 
 

@@ -331,6 +331,12 @@ SPECS = Specs(
     widening=("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head"),
     narrowing=("o_proj", "down_proj"),
     tables=("embed_tokens",),
+    heads=(
+        ("q_proj", "num_attention_heads"),
+        ("k_proj", "num_key_value_heads"),
+        ("v_proj", "num_key_value_heads"),
+        ("o_proj", "num_attention_heads"),
+    ),
 )
 
 

@@ -24,8 +24,9 @@ from lntune_jax.messages import warn
 from lntune_jax.sharding import fit_spec, warn_of
 
 from ..families.names import TENSORFLOW_LEAVES, Layout
-from ..families.registry import base_specs
+from ..families.registry import FAMILIES, base_specs
 from ..nn.quantized import is_quantized, place_parts, quantize_kernel
+from ..nn.sharding import keep_heads_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,6 +166,7 @@ def load_leaves(
     names: dict[str, str],
     layout: Layout,
     *,
+    settings: Any,
     stacks: Stacks,
     mesh: Any,
     specs: Callable[[str, Any], Any] | None,
@@ -181,6 +183,7 @@ def load_leaves(
         weights: the checkpoint.
         names: its keys, from `canonical_keys`.
         layout: the architecture's names.
+        settings: what the config says.
         stacks: the leaves that hold all layers, and the paths of the layers' parts in the plan.
         mesh: devices to put every leaf on, or `None` for the default device.
         specs: how each leaf lies on the mesh; `None` for `base_specs`, as far as it fits.
@@ -207,7 +210,7 @@ def load_leaves(
             array = draw(path, leaf.shape, seed, spread)
         sharding = None
         if mesh is not None:
-            spec, found = _spec(".".join(path), leaf, mesh, specs)
+            spec, found = _spec(".".join(path), leaf, mesh, specs, settings)
             misfits += found
             sharding = jax.sharding.NamedSharding(mesh, spec)
         if quantize is not None and is_quantized(path):
@@ -261,11 +264,15 @@ def _spec(
     leaf: jax.ShapeDtypeStruct,
     mesh: Any,
     specs: Callable[[str, Any], Any] | None,
+    settings: Any,
 ) -> tuple[Any, list[Misfit]]:
     """How a leaf lies on the mesh, and what of our own rule does not fit; theirs is law."""
     if specs is not None:
         return specs(path, leaf), []
-    return fit_spec(path, leaf.shape, base_specs(path, leaf), mesh.shape)
+    spec, misfits = fit_spec(path, leaf.shape, base_specs(path, leaf), mesh.shape)
+    own = FAMILIES[settings.model_type].specs
+    spec, cut = keep_heads_whole(own, settings, path, spec, mesh.shape)
+    return spec, [*misfits, *cut]
 
 
 def _place(array: np.ndarray, sharding: Any) -> jax.Array:

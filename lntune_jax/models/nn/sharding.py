@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lntune_jax.sharding import Misfit
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from jaxtyping import Array, Float
 
@@ -32,11 +34,14 @@ class Specs(NamedTuple):
         widening: those whose outputs are divided over "tensor".
         narrowing: those that take such outputs in.
         tables: tables of words; those of positions and types are small.
+        heads: modules of attention, and the field of the settings that counts their heads, none of
+            which is cut in two.
     """
 
     widening: tuple[str, ...]
     narrowing: tuple[str, ...]
     tables: tuple[str, ...]
+    heads: tuple[tuple[str, str], ...] = ()
 
 
 def find_spec(specs: Specs, path: str, leaf: Any) -> PartitionSpec:
@@ -59,6 +64,28 @@ def find_spec(specs: Specs, path: str, leaf: Any) -> PartitionSpec:
     if module in specs.narrowing:
         return _last(leaf, "tensor", "fsdp")
     return _last(leaf, "fsdp", None)
+
+
+def keep_heads_whole(
+    specs: Specs, settings: Any, path: str, spec: PartitionSpec, sizes: Mapping[str, int]
+) -> tuple[PartitionSpec, list[Misfit]]:
+    """Take "tensor" out of the spec of a leaf of attention whose heads it does not divide.
+
+    Args:
+        specs: the family's.
+        settings: the model's.
+        path: the leaf's, with dots.
+        spec: from `find_spec`, as far as it fits the shape.
+        sizes: of the mesh's axes.
+    """
+    parts = sizes.get("tensor", 1)
+    counted = [field for name, field in specs.heads if f".{name}." in f".{path}"]
+    heads = getattr(settings, counted[0]) if counted else 0
+    if "tensor" not in spec or heads % parts == 0:
+        return spec, []
+    misfit = Misfit(f"{path} in heads", spec.index("tensor"), heads, ("tensor",), parts)
+    entries = [None if entry == "tensor" else entry for entry in spec]
+    return PartitionSpec(*(entries if any(entries) else ())), [misfit]
 
 
 def _last(leaf: Any, *entries: str | None) -> PartitionSpec:

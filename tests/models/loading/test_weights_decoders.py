@@ -43,6 +43,29 @@ print("done")
 """
 
 
+ONE_KEY_HEAD = """
+import sys
+import jax, numpy as np, pytest
+from jax.sharding import AxisType
+import lntune_jax as lnt
+from lntune_jax.models import from_pretrained
+
+mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+with pytest.warns(lnt.errors.ShardingWarning, match=r"k_proj.kernel in heads .1 over tensor = 2"):
+    apart = from_pretrained(sys.argv[1], "CAUSAL_LM", mesh=mesh)
+whole = from_pretrained(sys.argv[1], "CAUSAL_LM")
+attention = apart.params["model"]["layers"]["0"]["self_attn"]
+specs = {name: tuple(attention[name]["kernel"].sharding.spec) for name in attention}
+assert specs["q_proj"] == ("fsdp", "tensor"), specs
+assert specs["k_proj"] in {("fsdp",), ("fsdp", None)} and specs["k_proj"] == specs["v_proj"]
+assert specs["o_proj"] == ("tensor", "fsdp")
+tokens = np.arange(4, 12, dtype=np.int32).reshape(2, 4)
+found = jax.jit(apart.apply)(apart.params, tokens).logits
+np.testing.assert_allclose(found, whole.apply(whole.params, tokens).logits, atol=1e-5)
+print("done")
+"""
+
+
 def rewritten(tmp_path, name, change):
     directory = shutil.copytree(REFERENCE / name, tmp_path / "model")
     path = directory / "model.safetensors"
@@ -140,6 +163,10 @@ def test_shards_with_an_index_and_progress(tmp_path):
 
 def test_leaves_laid_out_over_a_mesh():
     run_on_devices(ON_A_MESH, 4, REFERENCE / "llama")
+
+
+def test_no_head_is_cut_in_two():
+    run_on_devices(ONE_KEY_HEAD, 4, REFERENCE / "gemma")
 
 
 def test_peak_memory_is_the_model_s_and_one_tensor_s(tmp_path):
