@@ -71,10 +71,10 @@ _SPECS = Specs(
 def base_specs(path: str, leaf: Any) -> PartitionSpec:
     """Give the `PartitionSpec` of a leaf of the built-in models, for the axes "fsdp" and "tensor".
 
-    It is what `from_pretrained(mesh=)` goes by (where "tensor" does not divide the heads in a leaf,
-    which a path does not tell, that leaves it whole along it), and a rule for `lntune_jax.make_specs` and
-    `lntune_jax.shard_params`, which leave out the axes that a mesh does not have and those that do
-    not divide.
+    It is a rule for `lntune_jax.make_specs` and `lntune_jax.shard_params`, which leave out the
+    axes that a mesh does not have and those that do not divide. `from_pretrained(mesh=)` goes by
+    it too, and leaves whole along "tensor" what would be cut within a head: a path alone does not
+    say how many heads there are.
 
     Args:
         path: the leaf's path, with dots.
