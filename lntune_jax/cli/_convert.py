@@ -107,7 +107,7 @@ def _from_peft(settings: ConvertSettings, found: Any) -> tuple[int, str, Path]:
 def _read_base(settings: ConvertSettings, found: Any) -> tuple[Any, tuple[str, ...]]:
     """The base as the tree in which an adapter of ours has its leaves, and what is random in it."""
     from .. import models
-    from ..models.families.registry import FAMILIES
+    from ..models.families import FAMILIES
     from ..models.loading import find_directory
     from ..models.merging import map_parameters, read_parts
 

@@ -23,16 +23,20 @@ def run(settings: InspectSettings) -> None:
     import lntune_jax as lnt
 
     from .. import models
+    from ..models.families import find_task
+    from ..models.loading import config_from, find_directory
 
     memory = settings.memory
+    found = config_from(find_directory(settings.model, None, ("config.json",)))
+    task = find_task(found) if settings.task == "auto" else settings.task
     options: dict[str, Any] = {
-        "task": None if settings.task == "none" else settings.task,
+        "task": None if task == "none" else task,
         "dtype": "float32" if memory.length is None else memory.dtype,
-        "num_labels": settings.num_labels if settings.task == "SEQ_CLS" else None,
+        "num_labels": settings.num_labels if task == "SEQ_CLS" else None,
         "remat": memory.remat,
         "scan_layers": memory.scan_layers,
     }
-    model = models.from_config(settings.model, quantize=memory.quantize, **options)
+    model = models.from_config(found, quantize=memory.quantize, **options)
     config = tuning_config(settings.model, model.params, (), settings.selection)
     report = lnt.report_params(model.params, config, name_map=model.name_map)
     console = make_console()
@@ -43,7 +47,7 @@ def run(settings: InspectSettings) -> None:
         say(console, compare_by_trace(model))
     if memory.length is not None:
         # Full fine-tuning trains the kernels, which it needs in full.
-        whole = models.from_config(settings.model, **options) if memory.quantize else model
+        whole = models.from_config(found, **options) if memory.quantize else model
         say(console, _memory_table(model, whole, config, memory, mesh))
 
 

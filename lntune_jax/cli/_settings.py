@@ -159,9 +159,9 @@ class InspectSettings:
 
     model: Positional[str]
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
-    task: Literal["SEQ_CLS", "CAUSAL_LM", "none"] = "SEQ_CLS"
-    """Which head the model gets."""
-    num_labels: int = 2
+    task: Literal["auto", "SEQ_CLS", "CAUSAL_LM", "none"] = "auto"
+    """Which head the model gets; auto: a decoder's is CAUSAL_LM, unless its file is a classifier."""
+    num_labels: Annotated[int | None, shown("the file's", "INT")] = None
     """Classes of the SEQ_CLS head."""
     trace: bool = False
     """Also say where the norms by name and those found by tracing the model differ."""

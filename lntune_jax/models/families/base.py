@@ -27,7 +27,7 @@ class Kind:
     """What the families of one kind have in common: the encoders, or the decoders.
 
     Attributes:
-        tasks: what a model of the kind can be made for.
+        tasks: what a model of the kind can be made for; the bare one and the usual one come first.
         build: gives leaves and `apply`, from module, settings, task, options and `pooler`.
         options: the names of the options that it reads.
     """

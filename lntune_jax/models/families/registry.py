@@ -57,6 +57,26 @@ _ROWS = (
 )
 FAMILIES = {row.model_type: row for row in _ROWS}
 
+
+def find_task(config: Any) -> str | None:
+    """Give the task that a model is usually tuned for: a classifier's where its file is one.
+
+    Args:
+        config: a transformers config of one of `FAMILIES`.
+
+    Example:
+        >>> from transformers import BertConfig, LlamaConfig
+        >>> find_task(LlamaConfig()), find_task(BertConfig())
+        ('CAUSAL_LM', 'SEQ_CLS')
+        >>> find_task(LlamaConfig(architectures=["LlamaForSequenceClassification"]))
+        'SEQ_CLS'
+    """
+    classes = getattr(config, "architectures", None) or ()
+    if any(str(name).endswith("ForSequenceClassification") for name in classes):
+        return "SEQ_CLS"
+    return FAMILIES[config.model_type].kind.tasks[1]
+
+
 # What GGUF files call their architectures.
 GGUF = {row.gguf.name: row.gguf for row in _ROWS if row.gguf is not None}
 
