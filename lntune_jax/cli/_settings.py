@@ -160,7 +160,7 @@ class InspectSettings:
     model: Positional[str]
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
     task: Literal["auto", "SEQ_CLS", "CAUSAL_LM", "none"] = "auto"
-    """Which head the model gets; auto: a decoder's is CAUSAL_LM, unless its file is a classifier."""
+    """Which head the model gets; auto: SEQ_CLS for encoders and classifiers, else CAUSAL_LM."""
     num_labels: Annotated[int | None, shown("the file's", "INT")] = None
     """Classes of the SEQ_CLS head."""
     trace: bool = False
