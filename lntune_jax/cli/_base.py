@@ -129,8 +129,10 @@ def check_model_directory(model: str) -> None:
             raise ModelError(
                 f"{model} is a file; give the directory with config.json, or a .gguf file"
             )
-    elif path.is_absolute() or model.startswith(".") or model.count("/") != 1:
-        raise ModelError(f"{model} is neither a directory nor a hub id (owner/name)")
+    elif path.is_absolute() or model.startswith(".") or model.count("/") > 1:
+        raise ModelError(
+            f"{model} is neither a directory nor a hub id (owner/name, or a name alone)"
+        )
 
 
 def tuning_config(

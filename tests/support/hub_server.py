@@ -35,6 +35,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.commits, self.branches = {}, {}  # by repository, {commit: {path: bytes}} and commits
         self.objects, self.private = {}, {}  # LFS objects by sha256; repositories
+        self.fetched = []  # repository and path of every file that was downloaded
         self.lock = threading.Lock()
 
     @property
@@ -220,11 +221,13 @@ def download(self, body, repo, revision, path):
     if data is None:
         self.refuse(404, "Entry not found", "EntryNotFound")
         return
+    if self.command == "GET":
+        self.server.fetched.append((repo, path))
     etag = hashlib.sha256(data).hexdigest() if is_large(path, data[:512]) else make_oid(data)
     self.send(200, data, X_Repo_Commit=oid, ETag=f'"{etag}"')
 
 
-ID, REST = r"([\w.-]+/[\w.-]+)", r"(.+)"
+ID, REST = r"([\w.-]+(?:/[\w.-]+)?)", r"(.+)"  # old ids have no owner: "gpt2"
 ROUTES = (
     (r"/api/repos/create", create),
     (r"/api/validate-yaml", validate),

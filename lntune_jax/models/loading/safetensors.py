@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # How safetensors names the types of numbers that weights can be read from.
 FLOATING_TYPES = ("F64", "F32", "F16", "BF16")
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, WEIGHTS_PATTERN = "model.safetensors", "*.safetensors"
 
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -93,7 +93,7 @@ def _open(path: Path, stack: ExitStack) -> Any:
 
 
 def _indexed(index: Path, stack: ExitStack) -> dict[str, tuple[Path, Any]]:
-    names = _weight_map(index)
+    names = read_index(index)
     shards = {name: _open(index.parent / name, stack) for name in sorted(set(names.values()))}
     present = {name: set(handle.keys()) for name, handle in shards.items()}
     for key, name in names.items():
@@ -102,7 +102,12 @@ def _indexed(index: Path, stack: ExitStack) -> dict[str, tuple[Path, Any]]:
     return {key: (index.parent / name, shards[name]) for key, name in names.items()}
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def read_index(index: Path) -> dict[str, str]:
+    """The name of the file that holds each tensor, by an index of several.
+
+    Raises:
+        ModelError: it is damaged, or leads out of its own directory.
+    """
     try:
         names = read_json(index, MOST_INDEX_BYTES)["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:

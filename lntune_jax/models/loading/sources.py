@@ -19,7 +19,7 @@ from lntune_jax.storage.sealed import read_json
 
 from ..families.registry import FAMILIES
 from .gguf import open_gguf
-from .safetensors import open_weights
+from .safetensors import INDEX_FILE, WEIGHTS_FILE, WEIGHTS_PATTERN, open_weights, read_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 # An id on the hub: a name, or an owner and a name; paths begin with a dot or have more parts.
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
-HUB_PATTERNS = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "*.model")
+# Files at the top of a repository; of the weights, only those that a model is read from.
+HUB_PATTERNS = ("*.json", WEIGHTS_PATTERN, "vocab.txt", "merges.txt", "*.model")
+
+# Of sentence-transformers' parts, which its list of modules names: how a model pools, for one.
+_PARTS_FILE, _PARTS_PATTERN = "modules.json", "[0-9]*_*/config.json"
 
 # Far above any model's, and small enough for a list of so many entries.
 _MOST = {
@@ -50,9 +54,10 @@ def find_directory(
     Or the GGUF file, where that is what the name says or all that the directory has.
 
     Args:
-        name: a directory, or an id such as "google-bert/bert-base-uncased".
+        name: a directory, or an id such as "google-bert/bert-base-uncased" or "gpt2".
         revision: a branch, tag or commit on the hub.
-        patterns: the files to fetch.
+        patterns: the files to fetch. A pattern without a slash stands for files at the top alone,
+            `WEIGHTS_PATTERN` for the weights that the index names, or the one file without it.
 
     Raises:
         ModelError: `name` is neither.
@@ -75,9 +80,9 @@ def find_directory(
         # Something written as a path is not looked up elsewhere.
         raise ModelError(f"{str(name)!r} is neither a directory nor an id on the hub")
     try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=list(patterns)))
+        return _fetch(str(name), revision, patterns)
+    except ModelError:
+        raise
     except Exception as error:
         # Whatever the cause (no network, no such id, no rights), one line says it; the
         # libraries below raise more types than can be listed.
@@ -86,6 +91,31 @@ def find_directory(
             f"{str(name)!r} is neither a directory nor reachable on the hub "
             f"({type(error).__name__}: {reason})"
         ) from error
+
+
+def _fetch(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """Give the local copy of a repository: first what is at its top, then what that names.
+
+    Repositories hold more: the same weights in other formats and precisions, in folders or not.
+    """
+    from huggingface_hub import snapshot_download
+
+    weights = WEIGHTS_PATTERN in patterns
+    tops = [pattern for pattern in patterns if "/" not in pattern and pattern != WEIGHTS_PATTERN]
+    below = [pattern for pattern in patterns if "/" in pattern]
+    wanted = [*tops, WEIGHTS_FILE] if weights else tops
+    copy = snapshot_download(
+        name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]
+    )
+    directory = Path(copy)
+    if weights and (directory / _PARTS_FILE).is_file():
+        below.append(_PARTS_PATTERN)
+    if weights and not (directory / WEIGHTS_FILE).is_file() and (directory / INDEX_FILE).is_file():
+        below += sorted(set(read_index(directory / INDEX_FILE).values()))
+    if below:
+        # The folder has the name of its commit: the branch may have moved on since.
+        snapshot_download(name, revision=directory.name, allow_patterns=below)
+    return directory
 
 
 def _gguf_in(directory: Path) -> Path | None:

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 
 # What a checkpoint on the hub may hold beside its weights.
-_PATTERNS = (*HUB_PATTERNS, "*.txt", "*.md", "*.jinja", "*.tiktoken", "*.spm", "*.py", "LICENSE*")
+_PATTERNS = (
+    *(*HUB_PATTERNS, "*.txt", "*.md", "*.jinja", "*.tiktoken", "*.spm", "*.py", "LICENSE*"),
+    "additional_chat_templates/*.jinja",
+)
 
 
 @dataclass(frozen=True)

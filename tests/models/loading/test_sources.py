@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lntune_jax.errors import ModelError
-from lntune_jax.models import from_config, from_pretrained
-from tests.support.checkpoints import REFERENCE, assert_same, rewritten
+from lntune_jax.models import from_pretrained
+from tests.support.checkpoints import REFERENCE, rewritten
 
 
 def drop(key):
@@ -118,25 +118,6 @@ def test_what_is_no_model_directory(tmp_path):
         from_pretrained(tmp_path / "config.json")
     with pytest.raises(ModelError, match="neither a directory nor an id on the hub"):
         from_pretrained(tmp_path / "absent")
-
-
-def test_a_name_goes_to_the_hub(monkeypatch):
-    import huggingface_hub
-
-    asked = {}
-
-    def found(name, **options):
-        asked.update(options, name=name)
-        return str(REFERENCE / "bert")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", found)
-    model = from_pretrained("owner/name", revision="abc")
-    assert (asked["name"], asked["revision"]) == ("owner/name", "abc")
-    assert "*.safetensors" in asked["allow_patterns"]
-    assert not any("bin" in pattern for pattern in asked["allow_patterns"])
-    assert_same(model.params, from_pretrained(REFERENCE / "bert").params)
-    from_config("owner/name")
-    assert asked["allow_patterns"] == ["config.json"]
 
 
 def test_hub_failures_are_one_line(monkeypatch):
