@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -61,7 +63,17 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "add", "theirs"), KINDS)
+# One name of each way that transformers knows.
+SPLITS = ["llama-bpe", "tekken", "qwen2", "qwen35", "gpt-4o"]
+
+
+@pytest.mark.parametrize(
+    ("name", "add", "theirs"),
+    [
+        *KINDS,
+        *(("gpt2", functools.partial(gpt2, split=split), GPT2Tokenizer) for split in SPLITS),
+    ],
+)
 def test_the_same_tokens(tmp_path, name, add, theirs):
     path = write(tmp_path / "model.gguf", *checkpoint(name), tokenizer=add)
     found = tokenizer_from_gguf(path)

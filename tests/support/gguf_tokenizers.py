@@ -53,14 +53,14 @@ def gemma(writer: gguf.GGUFWriter, prefix: bool | None = False) -> None:
         writer.add_add_space_prefix(prefix)
 
 
-def gpt2(writer: gguf.GGUFWriter) -> None:
+def gpt2(writer: gguf.GGUFWriter, split: str = "gpt-2") -> None:
     """Byte-level pieces and their merges."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     tokens = [*bytes_to_unicode().values(), *(merge.replace(" ", "") for merge in _MERGES)]
     kinds = [gguf.TokenType.NORMAL] * len(tokens) + [gguf.TokenType.CONTROL]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(split)
     writer.add_token_list([*tokens, "<|endoftext|>"])
     writer.add_token_types(kinds)
     writer.add_token_merges(_MERGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import pytest
 
@@ -32,6 +33,44 @@ def test_pieces(tmp_path):
     assert pieces("hello world") == ["<bos>", "hello", "▁world"]
 
 
+def test_without_the_conversion_of_newer_transformers(tmp_path, monkeypatch):
+    """transformers 5.0 has no such package."""
+    for name in ("gguf", "gguf.gguf_tokenizer_mapping"):
+        monkeypatch.setitem(sys.modules, f"transformers.integrations.{name}", None)
+    path = write(tmp_path / "gpt2.gguf", *checkpoint("gpt2"), tokenizer=gpt2)
+    found = tokenizer_from_gguf(path)
+    assert found.convert_ids_to_tokens(found("hello world")["input_ids"]) == ["hello", "Ġworld"]
+
+
+def test_no_token_lies_beyond_the_vocabulary(tmp_path):
+    """A table of embeddings has no row for one."""
+    llama = functools.partial(gemma, prefix=True)
+    path = write(tmp_path / "llama.gguf", *checkpoint("mistral"), tokenizer=llama)
+    found = tokenizer_from_gguf(path)
+    assert max(found.get_vocab().values()) == found.vocab_size - 1 == len(found) - 1
+    ids = found("hello world")["input_ids"]
+    assert found.convert_ids_to_tokens(ids) == ["<bos>", "▁hello", "▁world"]
+    assert found.decode(ids, skip_special_tokens=True) == "hello world"
+
+
+@pytest.mark.parametrize(
+    ("split", "pieces"),
+    [
+        ("gpt-2", "12 Ġ 12"),
+        ("smollm", "1 2 Ġ 1 2"),
+        ("llama-bpe", "12 Ġ 12"),
+        ("qwen2", "1 2 Ġ 1 2"),
+        ("qwen35", "1 2 Ġ 1 2"),
+        ("tekken", "1 2 Ġ 1 2"),
+        ("gpt-4o", "12 Ġ 12"),
+    ],
+)
+def test_how_numbers_are_split(tmp_path, split, pieces):
+    add = functools.partial(gpt2, split=split)
+    found = tokenizer_from_gguf(write(tmp_path / "model.gguf", *checkpoint("gpt2"), tokenizer=add))
+    assert found.convert_ids_to_tokens(found("12 12")["input_ids"]) == pieces.split()
+
+
 def test_refusals(tmp_path):
     path = tmp_path / "model.gguf"
     write(path, *checkpoint("gemma2"), tokenizer=functools.partial(gemma, prefix=True))
@@ -42,6 +81,9 @@ def test_refusals(tmp_path):
         tokenizer_from_gguf(path)
     write(path, *checkpoint("gpt2"), tokenizer=other)
     with pytest.raises(ModelError, match=r"tokenizer\.ggml\.model is 't5'; supported"):
+        tokenizer_from_gguf(path)
+    write(path, *checkpoint("gpt2"), tokenizer=functools.partial(gpt2, split="new"))
+    with pytest.raises(ModelError, match=r"tokenizer\.ggml\.pre is 'new', a way to split"):
         tokenizer_from_gguf(path)
     write(path, *checkpoint("gpt2"))
     with pytest.raises(ModelError, match=r"tokenizer\.ggml\.model is None; supported"):
