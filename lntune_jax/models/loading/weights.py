@@ -20,7 +20,8 @@ import numpy as np
 
 from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import FreshWeightsWarning, ModelError
-from lntune_jax.messages import warn
+from lntune_jax.messages import list_names, warn
+from lntune_jax.peft.config import list_above
 from lntune_jax.sharding import fit_spec, warn_of
 
 from ..families.names import TENSORFLOW_LEAVES, Layout
@@ -50,11 +51,13 @@ class Plan:
         sources: for a leaf path, the key in the checkpoint.
         fresh: the leaf paths that the checkpoint lacks and may lack.
         tied: the key of output weights which must equal the word embeddings, if there are any.
+        unknown: the keys of modules that the model does not have, which are not read.
     """
 
     sources: dict[tuple[str, ...], str]
     fresh: tuple[tuple[str, ...], ...]
     tied: str | None
+    unknown: tuple[str, ...] = ()
 
 
 def canonical_keys(weights: Weights | GgufFile, prefix: str) -> dict[str, str]:
@@ -86,6 +89,10 @@ def match(
 ) -> Plan:
     """Find the tensor of every leaf, and say so where that cannot be done.
 
+    What the checkpoint holds beside them is passed over, as in transformers, unless it belongs to
+    a module that is read: a bias that the config denies, or a scale of quantised weights, would
+    change what that module computes.
+
     Args:
         leaves: the model's leaves.
         names: the checkpoint's keys, from `canonical_keys`.
@@ -94,7 +101,8 @@ def match(
         layout: the architecture's names.
 
     Raises:
-        ModelError: keys are missing or unexpected, or shapes differ.
+        ModelError: keys are missing, shapes differ, or a module that is read has keys of which
+            the model knows nothing.
     """
     wanted = {path: layout.name(path) for path in leaves}
     found = {path: _find(name, names, layout) for path, name in wanted.items()}
@@ -109,11 +117,16 @@ def match(
             (fresh if absent else missing).append(path)
     tied = [name for name in names if name in layout.tied and name not in used]
     left = [name for name in names if name not in used and name not in tied]
-    unexpected = [names[name] for name in left if not _harmless(name, layout.harmless[task])]
+    others = [name for name in left if not _harmless(name, layout.harmless[task])]
+    modules = {name.rpartition(".")[0] for name in used}
+    # Where keys are missing, they may be there under another name: then all are listed.
+    inside = [name for name in others if missing or not modules.isdisjoint(list_above(name))]
     sources = {path: names[name] for path, name in found.items() if name is not None}
+    unexpected = [names[name] for name in inside]
     _report(leaves, sources, [wanted[path] for path in missing], unexpected, weights, layout)
     needed = task == layout.tied_task and bool(tied)
-    return Plan(sources, tuple(fresh), names[tied[0]] if needed else None)
+    unknown = tuple(names[name] for name in others)
+    return Plan(sources, tuple(fresh), names[tied[0]] if needed else None, unknown)
 
 
 def _find(name: str, names: dict[str, str], layout: Layout) -> str | None:
@@ -143,16 +156,13 @@ def _report(
         "unexpected keys": unexpected,
         "wrong shapes": wrong,
     }
-    lines = [f"  {fault}: {_listed(names)}" for fault, names in faults.items() if names]
+    lines = [
+        f"  {fault}: {list_names(names, str, LISTED)}" for fault, names in faults.items() if names
+    ]
     if any(entry.startswith(("classifier.", "score.")) for entry in wrong):
         lines.append("  a classifier of another size: leave num_labels out, or pass the file's")
     if lines:
         raise ModelError("\n".join([f"{weights.directory} does not fit the model:", *lines]))
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 # Heads that are always fresh when a task begins: no reason to warn.
@@ -225,7 +235,7 @@ def load_leaves(
         done += _bytes(leaf)
         if progress is not None:
             progress(done, total)
-    _warn(plan)
+    _warn(plan, weights)
     warn_of(misfits)
     return arrays
 
@@ -290,12 +300,18 @@ def _place_part(array: jax.Array, sharding: Any) -> jax.Array:
     return _place(np.asarray(array), jax.sharding.NamedSharding(sharding.mesh, spec))
 
 
-def _warn(plan: Plan) -> None:
+def _warn(plan: Plan, weights: Weights | GgufFile) -> None:
+    if plan.unknown:
+        warn(
+            f"{weights.directory} holds tensors of modules that the model does not have, and they "
+            f"are not read: {list_names(plan.unknown, str, LISTED)}. If they matter, the outputs "
+            "are not those of the model that was saved",
+            UserWarning,
+        )
     names = [".".join(path) for path in plan.fresh if path[0] not in _HEADS]
     if names:
-        more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
         warn(
-            f"not in the checkpoint, drawn at random: {', '.join(names[:LISTED])}{more}; "
+            f"not in the checkpoint, drawn at random: {list_names(names, str, LISTED)}; "
             "train them before you rely on the output",
             FreshWeightsWarning,
         )

@@ -22,9 +22,9 @@ FAULTS = {
     "missing other half": (drop("pooler.dense.weight"), None, "missing keys: pooler.dense.weight"),
     "missing half of a pooler": (drop("pooler.dense.bias"), "SEQ_CLS", "missing keys: pooler.d"),
     "unexpected": (
-        lambda tensors: tensors | {"encoder.layer.7.gate": np.ones(3, np.float32)},
+        lambda tensors: tensors | {"pooler.dense.weight_scale": np.ones(3, np.float32)},
         None,
-        "unexpected keys: encoder.layer.7.gate",
+        "unexpected keys: pooler.dense.weight_scale",
     ),
     "wrong shape": (
         lambda tensors: tensors | {"pooler.dense.weight": np.ones((24, 25), np.float32)},

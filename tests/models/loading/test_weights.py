@@ -144,6 +144,16 @@ def test_buffers_of_older_versions_are_passed_over(tmp_path):
     assert from_pretrained(rewritten(tmp_path / "model", "bert", add)).fresh == ()
 
 
+@pytest.mark.parametrize("task", [None, "SEQ_CLS"])
+def test_modules_that_the_model_does_not_have_are_named_and_passed_over(tmp_path, task):
+    """As in transformers, which loads such a file too."""
+    extra = {"sentence.gate.weight": np.ones(3, np.float32), "encoder.layer.7.gate": np.ones(3)}
+    directory = rewritten(tmp_path / "model", "bert", lambda tensors: tensors | extra)
+    with pytest.warns(UserWarning, match=r"(?=.*sentence\.gate\.weight).*encoder\.layer\.7\.gate"):
+        model = from_pretrained(directory, task)
+    assert_same(model.params, from_pretrained(REFERENCE / "bert", task).params)
+
+
 def test_mesh_places_copies_on_every_device():
     mesh = jax.make_mesh((len(jax.devices()),), ("data",))
     params = from_pretrained(REFERENCE / "bert", "SEQ_CLS", mesh=mesh, num_labels=2).params

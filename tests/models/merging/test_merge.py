@@ -186,6 +186,17 @@ def test_a_new_head_in_a_file_of_several_types(tmp_path):
     assert written == (tmp_path / "expected").read_bytes()
 
 
+def test_a_new_head_over_tensors_that_no_class_reads(tmp_path):
+    extra = {"sentence.gate.weight": np.ones(3, np.float32)}
+    base = rewritten(tmp_path / "base", "bert", lambda tensors: tensors | extra)
+    with pytest.warns(UserWarning, match=r"sentence\.gate\.weight"):
+        tune(None, tmp_path / "adapter", base=base)
+    merged = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "merged")
+    assert merged.left_out == ("sentence.gate.weight",)
+    assert merged.added == ("classifier.bias", "classifier.weight")
+    assert not from_pretrained(merged.path, "SEQ_CLS").fresh
+
+
 def test_a_base_of_links_as_in_the_hub_s_cache(tmp_path):
     (tmp_path / "snapshot").mkdir()
     for file in (REFERENCE / "bert_seq_cls_sharded").iterdir():
