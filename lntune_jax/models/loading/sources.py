@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .safetensors import Weights
 
 
+CONFIG_FILE = "config.json"
+
 # An id on the hub: a name, or an owner and a name; paths begin with a dot or have more parts.
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -119,7 +121,7 @@ def _fetch(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
 
 
 def _gguf_in(directory: Path) -> Path | None:
-    if (directory / "config.json").is_file():
+    if (directory / CONFIG_FILE).is_file():
         return None
     files = sorted(directory.glob("*.gguf"))
     if len(files) > 1:
@@ -128,20 +130,31 @@ def _gguf_in(directory: Path) -> Path | None:
     return files[0] if files else None
 
 
-def read_config(directory: Path) -> Any:
-    """Read the transformers config of a model directory.
+def read_fields(directory: Path) -> dict[str, Any]:
+    """Read the config.json of a model directory, as it is.
 
     Raises:
-        ModelError: there is none, it is not JSON, or its `model_type` is not supported.
+        ModelError: there is none, or it is no JSON object.
     """
-    path = directory / "config.json"
+    path = directory / CONFIG_FILE
     if not path.is_file():
-        raise ModelError(f"{directory} is no model directory: it has no config.json")
+        raise ModelError(f"{directory} is no model directory: it has no {CONFIG_FILE}")
     try:
         fields = read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a JSON file ({error})") from error
-    return config_of(fields, str(path))
+    if not isinstance(fields, dict):
+        raise ModelError(f"{path}: expected a JSON object, found a {type(fields).__name__}")
+    return fields
+
+
+def read_config(directory: Path) -> Any:
+    """Read the transformers config of a model directory.
+
+    Raises:
+        ModelError: as `read_fields`, or its `model_type` is not supported.
+    """
+    return config_of(read_fields(directory), str(directory / CONFIG_FILE))
 
 
 def config_of(fields: Any, source: str) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from ..nn.sharding import keep_heads_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from lntune_jax.sharding import Misfit
 
@@ -60,15 +61,52 @@ class Plan:
     unknown: tuple[str, ...] = ()
 
 
-def canonical_keys(weights: Weights | GgufFile, prefix: str) -> dict[str, str]:
-    """Give each key under the name it has in a bare model, whatever the file calls it.
+class Keys(Protocol):
+    """The keys and shapes of a checkpoint, whatever its files are."""
+
+    @property
+    def directory(self) -> Path:
+        """Where it is, for messages."""
+        ...
+
+    def keys(self) -> list[str]:
+        """Every tensor's key."""
+        ...
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """A tensor's shape, in PyTorch's order of axes."""
+        ...
+
+
+# What older versions saved beside the weights: positions, causal masks, rotary frequencies.
+_BUFFERS = re.compile(
+    r"(.*\.)?(embeddings\.(position|token_type)_ids|attn\.(masked_)?bias|rotary_emb\.inv_freq)"
+)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a checkpoint's tensor is no parameter, but a buffer which is computed here.
+
+    Example:
+        >>> is_buffer("h.0.attn.bias"), is_buffer("h.0.attn.c_attn.bias")
+        (True, False)
+    """
+    return _BUFFERS.fullmatch(name) is not None
+
+
+def canonical_keys(weights: Keys, prefix: str | None = None) -> dict[str, str]:
+    """Give each key under its name today, whatever the file calls it.
+
+    Args:
+        weights: the checkpoint.
+        prefix: what the names of a model with a head begin with, and those given here do not.
 
     Raises:
         ModelError: two keys have one name.
     """
     names: dict[str, str] = {}
     for key in weights.keys():  # noqa: SIM118
-        name = key.removeprefix(prefix + ".")
+        name = key if prefix is None else key.removeprefix(prefix + ".")
         for old, new in TENSORFLOW_LEAVES.items():
             if name.endswith(old):
                 name = name.removesuffix(old) + new
@@ -83,7 +121,7 @@ def canonical_keys(weights: Weights | GgufFile, prefix: str) -> dict[str, str]:
 def match(
     leaves: Leaves,
     names: dict[str, str],
-    weights: Weights | GgufFile,
+    weights: Keys,
     task: str | None,
     layout: Layout,
 ) -> Plan:
@@ -134,7 +172,7 @@ def _find(name: str, names: dict[str, str], layout: Layout) -> str | None:
 
 
 def _harmless(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
+    return is_buffer(name) or any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _report(
@@ -142,7 +180,7 @@ def _report(
     sources: dict[tuple[str, ...], str],
     missing: list[str],
     unexpected: list[str],
-    weights: Weights | GgufFile,
+    weights: Keys,
     layout: Layout,
 ) -> None:
     wrong = []
@@ -300,7 +338,7 @@ def _place_part(array: jax.Array, sharding: Any) -> jax.Array:
     return _place(np.asarray(array), jax.sharding.NamedSharding(sharding.mesh, spec))
 
 
-def _warn(plan: Plan, weights: Weights | GgufFile) -> None:
+def _warn(plan: Plan, weights: Keys) -> None:
     if plan.unknown:
         warn(
             f"{weights.directory} holds tensors of modules that the model does not have, and they "

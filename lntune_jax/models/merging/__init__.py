@@ -1,9 +1,16 @@
 """An adapter and the checkpoint of its base: read together, compared, and written as one."""
 
-from .adapter import Found, find_adapter, read_norms, read_quantization
 from .heads import count_labels
 from .merge import MergedCheckpoint, merge_checkpoint
-from .plan import Parts, map_parameters, read_parts
+from .parts import (
+    Found,
+    Parts,
+    find_adapter,
+    map_parameters,
+    read_norms,
+    read_parts,
+    read_quantization,
+)
 from .shards import map_tensor
 
 __all__ = [

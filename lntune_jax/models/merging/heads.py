@@ -1,5 +1,6 @@
-"""A head that the base lacks: the class that reads it, its labels, and what it leaves unread.
+"""Heads: what a new one, or an output that is no longer tied, changes in a checkpoint.
 
+That is the class and the labels in config.json, and the tensors that the class does not read.
 Where `lntune_jax.models` has the architecture, every key of the new class is known and compared;
 elsewhere the old head is known by its name alone.
 """
@@ -7,23 +8,25 @@ elsewhere the old head is known by its name alone.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from lntune_jax.config import TASK_HEADS
-from lntune_jax.errors import ModelError
+from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.messages import list_names
+from lntune_jax.peft.config import EMBEDDINGS
 
 from ..families.encoders import ENCODER
 from ..families.registry import FAMILIES
-from ..loading.sources import read_config, with_labels
+from ..loading.sources import config_of, with_labels
 from ..loading.weights import canonical_keys, match
 from ..model import from_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Collection, Mapping, Sequence
+
+    from .shards import Checkpoint
 
 
 # Tasks of PEFT, and the tables of transformers' auto classes (models/auto/modeling_auto.py, 5.23).
@@ -36,10 +39,8 @@ _AUTO_TABLES = {
     "SEQ_2_SEQ_LM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
 }
 
-HEAD_TASKS = tuple(_AUTO_TABLES)
-
 # What transformers' classes call their heads, beside their encoders and decoders.
-HEADS = frozenset(
+_HEADS = frozenset(
     {"cls", "classifier", "embed_out", "lm_head", "qa_outputs", "score"}
     | {"discriminator_predictions", "generator_lm_head", "generator_predictions"}
     | {"lm_predictions", "mask_predictions", "predictions", "sop_classifier"}
@@ -48,20 +49,10 @@ HEADS = frozenset(
 
 _CLASSIFIERS = (*TASK_HEADS["SEQ_CLS"], "classifier.out_proj")
 
+# The matrices that give the logits of a language model, and may be tied to its word embeddings.
+_OUTPUTS = ("lm_head", "embed_out", "vocab_projector", "predictions.decoder", "lm_head.decoder")
 
-class Shapes(NamedTuple):
-    """The keys and shapes of a checkpoint that is still to be written, as `Weights` has them."""
-
-    directory: Path
-    shapes: Mapping[str, tuple[int, ...]]
-
-    def keys(self) -> list[str]:
-        """Every tensor's key."""
-        return list(self.shapes)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """A tensor's shape."""
-        return self.shapes[key]
+_LANGUAGE_CLASSES = ("LM", "LMHeadModel", "ForConditionalGeneration", "ForPreTraining")
 
 
 def is_head(name: str) -> bool:
@@ -71,7 +62,33 @@ def is_head(name: str) -> bool:
         >>> is_head("lm_head.weight"), is_head("model.norm.weight")
         (True, False)
     """
-    return name.split(".")[0] in HEADS
+    return name.split(".")[0] in _HEADS
+
+
+def is_output(name: str) -> bool:
+    """Whether a parameter is the matrix that gives the logits of a language model.
+
+    Example:
+        >>> is_output("lm_head.weight"), is_output("lm_head.dense.weight")
+        (True, False)
+    """
+    return f".{name}".endswith(tuple(f".{module}.weight" for module in _OUTPUTS))
+
+
+def is_language_output(fields: Mapping[str, Any], name: str) -> bool:
+    """Whether a parameter is the output matrix that the base's own class has, perhaps tied."""
+    return is_output(name) and _has_language_class(fields)
+
+
+def count_labels(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The number of outputs of the classifier among these parameters, if there is one.
+
+    Example:
+        >>> count_labels({"classifier.dense.weight": (8, 8), "classifier.out_proj.weight": (3, 8)})
+        3
+    """
+    names = [f"{head}.{leaf}" for head in _CLASSIFIERS for leaf in ("weight", "bias")]
+    return next((shapes[name][0] for name in names if name in shapes), None)
 
 
 def find_class(fields: Mapping[str, Any], task: str | None, names: Sequence[str]) -> str:
@@ -104,58 +121,133 @@ def find_class(fields: Mapping[str, Any], task: str | None, names: Sequence[str]
     return found if isinstance(found, str) else found[0]
 
 
-def count_labels(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The number of outputs of the classifier among these parameters, if there is one.
-
-    Example:
-        >>> count_labels({"classifier.dense.weight": (8, 8), "classifier.out_proj.weight": (3, 8)})
-        3
-    """
-    names = [f"{head}.{leaf}" for head in _CLASSIFIERS for leaf in ("weight", "bias")]
-    return next((shapes[name][0] for name in names if name in shapes), None)
-
-
 def find_unread(
-    directory: Path,
-    fields: Mapping[str, Any],
-    task: str | None,
-    shapes: Mapping[str, tuple[int, ...]],
-    own: Iterable[str],
+    made: Checkpoint, fields: Mapping[str, Any], task: str | None, own: Collection[str]
 ) -> list[str]:
-    """The keys of the base that the class for a task does not read.
+    """The keys that the class for a task does not read.
 
     Args:
-        directory: the base, for messages.
-        fields: its config.json.
+        made: every tensor with its new key, those of the new head included.
+        fields: the base's config.json.
         task: the task of the new head.
-        shapes: every key and shape, the new head's included.
         own: the keys that the adapter holds.
 
     Raises:
         ModelError: the class needs a key that is not there, or one has another shape.
     """
     family = FAMILIES.get(str(fields.get("model_type")))
-    if family is not None and family.kind is ENCODER and task in ENCODER.tasks:
-        return _compare(directory, task, shapes)
-    kept = {key.split(".")[0] for key in own}
-    return [key for key in shapes if is_head(key) and key.split(".")[0] not in kept]
-
-
-def _compare(directory: Path, task: str | None, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    config = with_labels(read_config(directory), count_labels(shapes))
-    layout = FAMILIES[config.model_type].checkpoint_names
-    tree = from_config(config, task).params
-    paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    leaves = {tuple(part.key for part in path): leaf for path, leaf in paths}
-    weights: Any = Shapes(directory, shapes)
-    names = canonical_keys(weights, layout.prefix)
-    plan = match(leaves, names, weights, task, layout)
+    if family is None or family.kind is not ENCODER or task not in ENCODER.tasks:
+        kept = {key.split(".")[0] for key in own}
+        return [key for key in made.tensors if is_head(key) and key.split(".")[0] not in kept]
+    shapes = {key: tensor.shape for key, tensor in made.tensors.items()}
+    config = with_labels(config_of(dict(fields), str(made.directory)), count_labels(shapes))
+    layout = family.checkpoint_names
+    leaves = {
+        tuple(part.key for part in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(from_config(config, task).params)
+    }
+    plan = match(leaves, canonical_keys(made, layout.prefix), made, task, layout)
     if plan.fresh:
-        fresh = [".".join(path) for path in plan.fresh]
         raise ModelError(
-            f"neither {directory} nor the adapter holds {list_names(fresh)}, which the task {task} "
-            "reads: transformers would draw it at random. Save the adapter with these modules in "
+            f"neither {made.directory} nor the adapter holds "
+            f"{list_names(['.'.join(path) for path in plan.fresh])}, which the task {task} reads: "
+            "transformers would draw it at random. Save the adapter with these modules in "
             "modules_to_save, or pass norms_only=True"
         )
-    read = {*plan.sources.values(), *([plan.tied] if plan.tied else [])}
-    return [key for key in shapes if key not in read]
+    read = {*plan.sources.values(), plan.tied}
+    return [key for key in made.tensors if key not in read]
+
+
+def with_head(
+    fields: Mapping[str, Any], name: str | None, count: int | None, labels: Sequence[str] | None
+) -> dict[str, Any]:
+    """The fields of a config.json with the class of a head and the names of its labels.
+
+    Args:
+        fields: the base's.
+        name: the class, or None where the base's own stays.
+        count: the number of labels, or None where the head is no classifier.
+        labels: their names, or None for those that are there, or numbers.
+
+    Raises:
+        AdapterError: the names are not as many as the labels, or not all different.
+
+    Example:
+        >>> with_head({}, "BertForSequenceClassification", 2, ("no", "yes"))["id2label"]
+        {'0': 'no', '1': 'yes'}
+    """
+    changed = dict(fields) | ({} if name is None else {"architectures": [name]})
+    if count is None or (name is None and labels is None):
+        return changed
+    if labels is None:
+        known = fields.get("id2label")
+        if isinstance(known, dict) and len(known) == count:
+            return changed
+        labels = [f"LABEL_{number}" for number in range(count)]  # as transformers calls them
+    if len(labels) != count or len(set(labels)) != count:
+        raise AdapterError(
+            f"the classifier has {count} outputs, but the labels are {list_names(list(labels))}: "
+            f"pass {count} different names"
+        )
+    changed.pop("num_labels", None)  # the length of the two below
+    changed["id2label"] = {str(number): label for number, label in enumerate(labels)}
+    changed["label2id"] = {label: number for number, label in enumerate(labels)}
+    return changed
+
+
+def untie(
+    fields: Mapping[str, Any], names: Collection[str], present: Collection[str], *, has_copies: bool
+) -> dict[str, Any]:
+    """The fields with `tie_word_embeddings` false, where the adapter holds the output matrix.
+
+    Args:
+        fields: the base's.
+        names: the parameters of the adapter.
+        present: the parameters of the base.
+        has_copies: whether the adapter trained a copy of what it saved, as PEFT does, so that
+            tied weights came apart.
+
+    Raises:
+        ModelError: the embeddings are tied, and what the output was in training is not known.
+    """
+    outputs = list(filter(is_output, names))
+    if outputs:
+        if "text_config" in fields and fields.get("tie_word_embeddings") is not False:
+            raise ModelError(
+                f"the adapter holds {list_names(outputs)}, which config.json ties to the "
+                "embeddings in a part of its own (text_config): write 'tie_word_embeddings': false "
+                "into that config.json first, or merge the norms alone (norms_only=True)"
+            )
+        return {**fields, "tie_word_embeddings": False}
+    ends = tuple(f".{module}.weight" for module in EMBEDDINGS)
+    inputs = [name for name in names if f".{name}".endswith(ends)]
+    if inputs and _is_tied(fields) and (has_copies or any(map(is_output, present))):
+        raise ModelError(
+            f"the adapter holds {list_names(inputs)}, but not the output matrix that config.json "
+            "ties to it (tie_word_embeddings): whether that was trained too is not known. Train "
+            "with both in modules_to_save, or merge the norms alone (norms_only=True)"
+        )
+    return dict(fields)
+
+
+def _is_tied(fields: Mapping[str, Any]) -> bool:
+    """Whether a language model ties its output to its embeddings."""
+    if not _has_language_class(fields):
+        return False
+    tied = fields.get("tie_word_embeddings")
+    if tied is not None:
+        return bool(tied)
+    # Where the config does not say, it differs between architectures.
+    from transformers import AutoConfig
+
+    try:
+        made = AutoConfig.for_model(str(fields.get("model_type")))
+    except ValueError:  # an architecture of its own code
+        return True
+    return bool(getattr(made, "tie_word_embeddings", True))
+
+
+def _has_language_class(fields: Mapping[str, Any]) -> bool:
+    listed = fields.get("architectures")
+    classes = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    return any(name.endswith(_LANGUAGE_CLASSES) for name in classes)

@@ -1,39 +1,42 @@
 """A full Hugging Face checkpoint with an adapter in place, written file by file.
 
-Whatever the adapter does not hold is copied bit for bit; no more than one tensor's piece of a few
-megabytes, and the adapter, is in memory. A record of what was written lies beside the weights: a
-directory is replaced only where the record says that it holds nothing else.
+Whatever the adapter does not hold is copied bit for bit; no more than a few megabytes of the base,
+and the adapter, are in memory. A record of what was written lies beside the weights: a directory
+is replaced only where the record says that it holds nothing else.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import math
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.messages import list_names
+from lntune_jax.peft.files import PEFT
 from lntune_jax.storage.directories import check_target, refuse_url, resolve_path, write_directory
 from lntune_jax.storage.sealed import list_files, read_json
 
-from ..loading.safetensors import INDEX_FILE, WEIGHTS_FILE
-from ..loading.sources import HUB_PATTERNS, find_directory
-from .adapter import find_adapter, read_quantization
-from .config import CONFIG_FILE, write_fields
-from .plan import plan_merge, read_parts
-from .shards import read_checkpoint, write_file
+from ..loading.safetensors import INDEX_FILE
+from ..loading.sources import CONFIG_FILE, HUB_PATTERNS, find_directory
+from .heads import count_labels, find_class, find_unread, is_language_output, untie, with_head
+from .parts import find_adapter, read_parts, read_quantization
+from .shards import TYPES, Checkpoint, Entry, Tensor, order_entries, read_checkpoint, write_file
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lntune_jax.names.maps import NameMap
 
-    from .plan import Plan
-    from .shards import Checkpoint, Entry
+    from .parts import Parts
 
 
 # What a checkpoint on the hub may hold beside its weights.
@@ -150,37 +153,190 @@ def merge_checkpoint(
     refuse_url(adapter, error=AdapterError, what="the adapter")
     directory = find_directory(model, revision, _PATTERNS).resolve()
     found = find_adapter(adapter)
-    others = {"base": directory, "adapter": found.directory}
-    check_apart(target, others)
-    check_target(target, noun="merged checkpoint", list_own=list_own, overwrite=overwrite)
+    for what, other in {"base": directory, "adapter": found.directory}.items():
+        if target == other or other in target.parents or target in other.parents:
+            raise AdapterError(
+                f"the output {target} and the {what} {other} must not lie in one another: pass "
+                "another output"
+            )
+    check_target(target, noun=_NOUN, list_own=_list_own, overwrite=overwrite)
     parts = read_parts(directory, Path(adapter), name_map)
-    plan = plan_merge(parts, task=task, labels=labels, norms_only=norms_only)
-    copied, skipped = sort_files(parts.checkpoint)
+    plan = _plan(parts, task, labels, norms_only=norms_only)
+    copied, skipped = _sort_files(parts.checkpoint)
 
     def fill(new: Path) -> None:
-        write_checkpoint(new, parts.checkpoint, plan, copied)
+        _write_checkpoint(new, parts.checkpoint, plan, copied)
 
-    write_directory(target, fill, noun="merged checkpoint", list_own=list_own, overwrite=overwrite)
-    fields = parts.fields if plan.fields is None else plan.fields
+    write_directory(target, fill, noun=_NOUN, list_own=_list_own, overwrite=overwrite)
     return MergedCheckpoint(
         path=target,
-        adapter=parts.found.directory,
-        kind=parts.found.kind,
+        adapter=found.directory,
+        kind=found.kind,
         tuned=plan.tuned,
         added=plan.added,
         left_out=plan.left_out,
         unused=plan.unused,
         compared=parts.compared,
-        architecture=next(iter(fields.get("architectures") or ()), None),
+        architecture=next(iter(plan.fields.get("architectures") or ()), None),
         files=tuple(plan.files),
         skipped=tuple(skipped),
-        quantized=read_quantization(parts.found),
+        quantized=read_quantization(found),
     )
 
 
-RECORD_FILE = "lntune_merge.json"
+class _Plan(NamedTuple):
+    """A checkpoint to write.
+
+    Attributes:
+        files: the tensors of each weight file.
+        fields: the content of config.json.
+        texts: the files of JSON whose content is another than the base's.
+        tuned: the keys that get the adapter's values.
+        added: those of them that the base lacks.
+        left_out: the base's keys that the new class does not read.
+        unused: the adapter's parameters that are not written.
+    """
+
+    files: dict[str, list[Entry]]
+    fields: dict[str, Any]
+    texts: dict[str, Any]
+    tuned: tuple[str, ...]
+    added: tuple[str, ...]
+    left_out: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def _plan(
+    parts: Parts, task: str | None, labels: Sequence[str] | None, *, norms_only: bool
+) -> _Plan:
+    """Decide what goes where.
+
+    Raises:
+        AdapterError: a value is too large for the base's type; the head pools as no class of
+            transformers does; the labels do not fit.
+        ModelError: no class fits the base with its new head; tied weights; quantised weights.
+    """
+    tuned, names, base = parts.tuned, parts.names, parts.checkpoint
+    arrays = {n: a for n, a in tuned.arrays.items() if n in tuned.norms or not norms_only}
+    if not arrays:
+        raise AdapterError(
+            f"the adapter {parts.found.directory} holds no norms: leave norms_only out"
+        )
+    fresh = () if norms_only else parts.fresh
+    # A head stands beside what the base holds without a prefix, so that all keys get it.
+    prefix = names.added if fresh else ""
+    values = {names.keys[name]: array for name, array in arrays.items() if name in names.keys}
+    entries: dict[str, Entry] = {}
+    for key, tensor in base.tensors.items():
+        new = prefix + key
+        source = _cast(new, values[key], tensor.kind) if key in values else tensor
+        entries[key] = Entry(new, tensor.kind, tensor.shape, source)
+    added = _make_new({name: arrays[name] for name in fresh}, base)
+    fields, unread = parts.fields, frozenset[str]()
+    if not norms_only:
+        fields, unread = _fit_class(parts, [*entries.values(), *added], task, labels)
+    left_out = [key for key, entry in entries.items() if entry.key in unread]
+    files: dict[str, list[Entry]] = {}
+    for key, tensor in base.tensors.items():
+        if entries[key].key not in unread:
+            files.setdefault(tensor.file.name, []).append(entries[key])
+    if added:
+        last = list(files)[-1]
+        files[last] = order_entries([*files[last], *added])
+    texts = {} if fields == parts.fields else {CONFIG_FILE: fields}
+    if base.listing is not None and (added or left_out):
+        texts[INDEX_FILE] = _make_listing(base.listing, files)
+    return _Plan(
+        files=files,
+        fields=fields,
+        texts=texts,
+        tuned=(*(entries[key].key for key in values), *fresh),
+        added=fresh,
+        left_out=tuple(left_out),
+        unused=tuple(name for name in tuned.arrays if name not in arrays),
+    )
+
+
+def _fit_class(
+    parts: Parts, entries: list[Entry], task: str | None, labels: Sequence[str] | None
+) -> tuple[dict[str, Any], frozenset[str]]:
+    """The fields of config.json for what the adapter holds, and the keys that nothing reads."""
+    found, arrays, base = parts.found, parts.tuned.arrays, parts.checkpoint
+    heads = {module for modules in TASK_HEADS.values() for module in modules}
+    if found.pooling == "mean" and any(name.split(".")[0] in heads for name in arrays):
+        raise AdapterError(
+            f"the head of the adapter {found.directory} reads the mean over tokens, which no "
+            "classifier of transformers does: its labels would be wrong. Pass norms_only=True to "
+            "write the tuned encoder without the head"
+        )
+    fields = untie(parts.fields, arrays, parts.names.keys, has_copies=found.kind == PEFT)
+    name, unread = None, frozenset[str]()
+    if any(not is_language_output(parts.fields, fresh) for fresh in parts.fresh):
+        task = task or parts.tuned.config.task_type
+        name = find_class(fields, task, parts.fresh)
+        own = [entry.key for entry in entries if isinstance(entry.source, np.ndarray)]
+        made = {entry.key: Tensor(base.directory, *entry[:3], 0, 0) for entry in entries}
+        whole = Checkpoint(base.directory, made, None)
+        unread = frozenset(find_unread(whole, parts.fields, task, own))
+        lost = [key for key in own if key in unread]
+        if lost:
+            raise AdapterError(
+                f"the adapter {found.directory} holds {list_names(lost)}, which {name} does not "
+                "read: pass another task, or norms_only=True"
+            )
+    count = count_labels({n: a.shape for n, a in arrays.items() if n not in parts.tuned.norms})
+    if labels is not None and count is None:
+        raise AdapterError(f"labels are given, but {found.directory} holds no classifier")
+    return with_head(fields, name, count, found.labels if labels is None else labels), unread
+
+
+def _make_new(arrays: Mapping[str, np.ndarray], base: Checkpoint) -> list[Entry]:
+    """Tensors that the base lacks, in the type that most of its bytes have."""
+    sizes: Counter[str] = Counter()
+    for tensor in base.tensors.values():
+        if tensor.kind in TYPES:
+            sizes[tensor.kind] += tensor.end - tensor.start
+    kind = sizes.most_common(1)[0][0] if arrays else ""
+    return [Entry(n, kind, a.shape, _cast(n, a, kind)) for n, a in arrays.items()]
+
+
+def _cast(name: str, value: np.ndarray, kind: str) -> np.ndarray:
+    if kind not in TYPES:
+        raise ModelError(
+            f"the tensor {name} of the base is stored as {kind}; supported: {', '.join(TYPES)} "
+            "(weights that are not quantised)"
+        )
+    with np.errstate(over="ignore"):
+        narrow = value.astype(TYPES[kind])
+    if not np.isfinite(narrow).all():
+        raise AdapterError(
+            f"{name!r} holds values too large for {TYPES[kind].name}, the type it has in the base "
+            f"(the largest is {np.abs(value).max():.6g}): merge into the base in a wider type"
+        )
+    return narrow
+
+
+def _make_listing(listing: dict[str, Any], files: dict[str, list[Entry]]) -> dict[str, Any]:
+    entries = [entry for each in files.values() for entry in each]
+    totals = {
+        "total_size": sum(entry.size for entry in entries),
+        "total_parameters": sum(math.prod(entry.shape) for entry in entries),
+    }
+    metadata = listing.get("metadata") or {}
+    counted = {name: number for name, number in totals.items() if name in metadata}
+    places = {entry.key: name for name, each in files.items() for entry in each}
+    return {
+        **listing,
+        "metadata": {**metadata, **counted},
+        "weight_map": dict(sorted(places.items())),
+    }
+
+
+_RECORD_FILE = "lntune_merge.json"
 
 _FORMAT, _FORMAT_VERSION = "lntune_jax merged checkpoint", 1
+
+_NOUN = "merged checkpoint"
 
 # Ends of the names of files that hold weights, or announce them: other copies of the base's, which
 # would not have the adapter in place, and pickles, which can run any code.
@@ -193,75 +349,52 @@ _WEIGHT_SUFFIXES = (
 )
 
 
-def check_apart(target: Path, others: dict[str, Path]) -> None:
-    """Refuse a path that holds, or lies in, what is read.
-
-    Args:
-        target: the directory to make.
-        others: directories that are read, by what they are.
-
-    Raises:
-        AdapterError: the message says which.
-    """
-    for what, other in others.items():
-        if target == other or other in target.parents or target in other.parents:
-            raise AdapterError(
-                f"the output {target} and the {what} {other} must not lie in one another: pass "
-                "another output"
-            )
-
-
-def sort_files(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+def _sort_files(base: Checkpoint) -> tuple[list[str], list[str]]:
     """The base's other files: those to copy, and those not to.
 
     Hidden files, links to directories and whatever holds weights are not copied.
     """
-    own = {*checkpoint.files, INDEX_FILE if checkpoint.listing is not None else WEIGHTS_FILE}
-    copied, left = [], []
-    for parent, directories, names in os.walk(checkpoint.directory):
-        here = Path(parent)
-        for name in sorted(directories):
-            path = here / name
-            if name.startswith(".") or path.is_symlink():
-                directories.remove(name)
-                left.append(path.relative_to(checkpoint.directory).as_posix() + "/")
-        directories.sort()
-        for name in sorted(names):
-            place = (here / name).relative_to(checkpoint.directory).as_posix()
-            if place in own or place in (CONFIG_FILE, RECORD_FILE):
-                continue
-            hidden = name.startswith(".")
-            whole = (here / name).is_file() and not name.lower().endswith(_WEIGHT_SUFFIXES)
-            (copied if whole and not hidden else left).append(place)
-    return copied, left
+    own = {tensor.file.name for tensor in base.tensors.values()} | {_RECORD_FILE}
+    own |= set() if base.listing is None else {INDEX_FILE}
+    copied, left = [], {}
+    for name in list_files(base.directory):
+        parts = name.split("/")
+        hidden = next((n for n, part in enumerate(parts, 1) if part.startswith(".")), None)
+        if hidden is not None:  # of a hidden directory, its name alone
+            left["/".join(parts[:hidden]) + ("/" if hidden < len(parts) else "")] = None
+        elif name not in own:
+            is_file = (base.directory / name).is_file()
+            whole = is_file and not name.lower().endswith(_WEIGHT_SUFFIXES)
+            (copied.append if whole else left.setdefault)(name)
+    return copied, list(left)
 
 
-def write_checkpoint(new: Path, checkpoint: Checkpoint, plan: Plan, copied: list[str]) -> None:
+def _write_checkpoint(new: Path, base: Checkpoint, plan: _Plan, copied: list[str]) -> None:
     """Fill a new directory with the checkpoint, and read its headers back.
 
     Raises:
         ModelError: what was written does not read back.
     """
-    for name in copied:
-        (new / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checkpoint.directory / name, new / name)
-    if plan.fields is not None:
-        write_fields(new / CONFIG_FILE, plan.fields)
-    else:
-        shutil.copyfile(checkpoint.directory / CONFIG_FILE, new / CONFIG_FILE)
+    kept = [*copied, *([] if base.listing is None else [INDEX_FILE])]
+    for name in kept:
+        if name not in plan.texts:
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(base.directory / name, new / name)
     for name, entries in plan.files.items():
-        write_file(new / name, entries, checkpoint.metadata[name])
-    if plan.listing is not None:
-        text = json.dumps(plan.listing, indent=2, ensure_ascii=False) + "\n"
-        (new / INDEX_FILE).write_text(text, encoding="utf-8")
-    elif checkpoint.listing is not None:
-        shutil.copyfile(checkpoint.directory / INDEX_FILE, new / INDEX_FILE)
-    _write_record(new, plan)
-    _check_written(new, [entry for entries in plan.files.values() for entry in entries])
-
-
-def _check_written(new: Path, entries: list[Entry]) -> None:
+        write_file(new / name, base.directory / name, entries)
+    record: dict[str, Any] = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "files": sorted([*kept, *plan.files, _RECORD_FILE]),
+        "tuned": plan.tuned,
+        "added": plan.added,
+        "left_out": plan.left_out,
+    }
+    for name, content in {**plan.texts, _RECORD_FILE: record}.items():
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (new / name).write_text(text, encoding="utf-8")
     found = read_checkpoint(new).tensors
+    entries = [entry for each in plan.files.values() for entry in each]
     wrong = [
         entry.key
         for entry in entries
@@ -273,23 +406,10 @@ def _check_written(new: Path, entries: list[Entry]) -> None:
         raise ModelError(f"{new} does not read back as written: {list_names(wrong)}")
 
 
-def _write_record(new: Path, plan: Plan) -> None:
-    fields: dict[str, Any] = {
-        "format": _FORMAT,
-        "format_version": _FORMAT_VERSION,
-        "files": [*list_files(new), RECORD_FILE],
-        "tuned": list(plan.tuned),
-        "added": list(plan.added),
-        "left_out": list(plan.left_out),
-    }
-    text = json.dumps(fields, indent=1, ensure_ascii=False) + "\n"
-    (new / RECORD_FILE).write_text(text, encoding="utf-8")
-
-
-def list_own(directory: Path) -> list[str]:
+def _list_own(directory: Path) -> list[str]:
     """The files that merging wrote into a directory, by its record; none without one."""
     try:
-        fields = read_json(directory / RECORD_FILE)
+        fields = read_json(directory / _RECORD_FILE)
         return list(map(str, fields["files"])) if fields["format"] == _FORMAT else []
     except (OSError, ValueError, KeyError, TypeError):
         return []

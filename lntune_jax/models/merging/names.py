@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.messages import list_names
 
-from ..families.names import TENSORFLOW_LEAVES
+from ..families.encoders import ENCODER
+from ..families.registry import FAMILIES
+from ..loading.weights import canonical_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from .shards import Checkpoint
 
 
 # Modules that transformers 5 calls otherwise than checkpoints do, which it renames as it loads and
@@ -54,8 +58,7 @@ class Names(NamedTuple):
 
 
 def match_names(
-    checkpoint: Path,
-    keys: Iterable[str],
+    checkpoint: Checkpoint,
     adapter: Path,
     wanted: Mapping[str, Sequence[str]],
     model_type: str | None = None,
@@ -63,8 +66,7 @@ def match_names(
     """Find the one prefix under which every norm of an adapter is in a checkpoint.
 
     Args:
-        checkpoint: the model directory, for messages.
-        keys: the checkpoint's keys.
+        checkpoint: the base.
         adapter: the adapter directory, for messages.
         wanted: the adapter's norms, and the names that each may have.
         model_type: the architecture, of which some have keys that are not module paths.
@@ -75,16 +77,18 @@ def match_names(
 
     Example:
         >>> from pathlib import Path
-        >>> wanted = {"bert.ln.weight": ("bert.ln.weight",)}
-        >>> match_names(Path("base"), ["ln.gamma", "ln.weight"], Path("adapter"), wanted)
-        Names(keys={'bert.ln.gamma': 'ln.gamma', 'bert.ln.weight': 'ln.weight'}, added='bert.', \
-dropped='')
+        >>> from lntune_jax.models.merging.shards import Checkpoint
+        >>> base = Checkpoint(Path("base"), dict.fromkeys(["fc.bias", "LayerNorm.gamma"]), None)
+        >>> names = match_names(base, Path("adapter"), {"": ["bert.LayerNorm.weight"]})
+        >>> names.added, names.keys["bert.LayerNorm.weight"]
+        ('bert.', 'LayerNorm.gamma')
     """
-    present = _modernize(checkpoint, keys)
+    present = canonical_keys(checkpoint)
+    if not wanted:
+        return _match_without_norms(checkpoint.directory, present, model_type)
     found = _find(present, wanted)
-    rules = _RENAMED.get(model_type or "")
-    if not found and rules:
-        renamed = {_apply(rules, name): key for name, key in present.items()}
+    if not found and model_type in _RENAMED:
+        renamed = {_apply(_RENAMED[model_type], name): key for name, key in present.items()}
         found = _find(renamed, wanted) if len(renamed) == len(present) else []
     exact = [names for names in found if not names.added and not names.dropped]
     if exact or len(found) == 1:
@@ -92,36 +96,32 @@ dropped='')
     if found:
         ways = [names.added or names.dropped for names in found]
         raise AdapterError(
-            f"the norms of the adapter {adapter} are in {checkpoint} in {len(found)} ways, with "
-            f"the prefixes {list_names(ways)}: pass the checkpoint of the very model it was "
-            "trained on"
+            f"the norms of the adapter {adapter} are in {checkpoint.directory} in {len(found)} "
+            f"ways, with the prefixes {list_names(ways)}: pass the checkpoint of the very model it "
+            "was trained on"
         )
-    raise AdapterError(_explain(checkpoint, present, adapter, wanted))
+    # Said for the names as they are: with another prefix nothing fits either.
+    missing = [name for name, each in wanted.items() if not any(n in present for n in each)]
+    norms = [name for name in present if "norm" in name.lower() or ".ln_" in name]
+    raise AdapterError(
+        f"the adapter {adapter} does not fit {checkpoint.directory}, whose keys lack its norms, "
+        f"with any prefix: it has {list_names(missing)}; the checkpoint has "
+        f"{list_names(norms or list(present))}. Pass the checkpoint it was trained on, and a name "
+        "map if its tree had names that are not those of transformers"
+    )
 
 
-def add_prefix(checkpoint: Path, names: Names, prefix: str) -> Names:
-    """The names of a checkpoint without a prefix, with it.
-
-    Raises:
-        ModelError: two keys have one name.
-    """
-    renamed = _rename(names.keys, prefix, "")
-    if renamed is None:
-        raise ModelError(f"{checkpoint} holds keys with and without {prefix!r}")
-    return renamed
-
-
-def _modernize(checkpoint: Path, keys: Iterable[str]) -> dict[str, str]:
-    """Keys by their names without what old checkpoints call the leaves of a LayerNorm."""
-    names: dict[str, str] = {}
-    for key in keys:
-        name = key
-        for old, new in TENSORFLOW_LEAVES.items():
-            if name.endswith(old):
-                name = name.removesuffix(old) + new
-        if name in names:
-            raise ModelError(f"{checkpoint} holds {name} twice: as {names[name]} and as {key}")
-        names[name] = key
+def _match_without_norms(directory: Path, present: dict[str, str], model_type: str | None) -> Names:
+    """A head alone says nothing about the prefix; the architecture does."""
+    family = FAMILIES.get(model_type or "")
+    if family is None or family.kind is not ENCODER:
+        return Names(present)
+    prefix = f"{family.checkpoint_names.prefix}."
+    if any(name.startswith(prefix) for name in present):
+        return Names(present)
+    names = _rename(present, prefix, "")
+    if names is None:
+        raise ModelError(f"{directory} holds keys with and without {prefix!r}")
     return names
 
 
@@ -134,48 +134,22 @@ def _apply(rules: Sequence[tuple[str, str]], name: str) -> str:
 
 
 def _find(present: Mapping[str, str], wanted: Mapping[str, Sequence[str]]) -> list[Names]:
-    return [
-        names
-        for added, dropped in _list_prefixes(present, wanted)
-        if (names := _rename(present, added, dropped)) and _holds(names, wanted)
-    ]
-
-
-def _list_prefixes(
-    present: Mapping[str, str], wanted: Mapping[str, Sequence[str]]
-) -> list[tuple[str, str]]:
-    """What could be added to keys or dropped from them, so that the first norm is there."""
+    """The ways to add a prefix to keys, or to drop one, with which every norm is there."""
     prefixes: dict[tuple[str, str], None] = {("", ""): None}
-    for name in next(iter(wanted.values()), ()):
+    for name in next(iter(wanted.values())):
         for key in present:
             if name.endswith("." + key):
                 prefixes[name.removesuffix(key), ""] = None
             elif key.endswith("." + name):
                 prefixes["", key.removesuffix(name)] = None
-    return list(prefixes)
+    every = (_rename(present, added, dropped) for added, dropped in prefixes)
+    return [
+        names
+        for names in every
+        if names and all(any(name in names.keys for name in each) for each in wanted.values())
+    ]
 
 
 def _rename(present: Mapping[str, str], added: str, dropped: str) -> Names | None:
     keys = {added + name.removeprefix(dropped): key for name, key in present.items()}
     return Names(keys, added, dropped) if len(keys) == len(present) else None
-
-
-def _holds(names: Names, wanted: Mapping[str, Sequence[str]]) -> bool:
-    return all(any(name in names.keys for name in each) for each in wanted.values())
-
-
-def _explain(
-    checkpoint: Path,
-    present: Mapping[str, str],
-    adapter: Path,
-    wanted: Mapping[str, Sequence[str]],
-) -> str:
-    # Said for the names as they are: with another prefix nothing fits either.
-    missing = [name for name, each in wanted.items() if not any(n in present for n in each)]
-    norms = [name for name in present if "norm" in name.lower() or ".ln_" in name]
-    return (
-        f"the adapter {adapter} does not fit {checkpoint}, whose keys lack its norms, with "
-        f"any prefix: it has {list_names(missing)}; the checkpoint has "
-        f"{list_names(norms or list(present))}. Pass the checkpoint it was trained on, and a name "
-        "map if its tree had names that are not those of transformers"
-    )

@@ -1,13 +1,15 @@
-"""Safetensors files at the level of bytes: where each tensor lies, and writing a file as a stream.
+"""Safetensors files at the level of bytes: where each tensor lies, and files with other values.
 
-A file of any size goes through a few megabytes of memory, and tensors of types that numpy does
-not know are copied like all others.
+A file of the base is copied whole, and new values are laid over its bytes. It is written anew only
+where tensors come, go or change their names. Either way a few megabytes of memory do, and tensors
+of types that numpy does not know are copied like all others.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -21,7 +23,7 @@ from lntune_jax.storage.sealed import parse_json, read_json
 from ..loading.safetensors import INDEX_FILE, MOST_INDEX_BYTES, WEIGHTS_FILE, open_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 
 # How safetensors names the types that an adapter's values can be written in.
@@ -49,29 +51,18 @@ class Tensor(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One tensor to write.
-
-    Attributes:
-        key: its key in the new file.
-        kind: its type, as safetensors names it.
-        shape: its shape.
-        source: the tensor whose bytes are copied, or None where `value` is written.
-        value: the array to write, of that type and shape.
-    """
+    """One tensor to write: its key, type and shape, and the bytes of the base or the new values."""
 
     key: str
     kind: str
     shape: tuple[int, ...]
-    source: Tensor | None
-    value: np.ndarray | None = None
+    source: Tensor | np.ndarray
 
     @property
     def size(self) -> int:
         """How many bytes it takes."""
-        if self.value is not None:
-            return self.value.nbytes
-        assert self.source is not None
-        return self.source.end - self.source.start
+        source = self.source
+        return source.end - source.start if isinstance(source, Tensor) else source.nbytes
 
 
 class Checkpoint(NamedTuple):
@@ -79,17 +70,21 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         directory: the model directory.
-        files: the names of its weight files, in the order of their names.
-        tensors: every tensor by its key.
-        metadata: for each file, the texts that its header holds beside the tensors.
+        tensors: every tensor by its key, file by file, in the order of the bytes.
         listing: the content of the index, or None for a single file.
     """
 
     directory: Path
-    files: tuple[str, ...]
     tensors: dict[str, Tensor]
-    metadata: dict[str, dict[str, str]]
     listing: dict[str, Any] | None
+
+    def keys(self) -> list[str]:
+        """Every tensor's key."""
+        return list(self.tensors)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """A tensor's shape."""
+        return self.tensors[key].shape
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
@@ -99,24 +94,14 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         ModelError: there are none, one is missing, damaged or a pickle, or the index does not fit.
     """
     with open_weights(directory) as weights:  # which checks every file and the index
-        keys = weights.keys()
+        places = dict.fromkeys(weights.keys(), WEIGHTS_FILE)
     listing = None
-    if (directory / WEIGHTS_FILE).is_file():
-        places = dict.fromkeys(keys, WEIGHTS_FILE)
-        files = [WEIGHTS_FILE]
-    else:
+    if not (directory / WEIGHTS_FILE).is_file():
         listing = read_json(directory / INDEX_FILE, MOST_INDEX_BYTES)
         places = listing["weight_map"]
-        files = sorted(set(places.values()))
-    headers = {name: _read_header(directory / name) for name in files}
-    tensors = {
-        key: tensor  # in the order of the bytes
-        for name in files
-        for key, tensor in headers[name][0].items()
-        if places.get(key) == name
-    }
-    metadata = {name: header[1] for name, header in headers.items()}
-    return Checkpoint(directory, tuple(files), tensors, metadata, listing)
+    found = (t for name in sorted(set(places.values())) for t in _read_header(directory / name)[0])
+    tensors = {tensor.key: tensor for tensor in found if places.get(tensor.key) == tensor.file.name}
+    return Checkpoint(directory, tensors, listing)
 
 
 def map_tensor(tensor: Tensor) -> np.ndarray:
@@ -135,21 +120,30 @@ def map_tensor(tensor: Tensor) -> np.ndarray:
     return octets.view(np.ndarray).view(TYPES[tensor.kind]).reshape(tensor.shape)
 
 
-def write_file(target: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, tensor after tensor.
+def write_file(target: Path, base: Path, entries: Sequence[Entry]) -> None:
+    """Write one weight file of a checkpoint.
 
     Args:
         target: the file, which must not exist.
+        base: the file of the base in whose place it stands.
         entries: what it holds, in this order.
-        metadata: the texts that its header holds beside the tensors.
     """
-    header = _write_header(entries, metadata)
+    tensors, metadata = _read_header(base)
+    if [tensor[1:4] for tensor in tensors] == [entry[:3] for entry in entries]:
+        shutil.copyfile(base, target)
+        with target.open("r+b") as file:
+            for tensor, entry in zip(tensors, entries, strict=True):
+                if isinstance(entry.source, np.ndarray):
+                    file.seek(tensor.start)
+                    file.write(_view_bytes(entry.source))
+        return
+    header = _make_header(entries, metadata)
     with target.open("xb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         for entry in entries:
-            if entry.value is not None:
-                file.write(np.ascontiguousarray(entry.value).reshape(-1).view(np.uint8).data)
-            elif entry.source is not None:
+            if isinstance(entry.source, np.ndarray):
+                file.write(_view_bytes(entry.source))
+            else:
                 _copy(entry.source, file)
 
 
@@ -158,14 +152,17 @@ def order_entries(entries: Iterable[Entry]) -> list[Entry]:
 
     So each begins at a multiple of its type's size.
     """
-    return sorted(entries, key=lambda entry: (-_item_size(entry), entry.key))
+    return sorted(
+        entries, key=lambda entry: (-entry.size / max(math.prod(entry.shape), 1), entry.key)
+    )
 
 
-def _item_size(entry: Entry) -> float:
-    return entry.size / max(math.prod(entry.shape), 1)
+def _view_bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
-def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
+    """The tensors in the order of their bytes, and the texts beside them."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > MOST_INDEX_BYTES:
@@ -175,47 +172,31 @@ def _read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         except ValueError as error:
             raise ModelError(f"{path}: its header cannot be used: {error}") from error
     metadata = fields.pop("__metadata__", None) or {}
-    first = 8 + length
-    tensors = [
-        Tensor(
-            path,
-            key,
-            field["dtype"],
-            tuple(field["shape"]),
-            first + field["data_offsets"][0],
-            first + field["data_offsets"][1],
-        )
-        for key, field in fields.items()
-    ]
-    return {tensor.key: tensor for tensor in sorted(tensors, key=_place)}, metadata
+    tensors = []
+    for key, field in fields.items():
+        start, end = (8 + length + offset for offset in field["data_offsets"])
+        tensors.append(Tensor(path, key, field["dtype"], tuple(field["shape"]), start, end))
+    return sorted(tensors, key=lambda tensor: (tensor.start, tensor.end)), metadata
 
 
-def _place(tensor: Tensor) -> tuple[int, int]:
-    return tensor.start, tensor.end
-
-
-def _write_header(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
-    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+def _make_header(entries: Sequence[Entry], metadata: dict[str, str]) -> bytes:
+    fields: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     start = 0
     for entry in entries:
-        fields[entry.key] = {
-            "dtype": entry.kind,
-            "shape": list(entry.shape),
-            "data_offsets": [start, start + entry.size],
-        }
+        offsets = [start, start + entry.size]
+        fields[entry.key] = {"dtype": entry.kind, "shape": entry.shape, "data_offsets": offsets}
         start += entry.size
     text = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
     return text + b" " * (-len(text) % _ALIGNMENT)
 
 
 def _copy(source: Tensor, file: BinaryIO) -> None:
-    buffer = memoryview(bytearray(min(_CHUNK, source.end - source.start)))
+    left = source.end - source.start
     with source.file.open("rb", buffering=0) as origin:
         origin.seek(source.start)
-        left = source.end - source.start
         while left:
-            count = origin.readinto(buffer[: min(left, len(buffer))])
-            if not count:
+            octets = origin.read(min(left, _CHUNK))
+            if not octets:
                 raise ModelError(f"{source.file}: ends inside tensor {source.key}; fetch it again")
-            file.write(buffer[:count])
-            left -= count
+            file.write(octets)
+            left -= len(octets)

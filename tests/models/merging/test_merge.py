@@ -63,6 +63,26 @@ def test_all_else_is_the_base_s_bit_for_bit(tmp_path, name):
     assert set(merged.tuned) == {key for key in before if is_norm(key)}
 
 
+def test_every_other_byte_of_a_file_stays(tmp_path):
+    """Whatever wrote the base: its header here has spaces and texts that no library writes."""
+    base = shutil.copytree(REFERENCE / "bert_seq_cls", tmp_path / "base")
+    file = base / "model.safetensors"
+    old = file.read_bytes()
+    length = int.from_bytes(old[:8], "little")
+    header = json.loads(old[8 : 8 + length]) | {"__metadata__": {"made by": "a person"}}
+    text = json.dumps(header, indent=1).encode() + b" " * 13
+    file.write_bytes(len(text).to_bytes(8, "little") + text + old[8 + length :])
+    tune("bert_seq_cls", tmp_path / "adapter", saved=())
+    merged = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "merged")
+    expected = bytearray(file.read_bytes())
+    tensors = load_all(merged.path)
+    for key in merged.tuned:
+        start, end = (8 + len(text) + offset for offset in header[key]["data_offsets"])
+        assert expected[start:end] != tensors[key].tobytes()
+        expected[start:end] = tensors[key].tobytes()
+    assert (merged.path / "model.safetensors").read_bytes() == expected
+
+
 def test_an_adapter_that_changed_nothing_gives_the_same_files(tmp_path):
     tune("bert_seq_cls_sharded", tmp_path / "adapter", scale=0.0)
     base = REFERENCE / "bert_seq_cls_sharded"
@@ -172,10 +192,12 @@ def test_a_new_head_in_a_file_of_several_types(tmp_path):
     base = rewritten(tmp_path / "base", "bert", lambda tensors: tensors)
     tune("bert", tmp_path / "adapter")
     rewritten(tmp_path / "mixed", "bert", narrow)
+    mixed = tmp_path / "mixed" / "model.safetensors"
+    save_file(load_file(mixed), mixed, metadata={"format": "pt"})
     entries = read_checkpoint(tmp_path / "mixed").tensors.values()
     kept = [Entry(t.key, t.kind, t.shape, t) for t in entries]
-    new = Entry("head", "F32", (2,), None, np.ones(2, np.float32))
-    write_file(tmp_path / "file", order_entries([*kept, new]), {"format": "pt"})
+    new = Entry("head", "F32", (2,), np.ones(2, np.float32))
+    write_file(tmp_path / "file", mixed, order_entries([*kept, new]))
     tensors = load_file(tmp_path / "file")
     save_file(tensors, tmp_path / "expected", metadata={"format": "pt"})
     assert (tmp_path / "file").read_bytes() == (tmp_path / "expected").read_bytes()
