@@ -20,9 +20,9 @@ from ..config import LNTuningConfig
 from ..errors import AdapterError
 from ..messages import list_names
 from ..storage.leaves import to_numpy
-from .core import BASE, AdapterBank, check_bank, gather, get_row_shapes
+from .core import BASE, AdapterBank, check_bank, gather
 from .rows import take_rows
-from .sources import select_paths
+from .sources import get_row_shapes, select_paths
 
 
 def weighted_sum(bank: AdapterBank, weights: Mapping[str, float]) -> Adapter:

@@ -202,10 +202,8 @@ def check_bank(bank: Any, *, or_leaves: bool = False) -> None:
     if not isinstance(leaves, BankLeaves) or (leaves is bank and not or_leaves):
         wanted = "a bank or bank.leaves" if or_leaves else "a bank"
         advice = "pass what make_bank or load_bank returns"
-        if isinstance(bank, BankLeaves):
-            advice = "pass the bank that has these leaves, since it knows the names"
-        elif isinstance(bank, Mapping) and or_leaves:
-            advice = "only these know which ids are in use"
+        if isinstance(bank, Mapping):  # the arrays, or leaves without their bank
+            advice = "only that knows names and ids"
         raise AdapterError(f"bank: expected {wanted}, not {type(bank).__name__}: {advice}")
     for leaf in leaves.values():
         if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
@@ -282,11 +280,21 @@ def _place(leaf: np.ndarray, sharding: Any, on_host: bool) -> Any:
         )
     if sharding is None:
         return jnp.asarray(leaf)
+    check_layout(leaf, sharding)
+    return _put(leaf, sharding)
+
+
+def check_layout(leaf: Any, sharding: Any) -> None:
+    """Refuses a sharding that cannot lay out the rows of a leaf."""
     if not isinstance(sharding, jax.sharding.Sharding):
         raise AdapterError(
             f"sharding is {sharding!r:.80}; expected a jax.sharding.Sharding, such as "
             "NamedSharding(mesh, PartitionSpec('data'))"
         )
+    if sharding.memory_kind == "pinned_host":
+        raise AdapterError("sharding is in the host's memory: pass on_host=True in its place")
+    if len(getattr(sharding, "spec", ())) > len(leaf.shape):
+        raise AdapterError(f"{sharding} has more axes than a leaf of shape {leaf.shape}")
     try:
         sharding.shard_shape(leaf.shape)
     except ValueError as error:
@@ -294,14 +302,6 @@ def _place(leaf: np.ndarray, sharding: Any, on_host: bool) -> Any:
             f"{leaf.shape[0]} rows cannot be laid out by {sharding}: pass a capacity that its "
             f"devices divide ({str(error).splitlines()[0]})"
         ) from error
-    return _put(leaf, sharding)
-
-
-def get_row_shapes(bank: AdapterBank) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shape and dtype of one row of each leaf."""
-    return {
-        path: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for path, leaf in bank.leaves.items()
-    }
 
 
 def write_row(
@@ -317,9 +317,9 @@ def write_row(
         for path, leaf in arrays.items():
             leaf[number] = values.get(path, leaf[0])
     else:
-        shapes = get_row_shapes(bank)
-        full = {p: values.get(p, np.zeros(own.shape, own.dtype)) for p, own in shapes.items()}
-        tuned = {path: np.bool_(path in values) for path in shapes}
+        pairs = bank.leaves.items()
+        full = {p: values.get(p, np.zeros(leaf.shape[1:], leaf.dtype)) for p, leaf in pairs}
+        tuned = {path: np.bool_(path in values) for path in full}
         write = _write_donated if donate else _write_copy
         arrays = write(bank.leaves.arrays, np.int32(number), full, tuned)
     rows, ids, placed = replace_at(bank.rows, number, row), bank.ids, bank.leaves.ids

@@ -30,8 +30,8 @@ from .core import (
     build_bank,
     check_bank,
     check_capacity,
+    check_layout,
     gather,
-    get_row_shapes,
     place_ids,
     place_like,
     replace_at,
@@ -45,6 +45,7 @@ from .sources import (
     describe_source,
     fit_values,
     get_own,
+    get_row_shapes,
     get_trainable,
     read_base,
     read_leaves,
@@ -263,6 +264,7 @@ def grow_bank(bank: AdapterBank, capacity: int) -> AdapterBank:
         missing = [(0, more)] + [(0, 0)] * (leaf.ndim - 1)
         if isinstance(leaf, np.ndarray):
             return np.pad(leaf, missing, constant_values=np.array(np.nan, leaf.dtype))
+        check_layout(jax.ShapeDtypeStruct((capacity, *leaf.shape[1:]), leaf.dtype), leaf.sharding)
         grown = jnp.pad(leaf, missing, constant_values=jnp.array(jnp.nan, leaf.dtype))
         return jax.device_put(grown, leaf.sharding) if leaf.committed else grown
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,7 +31,7 @@ from ..selection.select import select_leaves
 from ..selection.selection import Selection, get_config
 from ..storage.directories import resolve_path
 from ..storage.leaves import cast_leaf, compare_leaf, list_nonfinite, to_numpy
-from .core import BASE
+from .core import BASE, AdapterBank
 
 Source: TypeAlias = "Adapter | Mapping[str, Any] | str | os.PathLike[str]"
 
@@ -182,6 +183,13 @@ def get_trainable(adapter: Any) -> Mapping[str, Any]:
                 f"a {type(value).__name__}: pass partition_params(tuned, config).trainable"
             )
     return trainable
+
+
+def get_row_shapes(bank: AdapterBank) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shape and dtype of one row of each leaf."""
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for path, leaf in bank.leaves.items()
+    }
 
 
 def fit_values(name: str, adapter: Any, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -222,7 +222,8 @@ def _trace(
     from .walk import find_needed
 
     values, structure = jax.tree_util.tree_flatten((args, kwargs))
-    inputs = [i for i, value in enumerate(values) if get_shape(value) is not None]
+    arrays = [get_shape(v) is not None and not isinstance(v, np.generic) for v in values]
+    inputs = [i for i, is_array in enumerate(arrays) if is_array]
     kinds = set[type]()  # of what the function returns beside arrays
 
     def call(parameters: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:

@@ -93,3 +93,32 @@ def test_a_mesh_of_explicit_axes(tmp_path):
 
 def test_rows_lie_over_eight_devices(tmp_path):
     run_on_devices(PROGRAM, 8, tmp_path / "bank")
+
+
+REFUSED = """
+import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+import lntune_jax as lnt
+from lntune_jax import bank as banks
+from tests.support.banks import make_small_bank
+
+mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+params, adapters, bank = make_small_bank(sharding=NamedSharding(mesh, P("data")))
+def refuse(call, words):
+    try:
+        call()
+    except lnt.LNTuningError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError("not refused: " + words)
+long = NamedSharding(mesh, P("data", None, None))
+refuse(lambda: banks.make_bank(params, sharding=long), "has more axes than a leaf of shape")
+host = NamedSharding(mesh, P("data"), memory_kind="pinned_host")
+refuse(lambda: banks.make_bank(params, sharding=host), "host's memory: pass on_host=True")
+refuse(lambda: banks.grow_bank(bank, 9), "9 rows cannot be laid out")
+print("done")
+"""
+
+
+def test_shardings_that_cannot_lay_out_rows_are_refused():
+    run_on_devices(REFUSED, 8)

@@ -598,6 +598,14 @@ def test_results_in_a_class_that_is_no_tree():
     assert list(found) == ["w"]
 
 
+def test_numbers_of_numpy_are_handed_on_as_numbers():
+    def apply(p, x, count, is_normal):
+        return (rms(x) * p["w"])[:count] if is_normal else x * p["v"]
+
+    found = lnt.discover_norms(apply, PARAMS, shape(T, D), np.int32(2), np.bool_(True))
+    assert list(found) == ["w"]
+
+
 BRANCHES = {
     "a branch": lambda p, x: rms(x) * p["w"] if x.sum() > 0 else x,
     "numpy": lambda p, x: np.asarray(x) * p["w"],
