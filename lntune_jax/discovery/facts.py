@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import ChainMap
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from .axes import Dims, Factor, broadcast, count, list_real, name_axes
@@ -217,10 +217,9 @@ class Notes:
 
     def extend(self, other: Notes) -> None:
         """Takes over all that a draft holds."""
-        for name in ("found", "uses", "opaque", "uncertain", "weighted", "normalised"):
-            getattr(self, name).extend(getattr(other, name))
-        self.unscaled.extend(other.unscaled)
-        self.scaled.extend(other.scaled)
+        for own in fields(self):
+            if isinstance(held := getattr(self, own.name), list):
+                held.extend(getattr(other, own.name))
         assert isinstance(other.values, ChainMap), "not a draft"
         self.values.update(other.values.maps[0])
 

@@ -197,13 +197,18 @@ def _gather_trail(name: str, ins: Sequence[View]) -> Trail:
     """The trail of an array that holds some of the entries of others."""
     trails = [read_trail(view) for view in ins]
     is_lookup = name in _LOOKUPS and not depends(ins[0].fact)
-    rows = frozenset[int]().union(*(own for own, _ in trails[0].weights)) if is_lookup else None
+    rows = [own for own, _ in trails[0].weights] if is_lookup else []
+    return unite_trails(trails)._replace(table=frozenset[int]().union(*rows))
+
+
+def unite_trails(trails: Sequence[Trail]) -> Trail:
+    """The trail of an array in which each of several others may be."""
     return Trail(
         frozenset().union(*(trail.weights for trail in trails)),
         frozenset().union(*(trail.divided for trail in trails)),
         any(trail.is_root for trail in trails),
-        _is_scaled(trails),
-        rows if rows is not None else frozenset[int](),
+        all(trail.is_scaled for trail in trails if trail.divided),
+        frozenset().union(*(trail.table for trail in trails)),
     )
 
 
@@ -226,16 +231,15 @@ def blend(name: str, ins: Sequence[View], shape: Sequence[int], notes: Notes) ->
             for v in views
         ]
         _add_bias(trails, needed, is_open, notes)
-    divided = frozenset[int]().union(*(trail.divided for trail in trails))
+    united = unite_trails(trails)
+    divided, is_scaled = united.divided, united.is_scaled
     rows = [trail.table for trail in trails if divided and not trail.divided]
-    is_scaled = _is_scaled(trails)
     own = _divide(views, trails, needed) if is_product else frozenset[int]()
     if own:
         divided, is_scaled = divided | own, False
     is_one = name in ("neg", "select_n") and len(others) == 1
     is_kept = is_product or is_one or not is_needed
-    weights = frozenset().union(*(trail.weights for trail in trails)) if is_kept else frozenset()
-    table = frozenset[int]().union(*(trail.table for trail in trails))
+    weights = united.weights if is_kept else frozenset()
     if divided and is_product and not is_scaled:
         is_met = _add_scale(weights, divided, frozenset[int]().union(*rows), notes)
         weights = frozenset() if is_met else weights
@@ -244,7 +248,7 @@ def blend(name: str, ins: Sequence[View], shape: Sequence[int], notes: Notes) ->
         trail.is_root for trail, is_own in zip(trails, needed, strict=True) if is_own
     )  # fmt: skip
     is_root = is_root or (is_needed and name in _ROOTS)
-    table = table if len(others) == 1 else frozenset()
+    table = united.table if len(others) == 1 else frozenset()
     return follow(Trail(weights, divided, is_root, is_scaled, table), dims, is_needed)
 
 
@@ -289,10 +293,6 @@ def _divide(views: Sequence[View], trails: Sequence[Trail], needed: Sequence[boo
             if is_needed and not its.is_root:
                 divided |= _list_varying(other.dims) - varies
     return frozenset(divided)
-
-
-def _is_scaled(trails: Sequence[Trail]) -> bool:
-    return all(trail.is_scaled for trail in trails if trail.divided)
 
 
 def _merge(views: Sequence[View], shape: Sequence[int]) -> Dims:

@@ -33,7 +33,7 @@ from .facts import (
     new_value,
 )
 from .rules import RULES, rule
-from .trail import follow, lose, read_trail, shift
+from .trail import follow, lose, read_trail, shift, unite_trails
 
 # Kernels in another language than JAX's: a norm may be in one, and cannot be seen.
 _KERNELS = ("pallas", "callback", "ffi", "custom_call", "triton", "mosaic")
@@ -226,15 +226,9 @@ def _describe(view: View) -> Hashable:
 
 def _join(views: Sequence[View], shape: Sequence[int]) -> View:
     """An array that is one of several, of which no more is known."""
-    trails = [read_trail(view) for view in views]
     is_needed = any(depends(view.fact) for view in views)
-    trail = trails[0]._replace(
-        weights=frozenset[Any]().union(*(own.weights for own in trails if not is_needed)),
-        divided=frozenset[int]().union(*(trail.divided for trail in trails)),
-        is_root=any(trail.is_root for trail in trails),
-        is_scaled=all(trail.is_scaled for trail in trails if trail.divided),
-        table=frozenset(),
-    )
+    trail = unite_trails([read_trail(view) for view in views])._replace(table=frozenset())
+    trail = trail._replace(weights=frozenset()) if is_needed else trail
     return follow(trail, new_value(None, shape).dims, is_needed)
 
 
