@@ -172,8 +172,8 @@ def discover_norms(
 
     Warns:
         TraceWarning: parameters go into a kernel that cannot be traced, where they may be a norm's;
-            a norm's parameter has another use; or a parameter multiplies what a root divided, but
-            with steps between that hide whether it is a norm's.
+            a norm's parameter has another use; or a parameter multiplies what a root divided, or
+            is added to it, but with steps between that hide whether it is a norm's.
 
     Example:
         >>> import jax, jax.numpy as jnp
