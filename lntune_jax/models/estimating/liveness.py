@@ -15,41 +15,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-# Primitives whose bodies belong to the program around them.
-CALLS = frozenset(
-    [
-        "jit",
-        "pjit",
-        "closed_call",
-        "core_call",
-        "custom_jvp_call",
-        "custom_vjp_call",
-        "checkpoint",
-        "remat2",
-    ]
-)
-
-LOOPS = frozenset({"scan", "while", "cond"})
-
-_CHEAP_NAMES = (
-    "abs add add_any and broadcast_in_dim ceil clamp convert_element_type copy eq expand_dims "
-    "floor ge gt iota is_finite le lt max min mul ne neg not optimization_barrier or pad "
-    "reduce_precision reshape rev round select_n shift_left shift_right_arithmetic "
-    "shift_right_logical sign slice split square squeeze stop_gradient sub transpose xor"
-)
-
-# Elementwise too, but not worth doing twice.
-_DEAR_NAMES = (
-    "atan2 concatenate cos div dynamic_slice erf exp exp2 expm1 integer_pow log log1p "
-    "logistic pow rem rsqrt sin sqrt tan tanh"
-)
-
-_DEAR = frozenset(_DEAR_NAMES.split())
-
-_FUSED = _DEAR | frozenset(_CHEAP_NAMES.split())
-
-# The same bytes under another shape.
-_VIEWS = frozenset(["expand_dims", "optimization_barrier", "reshape", "squeeze", "stop_gradient"])
+from ..nn.primitives import CALLS, DEAR, FUSED, LOOPS, PRODUCT, SCAN, VIEWS
 
 
 class _Equation(NamedTuple):
@@ -125,7 +91,7 @@ def _flatten(closed: Any) -> _Program:
 def _body(equation: Any) -> Any | None:
     """The jaxpr of a call, or of a loop of one turn."""
     name = equation.primitive.name
-    if name not in CALLS and not (name == "scan" and equation.params["length"] == 1):
+    if name not in CALLS and not (name == SCAN and equation.params["length"] == 1):
         return None
     bodies = (equation.params.get(key) for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"))
     found = next(body for body in bodies if body is not None)
@@ -134,7 +100,7 @@ def _body(equation: Any) -> Any | None:
 
 def _inside(equation: Any) -> int:
     """The peak of a loop's body, or the operands that a product copies."""
-    if equation.primitive.name == "dot_general":
+    if equation.primitive.name == PRODUCT:
         contracted, batch = equation.params["dimension_numbers"]
         return sum(
             _bytes(operand.aval)
@@ -178,13 +144,13 @@ def _sources(program: _Program) -> list[frozenset[int]]:
 
 
 def _is_written(name: str, arrays: int, readers: list[str]) -> bool:
-    if name not in _FUSED:
+    if name not in FUSED:
         return True
-    if name in _VIEWS or not readers:
+    if name in VIEWS or not readers:
         return False
-    if any(reader not in _FUSED for reader in readers):
+    if any(reader not in FUSED for reader in readers):
         return True
-    return len(readers) > 1 and (name in _DEAR or arrays > 1)
+    return len(readers) > 1 and (name in DEAR or arrays > 1)
 
 
 def _walk(program: _Program, sources: list[frozenset[int]]) -> int:
@@ -210,4 +176,4 @@ def _walk(program: _Program, sources: list[frozenset[int]]) -> int:
 
 def _reused(equation: _Equation, new: list[int], ended: list[int]) -> int:
     """What elementwise work writes where an array of that size lay that ends with it."""
-    return sum(new) if equation.name in _FUSED and set(new) <= set(ended) else 0
+    return sum(new) if equation.name in FUSED and set(new) <= set(ended) else 0

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from ..nn.primitives import OWN_GRADIENT, PRODUCT, REMAT
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -73,15 +75,14 @@ def _run(jaxpr: Any, consts: Any, values: list[Any], marks: list[Factors | None]
     for equation in jaxpr.eqns:
         inputs = [read(variable) for variable in equation.invars]
         found = [factors_of(variable) for variable in equation.invars]
-        if equation.primitive.name in ("jit", "pjit", "checkpoint", "remat2") and any(found):
+        if equation.primitive.name in ("jit", REMAT) and any(found):
             outputs = _call(equation, inputs, found)
         else:
             params = equation.primitive.get_bind_params(equation.params)
             outputs = equation.primitive.bind(*inputs, **params)
             outputs = outputs if equation.primitive.multiple_results else [outputs]
         # The product with a quantised kernel is one call, which has a gradient of its own.
-        products = ("dot_general", "custom_vjp_call")
-        if equation.primitive.name in products and found[1] is not None:
+        if equation.primitive.name in (PRODUCT, OWN_GRADIENT) and found[1] is not None:
             outputs = [outputs[0] + _low_rank(inputs[0], found[1])]
         known |= dict(zip(equation.outvars, outputs, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
@@ -94,7 +95,7 @@ def _call(equation: Any, inputs: list[Any], found: list[Factors | None]) -> list
     def run(inputs: list[Any], found: list[Factors | None]) -> list[Any]:
         return _run(inner, consts, inputs, found)
 
-    if equation.primitive.name in ("checkpoint", "remat2"):
+    if equation.primitive.name == REMAT:
         kept = equation.params
         run = jax.checkpoint(run, policy=kept["policy"], prevent_cse=kept["prevent_cse"])
     return run(inputs, found)

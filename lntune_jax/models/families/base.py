@@ -6,6 +6,7 @@ raises an error that says what was found and what is supported.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -150,12 +151,24 @@ def one_of(names: Any) -> str:
     return "one of " + ", ".join(sorted(names))
 
 
+def list_fields(kind: type) -> list[str]:
+    """Give the fields that a class annotates itself, without its parents'.
+
+    Its `vars` do not say: from Python 3.14 on annotations are computed when they are asked for.
+    """
+    try:
+        return list(getattr(kind, "__annotations__", ()))
+    except NameError:  # One of them is known to type checkers alone.
+        annotationlib = importlib.import_module("annotationlib")
+        return list(annotationlib.get_annotations(kind, format=annotationlib.Format.FORWARDREF))
+
+
 def refuse_unknown_fields(config: Any, known: tuple[str, ...]) -> None:
     """Refuse a field of the config's class that this version does not know, unless unused."""
     for parent in type(config).__mro__:
         if parent.__name__ in ("PreTrainedConfig", "PretrainedConfig"):
             return
-        for field in vars(parent).get("__annotations__", {}):
+        for field in list_fields(parent):
             default = getattr(parent, field, None)
             value = read(config, field)
             accepted = field in known or value == default

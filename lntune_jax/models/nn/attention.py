@@ -14,6 +14,7 @@ from jax.extend.core import Primitive
 
 from ..inputs import sees
 from .layers import dropout
+from .primitives import FLASH_ATTENTION
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -95,7 +96,7 @@ def attend_causally(
 # What a program with cuDNN's attention holds can be traced without a device: JAX's own function
 # looks for cuDNN as soon as it is called. Nothing can run these two.
 BY_SHAPES = "cudnn, by its shapes"
-_FORWARD = Primitive("dot_product_attention_fwd_by_shapes")
+_FORWARD = Primitive(f"{FLASH_ATTENTION}_by_shapes")
 _FORWARD.multiple_results = True
 _BACKWARD = Primitive("dot_product_attention_bwd_by_shapes")
 _BACKWARD.multiple_results = True

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .layers import split_key
+from .primitives import CHEAP_IN_LOOPS, FLASH_ATTENTION
 from .sharding import keep_rows_apart
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Context(NamedTuple):
 
 def _is_flash_attention(primitive: Any, *_: Any, **__: Any) -> bool:
     """Whether a result is that of cuDNN's attention, a product which is no `dot_general`."""
-    return primitive.name.startswith("dot_product_attention_fwd")
+    return primitive.name.startswith(FLASH_ATTENTION)
 
 
 # Policies of `jax.checkpoint` by the names users give: how much is computed again. Of what a
@@ -237,15 +238,7 @@ def _is_worth_storing(primitive: Any, *_: Any, **__: Any) -> bool:
     In separate layers the compiler computes cheap elementwise work again where it is read; from
     one loop to another it cannot, and would store all of it.
     """
-    return primitive.name not in _CHEAP
-
-
-_CHEAP_NAMES = (
-    "add add_any and broadcast_in_dim convert_element_type copy dynamic_slice eq expand_dims ge gt "
-    "iota le lt mul ne neg not or reshape select_n slice split squeeze sub transpose"
-)
-
-_CHEAP = frozenset(_CHEAP_NAMES.split())
+    return primitive.name not in CHEAP_IN_LOOPS
 
 
 def _choose(values: list[Any]) -> tuple[Callable[[Any], Any], Any]:

@@ -21,7 +21,7 @@ from transformers import (
 from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models.families import gpt2
-from lntune_jax.models.families.base import HONOURED, VARIANTS, WITHOUT_EFFECT
+from lntune_jax.models.families.base import HONOURED, VARIANTS, WITHOUT_EFFECT, list_fields
 from lntune_jax.models.families.llama import TRAITS, read_settings
 from lntune_jax.models.nn.rope import fixed_frequencies
 from tests.support.checkpoints import REFERENCE as ROOT
@@ -163,7 +163,7 @@ def test_every_field_of_the_config_classes_is_in_a_table(name):
     own = {
         field
         for parent in kind.__mro__[: [c.__name__ for c in kind.__mro__].index("PreTrainedConfig")]
-        for field in vars(parent).get("__annotations__", {})
+        for field in list_fields(parent)
     }
     assert len(own) > 15
     assert own <= {*honoured, *WITHOUT_EFFECT, *VARIANTS}
@@ -173,6 +173,26 @@ def test_a_field_of_a_newer_config_class_must_hold_its_default():
     class NewerConfig(LlamaConfig):
         logit_scale: float = 1.0
 
+    config = NewerConfig(**TINY)
+    from_config(config)
+    config.logit_scale = 0.5
+    with pytest.raises(ModelError, match=r"'logit_scale' is 0\.5; supported: 1\.0"):
+        from_config(config)
+
+
+class _Late(type(LlamaConfig)):
+    """Python 3.14's way on any other: annotations are computed, and are not among the vars."""
+
+    @property
+    def __annotations__(cls):
+        return {"logit_scale": float}
+
+
+def test_fields_are_found_where_a_class_does_not_keep_its_annotations():
+    class NewerConfig(LlamaConfig, metaclass=_Late):
+        logit_scale = 1.0
+
+    assert "__annotations__" not in vars(NewerConfig)
     config = NewerConfig(**TINY)
     from_config(config)
     config.logit_scale = 0.5
