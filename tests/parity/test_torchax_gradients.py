@@ -104,6 +104,19 @@ def write_through_two_views(self, x):
     return y * y + row
 
 
+def write_into_a_detached_view(self, x):
+    y = (x * 2.0).detach()
+    y += self.weight
+    return y * x
+
+
+def write_below_a_detached_view(self, x):
+    z = x * self.weight
+    y = z.detach()
+    y[:, 1:].mul_(self.weight[:3])
+    return y * x + z
+
+
 def write_before_and_after(self, x):
     y = x * 1.0
     first = y[:, :2]
@@ -248,6 +261,8 @@ def test_values_and_gradients_are_torchs(forward):
 
 
 class Sign(torch.autograd.Function):
+    """The gradient passes through, as of what has one."""
+
     @staticmethod
     def forward(ctx, x):
         return x.sign()
@@ -257,8 +272,88 @@ class Sign(torch.autograd.Function):
         return grad
 
 
+class Mixed(torch.autograd.Function):
+    """Two arguments, two results, saved values, a product in the backward, and a plain argument."""
+
+    @staticmethod
+    def forward(ctx, x, weight, factor):
+        ctx.save_for_backward(x, weight)
+        ctx.factor = factor
+        return x @ weight, (x * factor).sum(), (x > 0).float()
+
+    @staticmethod
+    def backward(ctx, grad, of_sum, of_mask):
+        x, weight = ctx.saved_tensors
+        given = grad @ weight.T * 3 + of_sum * ctx.factor
+        return torch.where(x > 0, given, 0), x.T @ grad if ctx.needs_input_grad[1] else None, None
+
+
+class Separate(torch.autograd.Function):
+    """The context set up apart, and a backward of which PyTorch takes no second one."""
+
+    @staticmethod
+    def forward(x):
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+        ctx.mark_non_differentiable()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (output,) = ctx.saved_tensors
+        return grad * output.clamp(max=2)
+
+
 def own_backward(self, x):
-    return Sign.apply(x * self.weight)
+    return Sign.apply(x * self.weight) * self.weight
+
+
+def own_backward_of_several(self, x):
+    matrix = self.weight[:, None] * torch.arange(8.0).reshape(4, 2)
+    product, total, mask = Mixed.apply(x * self.weight, matrix, 0.5)
+    return product * total + mask[:, :2] * self.weight[:2]
+
+
+def own_backwards_in_a_row(self, x):
+    return Separate.apply(Separate.apply(x * self.weight) * self.weight) + Sign.apply(x)
+
+
+def own_backward_without_gradient(self, x):
+    with torch.no_grad():
+        y = Separate.apply(x * self.weight)
+    return y * self.weight
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [own_backward, own_backward_of_several, own_backwards_in_a_row, own_backward_without_gradient],
+    ids=lambda forward: forward.__name__,
+)
+def test_an_own_backward_is_followed(forward):
+    check(make(forward), X)
+
+
+class Clipped(Sign):
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clamp(-0.1, 0.1)
+
+
+class Constant(Sign):
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.ones(3, 4)
+
+
+def backward_that_is_not_linear(self, x):
+    return Clipped.apply(x * self.weight)
+
+
+def backward_of_a_constant(self, x):
+    return Constant.apply(x * self.weight)
 
 
 def hooked(self, x):
@@ -309,7 +404,8 @@ def own_error(self, x):
 
 
 REFUSED = {
-    own_backward: r"Sign, a torch\.autograd\.Function.*detach",
+    backward_that_is_not_linear: r"torch\.autograd\.Function whose backward is not linear.*detach",
+    backward_of_a_constant: r"torch\.autograd\.Function whose backward does not depend",
     hooked: "register_hook",
     module_hooked: "backward hook",
     inner_gradient: r"torch\.autograd\.grad|requires_grad",
@@ -342,3 +438,58 @@ def test_a_check_of_values_is_kept():
     with pytest.raises(ModelError, match="a check in its forward fails"):
         model.apply(model.params, X * 10)
     assert np.isnan(jax.jit(model.apply)(model.params, X * 10)).all()
+
+
+def noisy(self, x):
+    return x * self.weight + torch.randn_like(x)
+
+
+def test_random_numbers_want_a_key():
+    model = from_torch(make(noisy))
+    with pytest.raises(ModelError, match=r"draws random numbers, in .*randn_like.*key="):
+        jax.jit(model.apply)(model.params, X)
+
+    def draw(seed):
+        return model.apply(model.params, X, key=jax.random.key(seed), train=False)
+
+    assert (draw(0) == draw(0)).all()
+    assert (draw(0) != draw(1)).all()
+
+
+# Each function has a corner at one of the entries of `CORNERS`, or at two equal ones.
+CORNERS = np.array([0.0, 1, -1, 0, 6, 3, -3, 0.5, 2, -0.5], np.float32)
+FUNCTIONS = [
+    "abs", "clamp_max_1", "relu", "square", "sinc", "median", "sign", "max", "min", "pow_0",
+    "norm", "norm_1", "norm_inf", "norm_of_zeros", "normalize", "cosine_similarity", "cdist",
+    "hardtanh", "relu6", "hardswish", "hardsigmoid", "leaky_relu", "logsigmoid", "elu", "celu",
+    "softplus", "gelu", "silu", "softsign", "softshrink", "hardshrink", "smooth_l1", "l1", "clamp",
+    "clamp_min_0", "amax", "topk", "cummax", "prod", "cumprod", "std", "max_pool", "softmax_of_inf",
+]  # fmt: skip
+SPECIAL = {
+    "clamp": lambda x: x.clamp(-1, 1),
+    "clamp_min_0": lambda x: x.clamp_min(0),
+    "clamp_max_1": lambda x: torch.clamp(x, max=torch.tensor(1.0)),
+    "pow_0": lambda x: x**0.0,
+    "norm": lambda x: x.reshape(2, 5).norm(dim=-1),
+    "norm_1": lambda x: x.norm(p=1),
+    "norm_inf": lambda x: x.norm(p=float("inf")),
+    "norm_of_zeros": lambda x: (x * 0).norm(),
+    "normalize": lambda x: F.normalize((x * (x > 0)).reshape(5, 2)),
+    "cosine_similarity": lambda x: F.cosine_similarity(x.reshape(5, 2), 0 * x.reshape(5, 2)),
+    "cdist": lambda x: torch.cdist(x.reshape(5, 2), x.reshape(5, 2)),
+    "smooth_l1": lambda x: F.smooth_l1_loss(x, torch.zeros(10)),
+    "l1": lambda x: F.l1_loss(x, torch.zeros(10)),
+    "amax": lambda x: torch.stack([x, x]).amax(0),
+    "topk": lambda x: torch.stack([x, x]).topk(1, 0).values,
+    "cummax": lambda x: x.cummax(0).values,
+    "cumprod": lambda x: x.cumprod(0),
+    "std": lambda x: x.reshape(2, 5).std(-1),
+    "max_pool": lambda x: F.max_pool1d(x.clamp(0, 1)[None, None], 2),
+    "softmax_of_inf": lambda x: x.masked_fill(x < 0, -torch.inf).softmax(0),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_at_corners_are_torchs(name):
+    function = SPECIAL.get(name) or getattr(torch, name, None) or getattr(F, name)
+    check(make(lambda self, x: function(x)), CORNERS)

@@ -23,7 +23,8 @@ import numpy as np
 from jax.core import Tracer
 
 from ...errors import LNTuningError, ModelError, TreeError
-from .graph import Cell, Check, Interpreter
+from .graph import Check, Interpreter
+from .memory import Cell
 from .module import Skeleton, TorchOutput, fill, load_torch, load_torchax, to_numpy
 from .workarounds import guard_tracing, make_fake_mode
 
@@ -87,7 +88,8 @@ def run(
         cells = [Cell(next(own) if c is None else jnp.asarray(c)) for c in program.constants]
         environment = torchax.tensor.Environment()
         seed = jax.random.key(0) if key is None else key
-        interpreter = Interpreter(environment, _has_own_dtypes(skeleton, params, buffers))
+        casts = _has_own_dtypes(skeleton, params, buffers)
+        interpreter = Interpreter(environment, casts, draws=key is not None)
         with environment.override_property(prng=seed):
             results = interpreter.run(program.graph, cells)
         tensors = iter(_apply_checks([x.read() for x in results], interpreter.checks))
@@ -319,8 +321,8 @@ def _explain(error: Exception) -> ModelError:
         "data-dependent" in str(error).lower()
     ):
         return ModelError(
-            f"forward depends on the values of a tensor, in {where}: a compiled program cannot, "
-            "and torch.export refuses it too. Leave out the argument or the option that leads "
+            f"forward depends on the values of a tensor, in {where}: a compiled program cannot. "
+            "Leave out the argument or the option that leads "
             "there, or overwrite that method with one that uses torch.where"
         )
     first = (str(error).strip().splitlines() or [""])[0]

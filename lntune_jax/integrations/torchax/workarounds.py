@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ...errors import ModelError
+from .backward import trace
 from .module import load_torch
 
 # --- torchax 0.0.14.dev20261026: operators that it lacks, or has wrong -----------------------
@@ -57,6 +58,23 @@ def list_operators() -> dict[Any, Callable[..., Any]]:
         # Index arrays may be None, and lie apart.
         aten.index: _index,
         aten.masked_scatter: _masked_scatter,
+        # Gradients where a function has a corner: zero, a bound, equal values.
+        aten.abs: lambda x: jnp.where(x == 0, 0, jnp.abs(x)),
+        aten.clamp: _clamp,
+        aten.clamp_min: lambda x, low: _clamp(x, low),
+        aten.clamp_max: lambda x, high: _clamp(x, None, high),
+        aten.relu6: lambda x: _hardtanh(x, 0, 6),
+        aten.hardtanh: _hardtanh,
+        aten.hardsigmoid: lambda x: _hardtanh(x / 6 + 0.5, 0, 1),
+        aten.hardswish: lambda x: jnp.where(x <= -3, 0, jnp.where(x >= 3, x, x * (x + 3) / 6)),
+        aten.leaky_relu: lambda x, slope=0.01: jnp.where(x > 0, x, x * slope),
+        aten.log_sigmoid: jax.nn.log_sigmoid,
+        aten.sinc: jnp.sinc,
+        aten.median.default: _median,
+        aten.pow.Tensor_Scalar: _power,
+        aten.linalg_vector_norm: _norm,
+        aten.norm: lambda x, p=2, *args, **k: _norm(x, 2 if p is None else p, *args, **k),
+        aten.cdist: lambda x, y, p=2.0, *_: _norm(x[..., :, None, :] - y[..., None, :, :], p, [-1]),
     }
 
 
@@ -94,6 +112,51 @@ def _cast(x: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _index(x: Any, indices: Any) -> Any:
     return x[tuple(slice(None) if index is None else index for index in indices)]
+
+
+def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
+    """The gradient is the value's own at a bound, where JAX's `clip` halves it."""
+    x = x if low is None else jnp.where(x < low, low, x)
+    return x if high is None else jnp.where(x > high, high, x)
+
+
+def _hardtanh(x: Any, low: Any = -1.0, high: Any = 1.0) -> Any:
+    return jnp.where(x <= low, low, jnp.where(x >= high, high, x))
+
+
+def _power(x: Any, exponent: Any) -> Any:
+    if exponent == 0:
+        return jnp.ones_like(x)
+    return jnp.power(x, int(exponent) if float(exponent).is_integer() else exponent)
+
+
+def _median(x: Any) -> Any:
+    """All entries that are the median share its gradient."""
+    value = jax.lax.stop_gradient(jnp.sort(x.ravel())[(x.size - 1) // 2])
+    mean = jnp.mean(x, where=x == value)
+    return value + (mean - jax.lax.stop_gradient(mean))
+
+
+def _norm(x: Any, p: Any = 2, axes: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """The gradient of a zero is 0 in PyTorch, NaN in JAX."""
+    x = x if dtype is None else x.astype(_to_dtype(dtype))
+    axes = tuple(axes) if isinstance(axes, list | tuple) and len(axes) else axes
+    axes = None if isinstance(axes, list) else axes
+    size = jnp.where(x == 0, 0, jnp.abs(x))
+    if abs(p) == float("inf"):
+        return (jnp.max if p > 0 else jnp.min)(size, axes, keepdims=keepdim)
+    if p == 0:
+        return jnp.sum(x != 0, axes, keepdims=keepdim).astype(size.dtype)
+    if p == 1:
+        return jnp.sum(size, axes, keepdims=keepdim)
+    powers = jnp.sum(_power(size, p), axes, keepdims=keepdim)
+    is_zero = powers == 0
+    root = (
+        jnp.where(is_zero, 1, powers) ** (1 / p)
+        if p != 2
+        else jnp.sqrt(jnp.where(is_zero, 1, powers))
+    )
+    return jnp.where(is_zero, 0, root)
 
 
 def _masked_scatter(x: Any, mask: Any, source: Any) -> Any:
@@ -152,9 +215,14 @@ def guard_tracing(module: Any) -> Iterator[None]:
     apply = vars(torch.autograd.Function)["apply"].__func__
 
     def judge(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if "Checkpoint" in cls.__name__:
+            raise ModelError(
+                "forward uses torch.utils.checkpoint: call gradient_checkpointing_disable() on "
+                "the module, and wrap your loss in jax.checkpoint"
+            )
         # PyTorch's own, of integers, in the masks that transformers makes with vmap.
         is_own = cls.__name__.removeprefix("Vmapped" * cls.__name__.count("Vmapped")) == "ModIndex"
-        return (apply if is_own else _refuse_own_backward)(cls, *args, **kwargs)
+        return apply(cls, *args, **kwargs) if is_own else trace(cls, args)
 
     with (
         mock.patch.object(torch.autograd.Function, "apply", classmethod(judge)),
@@ -162,6 +230,7 @@ def guard_tracing(module: Any) -> Iterator[None]:
         mock.patch.object(torch.inference_mode, "__exit__", _exit_inference),
         mock.patch.object(torch.nn.Module, "register_full_backward_hook", _refuse_hook),
         _make_guard_mode(),
+        _guard_masks(),
     ):
         if any(part._backward_hooks or part._backward_pre_hooks for part in module.modules()):
             _refuse_hook()
@@ -172,6 +241,60 @@ def guard_tracing(module: Any) -> Iterator[None]:
             _clear_caches(module)
 
 
+@contextlib.contextmanager
+def _guard_masks() -> Iterator[None]:
+    """Refuses a causal mask before attention that is not causal.
+
+    transformers 5.23.0, Aimv2 and PaliGemma without token_type_ids: with sdpa the mask is left out
+    where no token is padded, and every token is attended to; with one padded token, or in a trace,
+    later tokens are masked.
+    """
+    masks, models = (
+        sys.modules.get(f"transformers.{n}") for n in ("masking_utils", "modeling_utils")
+    )
+    if masks is None or models is None:
+        yield
+        return
+    given, of_masks, of_attention = (
+        [],
+        masks.ALL_MASK_ATTENTION_FUNCTIONS,
+        models.ALL_ATTENTION_FUNCTIONS,
+    )
+    make, attend, ignore = of_masks["sdpa"], of_attention["sdpa"], masks._ignore_causal_mask_sdpa
+    asked: list[bool] = []
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        asked.append(True)
+        return ignore(*args, **kwargs)
+
+    def make_noted(*args: Any, **kwargs: Any) -> Any:
+        asked.clear()
+        mask = make(*args, **kwargs)
+        if asked and mask is not None:
+            given.append(mask)
+        return mask
+
+    def attend_guarded(module: Any, q: Any, k: Any, v: Any, mask: Any = None, **rest: Any) -> Any:
+        is_causal = rest.get("is_causal")
+        is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        known = {get_storage(x) for x in given}
+        if mask is not None and not is_causal and get_storage(mask) in known:
+            raise ModelError(
+                f"{type(module).__name__} of transformers sees later tokens where no token is "
+                "padded, and not where one is, which a compiled program cannot tell. Set "
+                'attn_implementation="eager" in the config, which never shows them. For PaliGemma, '
+                "or pass token_type_ids: 0 for the prefix, 1 for what follows"
+            )
+        return attend(module, q, k, v, mask, **rest)
+
+    of_masks["sdpa"], of_attention["sdpa"] = make_noted, attend_guarded
+    try:
+        with mock.patch.object(masks, "_ignore_causal_mask_sdpa", note):
+            yield
+    finally:
+        of_masks["sdpa"], of_attention["sdpa"] = make, attend
+
+
 def make_fake_mode() -> Any:
     """The mode in which tensors have no values: PyTorch has no public name for it."""
     fake = importlib.import_module("torch._subclasses.fake_tensor")
@@ -179,18 +302,12 @@ def make_fake_mode() -> Any:
     return fake.FakeTensorMode(shape_env=shapes.ShapeEnv(), allow_non_fake_inputs=True)
 
 
-def _refuse_own_backward(cls: type, *_: Any, **__: Any) -> Any:
-    """Export keeps the operators of a Function's forward, and forgets its backward."""
-    if "Checkpoint" in cls.__name__:
-        raise ModelError(
-            "forward uses torch.utils.checkpoint: call gradient_checkpointing_disable() on the "
-            "module, and wrap your loss in jax.checkpoint"
-        )
-    raise _refuse(
-        f"{cls.__name__}, a torch.autograd.Function with a backward of its own",
-        "write it with operators of PyTorch: `x + (f(x) - x).detach()` has the value of f and "
-        "the gradient of x",
-    )
+def get_storage(tensor: Any) -> int:
+    """The number of a tensor's memory. What export saw under vmap has one only when unwrapped."""
+    functorch = importlib.import_module("torch._C._functorch")
+    while functorch.is_batchedtensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor.untyped_storage()._cdata
 
 
 def _refuse_hook(*_: Any, **__: Any) -> Any:
@@ -226,6 +343,11 @@ def _make_guards() -> dict[Any, Callable[..., Any]]:
     hook = refuse("register_hook", "take the hook away")
     data = refuse("an assignment to .data", "assign with torch.no_grad() and copy_()")
     flag = refuse("requires_grad", "use detach(), or take gradients with jax.grad")
+
+    def keep(x: Any, flag_value: bool = True) -> Any:
+        # A new leaf's own gradient is nobody's to see; those of the params stay as they are.
+        return x if flag_value else flag(x)
+
     values = "the values of a tensor, by .numpy() or .tolist()"
     host = refuse(values, "use operators of PyTorch, or compute that part before")
     return {
@@ -233,8 +355,8 @@ def _make_guards() -> dict[Any, Callable[..., Any]]:
         tensor.data.__get__: lambda x: x.detach(),
         tensor.data.__set__: data,
         tensor.register_hook: hook,
-        tensor.requires_grad_: flag,
-        tensor.requires_grad.__set__: flag,
+        tensor.requires_grad_: keep,
+        tensor.requires_grad.__set__: keep,
         tensor.backward: gradient,
         torch.autograd.grad: gradient,
         torch.autograd.backward: gradient,
