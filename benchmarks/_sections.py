@@ -68,6 +68,14 @@ SECTIONS = (
         "before": "loss before", "after": "loss after", "runs": "learning rate",
     }),
     Section("torchax_step", "Through torchax", columns={"least_seconds": None}),
+    Section(
+        "torchax_types", "Which models run through torchax",
+        keep=("summary", "norm leaves by type, against a trace"),
+    ),
+    Section(
+        "torchax_ways", "Two ways through torchax", keep=("types", "counts", "each"),
+        columns={"each": "what became of each"},
+    ),
     Section("gpu", "On a GPU", absent=_NO_GPU, columns={
         "init_seconds": None, "limit_gb": None, "attention_note": None, "bytes_per_row": None,
         "predicted_batch": None, "last_refused": None, "refused_with": None,

@@ -66,6 +66,62 @@ DERIVED = (
 CUT = ("layer_types", "layers_block_type", "mlp_layer_types", "block_types", "attention_types")
 
 
+class Weighted(torch.nn.Module):
+    """A module with one weight; what reads it cuts gradients in some way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.5, -1.5, 2.0, 1.0]))
+
+
+class NoGrad(Weighted):
+    """A part of `forward` without gradient."""
+
+    def forward(self, x: Any) -> Any:
+        """Two factors, one of them a constant."""
+        with torch.no_grad():
+            scale = self.weight * x
+        return scale * self.weight * x
+
+
+class DetachedView(Weighted):
+    """A view that is detached."""
+
+    def forward(self, x: Any) -> Any:
+        """Two views, one of them a constant."""
+        return self.weight * x[1:].detach() * x[:-1]
+
+
+class Sign(torch.autograd.Function):
+    """A function whose gradient passes through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        """The sign."""
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        """As of what has a gradient."""
+        return grad
+
+
+class OwnBackward(Weighted):
+    """A Function with a backward of its own."""
+
+    def forward(self, x: Any) -> Any:
+        """A sign, and the weights."""
+        return Sign.apply(x * self.weight) * self.weight
+
+
+# Modules of a few lines, beside the types.
+MODULES = {
+    "a no_grad block in forward": NoGrad,
+    "a view that is detached": DetachedView,
+    "an autograd.Function": OwnBackward,
+}
+
+
 def list_kinds() -> list[str]:
     """The types that have a model."""
     return sorted(name for name, config in CONFIG_MAPPING.items() if config in MODEL_MAPPING)
@@ -77,6 +133,9 @@ def build(name: str) -> tuple[Any, dict[str, np.ndarray]]:
     Raises:
         Exception: what the first attempt raised, if none succeeds.
     """
+    if name in MODULES:
+        values = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+        return MODULES[name](), {"x": values}
     first: Exception | None = None
     for sizes in WEAKER:
         try:

@@ -14,9 +14,11 @@ from pathlib import Path
 from _opening import write_opening, write_short
 from _sections import SECTIONS, Section
 from _tables import write_tables
+from _torchax_page import make_types_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
+TYPES_PAGE = ROOT / "docs" / "benchmarks" / "torchax_types.md"
 README = ROOT / "README.md"
 HEAD = """# Benchmarks
 
@@ -115,6 +117,9 @@ def _link(section: Section, script: str, record: dict) -> str:
 
 
 def main() -> None:
+    record = read_results().get("torchax_types")
+    if record:  # before the page that links to it
+        TYPES_PAGE.write_text(make_types_page(record["figures"]))
     PAGE.write_text(make_page())
     README.write_text(make_readme())
     print(f"written to docs/{PAGE.name} and {README.name}")

@@ -248,7 +248,8 @@ def compare_norms(
     except Exception as error:  # a trace that fails says nothing of norms
         return {"by type": 0, "missed": [], "missed, named in a warning": [], "found beside": [],
                 "error": f"{type(error).__name__}: {error}"[:200]}  # fmt: skip
-    named = {*found.ambiguous, *found.opaque, *found.uncertain}
+    uncertain = getattr(found, "uncertain", ())  # an older package has none
+    named = {*found.ambiguous, *found.opaque, *uncertain}
     missed = by_type - set(found)
     return {
         "by type": len(by_type),

@@ -18,6 +18,13 @@ def test_the_committed_page_is_made_from_the_committed_files():
     assert PAGE.read_text() == make_page(), "python benchmarks/page.py writes it anew"
 
 
+def test_the_page_of_types_is_made_from_the_committed_file():
+    from page import TYPES_PAGE, make_types_page, read_results
+
+    figures = read_results()["torchax_types"]["figures"]
+    assert TYPES_PAGE.read_text() == make_types_page(figures), "python benchmarks/page.py"
+
+
 def test_the_readme_s_table_is_made_from_the_committed_files():
     from page import README, make_readme
 
