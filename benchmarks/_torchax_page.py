@@ -63,6 +63,9 @@ def make_types_page(figures: Mapping[str, Any]) -> str:
         "",
         _join(sorted(rest)),
     ]
+    if figures["not tried"]:
+        lines += ["", f"## Not tried, for want of time: {len(figures['not tried'])}", ""]
+        lines += [_join(figures["not tried"])]
     return "\n".join(lines) + "\n"
 
 

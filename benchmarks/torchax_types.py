@@ -46,7 +46,7 @@ import numpy as np
 import torch
 import transformers
 import transformers.modeling_utils
-from _results import write_results
+from _results import RESULTS, write_results
 from _torchax_models import (
     build,
     get_options,
@@ -80,6 +80,9 @@ def main() -> None:
     order = names or list_kinds()
     if not names:
         random.Random(0).shuffle(order)
+        # Where there is no time for all, a type that could be built the last time comes first.
+        known = read_known(RESULTS / "torchax_types.json")
+        order.sort(key=lambda name: name not in known)
     rows: dict[str, dict[str, Any]] = {}
     end = time.monotonic() + MINUTES * 60
 
@@ -95,6 +98,11 @@ def main() -> None:
     elif not names:
         write_results("torchax_types", summarise(rows), others=("torchax", "jax"))
     print(json.dumps(summarise(rows)["summary"], indent=1))
+
+
+def read_known(path: Path) -> set[str]:
+    """The types of the last file of results."""
+    return set(json.loads(path.read_text())["figures"]["types"]) if path.exists() else set()
 
 
 def summarise(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -123,6 +131,7 @@ def summarise(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
             },
         },
         "types": dict(sorted(ran.items())),
+        "not tried": sorted(set(list_kinds()) - rows.keys()),
         "not built": {n: rows[n]["reason"] for n in sorted(rows.keys() - ran.keys())},
     }
 

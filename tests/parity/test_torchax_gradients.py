@@ -193,6 +193,44 @@ def sorted_values(self, x):
     return values * order + top.sum(-1, keepdim=True) + x.max(dim=-1, keepdim=True).values
 
 
+def new_leaf(self, x):
+    y = torch.zeros_like(x).requires_grad_()
+    y.requires_grad = True
+    return (y + x) * self.weight
+
+
+def mapped(self, x):
+    return torch.vmap(lambda row: (row * self.weight).cumsum(0).view(2, 2))(x)
+
+
+def mapped_in_two_ways(self, x):
+    def compute(column, factor, whole):
+        return column * factor + whole.sum(0)[:3], whole.sum(0)
+
+    both = torch.vmap(compute, in_dims=(1, 0, None), out_dims=(1, 0))(x, self.weight, x)
+    return both[0] + both[1].mT[:3]
+
+
+def mapped_twice(self, x):
+    def outer(row):
+        return torch.vmap(lambda value, weight: (row * value).sin().sum() * weight)(
+            x[0], self.weight
+        )
+
+    return torch.vmap(outer)(x)
+
+
+def mapped_with_writes(self, x):
+    def compute(row):
+        y = row * 1.0
+        y[1:].mul_(self.weight[1:])
+        with torch.no_grad():
+            z = y * 2
+        return y * z
+
+    return torch.vmap(compute)(x)
+
+
 CASES = [
     no_grad_block,
     no_grad_function,
@@ -211,6 +249,13 @@ CASES = [
     write_without_gradient,
     write_constants_without_gradient,
     write_through_detached,
+    write_into_a_detached_view,
+    write_below_a_detached_view,
+    new_leaf,
+    mapped,
+    mapped_in_two_ways,
+    mapped_twice,
+    mapped_with_writes,
     masked_writes,
     index_writes,
     relu_in_place,
@@ -399,6 +444,16 @@ def to_numpy(self, x):
     return torch.from_numpy(x.detach().numpy() * 2) * self.weight
 
 
+def write_outside_of_vmap(self, x):
+    seen = torch.zeros(4)
+    torch.vmap(lambda row: seen.add_(self.weight))(x)
+    return seen * x
+
+
+def functional_gradient(self, x):
+    return torch.func.grad(lambda y: (y**3).sum())(x) * self.weight
+
+
 def own_error(self, x):
     raise ValueError("the image is too small")
 
@@ -414,6 +469,8 @@ REFUSED = {
     loop_over_values: "depends on the values of a tensor",
     shape_of_values: "shape depends on the values of a tensor|depends on the values of a tensor",
     to_numpy: "numpy",
+    write_outside_of_vmap: "torch.vmap writes into a tensor from outside",
+    functional_gradient: r"torch\.func|torch\.autograd\.grad",
     own_error: "ValueError: the image is too small",
 }
 

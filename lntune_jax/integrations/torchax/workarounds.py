@@ -213,6 +213,7 @@ def guard_tracing(module: Any) -> Iterator[None]:
     """Makes export see, or refuse, what its graph would leave out, and leaves no tracer behind."""
     torch = load_torch()
     apply = vars(torch.autograd.Function)["apply"].__func__
+    transforms = importlib.import_module("torch._functorch.eager_transforms")
 
     def judge(cls: type, *args: Any, **kwargs: Any) -> Any:
         if "Checkpoint" in cls.__name__:
@@ -229,6 +230,8 @@ def guard_tracing(module: Any) -> Iterator[None]:
         mock.patch.object(torch.inference_mode, "__enter__", _enter_inference),
         mock.patch.object(torch.inference_mode, "__exit__", _exit_inference),
         mock.patch.object(torch.nn.Module, "register_full_backward_hook", _refuse_hook),
+        mock.patch.object(transforms, "grad_increment_nesting", _refuse_transform),
+        mock.patch.object(transforms, "jvp_increment_nesting", _refuse_transform),
         _make_guard_mode(),
         _guard_masks(),
     ):
@@ -308,6 +311,13 @@ def get_storage(tensor: Any) -> int:
     while functorch.is_batchedtensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor.untyped_storage()._cdata
+
+
+def _refuse_transform(*_: Any, **__: Any) -> Any:
+    raise _refuse(
+        "torch.func.grad, vjp or jvp",
+        "write that derivative with operators of PyTorch, or take it with jax.grad around apply",
+    )
 
 
 def _refuse_hook(*_: Any, **__: Any) -> Any:
