@@ -25,6 +25,7 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -84,12 +85,16 @@ def main() -> None:
         known = read_known(RESULTS / "torchax_types.json")
         order.sort(key=lambda name: name not in known)
     rows: dict[str, dict[str, Any]] = {}
-    end = time.monotonic() + MINUTES * 60
+    end, lock = time.monotonic() + MINUTES * 60, threading.Lock()
 
     def work(name: str) -> None:
         if time.monotonic() < end:
-            rows[name] = run_apart(name)
-            print(len(rows), name, json.dumps(rows[name]), flush=True)
+            row = run_apart(name)
+            with lock:
+                rows[name] = row
+                print(len(rows), name, json.dumps(row), flush=True)
+                if not names and len(rows) % 25 == 0:  # what is stopped leaves what it has
+                    write_results("torchax_types", summarise(rows), others=("torchax", "jax"))
 
     with ThreadPoolExecutor(WORKERS) as pool:
         list(pool.map(work, order))

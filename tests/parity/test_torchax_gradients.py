@@ -207,8 +207,8 @@ def mapped_in_two_ways(self, x):
     def compute(column, factor, whole):
         return column * factor + whole.sum(0)[:3], whole.sum(0)
 
-    both = torch.vmap(compute, in_dims=(1, 0, None), out_dims=(1, 0))(x, self.weight, x)
-    return both[0] + both[1].mT[:3]
+    both = torch.vmap(compute, in_dims=(1, 0, None))(x, self.weight, x)
+    return both[0].mT + both[1].mT[:3]
 
 
 def mapped_twice(self, x):
@@ -450,6 +450,10 @@ def write_outside_of_vmap(self, x):
     return seen * x
 
 
+def mapped_to_another_axis(self, x):
+    return torch.vmap(lambda row: row * self.weight, out_dims=1)(x)
+
+
 def functional_gradient(self, x):
     return torch.func.grad(lambda y: (y**3).sum())(x) * self.weight
 
@@ -470,6 +474,7 @@ REFUSED = {
     shape_of_values: "shape depends on the values of a tensor|depends on the values of a tensor",
     to_numpy: "numpy",
     write_outside_of_vmap: "torch.vmap writes into a tensor from outside",
+    mapped_to_another_axis: "does not follow",
     functional_gradient: r"torch\.func|torch\.autograd\.grad",
     own_error: "ValueError: the image is too small",
 }

@@ -104,8 +104,9 @@ class TorchModel:
             TreeError: params or buffers do not fit the module; the message names the keys.
             LNTuningError: training mode without a key, or with layers that draw on the host.
             ModelError: `torch.export` cannot trace `forward` for these arguments (its Python
-                branches on values, or it has an `autograd.Function` of its own); it uses an
-                operator that torchax lacks; or it returns something that jit cannot return.
+                branches on values, or a shape depends on them); it draws random numbers and there
+                is no key; it uses an operator that torchax lacks; or it returns something that jit
+                cannot return.
 
         Example:
             >>> import jax, jax.numpy as jnp, torch
