@@ -23,9 +23,8 @@ from lntune_jax.adapters.format import ADAPTER, Kind, Metadata, read_metadata
 from lntune_jax.bank import files as bank_files
 from lntune_jax.expressions import match_expressions
 from lntune_jax.models import from_config, from_pretrained
-from lntune_jax.models.loading.safetensors import open_weights
+from lntune_jax.models.loading.safetensors import read_weights
 from lntune_jax.models.loading.sources import read_config
-from lntune_jax.models.merging.shards import read_checkpoint
 from lntune_jax.storage.sealed import METADATA_FILE, parse_json, seal_json
 
 PARAMS: dict[str, Any] = {
@@ -135,7 +134,6 @@ def feed_safetensors(content: bytes) -> None:
         for read in (
             lambda: lnt.load_peft(place, PARAMS),
             lambda: _read_weights(place),
-            lambda: read_checkpoint(place),
         ):
             try:
                 read()
@@ -146,9 +144,9 @@ def feed_safetensors(content: bytes) -> None:
 
 
 def _read_weights(place: Path) -> None:
-    with open_weights(place) as weights:
-        for key in weights.keys():  # noqa: SIM118
-            weights.shape(key)
+    weights = read_weights(place)
+    for key in weights.tensors:
+        weights.shape(key)
 
 
 def feed_index(content: bytes) -> None:
@@ -159,7 +157,6 @@ def feed_index(content: bytes) -> None:
         save_file({"a": np.ones(2, np.float32)}, place / "model-1.safetensors")
         (place / "model.safetensors.index.json").write_bytes(content)
         _read_weights(place)
-        read_checkpoint(place)
 
 
 def feed_model_config(content: bytes) -> None:

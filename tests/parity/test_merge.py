@@ -11,8 +11,8 @@ import transformers
 from peft import LNTuningConfig, PeftModel, get_peft_model
 
 import lntune_jax as lnt
+from lntune_jax.models.loading.safetensors import read_weights
 from lntune_jax.models.merging.names import match_names
-from lntune_jax.models.merging.shards import read_checkpoint
 from tests.support.parity import small_models
 from tests.support.parity.architectures import MODELS, make_model
 from tests.support.paths import REFERENCE
@@ -102,7 +102,7 @@ def test_every_known_architecture_s_norms_are_in_its_checkpoint(tmp_path, name):
     if any(parameter.is_meta for parameter in model.parameters()):
         model = model.to_empty(device="cpu")
     model.save_pretrained(tmp_path)
-    base = read_checkpoint(tmp_path)
+    base = read_weights(tmp_path)
     norms = [key for key, _ in model.named_parameters() if "norm" in key or ".ln_" in key]
     wanted = {key: (key,) for key in norms}
     names = match_names(base, tmp_path, wanted, model.config.model_type)

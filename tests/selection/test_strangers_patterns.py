@@ -10,7 +10,7 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.errors import AdapterError, ConfigError, ModelError
 from lntune_jax.models import from_config
-from lntune_jax.models.loading.safetensors import open_weights
+from lntune_jax.models.loading.safetensors import read_weights
 from lntune_jax.storage.sealed import MOST_LEVELS, parse_json, read_json
 from tests.support.directories import CONFIG, PARAMS, leaves
 
@@ -67,8 +67,8 @@ def test_json_of_no_meaning_or_of_two_is_refused_wherever_it_is_read(
     with pytest.raises(ModelError, match=r"config\.json"):
         from_config(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_bytes(data)
-    with pytest.raises(ModelError, match=r"index\.json"), open_weights(tmp_path):
-        pass
+    with pytest.raises(ModelError, match=r"index\.json"):
+        read_weights(tmp_path)
     adapter = lnt.save_adapter(tmp_path / "adapter", leaves(1), CONFIG, base=PARAMS)
     (adapter / "lntune.json").write_bytes(data)
     with pytest.raises(AdapterError, match=r"lntune\.json"):

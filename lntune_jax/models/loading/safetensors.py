@@ -1,50 +1,68 @@
-"""Weights in safetensors files, one file or several with an index, read one tensor at a time.
+"""Safetensors files of a model directory: what they hold, and where in them each tensor lies.
 
-Names, shapes and types of all tensors are known before any is read; a damaged file is an error
-that names it.
+The package `safetensors` checks every file. Its headers are then read here, since the package says
+nothing of places, which a merge writes to. Values stay in their file until they are read.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
 
 from lntune_jax.errors import ModelError
 from lntune_jax.messages import shorten
-from lntune_jax.storage.sealed import read_json
+from lntune_jax.storage.sealed import parse_json, read_json
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
-
-
-# How safetensors names the types of numbers that weights can be read from.
-FLOATING_TYPES = ("F64", "F32", "F16", "BF16")
+# How safetensors names the types of numbers that weights can be read from, and written in.
+TYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
 
 WEIGHTS_FILE, WEIGHTS_PATTERN = "model.safetensors", "*.safetensors"
 
 INDEX_FILE = "model.safetensors.index.json"
 
-MOST_INDEX_BYTES = 2**26  # the index of a model of 100,000 tensors takes 10 MB
+_MOST_BYTES = 2**26  # of a header or an index; that of a model of 100,000 tensors takes 10 MB
 
 
-class Weights:
-    """The tensors of one checkpoint, by the key each has in its file."""
+class Tensor(NamedTuple):
+    """One tensor of a file: its key, type and shape, and where in the file its bytes are."""
 
-    def __init__(self, directory: Path, handles: dict[str, tuple[Path, Any]]):
-        """Take the open file of every key."""
-        self.directory = directory
-        self._handles = handles
+    file: Path
+    key: str
+    kind: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class Weights(NamedTuple):
+    """The tensors of a model directory.
+
+    Attributes:
+        directory: the model directory.
+        tensors: every tensor by its key, file by file, in the order of the bytes.
+        listing: the content of the index, or None for a single file.
+    """
+
+    directory: Path
+    tensors: dict[str, Tensor]
+    listing: dict[str, Any] | None = None
 
     def keys(self) -> list[str]:
         """Every tensor's key."""
-        return list(self._handles)
+        return list(self.tensors)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, from the header alone."""
-        return tuple(self._handles[key][1].get_slice(key).get_shape())
+        return self.tensors[key].shape
 
     def read(self, key: str) -> np.ndarray:
         """Read one tensor.
@@ -52,54 +70,75 @@ class Weights:
         Raises:
             ModelError: it holds no floating-point numbers of a known type.
         """
-        path, handle = self._handles[key]
-        kind = handle.get_slice(key).get_dtype()
-        if kind not in FLOATING_TYPES:
-            raise ModelError(
-                f"{path}: tensor {key} is stored as {kind}; supported: {', '.join(FLOATING_TYPES)} "
-                "(weights that are not quantised)"
-            )
-        return handle.get_tensor(key)
+        return np.array(map_tensor(self.tensors[key]))
 
 
-@contextmanager
-def open_weights(directory: Path) -> Iterator[Weights]:
-    """Open a model directory's safetensors files while the block runs.
+def read_weights(directory: Path) -> Weights:
+    """Read the headers of all weight files of a model directory, and nothing else of them.
 
     Raises:
-        ModelError: there are none, one is missing or damaged, or the index does not fit them.
+        ModelError: there are none, one is missing, damaged or a pickle, or the index does not fit.
     """
     single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
-    with ExitStack() as stack:
-        if single.is_file():
-            handle = _open(single, stack)
-            yield Weights(directory, dict.fromkeys(handle.keys(), (single, handle)))
-        elif index.is_file():
-            yield Weights(directory, _indexed(index, stack))
-        else:
-            raise ModelError(_absence(directory))
+    if single.is_file():
+        return Weights(directory, {tensor.key: tensor for tensor in read_header(single)[0]})
+    if not index.is_file():
+        raise ModelError(_absence(directory))
+    places = read_index(index)
+    found = [t for name in sorted(set(places.values())) for t in read_header(directory / name)[0]]
+    tensors = {tensor.key: tensor for tensor in found if places.get(tensor.key) == tensor.file.name}
+    for key, name in places.items():
+        if key not in tensors:
+            raise ModelError(f"{index}: {shorten(key)} should be in {name}, which does not hold it")
+    return Weights(directory, tensors, read_json(index, _MOST_BYTES))
 
 
-def _open(path: Path, stack: ExitStack) -> Any:
+def map_tensor(tensor: Tensor) -> np.ndarray:
+    """The tensor as an array whose bytes stay in the file until they are read.
+
+    Raises:
+        ModelError: it holds no floating-point numbers of a known type.
+    """
+    if tensor.kind not in TYPES:
+        raise ModelError(
+            f"{tensor.file}: tensor {tensor.key} is stored as {tensor.kind}; supported: "
+            f"{', '.join(TYPES)} (weights that are not quantised)"
+        )
+    if not tensor.size:  # no file maps nothing
+        return np.empty(tensor.shape, TYPES[tensor.kind])
+    octets = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.size,))
+    # Not a memmap any more, whose operations would give memmaps again.
+    return octets.view(np.ndarray).view(TYPES[tensor.kind]).reshape(tensor.shape)
+
+
+def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
+    """The tensors of a file in the order of their bytes, and the texts beside them.
+
+    Raises:
+        ModelError: the file is missing, damaged or cut short.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise ModelError(f"{path}: no such file, though the index beside it names it")
     try:
-        return stack.enter_context(safe_open(path, framework="numpy"))
+        with safe_open(path, framework="numpy"):
+            pass  # it has checked the file
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MOST_BYTES:
+                raise ValueError(f"its header has {length:,} bytes, more than any model's")
+            fields = parse_json(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         reason = shorten(str(error))
         raise ModelError(f"{path}: damaged or cut short ({reason}); fetch it again") from error
-
-
-def _indexed(index: Path, stack: ExitStack) -> dict[str, tuple[Path, Any]]:
-    names = read_index(index)
-    shards = {name: _open(index.parent / name, stack) for name in sorted(set(names.values()))}
-    present = {name: set(handle.keys()) for name, handle in shards.items()}
-    for key, name in names.items():
-        if key not in present[name]:
-            raise ModelError(f"{index}: {shorten(key)} should be in {name}, which does not hold it")
-    return {key: (index.parent / name, shards[name]) for key, name in names.items()}
+    metadata = fields.pop("__metadata__", None) or {}
+    tensors = []
+    for key, field in fields.items():
+        start, end = field["data_offsets"]
+        kind, shape = field["dtype"], tuple(field["shape"])
+        tensors.append(Tensor(path, key, kind, shape, 8 + length + start, end - start))
+    return sorted(tensors, key=lambda tensor: (tensor.start, tensor.size)), metadata
 
 
 def read_index(index: Path) -> dict[str, str]:
@@ -109,7 +148,7 @@ def read_index(index: Path) -> dict[str, str]:
         ModelError: it is damaged, or leads out of its own directory.
     """
     try:
-        names = read_json(index, MOST_INDEX_BYTES)["weight_map"]
+        names = read_json(index, _MOST_BYTES)["weight_map"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{index}: not an index with a weight_map ({error})") from error
     if not isinstance(names, dict):

@@ -19,7 +19,7 @@ from lntune_jax.storage.sealed import read_json
 
 from ..families.registry import FAMILIES
 from .gguf import open_gguf
-from .safetensors import INDEX_FILE, WEIGHTS_FILE, WEIGHTS_PATTERN, open_weights, read_index
+from .safetensors import INDEX_FILE, WEIGHTS_FILE, WEIGHTS_PATTERN, read_index, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -253,9 +253,7 @@ def open_source(path: Path) -> Iterator[tuple[Any, Weights | GgufFile]]:
         with open_gguf(path) as file:
             yield config_of(file.config(), str(path)), file
     else:
-        config = read_config(path)
-        with open_weights(path) as weights:
-            yield config, weights
+        yield read_config(path), read_weights(path)
 
 
 def config_from(path: Path) -> Any:

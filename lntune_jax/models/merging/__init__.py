@@ -1,5 +1,6 @@
 """An adapter and the checkpoint of its base: read together, compared, and written as one."""
 
+from ..loading.safetensors import map_tensor
 from .heads import count_labels
 from .merge import MergedCheckpoint, merge_checkpoint
 from .parts import (
@@ -11,7 +12,6 @@ from .parts import (
     read_parts,
     read_quantization,
 )
-from .shards import map_tensor
 
 __all__ = [
     "Found",

@@ -26,7 +26,7 @@ from ..model import from_config
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from .shards import Checkpoint
+    from ..loading.safetensors import Weights
 
 
 # Tasks of PEFT, and the tables of transformers' auto classes (models/auto/modeling_auto.py, 5.23).
@@ -122,7 +122,7 @@ def find_class(fields: Mapping[str, Any], task: str | None, names: Sequence[str]
 
 
 def find_unread(
-    made: Checkpoint, fields: Mapping[str, Any], task: str | None, own: Collection[str]
+    made: Weights, fields: Mapping[str, Any], task: str | None, own: Collection[str]
 ) -> list[str]:
     """The keys that the class for a task does not read.
 

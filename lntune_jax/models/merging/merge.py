@@ -24,15 +24,15 @@ from lntune_jax.peft.files import PEFT
 from lntune_jax.storage.directories import check_target, refuse_url, resolve_path, write_directory
 from lntune_jax.storage.sealed import list_files, read_json
 
-from ..loading.safetensors import INDEX_FILE
+from ..loading.safetensors import INDEX_FILE, TYPES, Tensor, Weights, read_weights
 from ..loading.sources import CONFIG_FILE, HUB_PATTERNS, find_directory
 from .heads import count_labels, find_class, find_unread, is_language_output, untie, with_head
 from .parts import find_adapter, read_parts, read_quantization
-from .shards import TYPES, Checkpoint, Entry, Tensor, order_entries, read_checkpoint, write_file
+from .shards import write_file
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     from lntune_jax.names.maps import NameMap
 
@@ -172,15 +172,12 @@ def merge_checkpoint(
         path=target,
         adapter=found.directory,
         kind=found.kind,
-        tuned=plan.tuned,
-        added=plan.added,
-        left_out=plan.left_out,
-        unused=plan.unused,
         compared=parts.compared,
         architecture=next(iter(plan.fields.get("architectures") or ()), None),
         files=tuple(plan.files),
         skipped=tuple(skipped),
         quantized=read_quantization(found),
+        **plan.names,
     )
 
 
@@ -188,34 +185,23 @@ class _Plan(NamedTuple):
     """A checkpoint to write.
 
     Attributes:
-        files: the tensors of each weight file.
+        files: the tensors of each weight file, by their new keys.
+        values: the arrays that some of them have in place of the base's bytes.
         fields: the content of config.json.
         texts: the files of JSON whose content is another than the base's.
-        tuned: the keys that get the adapter's values.
-        added: those of them that the base lacks.
-        left_out: the base's keys that the new class does not read.
-        unused: the adapter's parameters that are not written.
+        names: those fields of `MergedCheckpoint` that list tensors.
     """
 
-    files: dict[str, list[Entry]]
+    files: dict[str, list[Tensor]]
+    values: dict[str, np.ndarray]
     fields: dict[str, Any]
     texts: dict[str, Any]
-    tuned: tuple[str, ...]
-    added: tuple[str, ...]
-    left_out: tuple[str, ...]
-    unused: tuple[str, ...]
+    names: dict[str, tuple[str, ...]]
 
 
 def _plan(
     parts: Parts, task: str | None, labels: Sequence[str] | None, *, norms_only: bool
 ) -> _Plan:
-    """Decide what goes where.
-
-    Raises:
-        AdapterError: a value is too large for the base's type; the head pools as no class of
-            transformers does; the labels do not fit.
-        ModelError: no class fits the base with its new head; tied weights; quantised weights.
-    """
     tuned, names, base = parts.tuned, parts.names, parts.checkpoint
     arrays = {n: a for n, a in tuned.arrays.items() if n in tuned.norms or not norms_only}
     if not arrays:
@@ -225,40 +211,42 @@ def _plan(
     fresh = () if norms_only else parts.fresh
     # A head stands beside what the base holds without a prefix, so that all keys get it.
     prefix = names.added if fresh else ""
-    values = {names.keys[name]: array for name, array in arrays.items() if name in names.keys}
-    entries: dict[str, Entry] = {}
-    for key, tensor in base.tensors.items():
-        new = prefix + key
-        source = _cast(new, values[key], tensor.kind) if key in values else tensor
-        entries[key] = Entry(new, tensor.kind, tensor.shape, source)
-    added = _make_new({name: arrays[name] for name in fresh}, base)
+    tensors = {key: t._replace(key=prefix + key) for key, t in base.tensors.items()}
+    placed = {name: tensors[names.keys[name]] for name in arrays if name in names.keys}
+    if fresh:
+        sizes: Counter[str] = Counter()
+        for tensor in base.tensors.values():
+            sizes[tensor.kind] += tensor.size if tensor.kind in TYPES else 0
+        ((kind, _),) = sizes.most_common(1)  # the type that most of the base's bytes have
+        last = list(tensors.values())[-1].file
+        for name in fresh:
+            shape = arrays[name].shape
+            size = math.prod(shape) * TYPES[kind].itemsize
+            placed[name] = Tensor(last, name, kind, shape, 0, size)
+    values = {t.key: _cast(t.key, arrays[name], t.kind) for name, t in placed.items()}
+    every = {**tensors, **{name: placed[name] for name in fresh}}
     fields, unread = parts.fields, frozenset[str]()
     if not norms_only:
-        fields, unread = _fit_class(parts, [*entries.values(), *added], task, labels)
-    left_out = [key for key, entry in entries.items() if entry.key in unread]
-    files: dict[str, list[Entry]] = {}
-    for key, tensor in base.tensors.items():
-        if entries[key].key not in unread:
-            files.setdefault(tensor.file.name, []).append(entries[key])
-    if added:
-        last = list(files)[-1]
-        files[last] = order_entries([*files[last], *added])
+        fields, unread = _fit_class(parts, {t.key: t for t in every.values()}, values, task, labels)
+    files: dict[str, list[Tensor]] = {}
+    for tensor in every.values():
+        if tensor.key not in unread:
+            files.setdefault(tensor.file.name, []).append(tensor)
+    left_out = tuple(key for key, tensor in tensors.items() if tensor.key in unread)
     texts = {} if fields == parts.fields else {CONFIG_FILE: fields}
-    if base.listing is not None and (added or left_out):
+    if base.listing is not None and (fresh or left_out):
         texts[INDEX_FILE] = _make_listing(base.listing, files)
-    return _Plan(
-        files=files,
-        fields=fields,
-        texts=texts,
-        tuned=(*(entries[key].key for key in values), *fresh),
-        added=fresh,
-        left_out=tuple(left_out),
-        unused=tuple(name for name in tuned.arrays if name not in arrays),
-    )
+    unused = tuple(name for name in tuned.arrays if name not in arrays)
+    listed = {"tuned": tuple(values), "added": fresh, "left_out": left_out, "unused": unused}
+    return _Plan(files, values, fields, texts, listed)
 
 
 def _fit_class(
-    parts: Parts, entries: list[Entry], task: str | None, labels: Sequence[str] | None
+    parts: Parts,
+    tensors: dict[str, Tensor],
+    values: Collection[str],
+    task: str | None,
+    labels: Sequence[str] | None,
 ) -> tuple[dict[str, Any], frozenset[str]]:
     """The fields of config.json for what the adapter holds, and the keys that nothing reads."""
     found, arrays, base = parts.found, parts.tuned.arrays, parts.checkpoint
@@ -274,11 +262,9 @@ def _fit_class(
     if any(not is_language_output(parts.fields, fresh) for fresh in parts.fresh):
         task = task or parts.tuned.config.task_type
         name = find_class(fields, task, parts.fresh)
-        own = [entry.key for entry in entries if isinstance(entry.source, np.ndarray)]
-        made = {entry.key: Tensor(base.directory, *entry[:3], 0, 0) for entry in entries}
-        whole = Checkpoint(base.directory, made, None)
-        unread = frozenset(find_unread(whole, parts.fields, task, own))
-        lost = [key for key in own if key in unread]
+        made = Weights(base.directory, tensors)
+        unread = frozenset(find_unread(made, parts.fields, task, values))
+        lost = [key for key in values if key in unread]
         if lost:
             raise AdapterError(
                 f"the adapter {found.directory} holds {list_names(lost)}, which {name} does not "
@@ -288,16 +274,6 @@ def _fit_class(
     if labels is not None and count is None:
         raise AdapterError(f"labels are given, but {found.directory} holds no classifier")
     return with_head(fields, name, count, found.labels if labels is None else labels), unread
-
-
-def _make_new(arrays: Mapping[str, np.ndarray], base: Checkpoint) -> list[Entry]:
-    """Tensors that the base lacks, in the type that most of its bytes have."""
-    sizes: Counter[str] = Counter()
-    for tensor in base.tensors.values():
-        if tensor.kind in TYPES:
-            sizes[tensor.kind] += tensor.end - tensor.start
-    kind = sizes.most_common(1)[0][0] if arrays else ""
-    return [Entry(n, kind, a.shape, _cast(n, a, kind)) for n, a in arrays.items()]
 
 
 def _cast(name: str, value: np.ndarray, kind: str) -> np.ndarray:
@@ -316,15 +292,15 @@ def _cast(name: str, value: np.ndarray, kind: str) -> np.ndarray:
     return narrow
 
 
-def _make_listing(listing: dict[str, Any], files: dict[str, list[Entry]]) -> dict[str, Any]:
-    entries = [entry for each in files.values() for entry in each]
+def _make_listing(listing: dict[str, Any], files: dict[str, list[Tensor]]) -> dict[str, Any]:
+    tensors = [tensor for each in files.values() for tensor in each]
     totals = {
-        "total_size": sum(entry.size for entry in entries),
-        "total_parameters": sum(math.prod(entry.shape) for entry in entries),
+        "total_size": sum(tensor.size for tensor in tensors),
+        "total_parameters": sum(math.prod(tensor.shape) for tensor in tensors),
     }
     metadata = listing.get("metadata") or {}
     counted = {name: number for name, number in totals.items() if name in metadata}
-    places = {entry.key: name for name, each in files.items() for entry in each}
+    places = {tensor.key: name for name, each in files.items() for tensor in each}
     return {
         **listing,
         "metadata": {**metadata, **counted},
@@ -349,7 +325,7 @@ _WEIGHT_SUFFIXES = (
 )
 
 
-def _sort_files(base: Checkpoint) -> tuple[list[str], list[str]]:
+def _sort_files(base: Weights) -> tuple[list[str], list[str]]:
     """The base's other files: those to copy, and those not to.
 
     Hidden files, links to directories and whatever holds weights are not copied.
@@ -369,7 +345,7 @@ def _sort_files(base: Checkpoint) -> tuple[list[str], list[str]]:
     return copied, list(left)
 
 
-def _write_checkpoint(new: Path, base: Checkpoint, plan: _Plan, copied: list[str]) -> None:
+def _write_checkpoint(new: Path, base: Weights, plan: _Plan, copied: list[str]) -> None:
     """Fill a new directory with the checkpoint, and read its headers back.
 
     Raises:
@@ -380,29 +356,21 @@ def _write_checkpoint(new: Path, base: Checkpoint, plan: _Plan, copied: list[str
         if name not in plan.texts:
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(base.directory / name, new / name)
-    for name, entries in plan.files.items():
-        write_file(new / name, base.directory / name, entries)
+    for name, tensors in plan.files.items():
+        write_file(new / name, base.directory / name, tensors, plan.values)
     record: dict[str, Any] = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
         "files": sorted([*kept, *plan.files, _RECORD_FILE]),
-        "tuned": plan.tuned,
-        "added": plan.added,
-        "left_out": plan.left_out,
+        **{name: plan.names[name] for name in ("tuned", "added", "left_out")},
     }
     for name, content in {**plan.texts, _RECORD_FILE: record}.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         (new / name).write_text(text, encoding="utf-8")
-    found = read_checkpoint(new).tensors
-    entries = [entry for each in plan.files.values() for entry in each]
-    wrong = [
-        entry.key
-        for entry in entries
-        if entry.key not in found
-        or (entry.kind, entry.shape) != (found[entry.key].kind, found[entry.key].shape)
-        or entry.size != found[entry.key].end - found[entry.key].start
-    ]
-    if wrong or len(found) != len(entries):
+    written = {t.key: (t.kind, t.shape, t.size) for t in read_weights(new).tensors.values()}
+    planned = {t.key: (t.kind, t.shape, t.size) for each in plan.files.values() for t in each}
+    if written != planned:
+        wrong = sorted(dict(written.items() ^ planned.items()))
         raise ModelError(f"{new} does not read back as written: {list_names(wrong)}")
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from .shards import Checkpoint
+    from ..loading.safetensors import Weights
 
 
 # Modules that transformers 5 calls otherwise than checkpoints do, which it renames as it loads and
@@ -58,7 +58,7 @@ class Names(NamedTuple):
 
 
 def match_names(
-    checkpoint: Checkpoint,
+    checkpoint: Weights,
     adapter: Path,
     wanted: Mapping[str, Sequence[str]],
     model_type: str | None = None,
@@ -77,8 +77,8 @@ def match_names(
 
     Example:
         >>> from pathlib import Path
-        >>> from lntune_jax.models.merging.shards import Checkpoint
-        >>> base = Checkpoint(Path("base"), dict.fromkeys(["fc.bias", "LayerNorm.gamma"]), None)
+        >>> from lntune_jax.models.loading.safetensors import Weights
+        >>> base = Weights(Path("base"), dict.fromkeys(["fc.bias", "LayerNorm.gamma"]))
         >>> names = match_names(base, Path("adapter"), {"": ["bert.LayerNorm.weight"]})
         >>> names.added, names.keys["bert.LayerNorm.weight"]
         ('bert.', 'LayerNorm.gamma')

@@ -23,11 +23,11 @@ from lntune_jax.selection.roles import NORM_ROLE
 from lntune_jax.storage.directories import resolve_path
 from lntune_jax.storage.sealed import METADATA_FILE
 
+from ..loading.safetensors import TYPES, Tensor, Weights, map_tensor, read_weights
 from ..loading.sources import read_fields
 from ..loading.weights import is_buffer
 from .heads import is_head, is_output
 from .names import Names, match_names
-from .shards import TYPES, Checkpoint, Tensor, map_tensor, read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -94,7 +94,7 @@ class Parts(NamedTuple):
         compared: how many of the base's tensors were compared with those of the training.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Weights
     fields: dict[str, Any]
     found: Found
     tuned: Tuned
@@ -141,7 +141,7 @@ def read_parts(directory: Path, adapter: Path, name_map: str | NameMap | None = 
             f"{directory}: config field 'quantization_config' is set; supported: weights that are "
             "not quantised. Merge into the original checkpoint, and quantise the result"
         )
-    checkpoint, found = read_checkpoint(directory), find_adapter(adapter)
+    checkpoint, found = read_weights(directory), find_adapter(adapter)
     model_type = str(fields.get("model_type"))
     if found.kind == PEFT:
         if name_map is not None:
@@ -179,7 +179,7 @@ def map_parameters(parts: Parts) -> dict[str, np.ndarray]:
 
 
 def _list_tensors(
-    held: Collection[str], names: Names, checkpoint: Checkpoint, others: Collection[str]
+    held: Collection[str], names: Names, checkpoint: Weights, others: Collection[str]
 ) -> dict[str, Tensor]:
     """The base's floating-point tensors that belong to the model that was tuned.
 
@@ -253,7 +253,7 @@ def _read_peft(
     norms: dict[str, list[str]],
     saved: dict[str, tuple[int, ...]],
     names: Names,
-    checkpoint: Checkpoint,
+    checkpoint: Weights,
 ) -> Tuned:
     """PEFT's parameters as `load_peft` reads them, with all that it refuses."""
     # A head of its own takes the place of the base's. Else the base's output stays where it was,
@@ -271,7 +271,7 @@ def _read_peft(
     return Tuned(trainable, frozenset(copied & trainable.keys()), config)
 
 
-def _check_shapes(found: Found, tuned: Tuned, names: Names, checkpoint: Checkpoint) -> None:
+def _check_shapes(found: Found, tuned: Tuned, names: Names, checkpoint: Weights) -> None:
     wrong = []
     for name, array in tuned.arrays.items():
         shape = checkpoint.shape(names.keys[name]) if name in names.keys else array.shape
@@ -284,7 +284,7 @@ def _check_shapes(found: Found, tuned: Tuned, names: Names, checkpoint: Checkpoi
         )
 
 
-def _compare_base(found: Found, tuned: Tuned, names: Names, checkpoint: Checkpoint) -> int:
+def _compare_base(found: Found, tuned: Tuned, names: Names, checkpoint: Weights) -> int:
     """Compare the values that the adapter remembers of its base; how many tensors that were."""
     if tuned.fingerprint is None:
         return 0
@@ -300,7 +300,7 @@ def _compare_base(found: Found, tuned: Tuned, names: Names, checkpoint: Checkpoi
     return len(values)
 
 
-def _map_leaf(path: str, names: Names, checkpoint: Checkpoint) -> np.ndarray | None:
+def _map_leaf(path: str, names: Names, checkpoint: Weights) -> np.ndarray | None:
     """A leaf of the tree that was tuned, as it lies in the checkpoint, if its name says where."""
     try:
         key = names.keys.get(find_place(path, (1, 1), is_norm=False).parameter)
