@@ -92,12 +92,7 @@ def count_labels(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
 
 
 def find_class(fields: Mapping[str, Any], task: str | None, names: Sequence[str]) -> str:
-    """The transformers class for a base with a new head.
-
-    Args:
-        fields: the base's config.json.
-        task: the adapter's task.
-        names: the parameters that the base lacks, for the message.
+    """The transformers class for a base, its config.json's fields, with new parameters `names`.
 
     Raises:
         ModelError: the task is not known, or transformers has no such class.
@@ -124,13 +119,9 @@ def find_class(fields: Mapping[str, Any], task: str | None, names: Sequence[str]
 def find_unread(
     made: Weights, fields: Mapping[str, Any], task: str | None, own: Collection[str]
 ) -> list[str]:
-    """The keys that the class for a task does not read.
+    """The keys of a checkpoint with a new head in place that the class for its task does not read.
 
-    Args:
-        made: every tensor with its new key, those of the new head included.
-        fields: the base's config.json.
-        task: the task of the new head.
-        own: the keys that the adapter holds.
+    `fields` are the base's config.json, `own` the keys that the adapter holds.
 
     Raises:
         ModelError: the class needs a key that is not there, or one has another shape.
@@ -161,13 +152,9 @@ def find_unread(
 def with_head(
     fields: Mapping[str, Any], name: str | None, count: int | None, labels: Sequence[str] | None
 ) -> dict[str, Any]:
-    """The fields of a config.json with the class of a head and the names of its labels.
+    """The fields of a config.json with the class of a head and the names of its `count` labels.
 
-    Args:
-        fields: the base's.
-        name: the class, or None where the base's own stays.
-        count: the number of labels, or None where the head is no classifier.
-        labels: their names, or None for those that are there, or numbers.
+    Without a name the class stays; without labels, those that are there, or numbers.
 
     Raises:
         AdapterError: the names are not as many as the labels, or not all different.
@@ -200,12 +187,8 @@ def untie(
 ) -> dict[str, Any]:
     """The fields with `tie_word_embeddings` false, where the adapter holds the output matrix.
 
-    Args:
-        fields: the base's.
-        names: the parameters of the adapter.
-        present: the parameters of the base.
-        has_copies: whether the adapter trained a copy of what it saved, as PEFT does, so that
-            tied weights came apart.
+    `names` are the parameters of the adapter, `present` those of the base. `has_copies` says that
+    the adapter trained a copy of what it saved, as PEFT does, so that tied weights came apart.
 
     Raises:
         ModelError: the embeddings are tied, and what the output was in training is not known.

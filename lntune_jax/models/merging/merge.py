@@ -182,21 +182,13 @@ def merge_checkpoint(
 
 
 class _Plan(NamedTuple):
-    """A checkpoint to write.
+    """A checkpoint to write."""
 
-    Attributes:
-        files: the tensors of each weight file, by their new keys.
-        values: the arrays that some of them have in place of the base's bytes.
-        fields: the content of config.json.
-        texts: the files of JSON whose content is another than the base's.
-        names: those fields of `MergedCheckpoint` that list tensors.
-    """
-
-    files: dict[str, list[Tensor]]
-    values: dict[str, np.ndarray]
-    fields: dict[str, Any]
-    texts: dict[str, Any]
-    names: dict[str, tuple[str, ...]]
+    files: dict[str, list[Tensor]]  # of each weight file, with their new keys
+    values: dict[str, np.ndarray]  # what some have in place of the base's bytes
+    fields: dict[str, Any]  # of config.json
+    texts: dict[str, Any]  # files of JSON whose content is another than the base's
+    names: dict[str, tuple[str, ...]]  # the fields of `MergedCheckpoint` that list tensors
 
 
 def _plan(
@@ -220,9 +212,8 @@ def _plan(
         ((kind, _),) = sizes.most_common(1)  # the type that most of the base's bytes have
         last = list(tensors.values())[-1].file
         for name in fresh:
-            shape = arrays[name].shape
-            size = math.prod(shape) * TYPES[kind].itemsize
-            placed[name] = Tensor(last, name, kind, shape, 0, size)
+            array = _cast(name, arrays[name], kind)
+            placed[name] = Tensor(last, name, kind, array.shape, 0, array.nbytes)
     values = {t.key: _cast(t.key, arrays[name], t.kind) for name, t in placed.items()}
     every = {**tensors, **{name: placed[name] for name in fresh}}
     fields, unread = parts.fields, frozenset[str]()
@@ -300,12 +291,8 @@ def _make_listing(listing: dict[str, Any], files: dict[str, list[Tensor]]) -> di
     }
     metadata = listing.get("metadata") or {}
     counted = {name: number for name, number in totals.items() if name in metadata}
-    places = {tensor.key: name for name, each in files.items() for tensor in each}
-    return {
-        **listing,
-        "metadata": {**metadata, **counted},
-        "weight_map": dict(sorted(places.items())),
-    }
+    places = sorted((tensor.key, name) for name, each in files.items() for tensor in each)
+    return {**listing, "metadata": {**metadata, **counted}, "weight_map": dict(places)}
 
 
 _RECORD_FILE = "lntune_merge.json"
@@ -361,7 +348,7 @@ def _write_checkpoint(new: Path, base: Weights, plan: _Plan, copied: list[str]) 
     record: dict[str, Any] = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
-        "files": sorted([*kept, *plan.files, _RECORD_FILE]),
+        "files": [*sorted([*kept, *plan.files]), _RECORD_FILE],
         **{name: plan.names[name] for name in ("tuned", "added", "left_out")},
     }
     for name, content in {**plan.texts, _RECORD_FILE: record}.items():

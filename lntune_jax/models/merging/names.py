@@ -65,11 +65,8 @@ def match_names(
 ) -> Names:
     """Find the one prefix under which every norm of an adapter is in a checkpoint.
 
-    Args:
-        checkpoint: the base.
-        adapter: the adapter directory, for messages.
-        wanted: the adapter's norms, and the names that each may have.
-        model_type: the architecture, of which some have keys that are not module paths.
+    `wanted` gives the names that each norm may have. Of some architectures, by their `model_type`,
+    the keys are not module paths.
 
     Raises:
         ModelError: two keys are one tensor.

@@ -66,13 +66,9 @@ class Found(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """What an adapter holds, in the names of transformers.
+    """What an adapter holds: parameters by the names of transformers, and which are norms'.
 
-    Attributes:
-        arrays: parameters by name, in PyTorch's layout.
-        norms: the names of those that belong to norms.
-        config: the adapter's config.
-        fingerprint: of the base, or None where the file has none.
+    The fingerprint is that of the base, or None where the file has none.
     """
 
     arrays: dict[str, np.ndarray]
@@ -142,6 +138,8 @@ def read_parts(directory: Path, adapter: Path, name_map: str | NameMap | None = 
             "not quantised. Merge into the original checkpoint, and quantise the result"
         )
     checkpoint, found = read_weights(directory), find_adapter(adapter)
+    if not checkpoint.tensors:
+        raise ModelError(f"{directory}: its weight files hold no tensors; fetch it again")
     model_type = str(fields.get("model_type"))
     if found.kind == PEFT:
         if name_map is not None:
@@ -200,11 +198,7 @@ def _holds_adapter(directory: Path) -> bool:
 
 
 def _read_own(directory: Path, name_map: NameMap | None) -> Tuned:
-    """An adapter of `save_adapter`, whose leaves may be called and lie otherwise.
-
-    Raises:
-        AdapterError: the adapter is damaged, or a leaf has no name in transformers.
-    """
+    """An adapter of `save_adapter`, whose leaves may be called and lie otherwise."""
     _, adapter, metadata = read_target(directory)
     trainable = adapter.trainable
     tree = name_trainable(trainable, adapter.config, name_map)

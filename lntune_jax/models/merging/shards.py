@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..loading.safetensors import Tensor
 
 
-_CHUNK = 4 * 2**20
+_CHUNK = 2**20
 
 _ALIGNMENT = 8  # of the first tensor, as the safetensors library writes it
 
@@ -34,13 +34,10 @@ _ALIGNMENT = 8  # of the first tensor, as the safetensors library writes it
 def write_file(
     target: Path, base: Path, tensors: Sequence[Tensor], values: Mapping[str, np.ndarray]
 ) -> None:
-    """Write one weight file of a checkpoint.
+    """Write one weight file of a checkpoint in place of one of the base.
 
-    Args:
-        target: the file, which must not exist.
-        base: the file of the base in whose place it stands.
-        tensors: what it holds, by the new keys; their bytes are copied from where they are.
-        values: the arrays, of the same type and shape, that some have in place of these bytes.
+    It holds `tensors`, by their new keys. Their bytes are copied from where they are, but for those
+    that are among `values`, arrays of the same type and shape.
     """
     own, metadata = read_header(base)
     if [_describe(tensor) for tensor in own] == [_describe(tensor) for tensor in tensors]:

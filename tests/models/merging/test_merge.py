@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import lntune_jax as lnt
-from lntune_jax.errors import AdapterError
+from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.models import from_pretrained, merge_checkpoint
 from lntune_jax.models.merging import merge as files
 from tests.support.checkpoints import REFERENCE, rewritten
@@ -229,6 +229,13 @@ def test_a_base_of_links_as_in_the_hub_s_cache(tmp_path):
     assert not from_pretrained(merged.path, task="SEQ_CLS").fresh
 
 
+def test_a_base_without_tensors(tmp_path):
+    base = shutil.copytree(REFERENCE / "bert", tmp_path / "base")
+    save_file({}, base / "model.safetensors")
+    tune("bert", tmp_path / "adapter")
+    refuse(ModelError, "hold no tensors", base, tmp_path / "adapter", tmp_path / "merged")
+
+
 def test_other_files_are_copied_and_weights_are_not(tmp_path):
     base = shutil.copytree(REFERENCE / "bert_seq_cls", tmp_path / "base")
     (base / "1_Pooling").mkdir()
@@ -250,8 +257,12 @@ def test_other_files_are_copied_and_weights_are_not(tmp_path):
     assert not any((merged.path / name).exists() for name in left)
 
 
-def test_memory_stays_below_one_shard(tmp_path):
-    """16 files of 4 MiB; a merge that held a file, or the model, would take 4 or 64 MiB."""
+@pytest.mark.parametrize("head", [False, True])
+def test_memory_stays_below_one_shard(tmp_path, head):
+    """16 files of 4 MiB; a merge that held a file, or the model, would take 4 or 64 MiB.
+
+    With a new head the last file is not copied, but written anew.
+    """
     shard, base = 4 * 2**20, tmp_path / "base"
     base.mkdir()
     names = [f"model-{number:05}-of-00016.safetensors" for number in range(1, 17)]
@@ -266,17 +277,20 @@ def test_memory_stays_below_one_shard(tmp_path):
         places |= dict.fromkeys(tensors, file)
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     (base / "config.json").write_text('{"model_type": "llama"}')
-    config = lnt.LNTuningConfig()
+    params |= {"score.weight": np.ones((2, 8), "f")} if head else {}
+    saved = {"modules_to_save": ["score"], "task_type": "SEQ_CLS"} if head else {}
+    config = lnt.LNTuningConfig(**saved)
     trainable, _ = lnt.partition_params(params, config)
     lnt.save_adapter(tmp_path / "adapter", trainable, config, base=params)
     del params, tensors
     # Once to import what is imported late.
     merge_checkpoint(base, tmp_path / "adapter", tmp_path / "first")
     tracemalloc.start()
-    merge_checkpoint(base, tmp_path / "adapter", tmp_path / "second")
+    merged = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "second")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < shard
+    assert merged.added == (("score.weight",) if head else ())
     assert sum(f.stat().st_size for f in (tmp_path / "second").iterdir()) > 16 * shard
 
 
