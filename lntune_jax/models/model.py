@@ -24,6 +24,7 @@ from .loading.sources import (
     config_of,
     find_directory,
     open_source,
+    read_stop_tokens,
     with_labels,
 )
 from .loading.weights import canonical_keys, load_leaves, match
@@ -76,6 +77,8 @@ class PretrainedModel:
         name_map: of a scanned model, transformers' names for all leaves, layer by layer, for
             `partition_params`, `save_adapter`, `restore_adapter`, `export_peft` and
             `import_peft`; else `None`, which they take too.
+        stop_tokens: of a language model, the ids at which `generate` ends a text: those of
+            generation_config.json, or else of the config (`eos_token_id`).
 
     Example:
         >>> import jax
@@ -96,6 +99,7 @@ class PretrainedModel:
     settings: Any = field(default=None, repr=False)
     options: Options = field(default_factory=Options)
     name_map: NameMap | None = field(default=None, repr=False)
+    stop_tokens: tuple[int, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -186,8 +190,10 @@ def from_pretrained(
     options = check_options(
         task, Options(dtype, pooling, attention, remat, scan_layers, frozen_layers, quantize)
     )
-    with open_source(find_directory(name_or_directory, revision)) as (found, weights):
+    path = find_directory(name_or_directory, revision)
+    with open_source(path) as (found, weights):
         config = with_labels(found, num_labels)
+        stops = read_stop_tokens(config, path) if task == "CAUSAL_LM" else ()
         layout = FAMILIES[config.model_type].checkpoint_names
         names = canonical_keys(weights, layout.prefix)
         check_layers(config, len(names), weights.directory)
@@ -211,7 +217,7 @@ def from_pretrained(
             quantize=options.quantize,
         )
     fresh = tuple(map(".".join, plan.fresh))
-    return complete(blueprint, nest(arrays), config, fresh)
+    return complete(blueprint, nest(arrays), config, fresh, stops)
 
 
 def from_config(
@@ -264,13 +270,17 @@ def from_config(
     options = check_options(
         task, Options(dtype, pooling, attention, remat, scan_layers, frozen_layers, quantize)
     )
-    config = directory_or_config
+    config, path = directory_or_config, None
     if isinstance(config, str | os.PathLike):
-        config = config_from(find_directory(config, revision, ("config.json",)))
+        path = find_directory(config, revision, ("config.json", "generation_config.json"))
+        config = config_from(path)
     elif isinstance(config, dict):
         config = config_of(config, "the config")
     config = with_labels(config, num_labels)
-    return shapes_of(draw_up(config, task, options, pooler=True), config)
+    stops = read_stop_tokens(config, path) if task == "CAUSAL_LM" else ()
+    return replace(
+        shapes_of(draw_up(config, task, options, pooler=True), config), stop_tokens=stops
+    )
 
 
 @dataclass(frozen=True)
@@ -373,12 +383,15 @@ def assemble(settings: Any, task: str | None, options: Options, *, pooler: bool)
 
 
 def complete(
-    made: Blueprint, params: Any, config: Any = None, fresh: tuple[str, ...] = ()
+    made: Blueprint,
+    params: Any,
+    config: Any = None,
+    fresh: tuple[str, ...] = (),
+    stops: tuple[int, ...] = (),
 ) -> PretrainedModel:
     """Give the model with its weights."""
-    return PretrainedModel(
-        params, config, made.apply, made.task, fresh, made.settings, made.options, made.name_map
-    )
+    rest = fresh, made.settings, made.options, made.name_map, stops
+    return PretrainedModel(params, config, made.apply, made.task, *rest)
 
 
 def shapes_of(made: Blueprint, config: Any = None) -> PretrainedModel:

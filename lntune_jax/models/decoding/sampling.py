@@ -11,7 +11,7 @@ import numpy as np
 from lntune_jax.errors import ModelError
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int
 
 
 class Sampling(NamedTuple):
@@ -43,7 +43,8 @@ def check_sampling(
     if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
         raise ModelError(f"top_p is {top_p!r}; expected a number above 0 and at most 1, or None")
     # What a float32 cannot hold is as good as zero, and not to be divided by.
-    if temperature < np.finfo(np.float32).tiny:
+    tiny = float(np.finfo(np.float32).tiny)
+    if temperature < tiny:
         return None
     if key is None:
         raise ModelError(
@@ -53,7 +54,7 @@ def check_sampling(
     return Sampling(
         jnp.float32(temperature),
         jnp.int32(vocabulary if top_k is None else min(int(top_k), vocabulary)),
-        jnp.float32(1 if top_p is None else top_p),
+        jnp.float32(1 if top_p is None else max(top_p, tiny)),
     )
 
 
@@ -74,29 +75,64 @@ def pick(
         The tokens; -1 where the logits hold NaN.
     """
     exact = logits.astype(jnp.float32)
-    best = jnp.argmax(exact, axis=-1).astype(jnp.int32)
-    tokens = best if sampling is None else _draw(exact, sampling, key)
-    return jnp.where(jnp.isnan(exact).any(axis=-1), -1, tokens)
+    # NaN counts as the highest, so that a row with one has it here.
+    best = jnp.argmax(exact, axis=-1, keepdims=True).astype(jnp.int32)
+    highest = jnp.take_along_axis(exact, best, axis=-1)
+    tokens = best[:, 0] if sampling is None else _draw(exact - highest, sampling, key)
+    return jnp.where(jnp.isnan(highest[:, 0]), -1, tokens)
 
 
 def _draw(
     logits: Float[Array, "batch vocabulary"], sampling: Sampling, key: Any
 ) -> Int[Array, " batch"]:
-    ranks = jnp.arange(logits.shape[1], dtype=jnp.int32)
-    order = jnp.argsort(logits, axis=-1, stable=True, descending=True).astype(jnp.int32)
-    ranked = jnp.take_along_axis(logits, order, axis=-1)
-    # The best one becomes 0, so that no temperature makes two infinities of two logits.
-    ranked = (ranked - ranked[:, :1]) / sampling.temperature
-    ranked = jnp.where(ranks < sampling.top_k, ranked, -jnp.inf)
-    shares = jax.nn.softmax(ranked, axis=-1)
-    before = jnp.cumsum(shares, axis=-1) - shares
-    # Sums of shares round: at 1 the last ones must not be lost.
-    reached = (before >= sampling.top_p) & (sampling.top_p < 1) & (ranks > 0)
-    ranked = jnp.where(reached, -jnp.inf, ranked)
+    """Draw by logits of which the best is 0, so that no temperature makes two of them infinite."""
+    scaled = logits / sampling.temperature
+    fewer = (sampling.top_k < logits.shape[1]) | (sampling.top_p < 1)
+    left = jax.lax.cond(fewer, cut, lambda scores, _: scores, scaled, sampling)
     rows = jnp.arange(logits.shape[0], dtype=jnp.uint32)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
-    drawn = jax.vmap(jax.random.categorical)(keys, ranked)
-    return jnp.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
+    return jax.vmap(jax.random.categorical)(keys, left).astype(jnp.int32)
+
+
+def cut(
+    scores: Float[Array, "batch vocabulary"], sampling: Sampling
+) -> Float[Array, "batch vocabulary"]:
+    """Leave the likeliest tokens, and minus infinity for the others."""
+    places = _sortable(scores)
+    ones = jnp.ones(scores.shape, jnp.int32)
+    scores = jnp.where(_likeliest(places, ones, sampling.top_k), scores, -jnp.inf)
+    shares = jax.nn.softmax(scores, axis=-1)
+    # Sums of shares round: at 1 the last ones must not be lost.
+    kept = _likeliest(places, shares, sampling.top_p) | (sampling.top_p >= 1)
+    return jnp.where(kept, scores, -jnp.inf)
+
+
+def _sortable(scores: Float[Array, "batch vocabulary"]) -> Int[Array, "batch vocabulary"]:
+    """Integers in the order of the scores: of floats below zero all bits but the sign turn."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, 0, scores), jnp.int32)
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)
+
+
+def _likeliest(
+    places: Int[Array, "batch vocabulary"], weights: Any, limit: Any
+) -> Bool[Array, "batch vocabulary"]:
+    """Mark the fewest highest places whose weights together reach a limit; of equal ones the first.
+
+    The lowest of them is found bit by bit, in 32 sums, for which nothing is sorted: on a CPU that
+    takes a fifth to a tenth of a sort's time.
+    """
+
+    def narrow(turn: Any, lowest: Any) -> Any:
+        higher = lowest + jax.lax.shift_left(jnp.int32(1), jnp.int32(31) - turn)
+        reached = jnp.where(places >= higher, weights, 0).sum(axis=-1, keepdims=True)
+        return jnp.where(reached >= limit, higher, lowest)
+
+    start = jnp.full((places.shape[0], 1), jnp.iinfo(jnp.int32).min, jnp.int32)
+    lowest = jax.lax.fori_loop(0, 32, narrow, start)
+    above, equal = places > lowest, jnp.where(places == lowest, weights, 0)
+    before = jnp.where(above, weights, 0).sum(axis=-1, keepdims=True)
+    before = before + jnp.cumsum(equal, axis=-1) - equal
+    return above | ((places == lowest) & (before < limit))
 
 
 def _is_number(value: Any) -> bool:

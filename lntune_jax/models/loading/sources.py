@@ -266,3 +266,32 @@ def config_from(path: Path) -> Any:
         return read_config(path)
     with open_gguf(path) as file:
         return config_of(file.config(), str(path))
+
+
+def read_stop_tokens(config: Any, path: Path | None) -> tuple[int, ...]:
+    """Give the ids that end a text: generation_config.json's, or else the config's.
+
+    Args:
+        config: a transformers config; an id outside its vocabulary ends nothing.
+        path: the model directory, where there is one; a GGUF file has all in its config.
+
+    Raises:
+        ModelError: the file is damaged, or the field holds what are no ids.
+    """
+    source, value = "the config", getattr(config, "eos_token_id", None)
+    file = None if path is None else path / "generation_config.json"
+    if file is not None and file.is_file():
+        try:
+            fields = read_json(file)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file}: not a JSON file ({error})") from error
+        if not isinstance(fields, dict):
+            raise ModelError(f"{file}: expected a JSON object, found {shorten(repr(fields))}")
+        source, value = str(file), fields.get("eos_token_id", value)
+    listed = value if isinstance(value, list | tuple) else () if value is None else (value,)
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in listed):
+        raise ModelError(
+            f"{source}: field 'eos_token_id' is {shorten(repr(value))}; expected a token id, a "
+            "list of them, or null"
+        )
+    return tuple(sorted({token for token in listed if 0 <= token < config.vocab_size}))

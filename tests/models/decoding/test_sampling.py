@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lntune_jax.errors import ModelError
-from lntune_jax.models.decoding.sampling import check_sampling, pick
+from lntune_jax.models.decoding.sampling import check_sampling, cut, pick
 
 SHARES = np.array([0.05, 0.4, 0.2, 0.3, 0.05])
 ROWS = 20_000
@@ -47,6 +47,47 @@ def test_the_likeliest_are_drawn_as_often_as_they_should(settings, kept):
     assert np.flatnonzero(found).tolist() == kept
     spread = np.sqrt(expected * (1 - expected) / ROWS)
     assert (np.abs(found - expected) <= 4 * spread).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"top_k": 1}, [1]),
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 4}, [0, 1, 2, 3]),
+        # Of the likeliest together 0.6: two reach 0.5, three are needed for more than 0.6.
+        ({"top_p": 0.5}, [1, 3]),
+        ({"top_p": 0.55}, [1, 3]),
+        ({"top_p": 0.65}, [0, 1, 3]),
+        ({"top_k": 3, "top_p": 0.9}, [0, 1, 3]),
+    ],
+)
+def test_of_equal_tokens_the_first_stay(settings, kept):
+    """As a stable sort would have them, in any dtype: bfloat16 logits are often equal."""
+    shares = np.array([0.15, 0.3, 0.15, 0.3, 0.1])
+    found = frequencies(**settings, shares=shares)
+    assert np.flatnonzero(found).tolist() == kept
+
+
+def test_the_cut_is_that_of_a_sort():
+    """Random logits, equal ones, zeros of both signs and minus infinity among them."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(40, 97)).astype(np.float32)
+    logits[::2] = logits[::2].round(1)
+    logits[1::4, ::5] = -np.inf
+    logits[2::4, ::3] *= 0
+    key = jax.random.key(0)
+    for top_k, top_p in ((None, 0.3), (7, None), (20, 0.8), (97, 0.999), (1, 1.0), (None, 1e-45)):
+        sampling = check_sampling(1.5, top_k, top_p, 97, key)
+        found = np.isfinite(cut(logits / sampling.temperature, sampling))
+        for row, scores in zip(found, logits / np.float32(1.5), strict=True):
+            order = np.argsort(-scores, kind="stable")[: top_k or 97]
+            shares = np.exp(scores[order] - scores.max())
+            shares = shares / shares.sum()
+            before = np.cumsum(shares) - shares
+            expected = order[(before < (top_p or 1)) | (np.arange(len(order)) == 0)]
+            expected = expected[np.isfinite(scores[expected])]
+            assert np.flatnonzero(row).tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
