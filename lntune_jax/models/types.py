@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
     Layers = (
-        tuple[Float[Array, "batch slots heads size"], ...]
-        | Float[Array, "layers batch slots heads size"]
+        tuple[Float[Array, "batch heads slots size"], ...]
+        | Float[Array, "layers batch heads slots size"]
     )
     Leaves = dict[tuple[str, ...], jax.ShapeDtypeStruct]
 
@@ -72,8 +72,9 @@ class Cache(NamedTuple):
     """What a decoder keeps between calls.
 
     Attributes:
-        keys: one array for each layer, (batch, slots, heads, size), rotated already; of a model
-            with `scan_layers` one array for all, with a first axis for the layers.
+        keys: one array for each layer, (batch, heads, slots, size), rotated already; of a model
+            with `scan_layers` one array for all, with a first axis for the layers. Heads come
+            before slots, as attention's products read them: no step turns the cache round.
         values: the same for the values.
         valid: true in a slot whose token may be seen.
         next_slot: the slot of each row's next token.

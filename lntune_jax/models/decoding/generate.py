@@ -1,13 +1,14 @@
 """New tokens from a language model, one after the other, with a cache of the ones before.
 
 What a caller asks for is checked on the host, where looking at values compiles nothing. Two
-programs do the work: the first reads all but the last token of each prompt, the second reads one
-token and chooses the next. Prompts and caches are padded to powers of two, so that other lengths
-rarely need other programs; other sampling values never do.
+programs do the work: the first makes the cache and reads all but the last token of each prompt,
+the second reads one token and chooses the next. Prompts and caches are padded a little, so that
+other lengths rarely need other programs; other sampling values never do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from lntune_jax.errors import ModelError
 
 from ..inputs import check_shape
-from .cache import empty_cache
+from .cache import cache_shapes, widen, zeros
 from .sampling import check_sampling, pick
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop_tokens: Sequence[int] = (),
+    stop_tokens: Sequence[int] | None = None,
     key: Any = None,
     pad_token: int = 0,
 ) -> Generated:
@@ -77,7 +78,8 @@ def generate(
         top_k: draw from so many of the likeliest tokens; `None` for all.
         top_p: draw from the fewest likeliest tokens with together this probability; `None` for
             all.
-        stop_tokens: ids that end a row; they are its last token.
+        stop_tokens: ids that end a row; they are its last token. `None` for the model's own
+            (`model.stop_tokens`), `()` for none.
         key: a JAX random key, to draw tokens with. The same key gives the same tokens.
         pad_token: what fills a row that ended before others.
 
@@ -132,7 +134,7 @@ def stream(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop_tokens: Sequence[int] = (),
+    stop_tokens: Sequence[int] | None = None,
     key: Any = None,
 ) -> Iterator[Int[np.ndarray, " batch"]]:
     """Continue each row of tokens, and give each new column as soon as it is there.
@@ -181,12 +183,22 @@ def stream(
     vocabulary = model.settings.vocab_size
     sampling = check_sampling(temperature, top_k, top_p, vocabulary, key)
     prompts = check_prompts(model, input_ids, attention_mask, int(max_new_tokens))
-    stops = np.asarray(list(stop_tokens), np.int32)
+    stops = _check_stops(model.stop_tokens if stop_tokens is None else stop_tokens, vocabulary)
+    columns = decode(model, params, prompts, int(max_new_tokens), sampling, key)
+    return _until_stopped(columns, stops)
+
+
+def _check_stops(stop_tokens: Any, vocabulary: int) -> Int[np.ndarray, " stops"]:
+    stops = np.asarray(list(stop_tokens) if isinstance(stop_tokens, Iterable) else stop_tokens)
+    if stops.ndim != 1 or (stops.size and stops.dtype.kind not in "iu"):
+        raise ModelError(
+            f"stop_tokens is {stop_tokens!r}; expected a list of token ids, or None for the "
+            "model's own"
+        )
     unknown = stops[(stops < 0) | (stops >= vocabulary)]
     if unknown.size:
         raise ModelError(f"stop_tokens holds {unknown[0]}; expected ids from 0 to {vocabulary - 1}")
-    columns = decode(model, params, prompts, int(max_new_tokens), sampling, key)
-    return _until_stopped(columns, stops)
+    return stops.astype(np.int32)
 
 
 def _until_stopped(
@@ -270,10 +282,6 @@ def _on_host(name: str, value: Any, kinds: str) -> np.ndarray:
     return array
 
 
-# Prompts and caches are at least this long.
-_SHORTEST = 16
-
-
 def decode(
     model: PretrainedModel,
     params: Any,
@@ -284,15 +292,16 @@ def decode(
 ) -> Iterator[Int[Array, " batch"]]:
     """Give the new tokens without end but `new`; the device may be a token ahead of the reader."""
     tokens, mask = prompts
-    width = _round_up(tokens.shape[1] - 1)
+    width = round_up(tokens.shape[1] - 1)
     missing = ((0, 0), (width + 1 - tokens.shape[1], 0))
-    cache = empty_cache(model, len(tokens), _round_up(width + new))
-    last, position, cache = _read(
-        model.apply, params, np.pad(tokens, missing), np.pad(mask, missing), cache
+    shapes = cache_shapes(model, len(tokens), width)
+    slots = round_up(width + new)
+    last, position, cache = read_prompts(
+        model.apply, params, np.pad(tokens, missing), np.pad(mask, missing), shapes, slots
     )
     before = None
     for number in range(new):
-        last, position, cache = _step(
+        last, position, cache = take_step(
             model.apply, params, last, position, cache, sampling, key, np.uint32(number)
         )
         if before is not None:
@@ -302,28 +311,29 @@ def decode(
         yield before
 
 
-# Its cache is not donated: the layers of an empty one are the same array.
-@partial(jax.jit, static_argnames=("apply",))
-def _read(
+@partial(jax.jit, static_argnames=("apply", "shapes", "slots"))
+def read_prompts(
     apply: Callable[..., Any],
     params: Any,
     tokens: Int[Array, "batch length"],
     mask: Bool[Array, "batch length"],
-    cache: Cache,
+    shapes: Cache,
+    slots: int,
 ) -> tuple[Int[Array, " batch"], Int[Array, " batch"], Cache]:
-    """Read all but the last token of each row; give that one and its position.
+    """Read all but the last token of each row; give that one, its position and the cache.
 
     They come from here so that they lie where the cache does, and the first step is the same
-    program as the others.
+    program as the others. The cache is made here, and holds no more slots than tokens while they
+    are read: attention goes over these alone. Its slots for new tokens are added at the end.
     """
     positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
     before = (tokens[:, :-1], mask[:, :-1], positions[:, :-1])
-    cache = apply(params, *before, cache=cache, with_logits=False).cache
-    return tokens[:, -1], positions[:, -1], cache
+    cache = apply(params, *before, cache=zeros(shapes), with_logits=False).cache
+    return tokens[:, -1], positions[:, -1], widen(cache, slots)
 
 
 @partial(jax.jit, static_argnames=("apply",), donate_argnames=("cache",))
-def _step(
+def take_step(
     apply: Callable[..., Any],
     params: Any,
     last: Int[Array, " batch"],
@@ -333,11 +343,20 @@ def _step(
     key: Any,
     number: Any,
 ) -> tuple[Int[Array, " batch"], Int[Array, " batch"], Cache]:
+    """Read a token of each row and choose the next; the cache is written in place."""
     output = apply(params, last[:, None], None, position[:, None], cache=cache)
     own = None if sampling is None else jax.random.fold_in(key, number)
     return pick(output.logits[:, 0], sampling, own), position + 1, output.cache
 
 
-def _round_up(count: int) -> int:
-    """Give the power of two that is not below `count`."""
-    return max(_SHORTEST, 1 << max(count - 1, 0).bit_length())
+# Prompts and caches are at least this long, and lengths are multiples of it.
+_SHORTEST = 16
+
+
+def round_up(count: int) -> int:
+    """Give the next length that programs are made for, four for each doubling.
+
+    At most a quarter is added to a count above 64, and 15 to one below.
+    """
+    step = max(_SHORTEST, (1 << max(count - 1, 0).bit_length()) // 8)
+    return max(_SHORTEST, -(-count // step) * step)

@@ -116,6 +116,18 @@ class Embed(nnx.Embed):
         )
         return found.astype(self.dtype)
 
+    def attend(self, query: Any, out_sharding: Any = None) -> Any:
+        """Multiply by every row of the table, for a head that is tied to it.
+
+        With one token in each of several rows, as in decoding, the table is the left operand: in
+        that place a CPU's library reads it as it lies, and need not pack it anew for each token.
+        """
+        if query.ndim != 3 or query.shape[1] != 1 or query.shape[0] == 1 or out_sharding:
+            return super().attend(query, out_sharding)
+        table = jnp.asarray(self.embedding[...]).astype(self.dtype)
+        scores = jnp.einsum("vw,rlw->vrl", table, query.astype(self.dtype))
+        return scores.transpose(1, 2, 0)
+
 
 def _per_row(parameter: Any, x: Float[Array, "batch *axes width"]) -> Array:
     """A norm's parameter as it is, or, with a batch axis, one for each row of `x`."""

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     Hidden = Float[Array, "batch length hidden"]
     Heads = Float[Array, "batch length heads size"]
     Angles = tuple[Float[Array, "rows length half"], Float[Array, "rows length half"]]
-    Kept = tuple[Float[Array, "batch slots heads size"], Float[Array, "batch slots heads size"]]
+    Seen = tuple[Float[Array, "batch slots heads size"], Float[Array, "batch slots heads size"]]
+    Kept = tuple[Float[Array, "batch heads slots size"], Float[Array, "batch heads slots size"]]
 
 
 class Context(NamedTuple):
@@ -51,13 +52,15 @@ class Context(NamedTuple):
     layer: Int[Array, ""] | None = None
     scale: Any = None
 
-    def remember(self, keys: Heads, values: Heads) -> tuple[Kept, Kept | None]:
+    def remember(self, keys: Heads, values: Heads) -> tuple[Seen, Kept | None]:
         """Give the keys and values to look at, and those to keep."""
         if self.before is None or self.slots is None:
             return (keys, values), None
         first = store(self.before[0], keys, self.slots, self.layer)
         second = store(self.before[1], values, self.slots, self.layer)
         seen = (first, second) if self.layer is None else (first[self.layer], second[self.layer])
+        # Attention turns them back: in the program there is no transpose.
+        seen = (seen[0].transpose(0, 2, 1, 3), seen[1].transpose(0, 2, 1, 3))
         return (seen[0].astype(keys.dtype), seen[1].astype(values.dtype)), (first, second)
 
 
@@ -117,11 +120,11 @@ def _run(layer: Any, hidden: Hidden, context: Context, key: Any, remat: str) -> 
 
 
 def store(
-    old: Float[Array, "*layers batch slots heads size"],
+    old: Float[Array, "*layers batch heads slots size"],
     new: Float[Array, "batch length heads size"],
     slots: Int[Array, "batch length"],
     layer: Int[Array, ""] | None = None,
-) -> Float[Array, "*layers batch slots heads size"]:
+) -> Float[Array, "*layers batch heads slots size"]:
     """Put each row's new entries into its slots; what lies beyond the last slot is dropped.
 
     Args:
@@ -130,8 +133,14 @@ def store(
         slots: where to.
         layer: the number of the layer.
     """
+    if new.shape[:2] == (1, 1):
+        # A second place, past the end, which is dropped. XLA takes a scatter to one place for an
+        # update of a slice, and fuses that into each reader: on a CPU it copied the cache thrice.
+        new = jnp.tile(new, (1, 2, 1, 1))
+        slots = jnp.pad(slots, ((0, 0), (0, 1)), constant_values=old.shape[-2])
     rows = jnp.arange(new.shape[0])[:, None]
-    place = (rows, slots) if layer is None else (layer, rows, slots)
+    # An array index on either side of the heads: the indexed part has the axes of `new`.
+    place = (rows, slice(None), slots) if layer is None else (layer, rows, slice(None), slots)
     return old.at[place].set(new.astype(old.dtype), mode="drop")
 
 
