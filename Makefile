@@ -37,7 +37,7 @@ BENCH := import_time start step partition adapter_io fingerprint adapter_live re
 BENCH_TORCH := peft_step bfloat16_parity products
 # Each of these takes many minutes: many programs to compile, or gigabytes to compute on.
 BENCH_LONG := longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases
-BENCH_LONG_TORCH := torchax_step torchax_types torchax_ways
+BENCH_LONG_TORCH := torchax_step torchax_types torchax_ways generation
 
 .PHONY: demo test quick parity compat lint types bench bench-long page clean
 .PHONY: $(addprefix measure-,$(BENCH) $(BENCH_TORCH) $(BENCH_LONG) $(BENCH_LONG_TORCH))

@@ -76,6 +76,11 @@ SECTIONS = (
         "torchax_ways", "Two ways through torchax", keep=("types", "counts", "each"),
         columns={"each": "what became of each"},
     ),
+    Section("generation", "Generation beside transformers in PyTorch", columns={
+        "ratio": "tokens a second (transformers' best = 1)",
+        "ratio_goal": "goal",
+        "least_processor_seconds": "processor time of a run_seconds",
+    }),
     Section("gpu", "On a GPU", absent=_NO_GPU, columns={
         "init_seconds": None, "limit_gb": None, "attention_note": None, "bytes_per_row": None,
         "predicted_batch": None, "last_refused": None, "refused_with": None,
