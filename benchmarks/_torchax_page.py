@@ -59,7 +59,7 @@ def make_types_page(figures: Mapping[str, Any]) -> str:
         f"## Not reached: {len(rest)}",
         "",
         "Of these no small model could be built that PyTorch runs on random inputs. The reasons "
-        "are in the file of results.",
+        "are in `benchmarks/results/torchax_types.json`.",
         "",
         _join(sorted(rest)),
     ]

@@ -63,6 +63,7 @@ TYPES = {
     "mamba": ("MambaModel", {**TEXT, "state_size": 4}, TOKENS),  # writes in a loop
     "aimv2: eager": ("Aimv2TextModel", {**TEXT, "attn_implementation": "eager"}, TOKENS | MASK),
     "bloom": (*MODELS["bloom"], TOKENS | MASK),  # a backward of its own
+    "yoso": ("YosoModel", {**TEXT, "num_hash": 2, "hash_code_len": 2}, TOKENS | MASK),  # the same
     "fnet": ("FNetModel", TEXT, TOKENS),  # complex numbers
     "canine": ("CanineModel", {**TEXT, "num_hash_buckets": 64, "num_hash_functions": 2}, TOKENS),
     "bigbird": ("BigBirdModel", {**TEXT, "attention_type": "original_full"}, TOKENS | MASK),
@@ -130,8 +131,6 @@ LED = {**BART, "attention_window": 4, "max_encoder_position_embeddings": 32,
         # A causal mask that PyTorch leaves out where no token is padded.
         (*PALIGEMMA, with_images(4), "GemmaAttention.*eager.*pass token_type_ids"),
         ("Aimv2TextModel", TEXT, TOKENS | MASK, "Aimv2Attention.*eager"),
-        # It draws projections for its hashes, in evaluation too.
-        ("YosoModel", {**TEXT, "num_hash": 2, "hash_code_len": 2}, TOKENS | MASK, "key="),
     ],
 )
 def test_types_that_are_refused(class_name, settings, batch, message):

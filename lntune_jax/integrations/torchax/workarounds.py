@@ -43,7 +43,7 @@ def list_operators() -> dict[Any, Callable[..., Any]]:
         aten.arange.default: lambda end, **k: _arange(0, end, 1, **k),
         aten.arange.start: lambda start, end, **k: _arange(start, end, 1, **k),
         aten.arange.start_step: lambda start, end, step=1, **k: _arange(start, end, step, **k),
-        # Cast and copy: arguments of many kinds.
+        # Arguments of many kinds.
         aten.to: _cast,
         aten._to_copy: _cast,
         aten.contiguous: lambda x, **_: x,
@@ -252,19 +252,15 @@ def _guard_masks() -> Iterator[None]:
     where no token is padded, and every token is attended to; with one padded token, or in a trace,
     later tokens are masked.
     """
-    masks, models = (
-        sys.modules.get(f"transformers.{n}") for n in ("masking_utils", "modeling_utils")
-    )
+    masks = sys.modules.get("transformers.masking_utils")
+    models = sys.modules.get("transformers.modeling_utils")
     if masks is None or models is None:
         yield
         return
-    given, of_masks, of_attention = (
-        [],
-        masks.ALL_MASK_ATTENTION_FUNCTIONS,
-        models.ALL_ATTENTION_FUNCTIONS,
-    )
-    make, attend, ignore = of_masks["sdpa"], of_attention["sdpa"], masks._ignore_causal_mask_sdpa
-    asked: list[bool] = []
+    makers, attentions = masks.ALL_MASK_ATTENTION_FUNCTIONS, models.ALL_ATTENTION_FUNCTIONS
+    make, attend, ignore = makers["sdpa"], attentions["sdpa"], masks._ignore_causal_mask_sdpa
+    asked: list[bool] = []  # whether the mask that is made may be left out
+    given: list[Any] = []  # the masks that may
 
     def note(*args: Any, **kwargs: Any) -> Any:
         asked.append(True)
@@ -290,12 +286,12 @@ def _guard_masks() -> Iterator[None]:
             )
         return attend(module, q, k, v, mask, **rest)
 
-    of_masks["sdpa"], of_attention["sdpa"] = make_noted, attend_guarded
+    makers["sdpa"], attentions["sdpa"] = make_noted, attend_guarded
     try:
         with mock.patch.object(masks, "_ignore_causal_mask_sdpa", note):
             yield
     finally:
-        of_masks["sdpa"], of_attention["sdpa"] = make, attend
+        makers["sdpa"], attentions["sdpa"] = make, attend
 
 
 def make_fake_mode() -> Any:
