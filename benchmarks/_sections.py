@@ -70,7 +70,7 @@ SECTIONS = (
     Section("torchax_step", "Through torchax", columns={"least_seconds": None}),
     Section(
         "torchax_types", "Which models run through torchax",
-        keep=("summary", "norm leaves by type, against a trace"),
+        keep=("summary", "norm leaves by the modules' types, against a trace"),
     ),
     Section(
         "torchax_ways", "Two ways through torchax", keep=("types", "counts", "each"),

@@ -20,7 +20,7 @@ FAULTS = {"WRONG": "Wrong", "foreign error": "An error that is not ours", "hangs
 def make_types_page(figures: Mapping[str, Any]) -> str:
     """The page's text, from the figures of `torchax_types.py`."""
     types: Mapping[str, Any] = figures["types"]
-    summary = figures["summary"]
+    summary = figures["summary"]["types"]
     exact = [name for name, row in types.items() if row["outcome"] == "exact"]
     lines = [
         "# Which types of transformers run through torchax",
@@ -29,7 +29,7 @@ def make_types_page(figures: Mapping[str, Any]) -> str:
         "is a small model with random weights; values and all gradients are compared with "
         "PyTorch's.",
         "",
-        f"Of {summary['types that PyTorch runs']} types, `torch.export` traces "
+        f"Of {summary['PyTorch runs']} types, `torch.export` traces "
         f"{summary['torch.export traces']}; {summary['of these exact']} of these are exact "
         f"({summary['share'] * 100:.1f} %).",
         "",

@@ -10,6 +10,7 @@ PyTorch itself can trace. The norms that the modules' types tell are compared wi
     python benchmarks/torchax_types.py            # all types, one process each: an hour of a core
     python benchmarks/torchax_types.py llama vit  # those, printed only
     python benchmarks/torchax_types.py --out FILE llama vit  # and their rows written there
+    python benchmarks/torchax_types.py --resume LOG  # what is not in the output of a stopped run
 
 A process that hangs or dies counts as a failure and stops nothing.
 """
@@ -22,6 +23,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -74,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", type=Path)
     options = parser.parse_args()
     names = options.names
     os.nice(NICE)
@@ -84,12 +87,13 @@ def main() -> None:
         # Where there is no time for all, a type that could be built the last time comes first.
         known = read_known(RESULTS / "torchax_types.json")
         order.sort(key=lambda name: name not in known)
-    rows: dict[str, dict[str, Any]] = {}
+    rows = read_log(options.resume.read_text()) if options.resume else {}
+    order = [name for name in order if name not in rows]
     end, lock = time.monotonic() + MINUTES * 60, threading.Lock()
 
     def work(name: str) -> None:
         if time.monotonic() < end:
-            row = run_apart(name)
+            row = clean(run_apart(name))
             with lock:
                 rows[name] = row
                 print(len(rows), name, json.dumps(row), flush=True)
@@ -103,6 +107,18 @@ def main() -> None:
     elif not names:
         write_results("torchax_types", summarise(rows), others=("torchax", "jax"))
     print(json.dumps(summarise(rows)["summary"], indent=1))
+
+
+def read_log(text: str) -> dict[str, dict[str, Any]]:
+    """The rows that a run has printed."""
+    lines = re.findall(r"^\d+ (\S+) (\{.*\})$", text, re.MULTILINE)
+    return {name: clean(json.loads(row)) for name, row in lines}
+
+
+def clean(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without the folders of this machine."""
+    text = {k: re.sub(r"(/[\w.+-]+)+/", "", v) for k, v in row.items() if isinstance(v, str)}
+    return row | text
 
 
 def read_known(path: Path) -> set[str]:
@@ -121,19 +137,23 @@ def summarise(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     norms = [row["norms"] for row in ran.values() if "norms" in row]
     return {
         "summary": {
-            "types that PyTorch runs": len(ran),
-            **{outcome: counts[outcome] for outcome in sorted(counts)},
-            "torch.export traces": len(traceable),
-            "of these exact": len(exact),
-            "share": round(len(exact) / max(len(traceable), 1), 4),
+            "types": {
+                "PyTorch runs": len(ran),
+                **{outcome: counts[outcome] for outcome in sorted(counts)},
+                "torch.export traces": len(traceable),
+                "of these exact": len(exact),
+                "share": round(len(exact) / max(len(traceable), 1), 4),
+            }
         },
-        "norm leaves by type, against a trace": {
-            "types": len(norms),
-            "by type": sum(own["by type"] for own in norms),
-            **{
-                kind: sum(len(own[kind]) for own in norms)
-                for kind in ("missed", "missed, named in a warning", "found beside")
-            },
+        "norm leaves by the modules' types, against a trace": {
+            "leaves": {
+                "of so many models": len(norms),
+                "by type": sum(own["by type"] for own in norms),
+                **{
+                    kind: sum(len(own[kind]) for own in norms)
+                    for kind in ("missed", "missed, named in a warning", "found beside")
+                },
+            }
         },
         "types": dict(sorted(ran.items())),
         "not tried": sorted(set(list_kinds()) - rows.keys()),

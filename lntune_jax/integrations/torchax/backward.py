@@ -23,9 +23,16 @@ from .memory import keep_gradient
 from .module import load_torch
 
 
-@functools.cache
 def get_operators() -> tuple[Any, Any]:
     """The two operators, which PyTorch knows from the first call on."""
+    _make_library()
+    operators = load_torch().ops.lntune_jax
+    return operators.grad.default, operators.join.default
+
+
+@functools.cache
+def _make_library() -> Any:
+    """PyTorch forgets the operators with the library, which the cache therefore keeps."""
     torch = load_torch()
     library = torch.library.Library("lntune_jax", "DEF")
     library.define("grad(Tensor like) -> Tensor")
@@ -33,13 +40,12 @@ def get_operators() -> tuple[Any, Any]:
         "join(Tensor[] results, Tensor[] grads, Tensor[] x, Tensor[] x_grads)-> Tensor[]"
     )
     library.impl("grad", torch.empty_like, "CompositeExplicitAutograd")
-    library.impl(
-        "join",
-        lambda results, *_: [torch.empty_like(x) for x in results],
-        "CompositeExplicitAutograd",
-    )
-    get_operators.__dict__["library"] = library  # it is taken back when it is collected
-    return torch.ops.lntune_jax.grad.default, torch.ops.lntune_jax.join.default
+    library.impl("join", _make_empty, "CompositeExplicitAutograd")
+    return library
+
+
+def _make_empty(results: Sequence[Any], *_: Any) -> list[Any]:
+    return [load_torch().empty_like(x) for x in results]
 
 
 class Context:
