@@ -20,7 +20,7 @@ from transformers import LlamaConfig
 import lntune_jax as lnt
 from lntune_jax import bank as banks
 from lntune_jax.models import empty_cache, from_config
-from lntune_jax.models.estimating.lora import TARGETS, _run
+from lntune_jax.models.estimating.lora import TARGETS, run_with_factors
 
 ROWS, RANK = 16, 8
 ONE, MIXED = "one adapter for the batch", "mixed batch, native"
@@ -83,7 +83,7 @@ def add_lora(forward, params, *inputs):
         values = jax.tree.leaves((params, *inputs))
         marks = [factors.get(path) for path in paths]
         marks += [None] * (len(values) - len(marks))
-        outputs = _run(closed.jaxpr, closed.consts, values, marks)
+        outputs = run_with_factors(closed.jaxpr, closed.consts, values, marks)
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
     return adapted

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss
-from lntune_jax.models.estimating.memory import _by_path
 from lntune_jax.models.nn.quantized import dequantize, read_kernel
-from lntune_jax.models.nn.skeleton import nest
+from lntune_jax.models.nn.skeleton import by_path, nest
 from tests.support.checkpoints import REFERENCE
 
 # Directory and task: one of each family, and both encoders.
@@ -24,7 +23,7 @@ LABELS = jnp.array([0, 1, 1, 0], "int32")
 
 def dequantized(params, dtype="float32"):
     """The tree with a float kernel in the place of each quantised one."""
-    flat = _by_path(params)
+    flat = by_path(params)
     found = {}
     for path, leaf in flat.items():
         if path[-1] == "qvalue":

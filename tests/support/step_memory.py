@@ -8,8 +8,7 @@ import optax
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss
 from lntune_jax.models.estimating.lora import add_lora, lora_shapes
-from lntune_jax.models.estimating.memory import _by_path
-from lntune_jax.models.nn.skeleton import nest
+from lntune_jax.models.nn.skeleton import by_path, nest
 
 TINY = {
     "model_type": "llama",
@@ -37,7 +36,7 @@ def compile_step(model, method: str, tokens, options=OPTIONS):
         trainable, frozen = lnt.partition_params(model.params, lnt.LNTuningConfig())
         gradient = lnt.value_and_grad(loss)
     elif method == "lora":
-        frozen = _by_path(model.params)
+        frozen = by_path(model.params)
         trainable = lora_shapes(frozen, 8)
         adapted = add_lora(lambda flat, x: loss(nest(flat), x), frozen, tokens)
         gradient = jax.value_and_grad(adapted)

@@ -55,13 +55,15 @@ def add_lora(loss: Callable[..., Any], leaves: dict[tuple[str, ...], Any], token
     def adapted(factors: dict[tuple[str, ...], Factors], leaves: Any, tokens: Any) -> Any:
         marks = [factors.get(path) for path in sorted(leaves)]
         values = [leaves[path] for path in sorted(leaves)]
-        (result,) = _run(closed.jaxpr, closed.consts, [*values, tokens], [*marks, None])
+        (result,) = run_with_factors(closed.jaxpr, closed.consts, [*values, tokens], [*marks, None])
         return result
 
     return adapted
 
 
-def _run(jaxpr: Any, consts: Any, values: list[Any], marks: list[Factors | None]) -> list[Any]:
+def run_with_factors(
+    jaxpr: Any, consts: Any, values: list[Any], marks: list[Factors | None]
+) -> list[Any]:
     """Evaluate a jaxpr; `marks` has the factors of the values that are adapted kernels."""
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
     marked = dict(zip(jaxpr.invars, marks, strict=True))
@@ -93,7 +95,7 @@ def _call(equation: Any, inputs: list[Any], found: list[Factors | None]) -> list
     inner, consts = (body.jaxpr, body.consts) if hasattr(body, "jaxpr") else (body, [])
 
     def run(inputs: list[Any], found: list[Factors | None]) -> list[Any]:
-        return _run(inner, consts, inputs, found)
+        return run_with_factors(inner, consts, inputs, found)
 
     if equation.primitive.name == REMAT:
         kept = equation.params

@@ -30,7 +30,7 @@ from ..loss import causal_lm_loss
 from ..model import PretrainedModel, assemble, from_config, shapes_of
 from ..nn.attention import BY_SHAPES
 from ..nn.quantized import count_bytes
-from ..nn.skeleton import nest
+from ..nn.skeleton import by_path, nest
 from ..nn.stack import LOWER
 from .liveness import peak_bytes
 from .lora import add_lora, lora_shapes
@@ -158,7 +158,7 @@ def estimate_memory(
     def trace(layers: int) -> tuple[int, int]:
         part = slice_model(model, layers, tensor)
         peak = _trace(part, method, saved, tokens, rank, chunk, axes["fsdp"])
-        return peak, _bytes(part.params)
+        return peak, total_bytes(part.params)
 
     layers = model.settings.num_hidden_layers
     passed = layers if held.names is None else count_differentiated(model, held.names)
@@ -192,14 +192,14 @@ class _Held(NamedTuple):
 
 def _count_held(model: PretrainedModel, method: str, config: LNTuningConfig, rank: int) -> _Held:
     """Count what is there for the whole step, on all devices together."""
-    weights = _bytes(model.params)
+    weights = total_bytes(model.params)
     if method == "ln":
         halves = partition_params(model.params, config, name_map=model.name_map)
         trainable = report_params(model.params, config, name_map=model.name_map).trainable
         names = tuple(halves.trainable)
-        return _Held(trainable, _bytes(halves), 4 * trainable, 8 * trainable, names)
+        return _Held(trainable, total_bytes(halves), 4 * trainable, 8 * trainable, names)
     if method == "lora":
-        trainable = _count(lora_shapes(_by_path(model.params), rank))
+        trainable = _count(lora_shapes(by_path(model.params), rank))
         return _Held(trainable, weights + 4 * trainable, 4 * trainable, 8 * trainable)
     trainable = _count(model.params)
     masters = 0 if model.dtype == "float32" else 4 * trainable
@@ -227,13 +227,13 @@ def _trace(
         )
         gradient = value_and_grad(loss)
     elif method == "lora":
-        leaves = _by_path(model.params)
+        leaves = by_path(model.params)
         given = (lora_shapes(leaves, rank), leaves)
         gradient = jax.value_and_grad(add_lora(lambda flat, x: loss(nest(flat), x), leaves, tokens))
     else:
         given, gradient = (model.params,), jax.value_and_grad(loss)
     closed = jax.make_jaxpr(gradient)(*given, tokens)
-    return max(peak_bytes(closed, shards) - _bytes(given[0]) // shards, 0)
+    return max(peak_bytes(closed, shards) - total_bytes(given[0]) // shards, 0)
 
 
 def _loss(model: PretrainedModel, params: Any, tokens: Any, chunk: int) -> Any:
@@ -246,16 +246,12 @@ def _loss(model: PretrainedModel, params: Any, tokens: Any, chunk: int) -> Any:
     return (jax.nn.logsumexp(exact, axis=-1) - exact[..., 0]).mean()
 
 
-def _by_path(params: Any) -> dict[tuple[str, ...], Any]:
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {tuple(key.key for key in path): leaf for path, leaf in flat}
-
-
 def _count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _bytes(tree: Any) -> int:
+def total_bytes(tree: Any) -> int:
+    """Give the bytes of all leaves, in whatever number of bits each is kept."""
     return sum(map(count_bytes, jax.tree.leaves(tree)))
 
 

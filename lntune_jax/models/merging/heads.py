@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import AdapterError, ModelError
 from lntune_jax.messages import list_names
@@ -22,6 +20,7 @@ from ..families.registry import FAMILIES
 from ..loading.sources import config_of, with_labels
 from ..loading.weights import canonical_keys, match
 from ..model import from_config
+from ..nn.skeleton import by_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -133,10 +132,7 @@ def find_unread(
     shapes = {key: tensor.shape for key, tensor in made.tensors.items()}
     config = with_labels(config_of(dict(fields), str(made.directory)), count_labels(shapes))
     layout = family.checkpoint_names
-    leaves = {
-        tuple(part.key for part in path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(from_config(config, task).params)
-    }
+    leaves = by_path(from_config(config, task).params)
     plan = match(leaves, canonical_keys(made, layout.prefix), made, task, layout)
     if plan.fresh:
         raise ModelError(

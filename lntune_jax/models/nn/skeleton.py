@@ -47,6 +47,12 @@ def nest(leaves: dict[tuple[str, ...], Any]) -> dict[str, Any]:
     return tree
 
 
+def by_path(tree: Any) -> dict[tuple[str, ...], Any]:
+    """Give the leaves of nested dicts by path: what `nest` puts together again."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {tuple(key.key for key in path): leaf for path, leaf in flat}
+
+
 def _put(tree: dict[Any, Any], path: Any, leaf: Any) -> None:
     for segment in path[:-1]:
         tree = tree.setdefault(segment, {})

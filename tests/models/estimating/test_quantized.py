@@ -13,8 +13,9 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.errors import ConfigError
 from lntune_jax.models import causal_lm_loss, estimate_memory, from_config
-from lntune_jax.models.estimating.memory import _by_path, _bytes, largest_leaf
+from lntune_jax.models.estimating.memory import largest_leaf, total_bytes
 from lntune_jax.models.nn.quantized import count_both, count_bytes
+from lntune_jax.models.nn.skeleton import by_path
 from tests.support.small import relax
 from tests.support.step_memory import TINY, compile_step
 
@@ -46,10 +47,10 @@ def test_bytes_of_the_kernels(kind, bits):
     scales = 0 if bits == 4.5 else 5 * 4 * (128 * 2 + 64 * 2 + 352 * 2 + 128)
     # 352 is no multiple of 64 but of 32: its kernels have twice as many scales.
     more = 5 * 4 * (352 // 32 - 352 / 64) * 128 if bits == 4.5 else 0
-    rest = _bytes(whole.params) - 4 * kernels
-    assert _bytes(few.params) == rest + kernels * bits / 8 + scales + more
-    assert count_both(few.params, "float32") == (_bytes(few.params), _bytes(whole.params))
-    flat = _by_path(few.params)
+    rest = total_bytes(whole.params) - 4 * kernels
+    assert total_bytes(few.params) == rest + kernels * bits / 8 + scales + more
+    assert count_both(few.params, "float32") == (total_bytes(few.params), total_bytes(whole.params))
+    flat = by_path(few.params)
     path = ("model", "layers", "0", "mlp", "up_proj", "kernel", "array", "qvalue")
     assert count_bytes(flat[path]) == 128 * 352 * int(bits) // 8
 
@@ -59,7 +60,7 @@ def compiled(kind, remat, accumulate):
     model = from_config(DEEP, "CAUSAL_LM", quantize=kind, remat=remat)
     program = lower(model, accumulate)
     products = program.as_text().count("stablehlo.dot_general")
-    return _bytes(model.params), program.compile().memory_analysis(), products
+    return total_bytes(model.params), program.compile().memory_analysis(), products
 
 
 @pytest.mark.parametrize(

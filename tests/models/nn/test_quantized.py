@@ -15,7 +15,6 @@ import qwix
 import lntune_jax as lnt
 from lntune_jax.errors import ModelError, SelectionError
 from lntune_jax.models import from_config, from_pretrained
-from lntune_jax.models.estimating.memory import _by_path
 from lntune_jax.models.nn.quantized import (
     KINDS,
     STORED,
@@ -24,6 +23,7 @@ from lntune_jax.models.nn.quantized import (
     multiply,
     quantize_kernel,
 )
+from lntune_jax.models.nn.skeleton import by_path
 from tests.support.devices import run_on_devices
 from tests.support.quantizing import MODELS, TOKENS, dequantized, gradients
 
@@ -103,8 +103,8 @@ def test_the_numbers_are_qwix_s(kind, shape):
 def test_what_is_quantised_and_what_is_not(name):
     directory, task = MODELS[name]
     model = from_pretrained(directory, task, quantize="int8")
-    whole = _by_path(from_pretrained(directory, task).params)
-    kept = _by_path(model.params)
+    whole = by_path(from_pretrained(directory, task).params)
+    kept = by_path(model.params)
     kernels = [path for path in whole if is_quantized(path)]
     parts = [(*path, "array", part) for path in kernels for part in ("qvalue", "scale")]
     assert len(kernels) == {"llama": 14, "gemma2": 14, "gpt2": 8, "bert": 12, "roberta": 12}[name]
@@ -119,7 +119,7 @@ def test_what_is_quantised_and_what_is_not(name):
     assert not any("array" in path for path in trainable)
     report, expected = (lnt.report_params(tree, config) for tree in (model.params, floats))
     assert report[:3] == expected[:3]
-    shapes = _by_path(from_config(directory, task, quantize="int8").params)
+    shapes = by_path(from_config(directory, task, quantize="int8").params)
     fields = {path: (leaf.shape, leaf.dtype) for path, leaf in shapes.items() if path in kept}
     assert fields == {p: (x.shape, x.dtype) for p, x in kept.items() if p in shapes}
     assert set(parts) <= shapes.keys()
@@ -151,8 +151,8 @@ def test_bfloat16_has_the_same_few_bits():
     """Quantised from what the file holds, not from what bfloat16 leaves of it."""
     exact = from_pretrained(*MODELS["llama"], quantize="fp8")
     half = from_pretrained(*MODELS["llama"], quantize="fp8", dtype="bfloat16")
-    kept = _by_path(exact.params)
-    for path, leaf in _by_path(half.params).items():
+    kept = by_path(exact.params)
+    for path, leaf in by_path(half.params).items():
         if "array" in path:
             np.testing.assert_array_equal(leaf, kept[path])
         else:
@@ -191,7 +191,7 @@ def test_peak_memory_on_the_host(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields))
     draw = np.random.default_rng(0)
     tensors = {}
-    for path, leaf in _by_path(from_config(fields, "CAUSAL_LM").params).items():
+    for path, leaf in by_path(from_config(fields, "CAUSAL_LM").params).items():
         shape = leaf.shape[::-1] if path[-1] == "kernel" else leaf.shape
         tensors[".".join((*path[:-1], "weight"))] = draw.normal(size=shape).astype(np.float32)
     save_file(tensors, tmp_path / "model.safetensors")
