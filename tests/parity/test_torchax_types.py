@@ -138,3 +138,22 @@ def test_types_that_are_refused(class_name, settings, batch, message):
     with pytest.raises(ModelError, match=message):
         jax.eval_shape(lambda p: model.apply(p, **batch), model.params)
     assert jnp.ones(2).sum() == 2
+
+
+class ByName(torch.nn.Module):
+    """Attention of transformers, its mask passed by name or not at all."""
+
+    is_causal = False
+
+    def forward(self, x, mask=None):
+        attend = transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS["sdpa"]
+        named, _ = attend(self, x, x, x, attention_mask=mask)
+        return named + attend(self, x, x, x, None)[0]
+
+
+@pytest.mark.parametrize("mask", [None, np.tri(4, dtype=bool)[None, None]])
+def test_masks_of_ones_own_are_let_through(mask):
+    x = np.random.default_rng(0).normal(size=(1, 2, 4, 8)).astype(np.float32)
+    module = ByName()
+    expected = module(torch.from_numpy(x), None if mask is None else torch.from_numpy(mask))
+    np.testing.assert_allclose(from_torch(module).apply({}, x, mask), expected, atol=1e-5)

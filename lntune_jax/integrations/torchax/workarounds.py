@@ -273,18 +273,20 @@ def _guard_masks() -> Iterator[None]:
             given.append(mask)
         return mask
 
-    def attend_guarded(module: Any, q: Any, k: Any, v: Any, mask: Any = None, **rest: Any) -> Any:
+    def attend_guarded(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **rest: Any
+    ) -> Any:
         is_causal = rest.get("is_causal")
         is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         known = {get_storage(x) for x in given}
-        if mask is not None and not is_causal and get_storage(mask) in known:
+        if attention_mask is not None and not is_causal and get_storage(attention_mask) in known:
             raise ModelError(
                 f"{type(module).__name__} of transformers sees later tokens where no token is "
                 "padded, and not where one is, which a compiled program cannot tell. Set "
                 'attn_implementation="eager" in the config, which never shows them. For PaliGemma, '
                 "or pass token_type_ids: 0 for the prefix, 1 for what follows"
             )
-        return attend(module, q, k, v, mask, **rest)
+        return attend(module, query, key, value, attention_mask, **rest)
 
     makers["sdpa"], attentions["sdpa"] = make_noted, attend_guarded
     try:
