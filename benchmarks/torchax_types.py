@@ -289,7 +289,7 @@ def compare_norms(
         "by type": len(by_type),
         "missed": sorted(missed - named),
         "missed, named in a warning": sorted(missed & named),
-        "found beside": sorted(set(found) - {n for n in model.params if n in by_type}),
+        "found beside": sorted(n for n in found if n.rpartition(".")[0] not in model.norms),
     }
 
 
