@@ -272,7 +272,8 @@ def from_config(
     )
     config, path = directory_or_config, None
     if isinstance(config, str | os.PathLike):
-        path = find_directory(config, revision, ("config.json", "generation_config.json"))
+        generates = ("generation_config.json",) if task == "CAUSAL_LM" else ()
+        path = find_directory(config, revision, ("config.json", *generates))
         config = config_from(path)
     elif isinstance(config, dict):
         config = config_of(config, "the config")
