@@ -4,8 +4,7 @@ Export keeps the operators of a Function's forward and forgets its backward. Her
 `backward` on a stand-in for the gradient of the result, made by the operator `lntune_jax::grad`.
 The operator `lntune_jax::join` then says which results, inputs and gradients go together.
 
-A backward is linear in the gradient it gets, so its transpose is too. The transpose of zeros that
-have the inputs' gradient is added to the result: its value is zero, its gradient is backward's.
+The results and the inputs then pass a `jax.custom_vjp`, whose backward is the Function's own.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from ...errors import ModelError
-from .memory import keep_gradient
 from .module import load_torch
 
 
@@ -132,10 +130,7 @@ def _make_zeros(torch: Any, value: Any) -> Any:
 
 
 def attach(
-    values: Sequence[Any],
-    inputs: Sequence[Any],
-    backward: Callable[[list[Any]], list[Any]],
-    where: str,
+    values: Sequence[Any], inputs: Sequence[Any], backward: Callable[[list[Any]], list[Any]]
 ) -> list[Any]:
     """The values of a Function's results, with the gradient that its backward gives.
 
@@ -143,19 +138,23 @@ def attach(
         values: what `forward` returned.
         inputs: the arrays whose gradients `backward` returns.
         backward: from the gradients of the results to those of the inputs.
-        where: the line of the call, for the error.
     """
     values = [jax.lax.stop_gradient(value) for value in values]
-    shapes = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in values]
-    zeros = [keep_gradient(x, jnp.zeros_like(x)) for x in inputs]
-    if not zeros:
+    if not inputs:
         return values
-    try:
-        (extra,) = jax.linear_transpose(backward, shapes)(zeros)
-    except (NotImplementedError, TypeError, ValueError, AssertionError) as error:
-        raise ModelError(
-            "forward uses a torch.autograd.Function whose backward is not linear in the gradient "
-            f"that it gets, in {where}: write it with operators of PyTorch. "
-            "`x + (f(x) - x).detach()` has the value of f and the gradient of x"
-        ) from error
-    return [value + zero for value, zero in zip(values, extra, strict=True)]
+    # What backward reads beside its arguments becomes arguments: it runs in another trace.
+    pure, held = jax.closure_convert(lambda *grads: backward(list(grads)), *values)
+
+    @jax.custom_vjp
+    def join(values: Any, inputs: Any, held: Any) -> Any:
+        return values
+
+    def enter(values: Any, inputs: Any, held: Any) -> Any:
+        return values, (values, held)
+
+    def leave(kept: Any, grads: Any) -> Any:
+        zeros = jax.tree.map(jnp.zeros_like, kept)
+        return zeros[0], pure(*grads, *kept[1]), zeros[1]
+
+    join.defvjp(enter, leave)
+    return join(values, list(inputs), held)

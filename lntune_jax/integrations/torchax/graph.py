@@ -80,12 +80,6 @@ class Interpreter:
     def _join(self, node: Any, late: list[Any], known: Mapping[Any, Any]) -> list[Cell]:
         """The results of a Function, whose backward is the nodes in `late`."""
         results, stand_ins, inputs, found = node.args
-        where = describe_place(node)
-        if any(n not in late and "zeros" not in _get_name(n) for n in found):
-            raise ModelError(
-                "forward uses a torch.autograd.Function whose backward does not depend on the "
-                f"gradient that it gets, in {where}: write it with operators of PyTorch"
-            )
         values, arrays = (read(_look_up(list(part), known)) for part in (results, inputs))
         held = {n: freeze(value) for n, value in known.items()}
 
@@ -97,7 +91,7 @@ class Interpreter:
                 jnp.asarray(g, x.dtype).reshape(x.shape) for g, x in zip(made, arrays, strict=True)
             ]
 
-        return list(map(Cell, attach(values, arrays, compute, where)))
+        return list(map(Cell, attach(values, arrays, compute)))
 
     def _map(self, enter: Any, nodes: list[Any], known: dict[Any, Any], grad: bool) -> None:
         """Runs the part of a graph that `torch.vmap` made, by `jax.vmap`."""
