@@ -209,7 +209,7 @@ def _continue(model: Any, params: Any, shared: Shared) -> str:
         params,
         prompt,
         max_new_tokens=48,
-        stop_tokens=stop_tokens(shared.path, model.config, shared.tokenizer),
+        stop_tokens=stop_tokens(model, shared.tokenizer),
     )
     tokens = result.tokens[0, : result.lengths[0]]
     return shared.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def load_language_model(
     if found is not None:
         put = lnt.restore_adapter if found.kind == OURS else lnt.import_peft
         params = put(found.directory, params)
-    stops = stop_tokens(path, model.config, tokenizer)
+    stops = stop_tokens(model, tokenizer)
     is_for_chats = found is not None and (found.task or {}).get("form") == "messages"
     return LanguageModel(model, params, tokenizer, stops, is_for_chats)
 
@@ -107,19 +106,8 @@ def _check_name(name: str) -> None:
         check_model_directory(name)
 
 
-def stop_tokens(path: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """The tokenizer's end of text, and what generation_config.json or the config says.
-
-    Raises:
-        ModelError: If generation_config.json is damaged.
-    """
-    source = config.eos_token_id
-    file = path / "generation_config.json"
-    if file.is_file():
-        try:
-            source = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id", source)
-        except (ValueError, AttributeError) as error:
-            raise ModelError(f"{file} is no JSON object ({error})") from error
-    listed = source if isinstance(source, list) else [source]
-    ids = {token for token in (*listed, tokenizer.eos_token_id) if isinstance(token, int)}
-    return tuple(sorted(token for token in ids if 0 <= token < config.vocab_size))
+def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The model's own, and the tokenizer's end of text."""
+    end = tokenizer.eos_token_id
+    ids = {*model.stop_tokens, *([end] if isinstance(end, int) else [])}
+    return tuple(sorted(token for token in ids if 0 <= token < model.config.vocab_size))

@@ -211,7 +211,7 @@ def test_other_models_and_damaged_files(run, model_directory, language_model, tm
     check(run(*words, model_directory), "task is 'CAUSAL_LM'; supported by bert")
     other = shutil.copytree(language_model, tmp_path / "other")
     (other / "generation_config.json").write_text("[")
-    check(run(*words, other), "generation_config.json is no JSON object")
+    check(run(*words, other), "generation_config.json: not a JSON file")
 
 
 def test_chat_without_jinja2(run, language_model, tmp_path, monkeypatch):

@@ -350,7 +350,11 @@ def _make_guards() -> dict[Any, Callable[..., Any]]:
     gradient = refuse("torch.autograd.grad or backward()", "take gradients with jax.grad")
     hook = refuse("register_hook", "take the hook away")
     data = refuse("an assignment to .data", "assign with torch.no_grad() and copy_()")
-    flag = refuse("requires_grad", "use detach(), or take gradients with jax.grad")
+    # `module.to(dtype)` sets it too, of the parameters that it makes anew.
+    flag = refuse(
+        "requires_grad, or casts a module with .to()",
+        "use detach(), or cast the module before from_torch",
+    )
 
     def keep(x: Any, flag_value: bool = True) -> Any:
         # A new leaf's own gradient is nobody's to see; those of the params stay as they are.
