@@ -1,13 +1,13 @@
-"""What arguments that many functions take may be, checked where they are given."""
+"""What arguments that many functions take may be, checked where they are given.
+
+JAX and numpy are imported where they are needed: the command line's help needs neither.
+"""
 
 from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
-from jax.core import Tracer
 
 from .errors import ArgumentError, LNTuningError, TreeError
 from .messages import shorten
@@ -30,6 +30,9 @@ def check_number(
         ...     print(error)
         ema_decay must be a number that is at least 0 and less than 1, not 1.0
     """
+    import numpy as np
+    from jax.core import Tracer
+
     is_number = np.ndim(value) == 0 and not isinstance(value, bool | np.bool_ | str)
     if is_number and isinstance(value, Tracer):
         return
@@ -63,7 +66,11 @@ def check_flag(name: str, value: Any, advice: str = "") -> None:
         ...     print(error)
         cast must be True or False, not None
     """
-    if not isinstance(value, bool | np.bool_):
+    if isinstance(value, bool):
+        return
+    import numpy as np
+
+    if not isinstance(value, np.bool_):
         raise ArgumentError(f"{name} must be True or False, not {shorten(repr(value))}{advice}")
 
 
