@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -195,7 +195,7 @@ class Notes:
         uncertain: leaves that may be a norm's, and what they do.
         weighted: arrays times a parameter; `normalised` are those that were normalised after it.
         unscaled: arrays times a parameter whose own statistics divided them, and these; `scaled`
-            are the statistics of norms that have a scale.
+            are the statistics of norms that have a scale, and the scale.
         values: the results of the expressions met so far. Two equal ones are one value.
         sizes: how many floating-point numbers each leaf holds.
     """
@@ -207,7 +207,7 @@ class Notes:
     weighted: list[Weighted] = field(default_factory=list)
     normalised: list[Weighted] = field(default_factory=list)
     unscaled: list[tuple[Parameter, Any]] = field(default_factory=list)
-    scaled: list[Any] = field(default_factory=list)
+    scaled: list[tuple[Any, frozenset[int]]] = field(default_factory=list)
     values: MutableMapping[Hashable, Any] = field(default_factory=dict)
     sizes: Mapping[int, int] = field(default_factory=dict)
 
@@ -247,9 +247,9 @@ class Notes:
                 own = own.origin
         return [fact for fact in self.weighted if id(fact) not in settled]
 
-    def list_uncertain(self) -> dict[int, str]:
-        """What each leaf does that may be a norm's."""
-        settled = set(map(id, self.scaled))
+    def list_uncertain(self, ambiguous: Collection[int] = ()) -> dict[int, str]:
+        """What each leaf does that may be a norm's; a scale that is ambiguous settles nothing."""
+        settled = {id(spread) for spread, own in self.scaled if own.isdisjoint(ambiguous)}
         before = [
             (parameter.leaves, "multiplies an array before its root mean square is taken")
             for parameter, spread in self.unscaled

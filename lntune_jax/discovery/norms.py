@@ -178,8 +178,8 @@ def scale(normal: View, parameter: View, notes: Notes) -> View | None:
         if is_one and depends(fact.of) and not isinstance(fact.spread, Running):
             notes.uncertain.append((leaves, "multiplies a normalised array by one number"))
         return None
-    notes.scaled.append(fact.spread)
     if isinstance(parameter.fact, Parameter):
+        notes.scaled.append((fact.spread, parameter.fact.leaves))
         notes.found.append(Found(parameter.fact, SCALE, found.kind, found.axes))
     elif found.kind in (LAYER, RMS):
         how = "holds rows that multiply" if trail.table else "is changed before it multiplies"

@@ -271,12 +271,14 @@ def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
     notes.spend(walk(jaxpr, views, notes))
     norms: list[DiscoveredNorm] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
+    doubtful = set[int]()
     for i, leaf in enumerate(leaves):
         places = [found for found in notes.found if i in found.parameter.leaves]
         uses = [f"the {place.role} of a {place.kind} norm" for place in places]
         uses += notes.list_uses(i) if places else []
         if len(set(uses)) > 1:
             ambiguous[join(leaf.path)] = tuple(dict.fromkeys(uses))
+            doubtful.add(i)
         elif places:
             first = places[0]
             layers = sorted(axis for own, axis in first.parameter.layers if own == i)
@@ -293,7 +295,8 @@ def _read(jaxpr: Any, leaves: Sequence[Leaf]) -> DiscoveredNorms:
             )
     opaque = {join(leaves[i].path): name for name, own in notes.opaque for i in sorted(own)}
     said = {norm.path for norm in norms} | set(ambiguous) | set(opaque)
-    doubts = [(join(leaves[i].path), how) for i, how in sorted(notes.list_uncertain().items())]
+    listed = sorted(notes.list_uncertain(doubtful).items())
+    doubts = [(join(leaves[i].path), how) for i, how in listed]
     uncertain = {path: how for path, how in doubts if path not in said}
     return DiscoveredNorms(tuple(norms), ambiguous, opaque, uncertain)
 

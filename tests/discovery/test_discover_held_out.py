@@ -368,6 +368,9 @@ DOUBTS = {
     ),
     "a permuted scale": (lambda p, x, i: rms(x) * p["w"][np.array([1, 0, 3, 2, 5, 4, 7, 6])], "w"),
     "Muse Spark's scale before the statistics": (lambda p, x, i: rms(x * p["w"]), "w"),
+    "Muse Spark's with its gate": (
+        lambda p, x, i: x + jnp.tanh(p["v"]) * rms(x * (1 + p["w"])), "wv"
+    ),
     "a scale before statistics of heads": (lambda p, x, i: join(rms(split(x * p["w"]))), "w"),
     "a LayerNorm of what was scaled": (lambda p, x, i: layer(x * (1 + p["w"])), "w"),
     "rows of a table": (lambda p, x, i: rms(x) * lookup(p["e"], i), "e"),
@@ -442,6 +445,13 @@ def test_what_hides_a_norm_is_named(name):
     assert set(found.uncertain) == set(expected)
     assert not set(found) & set(expected)
     assert len(found.describe_rest()) == len(expected)
+
+
+def test_an_ambiguous_scale_settles_nothing():
+    """The gate mixes two arrays, so it is no scale; the scale before is still named."""
+    found = trace(lambda p, x, i: (1 - p["v"]) * x + p["v"] * rms(x * (1 + p["w"])))
+    assert set(found.ambiguous) == {"v"}
+    assert set(found.uncertain) == {"w"}
 
 
 LATE_BIASES = {
