@@ -23,7 +23,13 @@ from ..names.layers import join_arrays, split_arrays
 from ..names.rules import NameMap
 from ..selection.select import Views, select_views
 from ..selection.selection import Selection, get_config
-from ..storage.directories import list_asides, read_settled, resolve_path, write_directory
+from ..storage.directories import (
+    is_directory,
+    list_asides,
+    read_settled,
+    resolve_path,
+    write_directory,
+)
 from ..storage.leaves import ARRAYS_DIRECTORY, is_array_file, to_numpy, write_arrays
 from ..storage.processes import spans_processes, together, write_on_first_process
 from ..storage.sealed import METADATA_FILE, check_files
@@ -302,9 +308,10 @@ def find_directory(target: Path, kind: Kind = ADAPTER) -> Path:
     Raises:
         AdapterError: neither is there.
     """
-    if target.is_dir():
+    found = is_directory(target)
+    if found:
         return target
-    if os.path.lexists(target):
+    if found is False:
         raise AdapterError(f"{target} is a file: pass the directory that {kind.writer} wrote")
     for aside in list_asides(target):
         if (aside / METADATA_FILE).is_file():
@@ -314,4 +321,6 @@ def find_directory(target: Path, kind: Kind = ADAPTER) -> Path:
                 UserWarning,
             )
             return aside
+    if is_directory(target):  # it has come back since
+        return target
     raise AdapterError(f"there is no {kind.noun} directory {target}: check the path")

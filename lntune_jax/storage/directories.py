@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -108,13 +109,14 @@ def check_target(target: Path, *, noun: str, list_own: ListOwn, overwrite: bool)
         >>> check_target(Path("no/such"), noun="bank", list_own=lambda _: [], overwrite=False)
     """
     check_flag("overwrite", overwrite)  # "no" would replace what is there
-    if not os.path.lexists(target):
+    found = is_directory(target)
+    if found is None:
         return
     if not overwrite:
         raise AdapterError(
             f"{target} exists: pass another path, or overwrite=True to replace the {noun} there"
         )
-    if not target.is_dir():
+    if not found:
         raise AdapterError(f"{target} is a file, and overwrite=True replaces {noun}s only")
     foreign = _list_settled(target, list_own)
     if foreign:
@@ -122,6 +124,21 @@ def check_target(target: Path, *, noun: str, list_own: ListOwn, overwrite: bool)
             f"{target} holds no {noun}, or what lntune_jax did not write ({list_names(foreign)}): "
             f"overwrite=True replaces {noun}s only. Pass another path, or move these files"
         )
+
+
+def is_directory(target: Path) -> bool | None:
+    """Whether a path is a directory; None where there is nothing.
+
+    It is looked at once: of two looks the second may find what another process did meanwhile.
+
+    Example:
+        >>> is_directory(Path("no/such")) is None
+        True
+    """
+    try:
+        return stat.S_ISDIR(target.stat().st_mode)
+    except OSError:
+        return False if target.is_symlink() else None  # a link to nothing
 
 
 def write_text(file: Path, text: str) -> None:

@@ -316,3 +316,26 @@ def test_what_is_neither_true_nor_false_replaces_nothing(tmp_path):
     with pytest.raises(lnt.errors.ArgumentError, match="donate must be True or False"):
         lnt.bank.remove_adapter(bank, "a", donate="no")
     assert bank.names == ("base", "a")
+
+
+def test_a_target_that_comes_and_goes_is_never_called_a_file(tmp_path):
+    """As where another process replaces it in two steps, on a system that cannot exchange two."""
+    target, away, ended = tmp_path / "target", tmp_path / "away", threading.Event()
+    target.mkdir()
+    (target / "own").touch()
+
+    def move():
+        while not ended.is_set():
+            target.rename(away)
+            away.rename(target)
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        for _ in range(5000):
+            directories.check_target(
+                target, noun="letter", list_own=lambda _: ["own"], overwrite=True
+            )
+    finally:
+        ended.set()
+        mover.join()
