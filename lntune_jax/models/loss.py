@@ -17,7 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from lntune_jax.errors import ModelError
 from lntune_jax.training import WeightedLoss
 
-from .families.registry import FAMILIES
+from .families.decoders import read_output
 from .inputs import check_shape, integers, mask_of, tokens_of
 from .nn.sharding import keep_rows_apart, run_on_auto_axes, spread_lookup
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
     from .model import PretrainedModel
+    from .nn.output import LogitRule
 
 
 IGNORED = -100
@@ -105,9 +106,8 @@ def causal_lm_loss(
         states = keep_rows_apart(hidden[:, :-1].reshape(-1, hidden.shape[-1]))
         wanted = targets[:, 1:].reshape(-1)
         counted = wanted != IGNORED
-        weights, axis = _output(model, params)
-        cap = model.settings.final_cap
-        losses = token_losses(states, weights, wanted, axis=axis, cap=cap, chunk=chunk)
+        weights, rule = read_output(model.settings, params)
+        losses = token_losses(states, weights, wanted, rule=rule, chunk=chunk)
         total = jnp.where(counted, losses, 0).sum()
         return WeightedLoss(total, counted.sum().astype(jnp.float32))
 
@@ -137,15 +137,6 @@ def _targets(
     return targets
 
 
-def _output(model: PretrainedModel, params: Any) -> tuple[Array, int]:
-    """Give the output weights as they are, and the axis along which the vocabulary lies."""
-    if not model.settings.tie_word_embeddings:
-        return jnp.asarray(params["lm_head"]["kernel"]), 1
-    layout = FAMILIES[model.settings.model_type].checkpoint_names
-    table = params[layout.prefix][layout.embeddings.split(".")[0]]["embedding"]
-    return jnp.asarray(table), 0
-
-
 _WHOLE = 128  # chunks are a multiple of this, where they can be
 
 
@@ -153,17 +144,15 @@ class _Plan(NamedTuple):
     """How the vocabulary is gone through.
 
     Attributes:
-        axis: along which axis of the weights it lies.
+        rule: where it lies in the weights, and what makes logits of products.
         rows: how many entries it has.
         size: how many a chunk has.
-        cap: the bound that logits approach through tanh, or `None`.
         dtype: of the states.
     """
 
-    axis: int
+    rule: LogitRule
     rows: int
     size: int
-    cap: float | None
     dtype: str
 
 
@@ -172,8 +161,7 @@ def token_losses(
     weights: Array,
     wanted: Int[Array, " tokens"],
     *,
-    axis: int,
-    cap: float | None,
+    rule: LogitRule,
     chunk: int,
 ) -> Float[Array, " tokens"]:
     """Give each token's negative log-likelihood in float32; NaN outside of the vocabulary.
@@ -182,12 +170,11 @@ def token_losses(
         states: the last hidden states.
         weights: of the output, in any dtype; they are cast to that of the states.
         wanted: the tokens to predict.
-        axis: along which axis of the weights the vocabulary lies.
-        cap: the bound that logits approach through tanh, or `None`.
+        rule: where the vocabulary lies in the weights, and what makes logits of products.
         chunk: entries of the vocabulary at a time, at most.
     """
-    rows = weights.shape[axis]
-    plan = _Plan(axis, rows, even_chunks(rows, chunk)[1], cap, states.dtype.name)
+    rows = weights.shape[rule.axis]
+    plan = _Plan(rule, rows, even_chunks(rows, chunk)[1], states.dtype.name)
     return _losses(plan, states, weights.astype(states.dtype), wanted)
 
 
@@ -248,7 +235,7 @@ def _forward(
         more = jnp.where(_is_other(plan, wanted, index), jnp.exp(logits - top[:, None]), zero)
         others = others * shrink + more.sum(axis=1)
         if pulled is not None:
-            pulled = pulled * shrink[:, None] + _pull(plan, _uncap(plan, more, logits), part)
+            pulled = pulled * shrink[:, None] + _pull(plan, plan.rule.pull(more, logits), part)
         return (top, found, others, pulled), None
 
     zeros = jnp.zeros_like(states[:, 0], jnp.float32)
@@ -261,7 +248,7 @@ def _forward(
     total = others + jnp.exp(jnp.where(known, found - highest, 0))
     if pulled is not None:
         own = _rows_of(plan, weights, wanted)
-        own = _uncap(plan, own, found[:, None])
+        own = plan.rule.pull(own, found[:, None])
         pulled = jnp.where(known[:, None], (pulled - others[:, None] * own) / total[:, None], 0)
     return jnp.where(known, highest + jnp.log(total) - found, jnp.nan), pulled
 
@@ -311,32 +298,27 @@ _wanted_logits.defvjp(_wanted_logits_forward, _wanted_logits_backward)
 
 
 def _part(plan: _Plan, weights: Array, index: Array) -> Array:
-    return jax.lax.dynamic_slice_in_dim(weights, _first(plan, index), plan.size, plan.axis)
+    return jax.lax.dynamic_slice_in_dim(weights, _first(plan, index), plan.size, plan.rule.axis)
 
 
 @partial(jax.named_call, name="vocabulary_chunk")
 def _chunk(plan: _Plan, states: Array, part: Array) -> Float[Array, "tokens chunk"]:
     """One chunk's logits in float32."""
-    logits = jax.lax.dot_general(
-        states, part, (((1,), (1 - plan.axis,)), ((), ())), preferred_element_type=jnp.float32
+    products = jax.lax.dot_general(
+        states, part, (((1,), (1 - plan.rule.axis,)), ((), ())), preferred_element_type=jnp.float32
     )
-    return logits if plan.cap is None else jnp.tanh(logits / plan.cap) * plan.cap
-
-
-def _uncap(plan: _Plan, slopes: Array, logits: Array) -> Array:
-    """Derivatives by the capped logits as ones by the products."""
-    return slopes if plan.cap is None else slopes * (1 - jnp.square(logits / plan.cap))
+    return plan.rule.finish(products)
 
 
 def _pull(plan: _Plan, slopes: Array, part: Array) -> Float[Array, "tokens hidden"]:
     return jax.lax.dot_general(
         slopes.astype(part.dtype),
         part,
-        (((1,), (plan.axis,)), ((), ())),
+        (((1,), (plan.rule.axis,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
 
 
 def _rows_of(plan: _Plan, weights: Array, wanted: Array) -> Float[Array, "tokens hidden"]:
-    rows = jnp.take(weights, wanted, axis=plan.axis, mode="clip")
-    return spread_lookup(rows.T if plan.axis else rows).astype(jnp.float32)
+    rows = jnp.take(weights, wanted, axis=plan.rule.axis, mode="clip")
+    return spread_lookup(rows.T if plan.rule.axis else rows).astype(jnp.float32)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from lntune_jax.models.loss import token_losses
+from lntune_jax.models.nn.output import LogitRule
 
 TOKENS, HIDDEN, CHUNK = 512, 16, 2048
 # The last chunk fits, or reaches back into the one before.
@@ -19,7 +20,7 @@ ROWS = [4 * CHUNK, 4 * CHUNK - 1]
 @pytest.mark.parametrize("differentiated", [(0,), (0, 1)], ids=["frozen", "weights that train"])
 def test_one_chunk_of_logits_is_held_not_two(rows, differentiated):
     def loss(states, weights, wanted):
-        return token_losses(states, weights, wanted, axis=0, cap=None, chunk=CHUNK).mean()
+        return token_losses(states, weights, wanted, rule=LogitRule(axis=0), chunk=CHUNK).mean()
 
     shapes = [
         jax.ShapeDtypeStruct((TOKENS, HIDDEN), "float32"),
@@ -42,7 +43,7 @@ def test_every_place_of_the_wanted_entry(rows):
     def plain(states, weights):
         return -jnp.diag(jax.nn.log_softmax(states @ weights.T))
 
-    chunked = partial(token_losses, wanted=wanted, axis=0, cap=None, chunk=32)
+    chunked = partial(token_losses, wanted=wanted, rule=LogitRule(axis=0), chunk=32)
     found, pull = jax.vjp(chunked, states, weights)
     expected, pull_plain = jax.vjp(plain, states, weights)
     assert jnp.allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -59,7 +60,7 @@ def test_entries_outside_of_the_vocabulary():
     wanted = jnp.asarray([-100, 0, 63, 64], "int32")
 
     def loss(states, weights):
-        losses = token_losses(states, weights, wanted, axis=0, cap=None, chunk=32)
+        losses = token_losses(states, weights, wanted, rule=LogitRule(axis=0), chunk=32)
         return jnp.where(jnp.isnan(losses), 0, losses).sum(), losses
 
     for differentiated in (0, (0, 1)):

@@ -11,6 +11,7 @@ from lntune_jax.errors import ModelError
 
 from ..inputs import prepare_decoder_inputs
 from ..nn.layers import dense
+from ..nn.output import LogitRule
 from ..nn.sharding import run_on_auto_axes
 from ..nn.skeleton import skeleton
 from ..types import ModelOutput
@@ -156,9 +157,22 @@ class _LanguageModel(_Headed):
         self, hidden: Float[Array, "batch length hidden"]
     ) -> Float[Array, "batch length vocabulary"]:
         tied = self.settings.tie_word_embeddings
-        logits = self.base.table.attend(hidden) if tied else self.lm_head(hidden)
-        cap = self.settings.final_cap
-        return logits if cap is None else jnp.tanh(logits / cap) * cap
+        table = getattr(self.base, self.settings.table)
+        products = table.attend(hidden) if tied else self.lm_head(hidden)
+        return _rule(self.settings).finish(products)
+
+
+def read_output(settings: Any, params: Any) -> tuple[Array, LogitRule]:
+    """Give a language model's output weights as they lie in its tree, and their rule."""
+    if settings.tie_word_embeddings:
+        weights = params[settings.prefix][settings.table]["embedding"]
+    else:
+        weights = params["lm_head"]["kernel"]
+    return jnp.asarray(weights), _rule(settings)
+
+
+def _rule(settings: Any) -> LogitRule:
+    return LogitRule(axis=0 if settings.tie_word_embeddings else 1, cap=settings.final_cap)
 
 
 class _Classifier(_Headed):

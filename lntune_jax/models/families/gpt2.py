@@ -77,6 +77,7 @@ class Settings:
     num_labels: int
     model_type: str = "gpt2"
     prefix: str = "transformer"
+    table: str = "wte"
     final_cap: None = None
     windows: tuple[None, ...] = ()
     attention_cap: None = None
@@ -175,11 +176,6 @@ class Gpt2(nnx.Module):
         self.scales = (
             scales if options.scan_layers and len(set(scales)) > 1 else (None,) * len(scales)
         )
-
-    @property
-    def table(self) -> Embed:
-        """The word embeddings, which a tied head reads too."""
-        return self.wte
 
     def __call__(self, inputs: DecoderInputs, key: Any) -> tuple[Hidden, Cache | None]:
         """Compute the last hidden states, and the cache with these tokens in it."""

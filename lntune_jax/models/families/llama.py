@@ -141,6 +141,7 @@ class Settings:
     pad_token_id: int | None
     num_labels: int
     prefix: str = "model"
+    table: str = "embed_tokens"
     positions: None = None
     scales: tuple[float, ...] = ()
 
@@ -360,11 +361,6 @@ class Decoder(nnx.Module):
         else:
             self.layers = nnx.List([Layer(settings, own, options, rngs) for own in layers])
         self.norm = norm(settings, settings.hidden_size, options, rngs)
-
-    @property
-    def table(self) -> Embed:
-        """The word embeddings, which a tied head reads too."""
-        return self.embed_tokens
 
     def __call__(self, inputs: DecoderInputs, key: Any) -> tuple[Hidden, Cache | None]:
         """Compute the last hidden states, and the cache with these tokens in it."""
