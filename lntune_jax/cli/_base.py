@@ -30,7 +30,7 @@ def load_base(
     Args:
         model: Directory, or hub id.
         labels: Classes of the head.
-        pooling: `default` or `mean`.
+        pooling: One of `Pooling`; `default` for what the model's files say.
         dtype: Number format of the weights.
         seed: Seed of the weights that the checkpoint lacks.
         scan_layers: Whether a decoder's layers run in one loop.

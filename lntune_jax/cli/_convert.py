@@ -65,10 +65,10 @@ def _to_peft(settings: ConvertSettings, found: Any) -> tuple[int, str, Path]:
         name_map=settings.name_map,
         overwrite=settings.overwrite,
     )
-    if found.pooling == "mean":
+    if found.own_reading:
         warn(
-            "the classifier reads the mean over tokens (train --pooling mean), and transformers' "
-            "classes do not: with PEFT its labels are wrong, the norms are right",
+            f"the classifier reads {found.own_reading} (--pooling {found.pooling}), and its class "
+            "in transformers does not: with PEFT its labels are wrong, the norms are right",
             UserWarning,
         )
     return _count(trainable), f"PEFT, {len(trainable):,} trained leaves", path
@@ -131,7 +131,7 @@ def _read_base(settings: ConvertSettings, found: Any) -> tuple[Any, tuple[str, .
             directory,
             task=task,
             num_labels=_count_labels(arrays) if task in ("SEQ_CLS", "TOKEN_CLS") else None,
-            pooling="mean" if pooling == "mean" and task == "SEQ_CLS" else None,
+            pooling=pooling if pooling != "default" and task == "SEQ_CLS" else None,
         )
     return model.params, model.fresh
 

@@ -172,7 +172,10 @@ def _make_task(kind: Any, values: Mapping[str, Any], adapter: Path) -> Any:
     own = {}
     for each in fields(kind):
         wanted = (list, tuple) if each.name == "labels" else type(each.default)
-        own[each.name] = value = values.get(each.name)
+        value = values.get(each.name)
+        if each.name == "pooling" and value == "default":
+            value = "own"  # as it was written when that alone was the default
+        own[each.name] = value
         is_text = each.name != "labels" or all(isinstance(name, str) for name in value or ())
         if not isinstance(value, wanted) or not is_text:
             raise AdapterError(

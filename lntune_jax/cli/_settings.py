@@ -23,7 +23,7 @@ ComputeType = Literal["float32", "bfloat16"]
 Quantize = Literal["int8", "int4", "nf4", "fp8"]
 OnNan = Literal["stop", "skip"]
 Remat = Literal["none", "norms", "dots", "full"]
-Pooling = Literal["default", "mean"]
+Pooling = Literal["default", "own", "mean", "cls"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Encoding:
     buckets: int = 4
     """Batches are padded to at most so many lengths: one compiled program each."""
     pooling: Pooling = "default"
-    """How an encoder summarises a text: as its architecture does, or the mean over tokens."""
+    """What a classifier reads of an encoder: what the model's files say (default), what its
+    architecture does (own), the mean over tokens, or the first token (cls)."""
     dtype: ComputeType = "float32"
     """Number format of the frozen weights; what trains is kept in float32."""
     scan_layers: bool = False

@@ -102,6 +102,8 @@ def prepare(
     say_memory(console, model)
     say(console, f"trained whole: {', '.join(config.modules_to_save or ()) or 'nothing'}")
     say(console, f"labels: {', '.join(names)}")
+    if encoding.pooling == "default" and model.options.pooling in ("mean", "cls"):
+        say(console, f"pooling: {model.options.pooling}, as the model's files say (--pooling)")
     for training, evaluation in parts:
         say(
             console,
@@ -115,7 +117,7 @@ def prepare(
     task = describe(
         ClassifierTask(
             labels=names,
-            pooling=encoding.pooling,
+            pooling=model.options.pooling or "own",
             max_length=_max_length(settings),
             dtype=encoding.dtype,
             seed=settings.recipe.seed,

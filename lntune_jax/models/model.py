@@ -17,23 +17,25 @@ from lntune_jax.errors import ModelError
 
 from .families import base as fields
 from .families.names import find_stacks, unstack, write_name_map
-from .families.registry import FAMILIES
+from .families.registry import FAMILIES, is_classifier
 from .loading.sources import (
     check_layers,
     config_from,
     config_of,
     find_directory,
     open_source,
+    read_pooling,
     read_stop_tokens,
     with_labels,
 )
 from .loading.weights import canonical_keys, load_leaves, match
 from .nn.quantized import check_kind, quantized_shapes
 from .nn.skeleton import nest
-from .types import Options
+from .types import POOLINGS, Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from lntune_jax.names.rules import NameMap
 
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from .types import Leaves, ModelOutput
 
 
-POOLINGS = (None, "mean")
 ATTENTIONS = ("xla", "cudnn")
 REMATS = ("none", "norms", "dots", "full")
 # Not float16: its narrow range asks for loss scaling, and JAX's attention refuses it on CPU.
@@ -150,8 +151,11 @@ def from_pretrained(
         specs: in place of that, `specs(path, leaf)` gives the `PartitionSpec` of a leaf, from its
             path with dots and its shape and dtype.
         num_labels: outputs of a classifier, in place of the config's.
-        pooling: what a sequence classifier reads: `None` for the architecture's own, "mean" for
-            the mean of the last hidden states over the tokens that count (encoders only).
+        pooling: what an encoder's sequence classifier reads: "own" for what its architecture's
+            does, "mean" for the mean of the last hidden states over the tokens that count, "cls"
+            for the first token's. `None` for what sentence-transformers' files in the directory
+            say (`modules.json`, `1_Pooling/config.json`); "own" where there are none, or where
+            the checkpoint is a classifier already. `options.pooling` of the model has the answer.
         attention: "xla", or "cudnn" for flash attention on NVIDIA GPUs (decoders only).
         remat: what a decoder's backward pass computes again to store less: "none", "norms" (all but
             matrix products), "dots" (queries times keys too) or "full" (layers from their input).
@@ -193,6 +197,7 @@ def from_pretrained(
     path = find_directory(name_or_directory, revision)
     with open_source(path) as (found, weights):
         config = with_labels(found, num_labels)
+        options = _choose_pooling(options, task, config, path)
         stops = read_stop_tokens(config, path) if task == "CAUSAL_LM" else ()
         layout = FAMILIES[config.model_type].checkpoint_names
         names = canonical_keys(weights, layout.prefix)
@@ -272,12 +277,14 @@ def from_config(
     )
     config, path = directory_or_config, None
     if isinstance(config, str | os.PathLike):
-        generates = ("generation_config.json",) if task == "CAUSAL_LM" else ()
-        path = find_directory(config, revision, ("config.json", *generates))
+        more = {"CAUSAL_LM": "generation_config.json", "SEQ_CLS": "modules.json"}
+        wanted = [more[task]] if task in more else []
+        path = find_directory(config, revision, ("config.json", *wanted))
         config = config_from(path)
     elif isinstance(config, dict):
         config = config_of(config, "the config")
     config = with_labels(config, num_labels)
+    options = _choose_pooling(options, task, config, path)
     stops = read_stop_tokens(config, path) if task == "CAUSAL_LM" else ()
     return replace(
         shapes_of(draw_up(config, task, options, pooler=True), config), stop_tokens=stops
@@ -315,7 +322,7 @@ def check_options(task: str | None, options: Options) -> Options:
     """
     tasks = dict.fromkeys(task for row in FAMILIES.values() for task in row.kind.tasks)
     _check("task", task, tuple(tasks))
-    _check("pooling", options.pooling, POOLINGS)
+    _check("pooling", options.pooling, (None, *POOLINGS))
     _check("attention", options.attention, ATTENTIONS)
     _check("remat", options.remat, REMATS)
     _check("scan_layers", options.scan_layers, (False, True))
@@ -381,6 +388,18 @@ def assemble(settings: Any, task: str | None, options: Options, *, pooler: bool)
     stacks = find_stacks(leaves, layout, settings.num_hidden_layers)
     names = write_name_map(leaves, stacks, layout, settings.model_type)
     return Blueprint(settings, task, options, leaves, apply, stacks, names)
+
+
+def _choose_pooling(options: Options, task: str | None, config: Any, path: Path | None) -> Options:
+    """Give the options with the pooling of a classifier, where none was asked for."""
+    family = FAMILIES.get(fields.read(config, "model_type"))  # `draw_up` refuses an unknown one
+    has_choice = family is not None and "pooling" in family.kind.options
+    if not has_choice and options.pooling == "own":  # which is true of every architecture
+        return replace(options, pooling=None)
+    if options.pooling is not None or task != "SEQ_CLS" or not has_choice:
+        return options
+    said = None if path is None or is_classifier(config) else read_pooling(path)
+    return replace(options, pooling=said or "own")
 
 
 def complete(

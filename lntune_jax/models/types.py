@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     Leaves = dict[tuple[str, ...], jax.ShapeDtypeStruct]
 
 
+# What a sequence classifier may read: what its architecture's own does, the mean of the last hidden
+# states over the tokens that count, or the first token's last hidden state.
+POOLINGS = ("own", "mean", "cls")
+
+
 @dataclass(frozen=True)
 class Options:
     """How a model is made and how it computes, whatever its config says.
 
     Attributes:
         dtype: of weights and activations.
-        pooling: what an encoder's sequence classifier reads; `None` for the family's own.
+        pooling: what an encoder's sequence classifier reads: one of `POOLINGS`; `None` where the
+            model has no such head.
         attention: a decoder's implementation.
         remat: what a decoder's backward pass computes again.
         scan_layers: whether a decoder's layers are one, with stacked weights, in a loop.

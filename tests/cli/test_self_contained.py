@@ -207,3 +207,47 @@ def test_a_language_model_s_adapter_says_how_it_was_read(run, tmp_path):
     assert (code, complaint) == (0, "")
     refused(run("predict", "--adapter", alone, "--text", "a"), "a language model", "evaluate")
     assert "--chat puts them into" in run("generate", "--adapter", alone, *prompt)[2]
+
+
+def test_the_model_s_files_say_how_a_classifier_pools(run, model_directory, table, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(model_directory, model)
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    words = ["--data", table, "--max-steps", 2, "--buckets", 1]
+    code, printed, said = run("train", "--model", model, *words, "--output", tmp_path / "follows")
+    assert code == 0, said
+    assert "pooling: mean, as the model's files say" in printed
+    words += ["--pooling", "mean"]
+    code, printed, said = run("train", "--model", model, *words, "--output", tmp_path / "asked")
+    assert code == 0, said
+    assert "as the model's files say" not in printed
+    for name in ("follows", "asked"):
+        adapter = tmp_path / name / "adapter"
+        assert lnt.load_adapter(adapter).task["pooling"] == "mean"
+    follows, asked = (
+        read_lines(run("predict", "--run", tmp_path / name, "--text", *TEXTS))
+        for name in ("follows", "asked")
+    )
+    assert follows == asked
+    code, _, said = run("merge", "--adapter", adapter, "--output", tmp_path / "merged")
+    assert code == 2
+    assert "reads the mean over tokens" in said
+
+
+def test_an_older_record_means_the_architecture_s_own(run, make_alone, model_directory, tmp_path):
+    """What the model's files say was not asked when it was written."""
+    _, alone = make_alone("default")
+    loaded = lnt.load_adapter(alone)
+    assert loaded.task["pooling"] == "own"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FreshWeightsWarning)
+        base = lnt.models.from_pretrained(model_directory, "SEQ_CLS", num_labels=2).params
+    older = {**loaded.task, "pooling": "default"}
+    place = tmp_path / "older"
+    lnt.save_adapter(place, loaded.trainable, loaded.config, base=base, task=older)
+    found, expected = (
+        read_lines(run("predict", "--adapter", path, "--text", *TEXTS))
+        for path in (tmp_path / "older", alone)
+    )
+    assert found == expected

@@ -265,7 +265,7 @@ def slice_model(model: PretrainedModel, layers: int, tensor: int) -> PretrainedM
     own = family.divide(model.settings, layers, tensor)
     attention = BY_SHAPES if model.options.attention == "cudnn" else model.options.attention
     options = replace(model.options, frozen_layers=0, attention=attention)
-    pooler = options.pooling is None
+    pooler = options.pooling in (None, "own")
     return shapes_of(assemble(own, model.task, options, pooler=pooler))
 
 

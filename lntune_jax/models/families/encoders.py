@@ -84,7 +84,7 @@ def make_module(
     """Make the model of a task, with weights."""
     # RoBERTa's classifier never reads a pooler, and its PyTorch class has none.
     pooled = task == "SEQ_CLS" and settings.architecture.pooled_classifier
-    reads = task == "SEQ_CLS" and options.pooling is None
+    reads = task == "SEQ_CLS" and options.pooling in (None, "own")
     pooler = (pooler or reads) and (task is None or pooled)
     rngs = nnx.Rngs(0)
     base = module(settings, pooler=pooler, dtype=options.dtype, rngs=rngs)
@@ -137,8 +137,10 @@ class SequenceClassifier(HeadedModel):
         hidden = self.base.states(inputs, first, None if whole else 1)
         if mean:
             vector = mean_pool(hidden, inputs.attention_mask)
+        elif self.pooled and self.pooling != "cls":
+            vector = self.base.pooler(hidden)
         else:
-            vector = self.base.pooler(hidden) if self.pooled else hidden[:, 0]
+            vector = hidden[:, 0]
         if self.pooled:
             logits = self.classifier(dropout(vector, self.rate, second))
         else:

@@ -71,10 +71,13 @@ def find_task(config: Any) -> str | None:
         >>> find_task(LlamaConfig(architectures=["LlamaForSequenceClassification"]))
         'SEQ_CLS'
     """
+    return "SEQ_CLS" if is_classifier(config) else FAMILIES[config.model_type].kind.tasks[1]
+
+
+def is_classifier(config: Any) -> bool:
+    """Whether a config's file is one of a sequence classifier, by the class that it names."""
     classes = getattr(config, "architectures", None) or ()
-    if any(str(name).endswith("ForSequenceClassification") for name in classes):
-        return "SEQ_CLS"
-    return FAMILIES[config.model_type].kind.tasks[1]
+    return any(str(name).endswith("ForSequenceClassification") for name in classes)
 
 
 # What GGUF files call their architectures.

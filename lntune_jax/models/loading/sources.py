@@ -9,6 +9,7 @@ import copy
 import os
 import re
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from lntune_jax.storage.directories import refuse_url
 from lntune_jax.storage.sealed import read_json
 
 from ..families.registry import FAMILIES
+from ..types import POOLINGS
 from .gguf import open_gguf
 from .safetensors import INDEX_FILE, WEIGHTS_FILE, WEIGHTS_PATTERN, read_index, read_weights
 
@@ -103,6 +105,7 @@ def _fetch(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
     weights = WEIGHTS_PATTERN in patterns
+    with_parts = any(fnmatch(_PARTS_FILE, pattern) for pattern in patterns)
     tops = [pattern for pattern in patterns if "/" not in pattern and pattern != WEIGHTS_PATTERN]
     below = [pattern for pattern in patterns if "/" in pattern]
     wanted = [*tops, WEIGHTS_FILE] if weights else tops
@@ -110,7 +113,7 @@ def _fetch(name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
         name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]
     )
     directory = Path(copy)
-    if weights and (directory / _PARTS_FILE).is_file():
+    if with_parts and (directory / _PARTS_FILE).is_file():
         below.append(_PARTS_PATTERN)
     if weights and not (directory / WEIGHTS_FILE).is_file() and (directory / INDEX_FILE).is_file():
         below += sorted(set(read_index(directory / INDEX_FILE).values()))
@@ -295,3 +298,74 @@ def read_stop_tokens(config: Any, path: Path | None) -> tuple[int, ...]:
             "list of them, or null"
         )
     return tuple(sorted({token for token in listed if 0 <= token < config.vocab_size}))
+
+
+# What sentence-transformers calls a pooling: what an option here calls it.
+_POOLINGS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
+_PART = re.compile(r"\d+_\w+")
+
+
+def read_pooling(path: Path) -> str | None:
+    """Give how sentence-transformers pools a model's hidden states, by its own files.
+
+    Args:
+        path: the model directory; one without such files says nothing.
+
+    Returns:
+        "mean", "cls", or `None` where the directory does not say.
+
+    Raises:
+        ModelError: it says something else, or a file is damaged.
+    """
+    found = _find_pooling_file(path)
+    if found is None:
+        return None
+    fields = _read_part(found, dict)
+    modes = fields.get("pooling_mode")
+    if modes is None:  # as files were written before version 5.5
+        start = "pooling_mode_"
+        modes = [name.removeprefix(start) for name in fields if name.startswith(start)]
+        modes = [name for name in modes if fields[start + name] is True]
+    modes = [modes] if isinstance(modes, str) else modes
+    if isinstance(modes, list) and len(modes) == 1 and str(modes[0]) in _POOLINGS:
+        return _POOLINGS[str(modes[0])]
+    what = shorten(" and ".join(map(str, modes)) if isinstance(modes, list) else repr(modes))
+    listed = ", ".join(f"pooling={name!r}" for name in POOLINGS)
+    raise ModelError(
+        f"{found} says that texts are pooled by {what or 'nothing'}, which no classifier here "
+        f"does: pass one of {listed}"
+    )
+
+
+def _find_pooling_file(path: Path) -> Path | None:
+    listing = path / _PARTS_FILE
+    if not listing.is_file():
+        files = sorted(path.glob("[0-9]*_Pooling/" + CONFIG_FILE))
+        return files[0] if files else None
+    for part in _read_part(listing, list):
+        if isinstance(part, dict) and str(part.get("type")).rpartition(".")[2] == "Pooling":
+            place = part.get("path")
+            if not isinstance(place, str) or not _PART.fullmatch(place):
+                raise ModelError(
+                    f"{listing}: the path of Pooling is {shorten(repr(place))}; expected a folder "
+                    "beside the file, such as '1_Pooling'"
+                )
+            return path / place / CONFIG_FILE
+    return None
+
+
+def _read_part(file: Path, kind: type) -> Any:
+    """Read one of sentence-transformers' files."""
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{file}: cannot be read ({error}); it says how texts are pooled: mend it, or pass "
+            "pooling="
+        ) from error
+    if not isinstance(content, kind):
+        raise ModelError(
+            f"{file}: expected a JSON {'object' if kind is dict else 'list'}, found a "
+            f"{type(content).__name__}"
+        )
+    return content

@@ -242,10 +242,10 @@ def _fit_class(
     """The fields of config.json for what the adapter holds, and the keys that nothing reads."""
     found, arrays, base = parts.found, parts.tuned.arrays, parts.checkpoint
     heads = {module for modules in TASK_HEADS.values() for module in modules}
-    if found.pooling == "mean" and any(name.split(".")[0] in heads for name in arrays):
+    if found.own_reading and any(name.split(".")[0] in heads for name in arrays):
         raise AdapterError(
-            f"the head of the adapter {found.directory} reads the mean over tokens, which no "
-            "classifier of transformers does: its labels would be wrong. Pass norms_only=True to "
+            f"the head of the adapter {found.directory} reads {found.own_reading}, which its "
+            "class in transformers does not: its labels would be wrong. Pass norms_only=True to "
             "write the tuned encoder without the head"
         )
     fields = untie(parts.fields, arrays, parts.names.keys, has_copies=found.kind == PEFT)

@@ -60,9 +60,16 @@ class Found(NamedTuple):
 
     @property
     def pooling(self) -> str | None:
-        """How its classifier pools ("default" or "mean"), if it says so."""
+        """How its classifier pools, one of `POOLINGS`, if it says so."""
         pooling = (self.task or {}).get("pooling")
-        return None if pooling is None else str(pooling)
+        return {None: None, "default": "own"}.get(pooling, str(pooling))
+
+    @property
+    def own_reading(self) -> str | None:
+        """What its classifier reads where no classifier of transformers reads it."""
+        return {"mean": "the mean over tokens", "cls": "the first token's state"}.get(
+            self.pooling or ""
+        )
 
 
 class Tuned(NamedTuple):

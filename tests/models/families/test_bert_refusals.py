@@ -92,7 +92,7 @@ def test_a_padding_id_that_leaves_no_positions(pad):
     ("options", "message"),
     [
         ({"task": "CAUSAL_LM"}, "task is 'CAUSAL_LM'; supported by bert: None, 'SEQ_CLS'"),
-        ({"task": "SEQ_CLS", "pooling": "max"}, "pooling is 'max'; supported: None, 'mean'"),
+        ({"task": "SEQ_CLS", "pooling": "max"}, "pooling is 'max'; supported: None, 'own', 'mean'"),
         ({"task": "TOKEN_CLS", "pooling": "mean"}, "only the task 'SEQ_CLS' reads"),
         ({"dtype": "int8"}, "dtype is 'int8'; supported: float32"),
         ({"dtype": "float16"}, "dtype is 'float16'; supported: float32, bfloat16"),
