@@ -1,6 +1,7 @@
 # Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment.
 # `make quick` is for while you work: the linters, the core's tests, and one file of each other part.
 # `make parity` compares with PEFT in PyTorch, in an environment of its own.
+# `make lowest` tests with the lowest version of every dependency that pyproject.toml admits.
 # `make bench` measures what a step costs, and writes docs/benchmarks.md (benchmarks/).
 # `make compat` runs the libraries that people have models in, in an environment each (compat/).
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
@@ -26,6 +27,9 @@ QUICK := test_config.py test_imports.py test_partition.py test_public.py test_sh
 	adapters/test_adapter.py bank/test_bank.py cli/test_help.py discovery/test_discover_forms.py \
 	models/families/test_bert_refusals.py peft/test_peft_reference.py sources/test_source_nnx.py
 
+# What `make lowest` runs beside these: where a library's version shows.
+LOWEST := models/families models/loading cli/test_train.py
+
 # Modules whose doctests need PyTorch: `make parity` runs them.
 NEED_TORCH := $(wildcard lntune_jax/integrations/torchax/*.py)
 # Modules whose doctests need a package of `make compat`.
@@ -39,7 +43,7 @@ BENCH_TORCH := peft_step bfloat16_parity products
 BENCH_LONG := longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases
 BENCH_LONG_TORCH := torchax_step torchax_types torchax_ways generation
 
-.PHONY: demo test quick parity compat lint types bench bench-long page clean
+.PHONY: demo test quick parity lowest compat lint types bench bench-long page clean
 .PHONY: $(addprefix measure-,$(BENCH) $(BENCH_TORCH) $(BENCH_LONG) $(BENCH_LONG_TORCH))
 # What measures time has the machine to itself, whatever -j says.
 .NOTPARALLEL:
@@ -61,6 +65,9 @@ parity: $(VENV)-parity/.parity
 compat:
 	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) compat/run.py --folder $(VENV)-compat $(NAMES)
+
+lowest: $(VENV)-lowest/.lowest
+	$(TEST_ENV) $(VENV)-lowest/bin/python -m pytest -W ignore::DeprecationWarning -n $(WORKERS) --dist worksteal -m "not long" $(addprefix tests/,$(QUICK) $(LOWEST))
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -108,5 +115,13 @@ $(VENV)-parity/.parity: pyproject.toml requirements-parity.txt
 	$(VENV)-parity/bin/python -m pip install --quiet --editable '.[torchax,test]' --requirement requirements-parity.txt
 	touch $@
 
+$(VENV)-lowest/.lowest: pyproject.toml requirements-demo.txt .ci/lowest.py
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-lowest/bin/python .ci/lowest.py > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --requirement requirements-demo.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-parity $(VENV)-compat .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-parity $(VENV)-compat .pytest_cache .ruff_cache .hypothesis

@@ -20,7 +20,7 @@ from .adapters.fingerprint import QUANTIZED, count_frozen
 from .adapters.store import read_directory, restore_adapter
 from .config import CONFIG_FILE, LNTuningConfig
 from .errors import AdapterError
-from .messages import shorten, warn
+from .messages import need_package, shorten, warn
 from .names.rules import NameMap
 from .peft.files import OURS, PEFT, WEIGHTS_FILE, find_kind, read_key, read_peft_directory
 from .peft.load import import_peft
@@ -279,12 +279,9 @@ def _check_id(repo_id: str) -> None:
 
 
 def _import_hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise AdapterError(
-            "adapters on the hub need the package huggingface_hub: pip install 'lntune-jax[hf]'"
-        ) from None
+    need_package("huggingface_hub", "hf", "an adapter on the hub", AdapterError)
+    import huggingface_hub
+
     return huggingface_hub
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import sys
@@ -48,6 +49,26 @@ def explain_other_model(
         f"{list_names(theirs, most=1)}, and params has {found}. Pass params of that model; if the "
         "names alone differ, or one leaf holds all layers, pass a name_map"
     )
+
+
+def need_package(package: str, extra: str, what: str, error: type[Exception]) -> None:
+    """Check that a package of one of our extras is installed, before it is imported.
+
+    Args:
+        package: its name in an import.
+        extra: the extra that installs it.
+        what: what needs it; the beginning of the message.
+        error: the type to raise.
+
+    Example:
+        >>> need_package("json", "hf", "reading", ImportError)
+        >>> need_package("no_such_package", "hf", "this model", ImportError)
+        Traceback (most recent call last):
+            ...
+        ImportError: this model needs the package no_such_package: pip install 'lntune-jax[hf]'
+    """
+    if importlib.util.find_spec(package) is None:
+        raise error(f"{what} needs the package {package}: pip install 'lntune-jax[{extra}]'")
 
 
 def shorten(text: str, most: int = 300) -> str:

@@ -4,4 +4,34 @@ Only `main` is public. Everything heavy (jax, transformers, matplotlib) is impor
 function that needs it, so that `--help` and a mistyped flag answer at once.
 """
 
-from ._main import main as main
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+_PACKAGES = ("tyro", "rich", "transformers", "huggingface_hub", "matplotlib", "pyarrow", "grain")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The words after the program's name; `None` reads them from `sys.argv`.
+
+    Returns:
+        The exit code: 0 when the work is done, 2 for a mistake in flags, files or models, or where
+        the packages of the command line are missing, 130 after Ctrl-C, 143 after SIGTERM, which
+        training answers with a checkpoint.
+    """
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        print(
+            f"lntune-jax: error: the command line needs {', '.join(missing)}: "
+            "pip install 'lntune-jax[cli]'",
+            file=sys.stderr,
+        )
+        return 2
+    from ._main import main
+
+    return main(arguments)

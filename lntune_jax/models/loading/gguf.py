@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lntune_jax.errors import ModelError
-from lntune_jax.messages import shorten
+from lntune_jax.messages import need_package, shorten
 
 from ..families import gguf as names
 from ..families.registry import GGUF
@@ -148,12 +148,9 @@ def open_gguf(path: Path) -> Iterator[GgufFile]:
 
 
 def _reader(path: Path) -> Any:
-    try:
-        from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ModelError(
-            f"{path}: reading GGUF needs the package gguf: pip install 'lntune-jax[gguf]'"
-        ) from None
+    need_package("gguf", "gguf", f"{path}: reading GGUF", ModelError)
+    from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
+
     try:
         check_header(path)
         with np.errstate(all="ignore"):  # A count that overflows does not fit what follows.

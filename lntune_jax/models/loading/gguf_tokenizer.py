@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lntune_jax.errors import ModelError
+from lntune_jax.messages import need_package
 from lntune_jax.storage.directories import refuse_url
 
 from .gguf import GgufFile
@@ -104,6 +105,7 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> Any:
         ...     print(error)
         no-such-file.gguf: no such file
     """
+    need_package("transformers", "hf", "a tokenizer", ModelError)
     from transformers import PreTrainedTokenizerFast
 
     refuse_url(path, error=ModelError)

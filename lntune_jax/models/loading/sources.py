@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lntune_jax.errors import ModelError
-from lntune_jax.messages import shorten
+from lntune_jax.messages import need_package, shorten
 from lntune_jax.storage.directories import refuse_url
 from lntune_jax.storage.sealed import read_json
 
@@ -83,6 +83,7 @@ def find_directory(
     if not HUB_NAME.fullmatch(str(name)):
         # Something written as a path is not looked up elsewhere.
         raise ModelError(f"{str(name)!r} is neither a directory nor an id on the hub")
+    need_package("huggingface_hub", "hf", f"{str(name)!r} is no directory: the hub", ModelError)
     try:
         return _fetch(str(name), revision, patterns)
     except ModelError:
@@ -176,6 +177,7 @@ def config_of(fields: Any, source: str) -> Any:
         found = shorten(repr(model_type))
         raise ModelError(f"{source}: config field 'model_type' is {found}; supported: {supported}")
     _check_numbers(fields, source)
+    need_package("transformers", "hf", f"{source}: a config", ModelError)
     from transformers import AutoConfig
 
     try:

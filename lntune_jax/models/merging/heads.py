@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import AdapterError, ModelError
-from lntune_jax.messages import list_names
+from lntune_jax.messages import list_names, need_package
 from lntune_jax.peft.config import EMBEDDINGS
 
 from ..families.encoders import ENCODER
@@ -217,6 +217,7 @@ def _is_tied(fields: Mapping[str, Any]) -> bool:
     if tied is not None:
         return bool(tied)
     # Where the config does not say, it differs between architectures.
+    need_package("transformers", "hf", "a config without tie_word_embeddings", ModelError)
     from transformers import AutoConfig
 
     try:

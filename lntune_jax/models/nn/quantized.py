@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from lntune_jax.errors import ModelError
+from lntune_jax.messages import need_package
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -220,12 +221,7 @@ def check_kind(quantize: Any, *, scan_layers: bool = False) -> str | None:
         raise ModelError(
             f"quantize={name!r} and scan_layers=True do not go together yet: leave one of them out"
         )
-    try:
-        import qwix  # noqa: F401
-    except ImportError:
-        raise ModelError(
-            f"quantize={name!r} needs the package qwix: pip install 'lntune-jax[quant]'"
-        ) from None
+    need_package("qwix", "quant", f"quantize={name!r}", ModelError)
     return name
 
 
