@@ -1,13 +1,13 @@
-"""Tables for GGUF files: the architectures, and what a file calls fields and tensors.
+"""What GGUF files call fields and tensors, and what can be said of an architecture's files.
 
 The names are those of the `gguf` package (`gguf.constants`, `gguf.tensor_mapping`), which
 llama.cpp's converter writes. What a file does not say is what llama.cpp's own code does
-(`src/models/gemma2.cpp` and its like).
+(`src/models/gemma2.cpp` and its like). Each family's own facts stand in its file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 # Key after the architecture's name: the config field.
@@ -25,15 +25,6 @@ FIELDS = {
 CAPS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
-}
-
-GPT2_FIELDS = {
-    "context_length": "n_positions",
-    "embedding_length": "n_embd",
-    "block_count": "n_layer",
-    "feed_forward_length": "n_inner",
-    "attention.head_count": "n_head",
-    "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
 
 # Of those, the ones that a file may leave out.
@@ -116,28 +107,6 @@ LAYER_MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 
-FOUR_NORMS = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-
-GPT2_MODULES = {
-    "token_embd": "wte",
-    "position_embd": "wpe",
-    "output_norm": "ln_f",
-    "output": "lm_head",
-}
-
-GPT2_LAYER_MODULES = {
-    "attn_norm": "ln_1",
-    "attn_qkv": "attn.c_attn",
-    "attn_output": "attn.c_proj",
-    "ffn_norm": "ln_2",
-    "ffn_up": "mlp.c_fc",
-    "ffn_down": "mlp.c_proj",
-}
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -183,67 +152,3 @@ class Architecture:
     local_rope: bool = False
     windowed: str | None = None
     space_prefix: bool = True
-
-
-_GELU = "gelu_pytorch_tanh"
-
-GEMMA = Architecture(
-    "gemma",
-    "gemma",
-    norm_offset=1.0,
-    constants={"hidden_act": _GELU},
-    space_prefix=False,
-)
-
-GEMMA2 = replace(
-    GEMMA,
-    name="gemma2",
-    model_type="gemma2",
-    fields={**FIELDS, **CAPS},
-    keys=(*GEMMA.keys, WINDOW, WINDOW_PATTERN),
-    constants={
-        "hidden_activation": _GELU,
-        "sliding_window": 4096,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-    },
-    layer_modules={**LAYER_MODULES, **FOUR_NORMS},
-    window_pattern=2,
-    wide_layers=46,
-)
-
-GEMMA3 = replace(
-    GEMMA2,
-    name="gemma3",
-    model_type="gemma3_text",
-    fields={**FIELDS, "final_logit_softcapping": "final_logit_softcapping"},
-    keys=(*GEMMA2.keys, LOCAL_ROPE_BASE),
-    constants={"hidden_activation": _GELU, "final_logit_softcapping": None},
-    window_pattern=6,
-    wide_layers=62,
-    local_rope=True,
-)
-
-GPT2 = Architecture(
-    "gpt2",
-    "gpt2",
-    fields=GPT2_FIELDS,
-    keys=OTHER_KEYS,
-    constants={"activation_function": "gelu_new"},
-    stack="h",
-    modules=GPT2_MODULES,
-    layer_modules=GPT2_LAYER_MODULES,
-    transposed=("c_attn", "c_proj", "c_fc"),
-    rotary=False,
-)
-
-# A Mistral is a llama here; one with a window says so.
-LLAMA = Architecture(
-    "llama",
-    "llama",
-    reordered=True,
-    keys=(*OTHER_KEYS, *ROPE_KEYS, WINDOW),
-    windowed="mistral",
-)
-QWEN2 = Architecture("qwen2", "qwen2")
-QWEN3 = Architecture("qwen3", "qwen3")

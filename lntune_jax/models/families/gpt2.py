@@ -19,6 +19,7 @@ from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
 from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
 from ..nn.stack import Context, run_layers, scan_layers, stack_layers
 from . import base as fields
+from . import gguf
 from .base import VARIANTS, WITHOUT_EFFECT, read_padding, refuse_unknown_fields
 from .names import name_decoder
 
@@ -150,6 +151,44 @@ SPECS = Specs(
     narrowing=("c_proj",),
     tables=("wte",),
     heads=(("c_attn", "num_attention_heads"), ("attn.c_proj", "num_attention_heads")),
+)
+
+_FIELDS = {
+    "context_length": "n_positions",
+    "embedding_length": "n_embd",
+    "block_count": "n_layer",
+    "feed_forward_length": "n_inner",
+    "attention.head_count": "n_head",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
+}
+
+_MODULES = {
+    "token_embd": "wte",
+    "position_embd": "wpe",
+    "output_norm": "ln_f",
+    "output": "lm_head",
+}
+
+_LAYER_MODULES = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+
+GPT2 = gguf.Architecture(
+    "gpt2",
+    "gpt2",
+    fields=_FIELDS,
+    keys=gguf.OTHER_KEYS,
+    constants={"activation_function": "gelu_new"},
+    stack="h",
+    modules=_MODULES,
+    layer_modules=_LAYER_MODULES,
+    transposed=("c_attn", "c_proj", "c_fc"),
+    rotary=False,
 )
 
 

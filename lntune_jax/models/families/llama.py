@@ -22,6 +22,7 @@ from ..nn.rope import Rope, rotate, rotations
 from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
 from ..nn.stack import Context, run_layers, scan_layers, stack_layers
 from . import base as fields
+from . import gguf
 from .base import HONOURED, VARIANTS, WITHOUT_EFFECT, read_padding, refuse_unknown_fields
 from .names import name_decoder
 from .rope import LAYER_TYPES, read_rope
@@ -338,6 +339,62 @@ SPECS = Specs(
         ("v_proj", "num_key_value_heads"),
         ("o_proj", "num_attention_heads"),
     ),
+)
+
+FOUR_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+
+# A Mistral is a llama here; one with a window says so.
+LLAMA = gguf.Architecture(
+    "llama",
+    "llama",
+    reordered=True,
+    keys=(*gguf.OTHER_KEYS, *gguf.ROPE_KEYS, gguf.WINDOW),
+    windowed="mistral",
+)
+QWEN2 = gguf.Architecture("qwen2", "qwen2")
+QWEN3 = gguf.Architecture("qwen3", "qwen3")
+
+_GELU = "gelu_pytorch_tanh"
+
+GEMMA = gguf.Architecture(
+    "gemma",
+    "gemma",
+    norm_offset=1.0,
+    constants={"hidden_act": _GELU},
+    space_prefix=False,
+)
+
+GEMMA2 = replace(
+    GEMMA,
+    name="gemma2",
+    model_type="gemma2",
+    fields={**gguf.FIELDS, **gguf.CAPS},
+    keys=(*GEMMA.keys, gguf.WINDOW, gguf.WINDOW_PATTERN),
+    constants={
+        "hidden_activation": _GELU,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    layer_modules={**gguf.LAYER_MODULES, **FOUR_NORMS},
+    window_pattern=2,
+    wide_layers=46,
+)
+
+GEMMA3 = replace(
+    GEMMA2,
+    name="gemma3",
+    model_type="gemma3_text",
+    fields={**gguf.FIELDS, "final_logit_softcapping": "final_logit_softcapping"},
+    keys=(*GEMMA2.keys, gguf.LOCAL_ROPE_BASE),
+    constants={"hidden_activation": _GELU, "final_logit_softcapping": None},
+    window_pattern=6,
+    wide_layers=62,
+    local_rope=True,
 )
 
 

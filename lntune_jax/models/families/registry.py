@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..nn.sharding import Specs, find_spec
-from . import bert, gguf, gpt2, llama
+from . import bert, gpt2, llama
 from .base import Family
 from .decoders import DECODER
 from .encoders import ENCODER
 
 if TYPE_CHECKING:
     from jax.sharding import PartitionSpec
+
+    from .gguf import Architecture
 
 
 def _bert(model_type: str) -> Family:
@@ -21,7 +23,7 @@ def _bert(model_type: str) -> Family:
     )
 
 
-def _llama(model_type: str, files: gguf.Architecture | None) -> Family:
+def _llama(model_type: str, files: Architecture | None) -> Family:
     return Family(
         model_type,
         DECODER,
@@ -37,13 +39,13 @@ def _llama(model_type: str, files: gguf.Architecture | None) -> Family:
 _ROWS = (
     _bert("bert"),
     _bert("roberta"),
-    _llama("llama", gguf.LLAMA),
+    _llama("llama", llama.LLAMA),
     _llama("mistral", None),  # in GGUF a llama with a window
-    _llama("qwen2", gguf.QWEN2),
-    _llama("qwen3", gguf.QWEN3),
-    _llama("gemma", gguf.GEMMA),
-    _llama("gemma2", gguf.GEMMA2),
-    _llama("gemma3_text", gguf.GEMMA3),
+    _llama("qwen2", llama.QWEN2),
+    _llama("qwen3", llama.QWEN3),
+    _llama("gemma", llama.GEMMA),
+    _llama("gemma2", llama.GEMMA2),
+    _llama("gemma3_text", llama.GEMMA3),
     Family(
         "gpt2",
         DECODER,
@@ -52,7 +54,7 @@ _ROWS = (
         gpt2.NAMES,
         gpt2.SPECS,
         gpt2.divide,
-        gguf.GPT2,
+        gpt2.GPT2,
     ),
 )
 FAMILIES = {row.model_type: row for row in _ROWS}
