@@ -182,36 +182,6 @@ def read_padding(config: Any) -> int | None:
     return value
 
 
-# Fields that decide what a decoder computes, and are read.
-HONOURED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "hidden_activation",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "pad_token_id",
-    "tie_word_embeddings",
-    "rope_parameters",
-    "attention_bias",
-    "mlp_bias",
-    "attention_dropout",
-    "sliding_window",
-    "use_sliding_window",
-    "max_window_layers",
-    "layer_types",
-    "query_pre_attn_scalar",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
-    "use_bidirectional_attention",
-)
-
 # Fields that no number of these models depends on. `pretraining_tp` splits products and adds them
 # up again; `summary_*` belong to a class of GPT-2 that is not here.
 WITHOUT_EFFECT = (

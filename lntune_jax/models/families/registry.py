@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..nn.sharding import Specs, find_spec
-from . import bert, gpt2, llama
+from . import bert, gpt2, llama, rotary_decoder
 from .base import Family
 from .decoders import DECODER
 from .encoders import ENCODER
@@ -28,10 +28,10 @@ def _llama(model_type: str, files: Architecture | None) -> Family:
         model_type,
         DECODER,
         llama.read_settings,
-        llama.Decoder,
-        llama.NAMES,
-        llama.SPECS,
-        llama.divide,
+        rotary_decoder.Decoder,
+        rotary_decoder.NAMES,
+        rotary_decoder.SPECS,
+        rotary_decoder.divide,
         files,
     )
 

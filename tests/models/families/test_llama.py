@@ -21,8 +21,8 @@ from transformers import (
 from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models.families import gpt2
-from lntune_jax.models.families.base import HONOURED, VARIANTS, WITHOUT_EFFECT, list_fields
-from lntune_jax.models.families.llama import TRAITS, read_settings
+from lntune_jax.models.families.base import VARIANTS, WITHOUT_EFFECT, list_fields
+from lntune_jax.models.families.llama import HONOURED, TRAITS, read_settings
 from lntune_jax.models.nn.rope import fixed_frequencies
 from tests.support.checkpoints import REFERENCE as ROOT
 
