@@ -90,7 +90,8 @@ def generate(
     Raises:
         ModelError: the model is no language model; an argument is out of its range; a row is
             padded on the right, empty, or together with its new tokens longer than the config's
-            `max_position_embeddings`; the model computes NaN.
+            `max_position_embeddings`; a text grows past the length where "longrope" turns all
+            tokens otherwise; the model computes NaN.
 
     Example:
         >>> import jax
@@ -270,6 +271,15 @@ def check_prompts(model: PretrainedModel, input_ids: Any, attention_mask: Any, n
             f"a prompt of {longest} tokens and max_new_tokens of {new} are {longest + new}, more "
             f"than the config's max_position_embeddings of {limit}; shorten the prompt, or lower "
             "max_new_tokens"
+        )
+    border = model.settings.turning_point
+    # The prompt's last token and all new ones but the last are read one by one, from a cache.
+    if border is not None and longest - 1 <= border < longest + new - 1:
+        raise ModelError(
+            f"a prompt of {longest} tokens and max_new_tokens of {new} go from below to above "
+            f"{border} tokens, config field 'original_max_position_embeddings'; there 'longrope' "
+            "turns earlier tokens otherwise, and the cache would be wrong. Lower max_new_tokens, "
+            f"or pass a prompt of at least {border + 2} tokens"
         )
     return Prompts(np.where(mask, tokens, 0).astype(np.int32), mask)
 

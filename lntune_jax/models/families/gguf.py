@@ -27,8 +27,17 @@ CAPS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 
+# The context before it was stretched, where the config has it in a field.
+CONTEXT_BEFORE = "rope.scaling.original_context_length"
+FIELD_BEFORE = "original_max_position_embeddings"
+
 # Of those, the ones that a file may leave out.
-OPTIONAL_FIELDS = ("attention.head_count_kv", "attention.key_length", *CAPS)
+OPTIONAL_FIELDS = (
+    "attention.head_count_kv",
+    "attention.key_length",
+    CONTEXT_BEFORE,
+    *CAPS,
+)
 
 WINDOW = "attention.sliding_window"
 
@@ -47,6 +56,8 @@ ROPE_FIELDS = {
     "yarn_beta_fast": "beta_fast",
     "yarn_beta_slow": "beta_slow",
 }
+
+ROPE_AMPLITUDE = ROPE_SCALING + "attn_factor"
 
 # Scaling: which of those it reads.
 SCALINGS = {"none": (), "linear": ("factor",), "yarn": tuple(ROPE_FIELDS)}
@@ -74,6 +85,12 @@ UNUSED = {
 # What a llama file calls the factors that stretch its frequencies, and the parameters of
 # transformers' "llama3" scaling which published models were made with, to be recognised by them.
 FREQUENCY_FACTORS = "rope_freqs.weight"
+
+# Tensors with the factors of the scaling "longrope": the key of `rope_parameters`.
+LONGROPE_FACTORS = {
+    "rope_factors_short.weight": "short_factor",
+    "rope_factors_long.weight": "long_factor",
+}
 
 LLAMA3_FACTORS = (8.0, 32.0)
 
@@ -130,8 +147,11 @@ class Architecture:
         wide_layers: the number of layers at which queries are scaled by the share of a head in
             the hidden size, in place of the width of a head.
         rotary: whether positions are rotary, and configs those of Llama's kin.
+        rope_tensors: tensors that are no weights, but stretch the rotary frequencies.
+        partial_rotary: whether a part of each head may turn.
         local_rope: whether layers with a window have rotary positions of their own.
         space_prefix: whether a text gets a space at its beginning.
+        doubled_space: whether it gets one even where it begins with a space.
         windowed: the `model_type` of the same computation with a window in every layer.
     """
 
@@ -149,6 +169,9 @@ class Architecture:
     window_pattern: int = 0
     wide_layers: int = 0
     rotary: bool = True
+    rope_tensors: tuple[str, ...] = ()
+    partial_rotary: bool = False
     local_rope: bool = False
     windowed: str | None = None
     space_prefix: bool = True
+    doubled_space: bool = False

@@ -82,6 +82,7 @@ class Settings:
     final_cap: None = None
     windows: tuple[None, ...] = ()
     attention_cap: None = None
+    turning_point: None = None
 
     @property
     def num_key_value_heads(self) -> int:

@@ -222,6 +222,7 @@ LLAMA = gguf.Architecture(
     "llama",
     reordered=True,
     keys=(*gguf.OTHER_KEYS, *gguf.ROPE_KEYS, gguf.WINDOW),
+    rope_tensors=(gguf.FREQUENCY_FACTORS,),
     windowed="mistral",
 )
 QWEN2 = gguf.Architecture("qwen2", "qwen2")

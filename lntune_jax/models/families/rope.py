@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from ..nn.rope import Rope
 from .base import is_integer, is_number, one_of, read, require
 
@@ -21,6 +23,7 @@ KINDS = {
     "linear": (("factor",), ()),
     "dynamic": (("factor",), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor"), (_ORIGINAL,)),
+    "longrope": (("short_factor", "long_factor"), ("factor", _ORIGINAL, "attention_factor")),
     "yarn": (
         (),
         (
@@ -42,7 +45,12 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def read_rope(
-    config: Any, width: int, *, theta: float = 10_000.0, layer_type: str | None = None
+    config: Any,
+    width: int,
+    *,
+    theta: float = 10_000.0,
+    layer_type: str | None = None,
+    partial: bool = False,
 ) -> Rope:
     """Read the rotary positions of a config.
 
@@ -51,6 +59,7 @@ def read_rope(
         width: entries of a head.
         theta: the base, where the config names none.
         layer_type: the type of layer, where the config has a set for each.
+        partial: whether the family's code lets a part of each head turn, if the config says so.
 
     Raises:
         ModelError: the scaling is unknown, or one of its keys cannot be honoured.
@@ -60,7 +69,7 @@ def read_rope(
     kind = keys.get("rope_type", keys.get("type", "default"))
     require(f"{field}.rope_type", kind, kind in KINDS, one_of(KINDS))
     _check_keys(field, kind, keys)
-    _check_whole_head(config, field, keys)
+    width = _turning(config, field, keys, width, partial=partial)
     base = keys.get("rope_theta", _theta(config, layer_type, theta))
     require(f"{field}.rope_theta", base, is_number(base) and base > 1, "a number above 1")
     numbers = _Numbers(field, keys)
@@ -73,6 +82,8 @@ def read_rope(
         require("head_dim", width, width > 2, "more than 2, for dynamic rotary positions")
         return Rope(kind, float(base), width, longest, numbers.positive("factor"))
     original = _original(config, numbers, longest, nested=layer_type is not None)
+    if kind == "longrope":
+        return _longrope(numbers, float(base), width, original, longest)
     if kind == "llama3":
         low, high = numbers.positive("low_freq_factor"), numbers.positive("high_freq_factor")
         require(f"{field}.high_freq_factor", high, high > low, "more than low_freq_factor")
@@ -86,6 +97,21 @@ def read_rope(
             high_factor=high,
         )
     return _yarn(numbers, float(base), width, original, longest, nested=layer_type is not None)
+
+
+def _longrope(numbers: _Numbers, base: float, width: int, original: int, longest: int) -> Rope:
+    factor = numbers.positive("factor", longest / original)
+    require(f"{numbers.field}.{_ORIGINAL}", original, original > 1, "more than 1, for 'longrope'")
+    usual = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return Rope(
+        "longrope",
+        base,
+        width,
+        original,
+        amplitude=numbers.positive("attention_factor", usual),
+        short=numbers.one_for_each("short_factor", width // 2),
+        long=numbers.one_for_each("long_factor", width // 2),
+    )
 
 
 def _yarn(
@@ -131,6 +157,16 @@ class _Numbers:
         require(f"{self.field}.{key}", value, accepted, "a number above 0")
         return float(value)  # pyright: ignore[reportArgumentType]
 
+    def one_for_each(self, key: str, count: int) -> tuple[float, ...]:
+        value = self.keys.get(key)
+        accepted = (
+            isinstance(value, list | tuple)
+            and len(value) == count
+            and all(is_number(entry) and 0 < entry < math.inf for entry in value)
+        )
+        require(f"{self.field}.{key}", value, accepted, f"a list of {count} numbers above 0")
+        return tuple(float(np.float32(entry)) for entry in value)  # pyright: ignore
+
 
 def _parameters(config: Any, layer_type: str | None) -> tuple[str, dict[str, Any]]:
     new, old = read(config, "rope_parameters"), read(config, "rope_scaling")
@@ -151,18 +187,30 @@ def _parameters(config: Any, layer_type: str | None) -> tuple[str, dict[str, Any
 def _check_keys(field: str, kind: str, keys: dict[str, Any]) -> None:
     needed, optional = KINDS[kind]
     for key in needed:
-        require(f"{field}.{key}", keys.get(key), key in keys, f"a number, for {kind!r}")
+        require(f"{field}.{key}", keys.get(key), key in keys, f"a value, for {kind!r}")
     for key, value in keys.items():
         known = key in (*_EVERY_KIND, *needed, *optional)
         require(f"{field}.{key}", value, known, f"no such key, for {kind!r}")
 
 
-def _check_whole_head(config: Any, field: str, keys: dict[str, Any]) -> None:
-    for name, value in (
-        (f"{field}.partial_rotary_factor", keys.get("partial_rotary_factor")),
-        ("partial_rotary_factor", read(config, "partial_rotary_factor")),
-    ):
-        require(name, value, value is None or value == 1, "1 (every entry of a head turns)")
+def _turning(config: Any, field: str, keys: dict[str, Any], width: int, *, partial: bool) -> int:
+    """Give how many entries of a head turn."""
+    places = {
+        f"{field}.partial_rotary_factor": keys.get("partial_rotary_factor"),
+        "partial_rotary_factor": read(config, "partial_rotary_factor"),
+    }
+    for name, value in places.items():
+        if value is None:
+            continue
+        if not partial:
+            require(name, value, value == 1, "1 (every entry of a head turns)")
+            continue
+        require(name, value, is_number(value) and 0 < value <= 1, "a number above 0, 1 at most")
+        turning = int(width * value)
+        found = turning >= 2 and turning % 2 == 0
+        require(name, value, found, f"an even number of a head's {width} entries, at least 2")
+        return turning
+    return width
 
 
 def _theta(config: Any, layer_type: str | None, default: float) -> Any:

@@ -95,6 +95,11 @@ class Settings:
         return tuple(layer.window for layer in self.layers)
 
     @property
+    def turning_point(self) -> int | None:
+        """Beyond so many tokens the earlier ones turn otherwise too: no cache goes past it."""
+        return next((o.rope.positions for o in self.layers if o.rope.kind == "longrope"), None)
+
+    @property
     def num_hidden_layers(self) -> int:
         """One for each entry of `layers`."""
         return len(self.layers)

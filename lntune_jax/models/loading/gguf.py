@@ -5,6 +5,7 @@ Every field of the metadata is honoured or refused by its name.
 
 from __future__ import annotations
 
+import math
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -44,11 +45,11 @@ class GgufFile:
                 f"{', '.join(sorted(GGUF))}"
             )
         self.kind = GGUF[self.architecture]
-        self._factors = None
+        self._rope_tensors = {}
         self._tensors = {}
         for tensor in reader.tensors:
-            if self.kind.reordered and tensor.name == names.FREQUENCY_FACTORS:
-                self._factors = tensor
+            if tensor.name in self.kind.rope_tensors:
+                self._rope_tensors[tensor.name] = tensor
             else:
                 self._tensors[_module_name(path, tensor.name, self.kind)] = tensor
         self._heads: dict[str, int] = {}
@@ -97,9 +98,9 @@ class GgufFile:
             array = _halves(array, self._heads[module])
         return array.T if self._is_transposed(key) else array
 
-    def frequency_factors(self) -> np.ndarray | None:
-        """Give what stretches the rotary frequencies, where the file has it."""
-        return None if self._factors is None else self._dequantized(self._factors)
+    def rope_factors(self) -> dict[str, np.ndarray]:
+        """Give what stretches the rotary frequencies, by the tensors' names."""
+        return {name: self._dequantized(tensor) for name, tensor in self._rope_tensors.items()}
 
     def config(self) -> dict[str, Any]:
         """Give the content of a config.json that says what the file's metadata say.
@@ -215,15 +216,23 @@ def _read_attention(file: GgufFile, config: dict[str, Any], kind: names.Architec
     heads = config["num_attention_heads"]
     share = config["hidden_size"] // heads
     width = config.setdefault("head_dim", share)
-    for key in ("rope.dimension_count", "attention.value_length"):
-        value = file.own(key, width)
-        _require(file, key, value, value == width, str(width))
+    turning = file.own("rope.dimension_count", width)
+    fits = _is_number(turning) and 0 < turning <= width if kind.partial_rotary else turning == width
+    expected = f"a number from 1 to {width}" if kind.partial_rotary else str(width)
+    _require(file, "rope.dimension_count", turning, fits, expected)
+    value = file.own("attention.value_length", width)
+    _require(file, "attention.value_length", value, value == width, str(width))
     config["attention_bias"] = "layers.0.self_attn.q_proj.bias" in file.keys()  # noqa: SIM118
     if kind.wide_layers:
         wide = config["num_hidden_layers"] == kind.wide_layers
         config["query_pre_attn_scalar"] = share if wide else width
     _read_windows(file, config, kind)
-    rope = _rope(file, width)
+    rope = _rope(file, config, turning)
+    if kind.partial_rotary:
+        # What configs say is a share, of which transformers takes the whole part.
+        share = turning / width
+        exact = int(width * share) == turning
+        rope["partial_rotary_factor"] = share if exact else math.nextafter(share, 1)
     if kind.local_rope:
         # llama.cpp has another default than Gemma 3 itself: a file must say.
         _require_number(file, names.ROPE_BASE)
@@ -263,7 +272,7 @@ def _pattern(file: GgufFile, kind: names.Architecture, count: int) -> list[bool]
     return [found == 0 or index % found < found - 1 for index in range(count)]
 
 
-def _rope(file: GgufFile, width: int) -> dict[str, Any]:
+def _rope(file: GgufFile, config: dict[str, Any], width: int) -> dict[str, Any]:
     base = file.own(names.ROPE_BASE, 10_000.0)
     _require(file, names.ROPE_BASE, base, _is_number(base), "one number")
     given = {
@@ -273,10 +282,14 @@ def _rope(file: GgufFile, width: int) -> dict[str, Any]:
     }
     # As in llama.cpp, a factor alone means this one.
     kind = file.own(names.ROPE_SCALING + "type", "linear" if "factor" in given else "none")
-    factors = file.frequency_factors()
-    if factors is not None:
+    factors = file.rope_factors()
+    if names.FREQUENCY_FACTORS in factors:
         _require(file, "rope.scaling.type", kind, kind == "none", "'none', beside factors")
-        return _llama3(file, factors, float(base), width)
+        return _llama3(file, factors[names.FREQUENCY_FACTORS], float(base), width)
+    if factors:
+        accepted = kind in ("none", "longrope")
+        _require(file, "rope.scaling.type", kind, accepted, "'longrope', beside such factors")
+        return _longrope(file, config, factors, float(base))
     one_of = ", ".join(map(repr, names.SCALINGS))
     _require(file, "rope.scaling.type", kind, kind in names.SCALINGS, one_of)
     read = {
@@ -287,6 +300,23 @@ def _rope(file: GgufFile, width: int) -> dict[str, Any]:
     if kind == "none":
         return {"rope_type": "default", "rope_theta": float(base)}
     return {"rope_type": kind, "rope_theta": float(base), **read}
+
+
+def _longrope(
+    file: GgufFile, config: dict[str, Any], factors: dict[str, np.ndarray], base: float
+) -> dict[str, Any]:
+    """Give the scaling with one factor for each pair of a head's entries."""
+    for name in names.LONGROPE_FACTORS:
+        _require(file, name, sorted(factors), name in factors, "a file with both sets of factors")
+    before = config.get(names.FIELD_BEFORE)
+    _require(file, names.CONTEXT_BEFORE, before, _is_number(before), "one number, beside factors")
+    rope = {names.LONGROPE_FACTORS[name]: array.tolist() for name, array in factors.items()}
+    rope |= {"rope_type": "longrope", "rope_theta": base, names.FIELD_BEFORE: before}
+    amplitude = file.own(names.ROPE_AMPLITUDE)
+    if amplitude is not None:
+        _require_number(file, names.ROPE_AMPLITUDE)
+        rope["attention_factor"] = amplitude
+    return rope
 
 
 def _llama3(file: GgufFile, found: np.ndarray, base: float, width: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ of transformers' own tokenizers of these models; the tests compare them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,8 +131,8 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> Any:
             merges=file.field(_PREFIX + "merges"),
         )
         if kind == "llama":
-            make = _MAKERS.get(file.architecture, _make_llama) if usual else _make_gemma
-            backend = make(vocabulary)
+            make = _make_llama if usual else _make_gemma
+            backend = (_make_doubled if file.kind.doubled_space else make)(vocabulary)
         else:
             backend = _make_byte_level(vocabulary)
             backend.pre_tokenizer = _make_splitter(_SPLITS[split])
@@ -151,7 +151,7 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> Any:
     )
 
 
-def _make_phi3(vocabulary: _Vocabulary) -> Any:
+def _make_doubled(vocabulary: _Vocabulary) -> Any:
     """As a Llama's, but the space also stands before a text that begins with one."""
     from tokenizers import normalizers
 
@@ -195,9 +195,6 @@ def _make_gemma(vocabulary: _Vocabulary) -> Any:
     spaces, octets = decoders.Replace(_SPACE, " "), decoders.ByteFallback()
     made.decoder = decoders.Sequence([spaces, octets, decoders.Fuse()])
     return made
-
-
-_MAKERS: dict[str, Callable[[_Vocabulary], Any]] = {"phi3": _make_phi3}
 
 
 def _make_byte_level(vocabulary: _Vocabulary) -> Any:

@@ -23,9 +23,9 @@ class Rope:
     """One set of rotary positions.
 
     Attributes:
-        kind: "default", "linear", "dynamic", "yarn" or "llama3".
+        kind: "default", "linear", "dynamic", "yarn", "llama3" or "longrope".
         theta: the base of the frequencies.
-        width: entries of a head, all of which turn.
+        width: entries of a head that turn: the first ones, where these are not all.
         positions: the context length from which the scaling starts.
         factor: how far the context is stretched.
         amplitude: what the rotated queries and keys are multiplied by.
@@ -34,6 +34,8 @@ class Rope:
         fast: for "yarn", turns in a context from which a frequency stays as it is.
         slow: for "yarn", turns below which it is stretched in full.
         truncate: for "yarn", whether the bounds of the ramp between them are whole numbers.
+        short: for "longrope", what stretches each pair in a context of up to `positions`.
+        long: for "longrope", what does so in a longer one.
     """
 
     kind: str
@@ -47,6 +49,8 @@ class Rope:
     fast: float = 32.0
     slow: float = 1.0
     truncate: bool = True
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
 
 
 def rotations(
@@ -58,6 +62,9 @@ def rotations(
         longest = positions.max() + 1
         stretched = _dynamic_frequencies(rope, longest.astype(jnp.float32))
         frequencies = jnp.where(longest > rope.positions, stretched, frequencies)
+    if rope.kind == "longrope":
+        stretched = jnp.asarray(_stretch(rope, rope.long))
+        frequencies = jnp.where(positions.max() + 1 > rope.positions, stretched, frequencies)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     turns = jnp.cos(angles) * rope.amplitude, jnp.sin(angles) * rope.amplitude
     # Once for all layers: without a barrier, XLA computes them anew in each, for every head.
@@ -69,11 +76,15 @@ def rotate(
     cosines: Float[Array, "rows length half"],
     sines: Float[Array, "rows length half"],
 ) -> Float[Array, "batch length heads width"]:
-    """Turn each pair of entries (one from each half of a head) by its angle."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Turn each pair of entries (one from each half) by its angle; what has no angle stays."""
+    turning = 2 * cosines.shape[-1]
+    is_part = turning < x.shape[-1]
+    own = x[..., :turning] if is_part else x
+    first, second = jnp.split(own.astype(jnp.float32), 2, axis=-1)
     cosines, sines = cosines[:, :, None, :], sines[:, :, None, :]
     turned = [first * cosines - second * sines, second * cosines + first * sines]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    whole = jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    return jnp.concatenate([whole, x[..., turning:]], axis=-1) if is_part else whole
 
 
 def fixed_frequencies(rope: Rope) -> Float[np.ndarray, " half"]:
@@ -85,7 +96,13 @@ def fixed_frequencies(rope: Rope) -> Float[np.ndarray, " half"]:
         return _llama3_frequencies(rope, plain)
     if rope.kind == "yarn":
         return _yarn_frequencies(rope)
+    if rope.kind == "longrope":
+        return _stretch(rope, rope.short)
     return plain
+
+
+def _stretch(rope: Rope, factors: tuple[float, ...]) -> Float[np.ndarray, " half"]:
+    return np.float32(1.0) / (np.asarray(factors, np.float32) * _powers(rope))
 
 
 def _powers(rope: Rope) -> Float[np.ndarray, " half"]:

@@ -103,7 +103,7 @@ def test_fields_are_refused_by_name(model_type, field, value, supported):
 
 
 ROPES = [
-    ({"rope_type": "longrope", "factor": 2.0}, "rope_type' is 'longrope'; supported: one of"),
+    ({"rope_type": "axial", "factor": 2.0}, "rope_type' is 'axial'; supported: one of"),
     ({"rope_type": "proportional"}, "rope_type' is 'proportional'"),
     ({"rope_type": "linear"}, "factor' is None"),
     ({"rope_type": "linear", "factor": 0}, "factor' is 0; supported: a number above 0"),
@@ -114,6 +114,15 @@ ROPES = [
     ({"rope_type": "default", "rope_theta": 1}, "rope_theta' is 1; supported: a number above 1"),
     ({"rope_type": "yarn", "factor": 2.0, "truncate": 1}, "truncate' is 1"),
     ({"rope_type": "llama3", "factor": 8.0}, "low_freq_factor' is None"),
+    ({"rope_type": "longrope", "long_factor": [1.0] * 4}, "short_factor' is None; supported: a v"),
+    (
+        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0] * 3},
+        r"long_factor' is .*; supported: a list of 4 numbers above 0",
+    ),
+    (
+        {"rope_type": "longrope", "short_factor": [1.0] * 3 + [0], "long_factor": [1.0] * 4},
+        r"short_factor' is .*; supported: a list of 4 numbers above 0",
+    ),
     (
         {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0},
         "high_freq_factor' is 1.0; supported: more than low_freq_factor",
