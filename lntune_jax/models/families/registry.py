@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..nn.sharding import Specs, find_spec
-from . import bert, gpt2, llama, rotary_decoder
+from . import bert, gpt2, llama, olmo2, rotary_decoder
 from .base import Family
 from .decoders import DECODER
 from .encoders import ENCODER
@@ -46,6 +46,16 @@ _ROWS = (
     _llama("gemma", llama.GEMMA),
     _llama("gemma2", llama.GEMMA2),
     _llama("gemma3_text", llama.GEMMA3),
+    Family(
+        "olmo2",
+        DECODER,
+        olmo2.read_settings,
+        olmo2.Decoder,
+        rotary_decoder.NAMES,
+        rotary_decoder.SPECS,
+        rotary_decoder.divide,
+        olmo2.OLMO2,
+    ),
     Family(
         "gpt2",
         DECODER,
