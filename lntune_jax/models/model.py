@@ -131,7 +131,7 @@ def from_pretrained(
     progress: Callable[[int, int], None] | None = None,
     quantize: str | None = None,
 ) -> PretrainedModel:
-    """Load a BERT, RoBERTa, Llama, Mistral, Qwen, Gemma or GPT-2 checkpoint.
+    """Load a BERT, RoBERTa, Llama, Mistral, Qwen, Gemma, OLMo 2, Phi-3 or GPT-2 checkpoint.
 
     The weights come from `model.safetensors`, from several such files with an index, or, for
     a decoder, from a GGUF file, quantised or not, which holds the config too. Only a

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-# What PEFT's LoRA adapts by default, in all the architectures here.
-TARGETS = ("q_proj", "v_proj", "c_attn", "query", "value")
+# What PEFT's LoRA adapts by default, in all the architectures here; for Phi-3 it has no default.
+TARGETS = ("q_proj", "v_proj", "qkv_proj", "c_attn", "query", "value")
 
 Factors = tuple[Any, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..nn.sharding import Specs, find_spec
-from . import bert, gpt2, llama, olmo2, rotary_decoder
+from . import bert, gpt2, llama, olmo2, phi3, rotary_decoder
 from .base import Family
 from .decoders import DECODER
 from .encoders import ENCODER
@@ -55,6 +55,16 @@ _ROWS = (
         rotary_decoder.SPECS,
         rotary_decoder.divide,
         olmo2.OLMO2,
+    ),
+    Family(
+        "phi3",
+        DECODER,
+        phi3.read_settings,
+        phi3.Decoder,
+        rotary_decoder.NAMES,
+        phi3.SPECS,
+        phi3.divide,
+        phi3.PHI3,
     ),
     Family(
         "gpt2",

@@ -217,8 +217,9 @@ def _read_attention(file: GgufFile, config: dict[str, Any], kind: names.Architec
     share = config["hidden_size"] // heads
     width = config.setdefault("head_dim", share)
     turning = file.own("rope.dimension_count", width)
-    fits = _is_number(turning) and 0 < turning <= width if kind.partial_rotary else turning == width
-    expected = f"a number from 1 to {width}" if kind.partial_rotary else str(width)
+    part = kind.partial_rotary
+    fits = turning in range(2, width + 1, 2) if part else turning == width
+    expected = f"an even number from 2 to {width}" if part else str(width)
     _require(file, "rope.dimension_count", turning, fits, expected)
     value = file.own("attention.value_length", width)
     _require(file, "attention.value_length", value, value == width, str(width))
@@ -314,7 +315,8 @@ def _longrope(
     rope |= {"rope_type": "longrope", "rope_theta": base, names.FIELD_BEFORE: before}
     amplitude = file.own(names.ROPE_AMPLITUDE)
     if amplitude is not None:
-        _require_number(file, names.ROPE_AMPLITUDE)
+        positive = _is_number(amplitude) and amplitude > 0
+        _require(file, names.ROPE_AMPLITUDE, amplitude, positive, "a number above 0")
         rope["attention_factor"] = amplitude
     return rope
 
