@@ -17,6 +17,8 @@ MODELS = (
     ("bert_masked_lm", "MASKED_LM", False),
     ("decoders/gpt2", "CAUSAL_LM", False),
     ("decoders/gemma3_text", "CAUSAL_LM", False),
+    ("decoders/olmo2", "CAUSAL_LM", False),
+    ("decoders/phi3", "CAUSAL_LM", False),
     # Its layers are stacked, and there are as many as rows in the batch.
     ("decoders/gemma2", "CAUSAL_LM", True),
 )

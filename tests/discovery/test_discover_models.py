@@ -6,11 +6,11 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.models import from_config
 from tests.support.checkpoints import REFERENCE
+from tests.support.decoders import ARCHITECTURES
 from tests.support.traced import shape
 
 ENCODERS = ("bert_seq_cls", "bert_masked_lm", "bert", "roberta_seq_cls")
 TASKS = {"bert_seq_cls": "SEQ_CLS", "bert_masked_lm": "MASKED_LM", "roberta_seq_cls": "SEQ_CLS"}
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")
 TOKENS = shape(2, 7, dtype="int32")
 CONFIG = lnt.LNTuningConfig()
 
@@ -33,7 +33,7 @@ def test_encoders(name):
     assert {leaf.role for leaf in found.norms} == {"scale", "bias"}
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_decoders(name):
     directory = REFERENCE / "decoders" / name
     options = {"dtype": "bfloat16"}, {"remat": "full"}, {"scan_layers": True}

@@ -6,6 +6,7 @@ The names of tensors and fields are those of the `gguf` package's own tables, no
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import gguf
@@ -22,6 +23,14 @@ ARCHITECTURES = {
     "gpt2": gguf.MODEL_ARCH.GPT2,
     "llama": gguf.MODEL_ARCH.LLAMA,
     "mistral": gguf.MODEL_ARCH.LLAMA,
+    "olmo2": gguf.MODEL_ARCH.OLMO2,
+    "phi3": gguf.MODEL_ARCH.PHI3,
+}
+# A config alone: its weights are those of another folder.
+WEIGHTS = {"phi3_longrope": "phi3", "phi3_no_window": "phi3"}
+FACTORS = {
+    "short_factor": gguf.MODEL_TENSOR.ROPE_FACTORS_SHORT,
+    "long_factor": gguf.MODEL_TENSOR.ROPE_FACTORS_LONG,
 }
 TURNED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
@@ -29,7 +38,7 @@ TURNED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 def checkpoint(name: str) -> tuple[dict, dict]:
     """A reference checkpoint, as far as a GGUF file can hold it: no biases, no odd activation."""
     config = json.loads((DECODERS / name / "config.json").read_text())
-    tensors = load_file(DECODERS / name / "model.safetensors")
+    tensors = load_file(DECODERS / WEIGHTS.get(name, name) / "model.safetensors")
     kind = config["model_type"]
     changes: dict = {"pad_token_id": None, "initializer_range": 0.02}
     if kind == "gpt2":
@@ -54,11 +63,24 @@ def checkpoint(name: str) -> tuple[dict, dict]:
         if config["sliding_window"] is None:
             # The same computation: a file calls both of them a llama.
             changes["model_type"] = "llama"
-    left_out = () if kind == "gpt2" else ("bias",)
+    if kind in ("olmo2", "phi3"):
+        changes["hidden_act"] = "silu"
+    if config.get("rope_parameters", {}).get("rope_type") == "longrope":
+        amplitude = float(np.float32(longrope_amplitude(config)))
+        changes["rope_parameters"] = config["rope_parameters"] | {"attention_factor": amplitude}
+    # OLMo 2's biases are among what the converter has names for.
+    left_out = () if kind in ("gpt2", "olmo2") else ("bias",)
     left_out += ("lm_head.weight",) if kind.startswith("gemma") else ()
     return config | changes, {
         key: tensor for key, tensor in tensors.items() if not key.endswith(left_out or "-")
     }
+
+
+def longrope_amplitude(config: dict) -> float:
+    """What the converter computes for a Phi-3."""
+    before = config["original_max_position_embeddings"]
+    stretch = config["max_position_embeddings"] / before
+    return math.sqrt(1 + math.log(stretch) / math.log(before)) if stretch > 1 else 1.0
 
 
 def permuted(array: np.ndarray, heads: int) -> np.ndarray:
@@ -104,6 +126,9 @@ def add_fields(writer: gguf.GGUFWriter, config: dict) -> None:
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if kind == "phi3":
+        add_phi3_fields(writer, config)
+        return
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
     if kind in ("llama", "mistral"):
@@ -123,6 +148,20 @@ def add_fields(writer: gguf.GGUFWriter, config: dict) -> None:
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     if config.get("final_logit_softcapping") is not None:
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+
+
+def add_phi3_fields(writer: gguf.GGUFWriter, config: dict) -> None:
+    """What the converter's class for Phi-3 writes beside the usual fields."""
+    rope, width = config["rope_parameters"], config["hidden_size"] // config["num_attention_heads"]
+    writer.add_rope_scaling_orig_ctx_len(config["original_max_position_embeddings"])
+    writer.add_rope_dimension_count(int(rope["partial_rotary_factor"] * width))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_sliding_window(config["sliding_window"] or 0)
+    if rope["rope_type"] == "longrope":
+        writer.add_rope_scaling_attn_factors(longrope_amplitude(config))
+        for key, tensor in FACTORS.items():
+            values = np.asarray(rope[key], np.float32)
+            writer.add_tensor(f"{gguf.TENSOR_NAMES[tensor]}.weight", values)
 
 
 def write(

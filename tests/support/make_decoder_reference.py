@@ -38,6 +38,8 @@ TINY = {
     "pad_token_id": 0,
 }
 ROPE = {"rope_type": "default", "rope_theta": 500.0}
+# For a field that the config's class does not have: there `None` is another value.
+ABSENT = object()
 
 # Folder: (config class, class, what differs from TINY).
 CHECKPOINTS = {
@@ -157,6 +159,46 @@ CHECKPOINTS = {
         "GPT2ForSequenceClassification",
         {"num_labels": 4, "scale_attn_by_inverse_layer_idx": True},
     ),
+    "olmo2": (
+        "Olmo2Config",
+        "Olmo2ForCausalLM",
+        {
+            "eos_token_id": 2,
+            "hidden_act": "relu",
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 1.5},
+        },
+    ),
+    "olmo2_seq_cls": (
+        "Olmo2Config",
+        "Olmo2ForSequenceClassification",
+        {"eos_token_id": 2, "num_labels": 3, "num_key_value_heads": None, "head_dim": ABSENT},
+    ),
+    "phi3": (
+        "Phi3Config",
+        "Phi3ForCausalLM",
+        {
+            "eos_token_id": 2,
+            "hidden_size": 32,
+            "head_dim": ABSENT,
+            "hidden_act": "gelu_new",
+            "sliding_window": 5,
+            "tie_word_embeddings": True,
+            "rope_parameters": ROPE | {"partial_rotary_factor": 0.75},
+        },
+    ),
+    "phi3_seq_cls": (
+        "Phi3Config",
+        "Phi3ForSequenceClassification",
+        {
+            "eos_token_id": 2,
+            "num_labels": 3,
+            "num_key_value_heads": None,
+            "head_dim": 10,
+            "rope_parameters": ROPE | {"partial_rotary_factor": 0.8},
+        },
+    ),
 }
 GPT2_TINY = {
     "vocab_size": 60,
@@ -168,6 +210,13 @@ GPT2_TINY = {
     "pad_token_id": 0,
 }
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.25, 1.7],
+    "long_factor": [1.1, 3.0, 7.3],
+}
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0}
 # Folder: (the checkpoint, what differs from its config).
 VARIANTS = {
@@ -217,6 +266,25 @@ VARIANTS = {
         "gemma2",
         {"attn_logit_softcapping": None, "final_logit_softcapping": None},
     ),
+    "phi3_no_window": ("phi3", {"sliding_window": None}),
+    "phi3_longrope": (
+        "phi3",
+        {"original_max_position_embeddings": 8, "rope_parameters": LONGROPE},
+    ),
+    "phi3_longrope_every_key": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 6,
+            "rope_parameters": LONGROPE
+            | {
+                "partial_rotary_factor": 1.0,
+                "short_factor": [1.0, 1.25, 1.7, 0.8],
+                "long_factor": [1.1, 3.0, 7.3, 9.0],
+                "factor": 1.7,
+                "attention_factor": 0.9,
+            },
+        },
+    ),
     "gemma3_text_yarn": (
         "gemma3_text",
         {
@@ -253,26 +321,30 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--smollm2", type=Path)
     parser.add_argument("--only-smollm2", action="store_true")
+    parser.add_argument("--only", nargs="*", help="these folders of random checkpoints")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     if arguments.smollm2 is not None:
         write_smollm2(arguments.smollm2)
     if not arguments.only_smollm2:
-        write_tiny()
+        write_tiny(arguments.only)
 
 
-def write_tiny() -> None:
-    """Write the folders of random checkpoints, and of their variants."""
+def write_tiny(only: list[str] | None) -> None:
+    """Write the folders of random checkpoints, and of their variants, or these of them only."""
     for seed, (name, (config_class, model_class, changes)) in enumerate(CHECKPOINTS.items()):
-        tiny = GPT2_TINY if config_class == "GPT2Config" else TINY
-        config = getattr(transformers, config_class)(**(tiny | changes))
+        if only is not None and name not in only:
+            continue
+        config = make_config(config_class, changes)
         random_model(model_class, config, seed).save_pretrained(REFERENCE / name)
         (REFERENCE / name / "generation_config.json").unlink(missing_ok=True)
         write(name, model_class)
     for name, (base, changes) in VARIANTS.items():
+        if only is not None and name not in only:
+            continue
         config_class, model_class, own = CHECKPOINTS[base]
-        config = getattr(transformers, config_class)(**(TINY | own | changes))
+        config = make_config(config_class, own | changes)
         (REFERENCE / name).mkdir(parents=True, exist_ok=True)
         config.save_pretrained(REFERENCE / name)
         write(name, model_class, base)
@@ -283,6 +355,13 @@ def write_tiny() -> None:
         "transformers": transformers.__version__,
     }
     (REFERENCE / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+
+
+def make_config(config_class: str, changes: dict) -> transformers.PreTrainedConfig:
+    """A tiny config with these changes."""
+    tiny = GPT2_TINY if config_class == "GPT2Config" else TINY
+    given = {field: value for field, value in (tiny | changes).items() if value is not ABSENT}
+    return getattr(transformers, config_class)(**given)
 
 
 def random_model(model_class: str, config, seed: int) -> torch.nn.Module:

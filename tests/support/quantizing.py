@@ -14,6 +14,8 @@ MODELS = {
     "llama": (REFERENCE / "decoders" / "llama", "CAUSAL_LM"),
     "gemma2": (REFERENCE / "decoders" / "gemma2", "CAUSAL_LM"),
     "gpt2": (REFERENCE / "decoders" / "gpt2", "CAUSAL_LM"),
+    "olmo2": (REFERENCE / "decoders" / "olmo2", "CAUSAL_LM"),
+    "phi3": (REFERENCE / "decoders" / "phi3", "CAUSAL_LM"),
     "bert": (REFERENCE / "bert", "SEQ_CLS"),
     "roberta": (REFERENCE / "roberta_seq_cls", "SEQ_CLS"),
 }

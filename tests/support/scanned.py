@@ -11,8 +11,7 @@ from lntune_jax import models
 from lntune_jax.models import from_pretrained
 from tests.support.decoders import REFERENCE, task_of
 
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")
-CLASSIFIERS = ("llama_seq_cls", "gpt2_seq_cls")
+CLASSIFIERS = ("llama_seq_cls", "gpt2_seq_cls", "olmo2_seq_cls", "phi3_seq_cls")
 CONFIG = lnt.LNTuningConfig()
 # Of two programs that round in different places; operations one by one agree exactly.
 TOLERANCE = 3e-6

@@ -16,9 +16,9 @@ import lntune_jax as lnt
 from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained, generate, stream
 from tests.support.checkpoints import REFERENCE
+from tests.support.decoders import ARCHITECTURES
 from tests.support.devices import run_on_devices
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")
 # The tiny models have 16 positions.
 PROMPTS = ([7, 21, 33, 5, 48], [12, 9], [50, 6, 6, 40, 8, 30, 11])
 NEW = 8
@@ -80,6 +80,27 @@ def test_the_cache_changes_nothing(name):
     np.testing.assert_allclose(
         np.stack(seen, axis=1), np.stack([logits for _, logits in expected]), atol=3e-5
     )
+
+
+def test_longrope_within_one_set_of_factors():
+    """On either side of the border as without a cache; from one to the other is refused."""
+    stored = load("phi3")
+    fields = json.loads((REFERENCE / "decoders" / "phi3_longrope" / "config.json").read_text())
+    fields["max_position_embeddings"] = 40
+    model = replace(from_config(fields, "CAUSAL_LM"), params=stored.params, stop_tokens=())
+    assert model.settings.turning_point == 8
+    prompt = [7, 21, 33, 5, 48, 12, 9, 50, 6, 6]  # nine are read at once: more than eight
+    for given, new in ((prompt, NEW), (prompt[:3], 6), (prompt[:8], 1)):
+        row, expected = list(given), []
+        for _ in range(new):
+            logits = model.apply(model.params, np.array([row], np.int32)).logits
+            expected.append(int(np.asarray(logits)[0, -1].argmax()))
+            row.append(expected[-1])
+        found = generate(model, model.params, [given], max_new_tokens=new)
+        assert found.tokens[0].tolist() == expected
+    for count, new in ((3, 7), (8, 2), (9, 1)):
+        with pytest.raises(ModelError, match=r"8 tokens, .*'original_max_position_embeddings'"):
+            generate(model, model.params, [prompt[:count]], max_new_tokens=new)
 
 
 @pytest.fixture(scope="module")

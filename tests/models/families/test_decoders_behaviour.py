@@ -12,12 +12,10 @@ from jax.extend.core import jaxprs_in_params
 import lntune_jax as lnt
 from lntune_jax.errors import ModelError
 from lntune_jax.models import causal_lm_loss, empty_cache, from_config, from_pretrained
-from tests.support.checkpoints import REFERENCE as ROOT
+from tests.support.decoders import ARCHITECTURES, REFERENCE
 
-REFERENCE = ROOT / "decoders"
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gpt2")
 # Norms of a layer, and the last one.
-NORMS = {"qwen3": 4, "gemma2": 4, "gemma3_text": 6}
+NORMS = {"qwen3": 4, "gemma2": 4, "gemma3_text": 6, "olmo2": 4}
 TOKENS = np.random.default_rng(0).integers(4, 60, (2, 12)).astype(np.int32)
 
 
@@ -61,13 +59,21 @@ def test_paths_are_pytorch_module_paths():
     assert sorted(load("qwen3", None).params) == ["embed_tokens", "layers", "norm"]
     assert sorted(load("llama_tied").params) == ["model"]
     assert sorted(load("llama_seq_cls", "SEQ_CLS").params) == ["model", "score"]
+    layer = load("olmo2").params["model"]["layers"]["0"]
+    norms = ["post_attention_layernorm", "post_feedforward_layernorm"]
+    assert sorted(layer) == ["mlp", *norms, "self_attn"]
+    widths = [layer["self_attn"][name]["scale"].shape for name in ("q_norm", "k_norm")]
+    assert widths == [(32,), (16,)]
+    layer = load("phi3").params["model"]["layers"]["0"]
+    assert sorted(layer["self_attn"]) == ["o_proj", "qkv_proj"]
+    assert sorted(layer["mlp"]) == ["down_proj", "gate_up_proj"]
     params = load("gpt2").params
     assert sorted(params) == ["transformer"]
     assert sorted(params["transformer"]["h"]["0"]) == ["attn", "ln_1", "ln_2", "mlp"]
     assert params["transformer"]["h"]["0"]["attn"]["c_attn"]["kernel"].shape == (24, 72)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "olmo2", "phi3"])
 def test_a_bare_model_gives_the_same_hidden_states(name):
     headed, bare = load(name), load(name, None)
     expected = jax.jit(headed.apply)(headed.params, TOKENS)
@@ -76,7 +82,7 @@ def test_a_bare_model_gives_the_same_hidden_states(name):
     np.testing.assert_array_equal(found.last_hidden_state, expected.last_hidden_state)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gpt2"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "gpt2", "olmo2", "phi3"])
 def test_bfloat16_is_close(name):
     exact, low = load(name), load(name, dtype="bfloat16")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(low.params)} == {"bfloat16"}
@@ -92,7 +98,7 @@ def test_bfloat16_is_close(name):
     assert {str(leaf.dtype) for leaf in gradients.values()} == {"float32"}
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma3_text", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text", "gpt2", "llama", "olmo2", "phi3"])
 def test_packed_texts_do_not_see_each_other(name):
     """Three texts in a row give the logits, and together the loss, of three rows."""
     model = load(name)
@@ -110,7 +116,7 @@ def test_packed_texts_do_not_see_each_other(name):
     np.testing.assert_allclose(together, singly, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text", "gpt2", "olmo2", "phi3"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_decoding_with_a_cache(name, side):
     """Token after token, rows of different lengths, as in one go."""
@@ -169,7 +175,7 @@ def plain_loss(model, params, tokens, labels):
         return jnp.where(counted, losses, 0).sum() / counted.sum()
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_tied", "gemma2", "gpt2_untied"])
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "gemma2", "gpt2_untied", "olmo2", "phi3"])
 @pytest.mark.parametrize("chunk", [7, 30, 1000])
 def test_the_loss_in_chunks_is_the_plain_loss(name, chunk):
     model = load(name)
@@ -232,7 +238,7 @@ def test_labels():
         causal_lm_loss(load("llama", None), {}, TOKENS)
 
 
-@pytest.mark.parametrize("name", ["gemma3_text", "gpt2"])
+@pytest.mark.parametrize("name", ["gemma3_text", "gpt2", "olmo2", "phi3"])
 def test_remat_changes_nothing_but_what_is_stored(name):
     found, counts = {}, {}
     for remat in ("none", "dots", "full"):
@@ -250,10 +256,18 @@ def test_remat_changes_nothing_but_what_is_stored(name):
     assert counts["dots"] < counts["full"]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+DROPOUT = {
+    "llama": {"attention_dropout": 0.5},
+    "gpt2": {},
+    "olmo2": {"attention_dropout": 0.5},
+    "phi3": {"attention_dropout": 0.5},
+    "phi3 residual": {"resid_pdrop": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", DROPOUT)
 def test_dropout(name):
-    fields = {"attention_dropout": 0.5} if name == "llama" else {}
-    stored = load(name)
+    fields, stored = DROPOUT[name], load(name.split()[0])
     config = stored.config.to_dict() | fields
     model = from_config(config, "CAUSAL_LM")
     run = jax.jit(lambda key: model.apply(stored.params, TOKENS, dropout_rng=key).logits)
@@ -273,3 +287,20 @@ def test_a_classifier_reads_the_last_token_that_is_no_padding():
         other.apply(model.params, TOKENS)
     one = other.apply(model.params, TOKENS[:1]).logits
     np.testing.assert_allclose(one, model.apply(model.params, TOKENS[:1]).logits, atol=1e-6)
+
+
+def test_a_phi3_drops_what_attention_and_the_mlp_give_and_no_embeddings():
+    """With everything dropped no layer adds to the embeddings; their own rate has no effect."""
+    stored = load("phi3")
+    fields = stored.config.to_dict()
+
+    def hidden(**rates):
+        model = from_config(fields | rates)
+        run = lambda key: model.apply(stored.params["model"], TOKENS, dropout_rng=key)  # noqa: E731
+        return np.asarray(jax.jit(run)(jax.random.key(0)).last_hidden_state)
+
+    table = np.asarray(stored.params["model"]["embed_tokens"]["embedding"])[TOKENS]
+    scale = np.asarray(stored.params["model"]["norm"]["scale"])
+    expected = table / np.sqrt(np.square(table).mean(-1, keepdims=True) + 1e-3) * scale
+    np.testing.assert_allclose(hidden(resid_pdrop=1.0), expected, atol=1e-5)
+    np.testing.assert_array_equal(hidden(embd_pdrop=1.0), hidden())

@@ -14,14 +14,17 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
 )
 
 from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained
-from lntune_jax.models.families import gpt2
+from lntune_jax.models.families import FAMILIES, gpt2, olmo2, phi3
 from lntune_jax.models.families.base import VARIANTS, WITHOUT_EFFECT, list_fields
+from lntune_jax.models.families.decoders import DECODER
 from lntune_jax.models.families.llama import HONOURED, TRAITS, read_settings
 from lntune_jax.models.nn.rope import fixed_frequencies
 from tests.support.checkpoints import REFERENCE as ROOT
@@ -45,6 +48,8 @@ CONFIGS = {
     "gemma": GemmaConfig,
     "gemma2": Gemma2Config,
     "gemma3_text": Gemma3TextConfig,
+    "olmo2": Olmo2Config,
+    "phi3": Phi3Config,
 }
 
 
@@ -87,6 +92,19 @@ REFUSED = [
     ("gemma2", "attn_logit_softcapping", -1.0, "a number above 0"),
     ("gemma3_text", "attn_logit_softcapping", 50.0, "None, for this architecture"),
     ("gemma3_text", "use_bidirectional_attention", True, "False"),
+    ("olmo2", "attention_bias", 1, "True or False"),
+    ("olmo2", "sliding_window", 4, "None, for this architecture"),
+    ("olmo2", "layer_types", ["full_attention"] * 2, "None, for this architecture"),
+    ("olmo2", "mlp_bias", True, "False, for this architecture"),
+    ("olmo2", "query_pre_attn_scalar", 9, "None, for this architecture"),
+    ("olmo2", "partial_rotary_factor", 0.5, "1 "),
+    ("olmo2", "hidden_act", "prelu", "one of gelu,"),
+    ("phi3", "attention_bias", True, "False, for this architecture"),
+    ("phi3", "layer_types", ["full_attention"] * 2, "None, for this architecture"),
+    ("phi3", "final_logit_softcapping", 30.0, "None, for this architecture"),
+    ("phi3", "sliding_window", 0, "an integer of at least 1"),
+    ("phi3", "resid_pdrop", 1.5, "a number from 0 to 1"),
+    ("phi3", "num_key_value_heads", 3, "a divisor of 4 attention heads"),
     ("gpt2", "n_head", 5, "an integer of at least 1|a multiple of n_head"),
     ("gpt2", "activation_function", "prelu", "one of gelu,"),
     ("gpt2", "add_cross_attention", True, "False"),
@@ -131,6 +149,17 @@ ROPES = [
 ]
 
 
+@pytest.mark.parametrize("share", [0, 0.9, 0.1, 1.5, "half"])
+def test_a_share_of_a_head_is_whole_pairs(share):
+    """Of a head of eight: seven, none, or more than there are."""
+    expected = "supported: (a number above 0, 1 at most|an even number of a head's 8 entries)"
+    rope = {"rope_type": "default", "partial_rotary_factor": share}
+    with pytest.raises(ModelError, match=f"rope_parameters.partial_rotary_factor' is .*{expected}"):
+        from_config(Stub("phi3", rope_parameters=rope))
+    with pytest.raises(ModelError, match=f"field 'partial_rotary_factor' is .*{expected}"):
+        from_config(Stub("phi3", rope_parameters=None, partial_rotary_factor=share))
+
+
 @pytest.mark.parametrize(("parameters", "message"), ROPES)
 def test_rotary_positions_are_refused_by_name(parameters, message):
     with pytest.raises(ModelError, match=message):
@@ -168,7 +197,8 @@ def test_options_that_do_not_go_together():
 @pytest.mark.parametrize("name", [*CONFIGS, "gpt2"])
 def test_every_field_of_the_config_classes_is_in_a_table(name):
     kind = CONFIGS.get(name, GPT2Config)
-    honoured = gpt2.HONOURED if name == "gpt2" else HONOURED
+    families = {"gpt2": gpt2, "olmo2": olmo2, "phi3": phi3}
+    honoured = families[name].HONOURED if name in families else HONOURED
     own = {
         field
         for parent in kind.__mro__[: [c.__name__ for c in kind.__mro__].index("PreTrainedConfig")]
@@ -213,6 +243,9 @@ OLD = {
     "llama": {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.5}},
     "llama_llama3": None,
     "qwen2": {"rope_theta": 500.0},
+    "olmo2": {"rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 1.5}},
+    "phi3": {"rope_theta": 500.0, "partial_rotary_factor": 0.75},
+    "phi3_longrope": None,
     "gemma3_text": {
         "rope_theta": 3000.0,
         "rope_local_base_freq": 200.0,
@@ -229,14 +262,14 @@ def test_the_spelling_of_transformers_4(name):
     changes = OLD[name] or {"rope_theta": new.pop("rope_theta"), "rope_scaling": new}
     if name == "llama":
         new = {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.5}
-    if name == "llama_llama3":
+    if OLD[name] is None:
         new |= {"rope_theta": changes["rope_theta"]}
     expected = from_config(fields | {"rope_parameters": new}).settings
     assert from_config(fields | changes).settings == expected
     stub = Stub(fields["model_type"])
     stub.__dict__.update(fields | {"rope_parameters": None} | changes)
-    assert read_settings(stub) == expected
-    assert expected.layers[1].rope.kind != "default" or name == "qwen2"
+    assert FAMILIES[stub.model_type].read_settings(stub) == expected
+    assert expected.layers[1].rope.kind != "default" or name in ("qwen2", "phi3")
 
 
 def test_sliding_layers_without_layer_types():
@@ -287,6 +320,13 @@ MISTAKES = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "gemma3_text": {"query_pre_attn_scalar": 8, "final_logit_softcapping": None},
+    "olmo2": {"hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_parameters": None},
+    "phi3": {
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+    },
     "gpt2": {"scale_attn_by_inverse_layer_idx": False, "activation_function": "gelu_new"},
     "gpt2_untied": {"scale_attn_weights": True},
 }  # fmt: skip
@@ -306,4 +346,6 @@ def test_the_references_tell_fields_apart(name):
 
 
 def test_the_families_are_all_here():
-    assert set(TRAITS) == set(CONFIGS)
+    decoders = {name for name, row in FAMILIES.items() if row.kind is DECODER}
+    assert decoders == {*CONFIGS, "gpt2"}
+    assert set(TRAITS) == decoders - {"gpt2", "olmo2", "phi3"}

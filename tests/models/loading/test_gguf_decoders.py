@@ -1,4 +1,4 @@
-"""GGUF files of Gemma, GPT-2 and Mistral, against the checkpoints they were written from."""
+"""GGUF files of every decoder but Llama and Qwen, against the checkpoints they come from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models.loading.gguf import GgufFile
 from tests.support.gguf_files import checkpoint, turned, write
 
-NAMES = ["gemma", "gemma2", "gemma3_text", "gpt2", "gpt2_untied", "mistral"]
+NAMES = ["gemma", "gemma2", "gemma3_text", "gpt2", "gpt2_untied", "mistral", "olmo2"]
+NAMES += ["phi3", "phi3_longrope", "phi3_no_window"]
 TOKENS = np.arange(4, 28, dtype=np.int32).reshape(2, 12)
 
 
@@ -153,6 +154,14 @@ def test_what_a_file_leaves_out(tmp_path):
     assert (settings.attention_cap, settings.final_cap) == (None, None)
 
 
+def test_a_part_of_a_head_turns(tmp_path):
+    path = tmp_path / "model.gguf"
+    (layer, *_), _ = layers(path, "phi3", without=("rope.dimension_count",))
+    assert layer.rope.width == 8
+    (layer, *_), _ = layers(path, "phi3", extra={"rope.dimension_count": 2})
+    assert layer.rope.width == 2
+
+
 REFUSED = [
     ("gemma", {"attention.sliding_window": 4}, r"gemma\.attention\.sliding_window is 4"),
     ("gemma", {"final_logit_softcapping": 4.0}, r"gemma\.final_logit_softcapping is 4\.0"),
@@ -162,6 +171,21 @@ REFUSED = [
     ("gemma3_text", {"attn_logit_softcapping": 5.0}, r"gemma3\.attn_logit_softcapping is 5\.0"),
     ("gemma3_text", {"attention.key_length_swa": 4}, r"gemma3\.attention\.key_length_swa is 4"),
     ("gemma3_text", {"rope.scaling.yarn_attn_factor": 0.5}, r"yarn_attn_factor is 0\.5"),
+    ("olmo2", {"attention.sliding_window": 4}, r"olmo2\.attention\.sliding_window is 4"),
+    ("olmo2", {"rope.dimension_count": 4}, r"olmo2\.rope\.dimension_count is 4; supported: 8"),
+    (
+        "phi3",
+        {"rope.dimension_count": 10},
+        r"dimension_count is 10; supported: an even number",
+    ),
+    ("phi3", {"rope.dimension_count": 5}, r"dimension_count is 5; supported: an even"),
+    ("phi3", {"attention.sliding_window_pattern": 2}, r"sliding_window_pattern is 2"),
+    ("phi3_longrope", {"rope.scaling.type": "yarn"}, r"scaling\.type is 'yarn'; supported: 'longr"),
+    (
+        "phi3_longrope",
+        {"rope.scaling.attn_factor": -1.0},
+        r"attn_factor is -1\.0; supported: a ",
+    ),
     ("gpt2", {"attention.head_count_kv": 1}, r"gpt2\.attention\.head_count_kv is 1"),
     ("gpt2", {"rope.freq_base": 5.0}, r"gpt2\.rope\.freq_base is 5\.0"),
     ("gpt2", {"feed_forward_length": 48}, r"wrong shapes: .*c_fc\.weight \(expected \(24, 48\)"),
@@ -182,6 +206,10 @@ def test_further_refusals(tmp_path):
     config, tensors = checkpoint("gemma3_text")
     write(path, config, tensors, without=("rope.freq_base",))
     with pytest.raises(ModelError, match=r"gemma3\.rope\.freq_base is None; supported: one number"):
+        from_pretrained(path)
+    config, tensors = checkpoint("phi3_longrope")
+    write(path, config, tensors, without=("rope.scaling.original_context_length",))
+    with pytest.raises(ModelError, match=r"original_context_length is None; supported: one number"):
         from_pretrained(path)
     config, tensors = checkpoint("mistral")
     biased = tensors | {"model.layers.0.self_attn.q_proj.bias": np.ones(32, np.float32)}

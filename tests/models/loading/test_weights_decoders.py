@@ -66,6 +66,42 @@ print("done")
 """
 
 
+FAMILY_ON_A_MESH = """
+import sys, warnings
+warnings.simplefilter("error")
+import jax, numpy as np
+from jax.sharding import AxisType
+import lntune_jax as lnt
+from lntune_jax.models import causal_lm_loss, from_pretrained
+
+kernels = {"olmo2": ("q_proj", ("fsdp", "tensor")), "phi3": ("qkv_proj", ("fsdp", None))}
+whole = from_pretrained(sys.argv[1], "CAUSAL_LM")
+tokens = np.arange(4, 20, dtype=np.int32).reshape(4, 4)
+
+def step(model, tokens):
+    halves = lnt.partition_params(model.params, lnt.LNTuningConfig())
+    loss = lambda params, tokens: causal_lm_loss(model, params, tokens)
+    return jax.jit(lnt.value_and_grad(loss))(*halves, tokens)
+
+expected, gradients = step(whole, tokens)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(kind,) * 2)
+    apart = from_pretrained(sys.argv[1], "CAUSAL_LM", mesh=mesh)
+    attention = apart.params["model"]["layers"]["0"]["self_attn"]
+    module, spec = kernels[apart.settings.model_type]
+    assert tuple(attention[module]["kernel"].sharding.spec) in (spec, spec[:1]), attention[module]
+    assert tuple(attention["o_proj"]["kernel"].sharding.spec) == ("tensor", "fsdp")
+    with jax.set_mesh(mesh):
+        found = jax.jit(apart.apply)(apart.params, tokens).logits
+        loss, grads = step(apart, tokens)
+    np.testing.assert_allclose(found, whole.apply(whole.params, tokens).logits, atol=2e-5)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for path, leaf in gradients.items():
+        np.testing.assert_allclose(grads[path], leaf, atol=1e-5, err_msg=path)
+print("done")
+"""
+
+
 def rewritten(tmp_path, name, change):
     directory = shutil.copytree(REFERENCE / name, tmp_path / "model")
     path = directory / "model.safetensors"
@@ -163,6 +199,11 @@ def test_shards_with_an_index_and_progress(tmp_path):
 
 def test_leaves_laid_out_over_a_mesh():
     run_on_devices(ON_A_MESH, 4, REFERENCE / "llama")
+
+
+@pytest.mark.parametrize("name", ["olmo2", "phi3"])
+def test_norms_of_whole_widths_and_fused_products_over_a_mesh(name):
+    run_on_devices(FAMILY_ON_A_MESH, 4, REFERENCE / name)
 
 
 def test_no_head_is_cut_in_two():

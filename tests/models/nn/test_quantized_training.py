@@ -43,7 +43,7 @@ def train(model, steps=STEPS):
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "bert"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "olmo2", "phi3", "bert"])
 def test_thirty_steps_and_back(tmp_path, name, kind):
     directory, task = MODELS[name]
     model = from_pretrained(directory, task, quantize=kind)

@@ -17,8 +17,8 @@ from lntune_jax.models import causal_lm_loss, empty_cache, from_config, from_pre
 from lntune_jax.names.layers import list_parts
 from lntune_jax.paths import flatten
 from tests.support.checkpoints import assert_same
-from tests.support.decoders import REFERENCE
-from tests.support.scanned import CLASSIFIERS, CONFIG, DECODERS, TOKENS, TOLERANCE, distance, load
+from tests.support.decoders import ARCHITECTURES, REFERENCE
+from tests.support.scanned import CLASSIFIERS, CONFIG, TOKENS, TOLERANCE, distance, load
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -61,7 +61,7 @@ def compute(model, params, remat="none"):
     return value, logits, by_layer(model, gradients)
 
 
-@pytest.mark.parametrize("name", [*DECODERS, *CLASSIFIERS])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *CLASSIFIERS])
 def test_every_number_is_the_same(name):
     """Operation by operation, bit for bit; as one program the compiler rounds otherwise."""
     with jax.disable_jit():
@@ -79,7 +79,7 @@ def test_compiled_programs_compute_the_same():
         assert max(distance(found[0], value), distance(found[1], logits), worst) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_tokens_are_the_same(name):
     prompts, mask = TOKENS[:, :5], np.array([[1] * 5, [0, 0, 1, 1, 1]])
     tokens = []
