@@ -16,8 +16,9 @@ from lntune_jax.models.families.registry import FAMILIES
 from tests.support.gguf_files import checkpoint, write
 from tests.support.gguf_tokenizers import TEXTS, gemma, gpt2
 
-# transformers 5.23 reads no file of the architecture "gemma", and takes a llama's window for none.
-NAMES = ["gemma2", "gemma3_text", "gpt2_untied", "mistral"]
+# transformers 5.23 reads no file of the architectures "gemma" and "olmo2"; it takes a llama's
+# window for none, and passes over what turns and what is seen in a Phi-3.
+NAMES = ["gemma2", "gemma3_text", "gpt2_untied", "mistral", "phi3"]
 TOKENS = np.arange(4, 28).reshape(2, 12)
 
 
@@ -25,6 +26,7 @@ def words(writer):
     """A vocabulary, from which transformers reads its size."""
     writer.add_tokenizer_model("llama")
     writer.add_token_list([f"word{index}" for index in range(60)])
+    writer.add_pad_token_id(0)  # A Phi-3 without one has an id beyond this vocabulary.
 
 
 @pytest.mark.parametrize("name", NAMES)

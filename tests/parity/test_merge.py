@@ -34,6 +34,8 @@ NORMS = {
     "llama": ["input_layernorm", "post_attention_layernorm", "norm"],
     "gemma2": ["input_layernorm", "post_attention_layernorm", "norm"],
     "gpt2": ["ln_1", "ln_2", "ln_f"],
+    "olmo2": ["post_attention_layernorm", "post_feedforward_layernorm", "q_norm", "norm"],
+    "phi3": ["input_layernorm", "post_attention_layernorm", "norm"],
     "bert": ["LayerNorm"],
     "t5": ["layer_norm", "final_layer_norm"],
     "vit": ["layernorm_before", "layernorm_after", "layernorm"],

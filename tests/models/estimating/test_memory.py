@@ -93,11 +93,12 @@ def test_what_a_model_was_not_made_with_is_refused(name, value):
         estimate_memory(model, **{name: value})
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "olmo2", "phi3"])
 def test_the_estimate_where_scores_are_most_of_it(model_type):
     """512 tokens and four layers: 21 and 24 % low beside the compiler with YNN.
 
-    A newer compiler holds less for GPT-2: 15 % high with jax 0.12.
+    A newer compiler holds less for GPT-2: 15 % high with jax 0.12. For OLMo 2, whose norms read
+    what products give, and for Phi-3 it holds less than is kept by the trace: 7 and 6 % high.
     """
     config = TINY | {"model_type": model_type, "num_hidden_layers": 4}
     if model_type == "gpt2":
@@ -108,7 +109,8 @@ def test_the_estimate_where_scores_are_most_of_it(model_type):
     found = compile_step(model, "ln", tokens, WITHOUT_YNN)
     estimate = estimate_memory(model, "ln", batch_size=2, length=512).total
     print(f"{model_type}: compiler {found:,}, estimate {estimate:,}, {estimate / found - 1:+.1%}")
-    assert -0.06 < estimate / found - 1 < (0.18 if model_type == "gpt2" else 0.06)
+    highest = {"gpt2": 0.18, "olmo2": 0.1, "phi3": 0.1}.get(model_type, 0.06)
+    assert -0.06 < estimate / found - 1 < highest
 
 
 def test_weights_are_spread_and_layers_gathered():
@@ -132,6 +134,15 @@ def test_what_full_fine_tuning_keeps():
     assert estimate_memory(LLAMA_2_7B, "lora", length=16).trainable == 4_194_304
 
 
+def test_lora_on_a_fused_product_is_counted():
+    """A factor of rank 8 on either side of the product for queries, keys and values."""
+    config = TINY | {"model_type": "phi3", "num_hidden_layers": 3}
+    model = from_config(config, "CAUSAL_LM")
+    product = model.params["model"]["layers"]["0"]["self_attn"]["qkv_proj"]["kernel"].shape
+    found = estimate_memory(config, "lora", rank=8, length=64, dtype="float32")
+    assert found.trainable == 3 * 8 * sum(product)
+
+
 def test_encoders_are_estimated_too():
     config = {"model_type": "bert", "num_hidden_layers": 6}
     ln, full = (
@@ -148,9 +159,16 @@ def test_encoders_are_estimated_too():
         ("ln", {"length": 0}, "length is 0; expected an integer of at least 1"),
         ("ln", {"mesh": {"model": 2}}, "mesh has the axis 'model'; supported: data, fsdp, tensor"),
         ("ln", {"mesh": {"fsdp": 0}}, "mesh has fsdp=0; expected an integer of at least 1"),
+        (
+            "ln",
+            {"mesh": {"tensor": 2}, "model_type": "phi3"},
+            "tensor=2, and the fused products of a Phi-3 are whole along it",
+        ),
         ("ln", {"mesh": {"tensor": 3}}, "tensor=3, which does not divide num_attention_heads = 4"),
     ],
 )
 def test_what_is_refused(method, options, message):
+    options = dict(options)
+    kind = options.pop("model_type", "llama")
     with pytest.raises(lnt.LNTuningError, match=message):
-        estimate_memory(TINY, method, **options)
+        estimate_memory(TINY | {"model_type": kind}, method, **options)

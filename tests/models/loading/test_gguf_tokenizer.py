@@ -88,3 +88,18 @@ def test_refusals(tmp_path):
     write(path, *checkpoint("gpt2"))
     with pytest.raises(ModelError, match=r"tokenizer\.ggml\.model is None; supported"):
         tokenizer_from_gguf(path)
+
+
+def test_a_phi3_writes_a_space_before_every_text(tmp_path):
+    """Before one that begins with a space too, where a Llama's writes none."""
+    add = functools.partial(gemma, prefix=None)
+    found = {}
+    for name in ("phi3", "mistral"):
+        path = write(tmp_path / f"{name}.gguf", *checkpoint(name), tokenizer=add)
+        found[name] = tokenizer_from_gguf(path)
+    for text, more in (("hello", 0), (" hello", 1)):
+        tokens = {name: each.tokenize(text) for name, each in found.items()}
+        assert "".join(tokens["mistral"]) == "▁hello"
+        assert "".join(tokens["phi3"]) == "▁" * more + "▁hello"
+        ids = found["phi3"](text)["input_ids"]
+        assert found["phi3"].decode(ids, skip_special_tokens=True) == text

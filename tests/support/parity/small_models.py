@@ -179,6 +179,8 @@ FAMILIES = {
     "gemma2": Family(
         "Gemma2ForCausalLM", "Gemma2Config", DECODER | {"sliding_window": 8}, make_text
     ),
+    "olmo2": Family("Olmo2ForCausalLM", "Olmo2Config", DECODER, make_text),
+    "phi3": Family("Phi3ForCausalLM", "Phi3Config", DECODER, make_text),
     "gpt2": Family("GPT2LMHeadModel", "GPT2Config", GPT2, make_text),
     "bert": Family(
         "BertForSequenceClassification",
