@@ -42,6 +42,23 @@ def test_the_logits_of_the_adapter_bit_for_bit(tmp_path, name, task, saved):
     np.testing.assert_array_equal(again.apply(again.params, TOKENS).logits, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "saved"),
+    [("olmo2", "CAUSAL_LM", ()), ("phi3", "CAUSAL_LM", ()), ("phi3", "SEQ_CLS", ("score",))],
+)
+def test_a_decoder_s_logits_bit_for_bit(tmp_path, name, task, saved):
+    base = shutil.copytree(REFERENCE / "decoders" / name, tmp_path / "base")
+    file = base / "model.safetensors"
+    # In bfloat16 the values of the adapter would be rounded.
+    save_file({key: np.float32(value) for key, value in load_file(file).items()}, file)
+    model, params = tune(name, tmp_path / "adapter", task, saved, base=base)
+    merged = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "merged")
+    again = from_pretrained(merged.path, task=task)
+    assert not again.fresh
+    expected = model.apply(params, TOKENS).logits
+    np.testing.assert_array_equal(again.apply(again.params, TOKENS).logits, expected)
+
+
 @pytest.mark.parametrize("name", ["bert_seq_cls", "bert_seq_cls_sharded"])
 def test_all_else_is_the_base_s_bit_for_bit(tmp_path, name):
     base = shutil.copytree(REFERENCE / name, tmp_path / "base")
