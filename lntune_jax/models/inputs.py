@@ -30,6 +30,67 @@ class Inputs(NamedTuple):
     position_ids: Int[Array, "rows length"]
 
 
+def prepare_encoder_inputs(
+    input_ids: Any,
+    attention_mask: Any,
+    token_type_ids: Any,
+    position_ids: Any,
+    *,
+    table: int | None,
+    padding: int | None = None,
+) -> Inputs:
+    """Check the inputs and fill in the ones that are `None`.
+
+    Args:
+        input_ids: the tokens.
+        attention_mask: 1 where a token counts.
+        token_type_ids: which text of a pair each belongs to.
+        position_ids: where each is in its text.
+        table: how many positions the model has a vector for; `None` where it computes them.
+        padding: the id of padding, where positions count what is no padding, from behind this id;
+            `None` where they are the columns.
+
+    Raises:
+        ModelError: an input has the wrong rank, shape or type of number, or is longer than the
+            position table.
+    """
+    tokens = tokens_of(input_ids)
+    if position_ids is None:
+        if table is not None:
+            _check_length(tokens, table if padding is None else table - padding - 1)
+        positions = _positions(tokens, padding)
+    else:
+        positions = integers("position_ids", position_ids)
+        check_shape("position_ids", positions, tokens.shape, (1, tokens.shape[1]))
+    if token_type_ids is None:
+        types = jnp.zeros_like(tokens)
+    else:
+        types = integers("token_type_ids", token_type_ids)
+        check_shape("token_type_ids", types, tokens.shape)
+    if attention_mask is not None:
+        attention_mask = mask_of(attention_mask)
+        check_shape("attention_mask", attention_mask, tokens.shape)
+    return Inputs(tokens, attention_mask, types, positions)
+
+
+def _check_length(tokens: Int[Array, "batch length"], longest: int) -> None:
+    if tokens.shape[1] > longest:
+        raise ModelError(
+            f"input_ids has {tokens.shape[1]} positions, the model's table holds {longest}; "
+            "shorten the inputs (max_length in the tokenizer)"
+        )
+
+
+def _positions(
+    tokens: Int[Array, "batch length"], padding: int | None
+) -> Int[Array, "rows length"]:
+    if padding is None:
+        return jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    counts = (tokens != padding).astype(jnp.int32)
+    # Padding itself keeps the padding id as its position.
+    return jnp.cumsum(counts, axis=1) * counts + padding
+
+
 def tokens_of(input_ids: Any) -> Int[Array, "batch length"]:
     """Give the tokens as 32-bit integers.
 
@@ -154,11 +215,8 @@ def prepare_decoder_inputs(
             position_ids = columns - _starts(segments, columns)
     if position_ids is None:
         position_ids = columns
-        if table is not None and tokens.shape[1] > table:
-            raise ModelError(
-                f"input_ids has {tokens.shape[1]} positions, the model's table holds {table}; "
-                "shorten the inputs (max_length in the tokenizer)"
-            )
+        if table is not None:
+            _check_length(tokens, table)
     return DecoderInputs(tokens, position_ids, attention_mask, segments)
 
 

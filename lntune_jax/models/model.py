@@ -381,7 +381,7 @@ def assemble(settings: Any, task: str | None, options: Options, *, pooler: bool)
         ModelError: an option does not go with them.
     """
     family = FAMILIES[settings.model_type]
-    leaves, apply = family.kind.build(family.module, settings, task, options, pooler=pooler)
+    leaves, apply = family.kind.build(family, settings, task, options, pooler=pooler)
     if not options.scan_layers:
         return Blueprint(settings, task, options, leaves, apply)
     layout = family.checkpoint_names

@@ -24,12 +24,12 @@ def make_lora(problem: Problem, rank: int) -> tuple[Any, Any, Any]:
     provider = qwix.LoraProvider(module_path=TARGETS, rank=rank, alpha=rank)
 
     def make() -> Any:
+        family = FAMILIES[model.settings.model_type]
+        given = family, model.settings, model.task, Options()
         if model.task == "CAUSAL_LM":
-            kind = FAMILIES[model.settings.model_type].module
-            module = decoders.make_module(kind, model.settings, model.task, Options())
+            module = decoders.make_module(*given)
         else:
-            kind = FAMILIES[model.settings.model_type].module
-            module = encoders.make_module(kind, model.settings, model.task, Options(), pooler=True)
+            module = encoders.make_module(*given, pooler=True)
         inputs = _read(model, problem.batch["ids"])
         options: dict[str, Any] = {"methods": ("outputs",), "rngs": nnx.Rngs(0)}
         return qwix.apply_lora_to_model(module, provider, *inputs, **options)

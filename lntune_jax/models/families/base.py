@@ -6,6 +6,7 @@ raises an error that says what was found and what is supported.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -15,7 +16,7 @@ from lntune_jax.errors import ModelError
 from ..nn.layers import ACTIVATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ..nn.sharding import Specs
     from ..types import Leaves, ModelOutput
@@ -29,7 +30,7 @@ class Kind:
 
     Attributes:
         tasks: what a model of the kind can be made for; the bare one and the usual one come first.
-        build: gives leaves and `apply`, from module, settings, task, options and `pooler`.
+        build: gives leaves and `apply`, from family, settings, task, options and `pooler`.
         options: the names of the options that it reads.
     """
 
@@ -51,6 +52,7 @@ class Family:
         specs: which of its modules are divided over a mesh.
         divide: gives the settings of the first layers, as one of several devices holds them.
         gguf: what its GGUF files hold; `None` where they are not read, or are another row's.
+        heads: for a task, the class of the model; empty where those of the kind are used.
     """
 
     model_type: str
@@ -61,6 +63,7 @@ class Family:
     specs: Specs
     divide: Callable[[Any, int, int], Any]
     gguf: Architecture | None = None
+    heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def require(field: str, value: Any, accepted: bool, supported: str) -> None:

@@ -1,4 +1,4 @@
-"""BERT and RoBERTa: what they need from a config, and the encoder that they share.
+"""BERT: what it needs from a config, the encoder, which RoBERTa shares, and BERT's own heads.
 
 A field that the models cannot honour exactly is refused by its name. Every attribute is called
 what PyTorch's transformers calls it, so that the paths of the weights are the ones in the
@@ -15,17 +15,22 @@ from flax import nnx
 
 from lntune_jax.errors import ModelError
 
-from ..inputs import Inputs, check_shape, integers, mask_of, tokens_of
+from ..inputs import prepare_encoder_inputs
 from ..nn.attention import attend
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
 from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
 from . import base as fields
+from . import encoders
 from .names import Layout
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Bool, Float
+
+    from ..inputs import Inputs
+    from ..types import Options
 
     Hidden = Float[Array, "batch length hidden"]
+    Logits = Float[Array, "batch length vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -36,19 +41,15 @@ class Architecture:
         prefix: the attribute under which a model with a head keeps its encoder.
         positions_follow_padding: whether positions count the tokens that are not padding, from
             the padding id plus one, rather than the columns from zero.
-        pooled_classifier: whether the sequence classifier reads the pooler's output.
-        masked_lm_head: the attribute that holds the masked language model's head.
     """
 
     prefix: str
     positions_follow_padding: bool
-    pooled_classifier: bool
-    masked_lm_head: str
 
 
 ARCHITECTURES = {
-    "bert": Architecture("bert", False, True, "cls"),
-    "roberta": Architecture("roberta", True, False, "lm_head"),
+    "bert": Architecture("bert", positions_follow_padding=False),
+    "roberta": Architecture("roberta", positions_follow_padding=True),
 }
 
 
@@ -77,6 +78,11 @@ class Settings:
     @property
     def model_type(self) -> str:
         """The architecture's, which is its prefix too."""
+        return self.architecture.prefix
+
+    @property
+    def prefix(self) -> str:
+        """The attribute under which a model with a head keeps its encoder."""
         return self.architecture.prefix
 
 
@@ -174,45 +180,19 @@ def prepare_inputs(
         ModelError: an input has the wrong rank, shape or type of number, or is longer than the
             position table.
     """
-    tokens = tokens_of(input_ids)
-    if position_ids is None:
-        _check_length(settings, tokens.shape[1])
-        positions = _positions(settings, tokens)
-    else:
-        positions = integers("position_ids", position_ids)
-        check_shape("position_ids", positions, tokens.shape, (1, tokens.shape[1]))
-    if token_type_ids is None:
-        types = jnp.zeros_like(tokens)
-    else:
-        types = integers("token_type_ids", token_type_ids)
-        check_shape("token_type_ids", types, tokens.shape)
-    if attention_mask is not None:
-        attention_mask = mask_of(attention_mask)
-        check_shape("attention_mask", attention_mask, tokens.shape)
-    return Inputs(tokens, attention_mask, types, positions)
+    follow = settings.architecture.positions_follow_padding
+    return prepare_encoder_inputs(
+        input_ids,
+        attention_mask,
+        token_type_ids,
+        position_ids,
+        table=settings.max_position_embeddings,
+        padding=settings.pad_token_id if follow else None,
+    )
 
 
-def _check_length(settings: Settings, length: int) -> None:
-    longest = settings.max_position_embeddings
-    if settings.architecture.positions_follow_padding:
-        longest -= settings.pad_token_id + 1
-    if length > longest:
-        raise ModelError(
-            f"input_ids has {length} positions, the model's table holds {longest}; "
-            "shorten the inputs (max_length in the tokenizer)"
-        )
-
-
-def _positions(settings: Settings, tokens: Int[Array, "batch length"]) -> Int[Array, "rows length"]:
-    if not settings.architecture.positions_follow_padding:
-        return jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
-    counts = (tokens != settings.pad_token_id).astype(jnp.int32)
-    # Padding itself keeps the padding id as its position.
-    return jnp.cumsum(counts, axis=1) * counts + settings.pad_token_id
-
-
-# Buffers which older versions saved, the pooler, and the heads of other tasks.
-_BUFFERS = (r"embeddings\.(position|token_type)_ids", r"pooler\.dense\.(weight|bias)")
+# The pooler, and the heads of other tasks.
+_POOLER = r"pooler\.dense\.(weight|bias)"
 
 _CLASSIFIER = r"classifier\.((dense|out_proj)\.)?(weight|bias)"
 
@@ -220,7 +200,7 @@ _LANGUAGE = (r"cls\.predictions\..*", r"lm_head\..*")
 
 _OTHERS = (r"cls\.seq_relationship\..*", r"qa_outputs\..*")
 
-_UNUSED = (*_BUFFERS, _CLASSIFIER, *_LANGUAGE, *_OTHERS)
+_UNUSED = (_POOLER, _CLASSIFIER, *_LANGUAGE, *_OTHERS)
 
 _NAMES = Layout(
     prefix="bert",
@@ -238,7 +218,7 @@ _NAMES = Layout(
         "SEQ_CLS": _UNUSED,
         "TOKEN_CLS": _UNUSED,
         "MASKED_LM": (
-            *_BUFFERS,
+            _POOLER,
             _CLASSIFIER,
             *_OTHERS,
             r"(cls\.predictions|lm_head)\.(decoder\.)?bias",
@@ -251,6 +231,7 @@ _NAMES = Layout(
         "lm_head.bias": "lm_head.decoder.bias",
         "lm_head.decoder.bias": "lm_head.bias",
     },
+    layers="layer",
 )
 
 
@@ -306,7 +287,7 @@ class Embeddings(nnx.Module):
             settings.max_position_embeddings, width, dtype=dtype, rngs=rngs
         )
         self.token_type_embeddings = Embed(settings.type_vocab_size, width, dtype=dtype, rngs=rngs)
-        self.LayerNorm = _norm(settings, dtype, rngs)
+        self.LayerNorm = norm(settings, dtype, rngs)
         self.rate = settings.hidden_dropout_prob
 
     def __call__(self, inputs: Inputs, key: Any) -> Hidden:
@@ -418,7 +399,7 @@ class Residual(nnx.Module):
 
     def __init__(self, inputs: int, settings: Settings, dtype: Any, rngs: nnx.Rngs):
         self.dense = dense(inputs, settings.hidden_size, dtype, rngs)
-        self.LayerNorm = _norm(settings, dtype, rngs)
+        self.LayerNorm = norm(settings, dtype, rngs)
         self.rate = settings.hidden_dropout_prob
 
     def __call__(
@@ -437,5 +418,90 @@ class Pooler(nnx.Module):
         return jnp.tanh(self.dense(hidden[:, 0]))
 
 
-def _norm(settings: Settings, dtype: Any, rngs: nnx.Rngs) -> LayerNorm:
+def norm(settings: Settings, dtype: Any, rngs: nnx.Rngs) -> LayerNorm:
+    """Make one of the norms."""
     return LayerNorm(settings.hidden_size, epsilon=settings.layer_norm_eps, dtype=dtype, rngs=rngs)
+
+
+class SequenceClassifier(encoders.SequenceClassifier):
+    """BERT's: a dense layer on the pooler's output."""
+
+    reads_pooler = True
+
+    def __init__(self, base: Any, settings: Settings, options: Options, rngs: nnx.Rngs):
+        """Make the classifier."""
+        super().__init__(base, settings, options)
+        self.rate = settings.classifier_dropout
+        self.classifier = dense(settings.hidden_size, settings.num_labels, options.dtype, rngs)
+
+    def pool(self, hidden: Hidden) -> Float[Array, "batch hidden"]:
+        """Give the pooler's output."""
+        return self.base.pooler(hidden)
+
+    def classify(
+        self, vector: Float[Array, "batch hidden"], key: Any
+    ) -> Float[Array, "batch labels"]:
+        """Give the logits of each text."""
+        return self.classifier(dropout(vector, self.rate, key))
+
+
+class LanguageModel(encoders.LanguageModel):
+    """BERT's masked language model."""
+
+    def __init__(self, base: Any, settings: Settings, options: Options, rngs: nnx.Rngs):
+        """Make the head."""
+        super().__init__(base, settings)
+        self.cls = LanguageHead(settings, options.dtype, rngs)
+
+    def score(self, hidden: Hidden) -> Logits:
+        """Give the logits of each token."""
+        return self.cls.predictions(hidden, self.base.embeddings.word_embeddings)
+
+
+class LanguageHead(nnx.Module):
+    """BERT's head, which keeps everything one level further down."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        self.predictions = _Predictions(settings, dtype, rngs)
+
+
+class Output(nnx.Module):
+    """The last step of both heads: the decoder, or the word embeddings and a bias."""
+
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        if settings.tie_word_embeddings:
+            self.bias = nnx.Param(jnp.zeros((settings.vocab_size,), dtype))
+        else:
+            self.decoder = dense(settings.hidden_size, settings.vocab_size, dtype, rngs)
+
+    def project(self, hidden: Hidden, table: Embed) -> Logits:
+        """Score every entry of the vocabulary."""
+        if hasattr(self, "decoder"):
+            return self.decoder(hidden)
+        return table.attend(hidden) + jnp.asarray(self.bias[...]).astype(hidden.dtype)
+
+
+class _Predictions(Output):
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        super().__init__(settings, dtype, rngs)
+        self.transform = _Transform(settings, dtype, rngs)
+
+    def __call__(self, hidden: Hidden, table: Embed) -> Logits:
+        return self.project(self.transform(hidden), table)
+
+
+class _Transform(nnx.Module):
+    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
+        self.dense = dense(settings.hidden_size, settings.hidden_size, dtype, rngs)
+        self.LayerNorm = norm(settings, dtype, rngs)
+        self.activation = settings.hidden_act
+
+    def __call__(self, hidden: Hidden) -> Hidden:
+        return self.LayerNorm(ACTIVATIONS[self.activation](self.dense(hidden)))
+
+
+HEADS = {
+    "SEQ_CLS": SequenceClassifier,
+    "TOKEN_CLS": encoders.TokenClassifier,
+    "MASKED_LM": LanguageModel,
+}

@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 
     from ..inputs import DecoderInputs
     from ..types import Cache, Leaves, Options
+    from .base import Family
 
 
 TASKS = (None, "CAUSAL_LM", "SEQ_CLS")
 
 
 def build(
-    module: Any, settings: Any, task: str | None, options: Options, *, pooler: bool = False
+    family: Family, settings: Any, task: str | None, options: Options, *, pooler: bool = False
 ) -> tuple[Leaves, Callable[..., ModelOutput]]:
     """Give the leaves of the model's tree, by path, and its `apply`.
 
     Args:
-        module: the family's decoder, a class.
+        family: its row of the registry.
         settings: what the config says.
         task: one of `TASKS`.
         options: how it is made and computes.
@@ -47,7 +48,7 @@ def build(
     del pooler
     _check_options(settings, options)
     dropping = options.attention == "cudnn" and settings.attention_dropout > 0
-    leaves, bind = skeleton(lambda: make_module(module, settings, task, options))
+    leaves, bind = skeleton(lambda: make_module(family, settings, task, options))
 
     def apply(
         params: Any,
@@ -90,10 +91,10 @@ DECODER = Kind(
 )
 
 
-def make_module(module: Any, settings: Any, task: str | None, options: Options) -> Any:
+def make_module(family: Family, settings: Any, task: str | None, options: Options) -> Any:
     """Make the model of a task, with weights."""
     rngs = nnx.Rngs(0)
-    base = module(settings, options, rngs)
+    base = family.module(settings, options, rngs)
     heads: dict[str, Any] = {"CAUSAL_LM": _LanguageModel, "SEQ_CLS": _Classifier}
     return base if task is None else heads[task](base, settings, options, rngs)
 

@@ -1,18 +1,16 @@
-"""The models an encoder's user asks for: the bare one, and one with a head for each task.
+"""What all encoders share: how a model is made for a task, and what their heads have in common.
 
-Each has a method `outputs` from prepared inputs to a `ModelOutput`; the heads' attributes are
-called what PyTorch's transformers calls them. Tied weights are one leaf of the tree, not two: a
-tied head holds a bias and no decoder.
+A family says which class is the model for each task. Each has a method `outputs` from prepared
+inputs to a `ModelOutput`; its attributes are called what PyTorch's transformers calls them.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
 from flax import nnx
 
-from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, mean_pool, split_key
+from ..nn.layers import dense, dropout, mean_pool, split_key
 from ..nn.sharding import run_on_auto_axes
 from ..nn.skeleton import skeleton
 from ..types import ModelOutput
@@ -25,28 +23,29 @@ if TYPE_CHECKING:
 
     from ..inputs import Inputs
     from ..types import Leaves, Options
-    from .bert import Settings
+    from .base import Family
 
     Hidden = Float[Array, "batch length hidden"]
-    Logits = Float[Array, "batch length vocabulary"]
+    Vector = Float[Array, "batch hidden"]
+    Labels = Float[Array, "batch labels"]
 
 
 TASKS = (None, "SEQ_CLS", "TOKEN_CLS", "MASKED_LM")
 
 
 def build(
-    module: Any, settings: Any, task: str | None, options: Options, *, pooler: bool
+    family: Family, settings: Any, task: str | None, options: Options, *, pooler: bool
 ) -> tuple[Leaves, Callable[..., ModelOutput]]:
     """Give the leaves of the model's tree, by path, and its `apply`.
 
     Args:
-        module: the family's encoder, a class.
+        family: its row of the registry.
         settings: what the config says.
         task: one of `TASKS`.
         options: how it is made.
         pooler: whether a bare model or a mean-pooling classifier has the pooler.
     """
-    leaves, bind = skeleton(lambda: make_module(module, settings, task, options, pooler=pooler))
+    leaves, bind = skeleton(lambda: make_module(family, settings, task, options, pooler=pooler))
 
     def apply(
         params: Any,
@@ -59,7 +58,7 @@ def build(
         with_hidden: bool = False,
     ) -> ModelOutput:
         """Run the model; see `PretrainedModel` for the arguments."""
-        inputs = module.prepare_inputs(
+        inputs = family.module.prepare_inputs(
             settings, input_ids, attention_mask, token_type_ids, position_ids
         )
 
@@ -79,21 +78,15 @@ ENCODER = Kind(TASKS, build, ("dtype", "pooling", "quantize"))
 
 
 def make_module(
-    module: Any, settings: Any, task: str | None, options: Options, *, pooler: bool
+    family: Family, settings: Any, task: str | None, options: Options, *, pooler: bool
 ) -> Any:
     """Make the model of a task, with weights."""
-    # RoBERTa's classifier never reads a pooler, and its PyTorch class has none.
-    pooled = task == "SEQ_CLS" and settings.architecture.pooled_classifier
-    reads = task == "SEQ_CLS" and options.pooling in (None, "own")
-    pooler = (pooler or reads) and (task is None or pooled)
+    made = None if task is None else family.heads[task]
+    if made is not None:
+        pooler = made.reads_pooler and (pooler or options.pooling in (None, "own"))
     rngs = nnx.Rngs(0)
-    base = module(settings, pooler=pooler, dtype=options.dtype, rngs=rngs)
-    heads = {
-        "SEQ_CLS": SequenceClassifier,
-        "TOKEN_CLS": TokenClassifier,
-        "MASKED_LM": MaskedLanguageModel,
-    }
-    return base if task is None else heads[task](base, settings, options, rngs)
+    base = family.module(settings, pooler=pooler, dtype=options.dtype, rngs=rngs)
+    return base if made is None else made(base, settings, options, rngs)
 
 
 def _read_bare(model: Any, inputs: Inputs, key: Any) -> ModelOutput:
@@ -106,9 +99,12 @@ def _read_bare(model: Any, inputs: Inputs, key: Any) -> ModelOutput:
 class HeadedModel(nnx.Module):
     """An encoder under the architecture's own name, for a head to be put on."""
 
-    def __init__(self, base: Any, settings: Settings):
+    # Whether the encoder has a pooler, if the checkpoint has one or nothing else is pooled.
+    reads_pooler = False
+
+    def __init__(self, base: Any, settings: Any):
         """Take the encoder."""
-        self.prefix = settings.architecture.prefix
+        self.prefix = settings.prefix
         setattr(self, self.prefix, base)
 
     @property
@@ -118,16 +114,12 @@ class HeadedModel(nnx.Module):
 
 
 class SequenceClassifier(HeadedModel):
-    """One row of logits for each text."""
+    """One row of logits for each text; a family adds `classify`, from one vector to logits."""
 
-    def __init__(self, base: Any, settings: Settings, options: Options, rngs: nnx.Rngs):
-        """Make the classifier."""
+    def __init__(self, base: Any, settings: Any, options: Options):
+        """Take the encoder."""
         super().__init__(base, settings)
         self.pooling = options.pooling
-        self.pooled = settings.architecture.pooled_classifier
-        self.rate = settings.classifier_dropout
-        head: Any = _classifier if self.pooled else RobertaClassifier
-        self.classifier = head(settings, options.dtype, rngs)
 
     def outputs(self, inputs: Inputs, key: Any, with_hidden: bool = False) -> ModelOutput:
         """Pool the hidden states and classify the result."""
@@ -137,41 +129,28 @@ class SequenceClassifier(HeadedModel):
         hidden = self.base.states(inputs, first, None if whole else 1)
         if mean:
             vector = mean_pool(hidden, inputs.attention_mask)
-        elif self.pooled and self.pooling != "cls":
-            vector = self.base.pooler(hidden)
         else:
-            vector = hidden[:, 0]
-        if self.pooled:
-            logits = self.classifier(dropout(vector, self.rate, second))
-        else:
-            logits = self.classifier(vector, second)
+            vector = hidden[:, 0] if self.pooling == "cls" else self.pool(hidden)
+        logits = self.classify(vector, second)
         return ModelOutput(last_hidden_state=hidden if whole else None, logits=logits)
 
+    def pool(self, hidden: Hidden) -> Vector:
+        """Give what the architecture itself reads of the hidden states: the first token's."""
+        return hidden[:, 0]
 
-class RobertaClassifier(nnx.Module):
-    """RoBERTa's own head: two dense layers with tanh between them."""
-
-    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
-        self.dense = dense(settings.hidden_size, settings.hidden_size, dtype, rngs)
-        self.out_proj = dense(settings.hidden_size, settings.num_labels, dtype, rngs)
-        self.rate = settings.classifier_dropout
-
-    def __call__(
-        self, vector: Float[Array, "batch hidden"], key: Any
-    ) -> Float[Array, "batch labels"]:
-        first, second = split_key(key, 2)
-        inner = jnp.tanh(self.dense(dropout(vector, self.rate, first)))
-        return self.out_proj(dropout(inner, self.rate, second))
+    def classify(self, vector: Vector, key: Any) -> Labels:
+        """Give the logits of each text."""
+        raise NotImplementedError
 
 
 class TokenClassifier(HeadedModel):
     """One row of logits for each token."""
 
-    def __init__(self, base: Any, settings: Settings, options: Options, rngs: nnx.Rngs):
+    def __init__(self, base: Any, settings: Any, options: Options, rngs: nnx.Rngs):
         """Make the classifier."""
         super().__init__(base, settings)
         self.rate = settings.classifier_dropout
-        self.classifier = _classifier(settings, options.dtype, rngs)
+        self.classifier = dense(settings.hidden_size, settings.num_labels, options.dtype, rngs)
 
     def outputs(self, inputs: Inputs, key: Any, with_hidden: bool = False) -> ModelOutput:
         """Classify every hidden state."""
@@ -182,89 +161,18 @@ class TokenClassifier(HeadedModel):
         return ModelOutput(last_hidden_state=hidden, logits=logits)
 
 
-class MaskedLanguageModel(HeadedModel):
-    """One logit for each token and each entry of the vocabulary."""
+class LanguageModel(HeadedModel):
+    """One logit for each token and each entry of the vocabulary; a family adds `score`.
 
-    def __init__(self, base: Any, settings: Settings, options: Options, rngs: nnx.Rngs):
-        """Make the language head under the architecture's name for it."""
-        super().__init__(base, settings)
-        self.head = settings.architecture.masked_lm_head
-        heads: dict[str, Any] = {"cls": BertLanguageHead, "lm_head": RobertaLanguageHead}
-        setattr(self, self.head, heads[self.head](settings, options.dtype, rngs))
+    Tied weights are one leaf of the tree, not two: a tied head holds a bias and no matrix.
+    """
 
     def outputs(self, inputs: Inputs, key: Any, with_hidden: bool = False) -> ModelOutput:
         """Score the vocabulary at every position."""
         del with_hidden  # They are all there.
         hidden = self.base(inputs, key)
-        table = self.base.embeddings.word_embeddings
-        return ModelOutput(last_hidden_state=hidden, logits=getattr(self, self.head)(hidden, table))
+        return ModelOutput(last_hidden_state=hidden, logits=self.score(hidden))
 
-
-def _classifier(settings: Settings, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
-    return dense(settings.hidden_size, settings.num_labels, dtype, rngs)
-
-
-class _Output(nnx.Module):
-    """The last step of both heads: the decoder, or the word embeddings and a bias."""
-
-    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
-        if settings.tie_word_embeddings:
-            self.bias = nnx.Param(jnp.zeros((settings.vocab_size,), dtype))
-        else:
-            self.decoder = dense(settings.hidden_size, settings.vocab_size, dtype, rngs)
-
-    def project(self, hidden: Hidden, table: Embed) -> Logits:
-        """Score every entry of the vocabulary."""
-        if hasattr(self, "decoder"):
-            return self.decoder(hidden)
-        return table.attend(hidden) + jnp.asarray(self.bias[...]).astype(hidden.dtype)
-
-
-class RobertaLanguageHead(_Output):
-    """RoBERTa's head; its activation is the exact gelu, whatever the config says for the layers."""
-
-    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
-        """Make the dense layer, the norm and the output."""
-        super().__init__(settings, dtype, rngs)
-        self.dense = dense(settings.hidden_size, settings.hidden_size, dtype, rngs)
-        self.layer_norm = _norm(settings, dtype, rngs)
-
-    def __call__(self, hidden: Hidden, table: Embed) -> Logits:
-        """Score every entry of the vocabulary."""
-        inner = ACTIVATIONS["gelu"](self.dense(hidden))
-        return self.project(self.layer_norm(inner), table)
-
-
-class BertLanguageHead(nnx.Module):
-    """BERT's head, which keeps everything one level further down."""
-
-    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
-        """Make the predictions."""
-        self.predictions = _Predictions(settings, dtype, rngs)
-
-    def __call__(self, hidden: Hidden, table: Embed) -> Logits:
-        """Score every entry of the vocabulary."""
-        return self.predictions(hidden, table)
-
-
-class _Predictions(_Output):
-    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
-        super().__init__(settings, dtype, rngs)
-        self.transform = _Transform(settings, dtype, rngs)
-
-    def __call__(self, hidden: Hidden, table: Embed) -> Logits:
-        return self.project(self.transform(hidden), table)
-
-
-class _Transform(nnx.Module):
-    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
-        self.dense = dense(settings.hidden_size, settings.hidden_size, dtype, rngs)
-        self.LayerNorm = _norm(settings, dtype, rngs)
-        self.activation = settings.hidden_act
-
-    def __call__(self, hidden: Hidden) -> Hidden:
-        return self.LayerNorm(ACTIVATIONS[self.activation](self.dense(hidden)))
-
-
-def _norm(settings: Settings, dtype: Any, rngs: nnx.Rngs) -> LayerNorm:
-    return LayerNorm(settings.hidden_size, epsilon=settings.layer_norm_eps, dtype=dtype, rngs=rngs)
+    def score(self, hidden: Hidden) -> Float[Array, "batch length vocabulary"]:
+        """Give the logits of each token."""
+        raise NotImplementedError

@@ -5,21 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..nn.sharding import Specs, find_spec
-from . import bert, gpt2, llama, olmo2, phi3, rotary_decoder
+from . import bert, gpt2, llama, olmo2, phi3, roberta, rotary_decoder
 from .base import Family
 from .decoders import DECODER
 from .encoders import ENCODER
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jax.sharding import PartitionSpec
 
     from .gguf import Architecture
 
 
-def _bert(model_type: str) -> Family:
-    names = bert.name_checkpoint(model_type)
+def _bert(model_type: str, heads: Mapping[str, Any]) -> Family:
     return Family(
-        model_type, ENCODER, bert.read_settings, bert.Encoder, names, bert.SPECS, bert.divide
+        model_type,
+        ENCODER,
+        bert.read_settings,
+        bert.Encoder,
+        bert.name_checkpoint(model_type),
+        bert.SPECS,
+        bert.divide,
+        heads=heads,
     )
 
 
@@ -37,8 +45,8 @@ def _llama(model_type: str, files: Architecture | None) -> Family:
 
 
 _ROWS = (
-    _bert("bert"),
-    _bert("roberta"),
+    _bert("bert", bert.HEADS),
+    _bert("roberta", roberta.HEADS),
     _llama("llama", llama.LLAMA),
     _llama("mistral", None),  # in GGUF a llama with a window
     _llama("qwen2", llama.QWEN2),
