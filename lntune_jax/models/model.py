@@ -416,7 +416,9 @@ def complete(
 
 def shapes_of(made: Blueprint, config: Any = None) -> PretrainedModel:
     """Give the model with shapes in place of weights."""
-    return complete(made, nest(quantized_shapes(made.leaves, made.options.quantize)), config)
+    layers = FAMILIES[made.settings.model_type].checkpoint_names.layers
+    leaves = quantized_shapes(made.leaves, made.options.quantize, layers)
+    return complete(made, nest(leaves), config)
 
 
 def _check(name: str, value: Any, supported: tuple[Any, ...]) -> None:

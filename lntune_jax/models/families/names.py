@@ -46,7 +46,7 @@ class Layout:
         synonyms: second names of keys, of which a file may hold only one.
         kept: modules whose kernels PyTorch keeps as (inputs, outputs), like Flax; the others
             are transposed.
-        layers: the list of a decoder's layers.
+        layers: the list of layers.
     """
 
     prefix: str

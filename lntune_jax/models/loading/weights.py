@@ -261,7 +261,7 @@ def load_leaves(
             spec, found = _spec(".".join(path), leaf, mesh, specs, settings)
             misfits += found
             sharding = jax.sharding.NamedSharding(mesh, spec)
-        if quantize is not None and is_quantized(path):
+        if quantize is not None and is_quantized(path, layout.layers):
             # From float32, so that the few bits are the same whatever the model's dtype is.
             exact = np.ascontiguousarray(array, np.float32)
             found = place_parts(path, quantize_kernel(exact, quantize))

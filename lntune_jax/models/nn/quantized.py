@@ -188,9 +188,6 @@ def _numbers(qvalue: Any) -> Any:
 
 KINDS = tuple(BITS)
 
-# What the architectures call their lists of layers.
-_LAYERS = frozenset({"layers", "layer", "h"})
-
 # How many inputs of a kernel share a scale in the kinds of four bits: the first that divides
 # them, QLoRA's, or else all.
 _RUNS = (64, 32, 16)
@@ -225,9 +222,9 @@ def check_kind(quantize: Any, *, scan_layers: bool = False) -> str | None:
     return name
 
 
-def is_quantized(path: Path) -> bool:
-    """Whether a leaf of the float model is a kernel of a layer."""
-    return path[-1] == "kernel" and not _LAYERS.isdisjoint(path)
+def is_quantized(path: Path, layers: str) -> bool:
+    """Whether a leaf of the float model is a kernel in the list of layers, which has this name."""
+    return path[-1] == "kernel" and layers in path
 
 
 def quantize_kernel(array: Any, kind: str) -> QuantizedKernel:
@@ -240,13 +237,16 @@ def quantize_kernel(array: Any, kind: str) -> QuantizedKernel:
     return _quantize(array, kind)
 
 
-def quantized_shapes(leaves: dict[Path, Any], kind: str | None) -> dict[Path, Any]:
-    """The leaves of the quantised model, by path, from those of the float model."""
+def quantized_shapes(leaves: dict[Path, Any], kind: str | None, layers: str) -> dict[Path, Any]:
+    """The leaves of the quantised model, by path, from those of the float model.
+
+    `layers` is what the architecture calls its list of layers.
+    """
     if kind is None:
         return leaves
     found: dict[Path, Any] = {}
     for path, leaf in leaves.items():
-        if not is_quantized(path):
+        if not is_quantized(path, layers):
             found[path] = leaf
             continue
         exact = jax.ShapeDtypeStruct(leaf.shape, jnp.float32)

@@ -14,6 +14,7 @@ import qwix
 import lntune_jax as lnt
 from lntune_jax.errors import ModelError, SelectionError
 from lntune_jax.models import from_config, from_pretrained
+from lntune_jax.models.families.registry import FAMILIES
 from lntune_jax.models.nn.quantized import (
     KINDS,
     STORED,
@@ -104,7 +105,8 @@ def test_what_is_quantised_and_what_is_not(name):
     model = from_pretrained(directory, task, quantize="int8")
     whole = by_path(from_pretrained(directory, task).params)
     kept = by_path(model.params)
-    kernels = [path for path in whole if is_quantized(path)]
+    layers = FAMILIES[model.config.model_type].checkpoint_names.layers
+    kernels = [path for path in whole if is_quantized(path, layers)]
     parts = [(*path, "array", part) for path in kernels for part in ("qvalue", "scale")]
     count = {"gpt2": 8, "phi3": 8, "bert": 12, "roberta": 12}
     assert len(kernels) == count.get(name, 14)
