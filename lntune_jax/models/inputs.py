@@ -73,6 +73,19 @@ def prepare_encoder_inputs(
     return Inputs(tokens, attention_mask, types, positions)
 
 
+def refuse_types(token_type_ids: Any, model_type: str) -> None:
+    """Refuse token types, of an architecture which has none.
+
+    Raises:
+        ModelError: there are some.
+    """
+    if token_type_ids is not None:
+        raise ModelError(
+            f"token_type_ids were given, which {model_type} does not have: leave them out "
+            "(return_token_type_ids=False in the tokenizer)"
+        )
+
+
 def _check_length(tokens: Int[Array, "batch length"], longest: int) -> None:
     if tokens.shape[1] > longest:
         raise ModelError(

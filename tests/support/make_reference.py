@@ -5,6 +5,7 @@ inputs and what PyTorch computes from them; the tests then need no PyTorch. Run 
 environment that has torch and transformers:
 
     python -m tests.support.make_reference --minilm DIRECTORY_OF_ALL_MINILM_L6_V2
+    python -m tests.support.make_reference --only distilbert modernbert
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 import transformers
 from transformers import activations
+from transformers.modeling_outputs import BaseModelOutput
 
 from tests.support.paths import REFERENCE
 
@@ -29,6 +31,32 @@ TINY = {
     "intermediate_size": 40,
     "max_position_embeddings": 20,
     "initializer_range": 0.3,
+}
+
+# What no other name of a config field stands for.
+DISTIL = {"hidden_dim": 40}
+
+# As published files say it: a number of layers, and a base of the angles for each kind.
+MODERN = {
+    "num_hidden_layers": 3,
+    "global_attn_every_n_layers": 2,
+    "local_attention": 4,
+    "global_rope_theta": 500.0,
+    "local_rope_theta": 20.0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "cls_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+}
+
+BIASED = {
+    "norm_bias": True,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "classifier_bias": True,
+    "classifier_activation": "relu",
+    "hidden_activation": "silu",
 }
 
 # Folder: (class, config class, what differs from the class's defaults).
@@ -68,7 +96,62 @@ CHECKPOINTS = {
         "RobertaConfig",
         {"tie_word_embeddings": False},
     ),
+    "distilbert": ("DistilBertModel", "DistilBertConfig", DISTIL),
+    "distilbert_seq_cls": (
+        "DistilBertForSequenceClassification",
+        "DistilBertConfig",
+        DISTIL | {"activation": "gelu_new", "num_labels": 3, "seq_classif_dropout": 0.3},
+    ),
+    "distilbert_token_cls": (
+        "DistilBertForTokenClassification",
+        "DistilBertConfig",
+        DISTIL | {"activation": "relu", "num_labels": 5, "sinusoidal_pos_embds": True},
+    ),
+    "distilbert_masked_lm": ("DistilBertForMaskedLM", "DistilBertConfig", DISTIL),
+    "distilbert_masked_lm_untied": (
+        "DistilBertForMaskedLM",
+        "DistilBertConfig",
+        DISTIL | {"activation": "silu", "tie_word_embeddings": False},
+    ),
+    "modernbert": ("ModernBertModel", "ModernBertConfig", MODERN),
+    "modernbert_seq_cls": (
+        "ModernBertForSequenceClassification",
+        "ModernBertConfig",
+        MODERN | BIASED | {"classifier_pooling": "mean", "num_labels": 3},
+    ),
+    # Layers by name, which wins over their number, and an odd window, which is rounded down.
+    "modernbert_token_cls": (
+        "ModernBertForTokenClassification",
+        "ModernBertConfig",
+        MODERN
+        | {
+            "num_labels": 5,
+            "local_attention": 7,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "hidden_activation": "gelu_pytorch_tanh",
+            "norm_eps": 1e-3,
+            "norm_bias": True,
+        },
+    ),
+    "modernbert_masked_lm": (
+        "ModernBertForMaskedLM",
+        "ModernBertConfig",
+        MODERN | {"decoder_bias": False, "attention_bias": True, "classifier_activation": "silu"},
+    ),
+    "modernbert_masked_lm_untied": (
+        "ModernBertForMaskedLM",
+        "ModernBertConfig",
+        MODERN | {"tie_word_embeddings": False, "mlp_bias": True},
+    ),
+    "modernbert_first_token": (
+        "ModernBertForSequenceClassification",
+        "ModernBertConfig",
+        MODERN | {"num_labels": 2, "num_hidden_layers": 4, "num_attention_heads": 2},
+    ),
 }
+
+# Of these the gradients of every norm are kept too.
+WITH_GRADIENTS = ("distilbert", "modernbert")
 
 ACTIVATIONS = (
     "gelu",
@@ -105,15 +188,24 @@ SENTENCES = (
 def main() -> None:
     """Write every folder anew."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--minilm", type=Path, required=True)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--minilm", type=Path, help="write every folder")
+    which.add_argument("--only", nargs="+", choices=CHECKPOINTS, help="write these alone")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     for seed, (name, (model_class, config_class, changes)) in enumerate(CHECKPOINTS.items()):
-        config = getattr(transformers, config_class)(**TINY, **changes)
+        if arguments.only and name not in arguments.only:
+            continue
+        config = getattr(transformers, config_class)(**{**TINY, **changes})
         model = random_model(model_class, config, seed)
         model.save_pretrained(REFERENCE / name)
-        write(name, outputs_of(model, inputs_for(config)))
+        arrays = outputs_of(model, inputs_for(config))
+        if config.model_type in WITH_GRADIENTS:
+            arrays |= gradients_of(model, inputs_for(config)["padded"])
+        write(name, arrays)
+    if arguments.only:
+        return
     write_half_precision()
     write_sharded()
     write_activations()
@@ -152,13 +244,11 @@ def inputs_for(config) -> dict[str, dict[str, np.ndarray]]:
     lengths = np.array([9, 4, 1])
     attention_mask = (np.arange(9) < lengths[:, None]).astype(np.int64)
     padded = np.where(attention_mask == 1, tokens(3, 9), pad)
-    types = generator.integers(0, config.type_vocab_size, (3, 9))
+    first = {"input_ids": padded, "attention_mask": attention_mask}
+    if hasattr(config, "type_vocab_size"):
+        first["token_type_ids"] = generator.integers(0, config.type_vocab_size, (3, 9))
     return {
-        "padded": {
-            "input_ids": padded,
-            "attention_mask": attention_mask,
-            "token_type_ids": types,
-        },
+        "padded": first,
         "plain": {"input_ids": tokens(2, 5)},
         "longest": {"input_ids": tokens(1, longest)},
         "positions": {
@@ -188,8 +278,23 @@ def mean_logits(model, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     encoder = getattr(model, model.base_model_prefix)
     hidden = encoder(**tensors).last_hidden_state
     mean = masked_mean(hidden, tensors.get("attention_mask", torch.ones(hidden.shape[:2])))
-    # RoBERTa's head takes the first of a row of positions; a row of one is that position.
-    return model.classifier(mean[:, None] if model.config.model_type == "roberta" else mean)
+    if model.config.model_type == "bert":
+        return model.classifier(mean)
+    # The other heads take the first, or the mean, of a row of positions; in a row of one, this.
+    handle = encoder.register_forward_hook(lambda *_: BaseModelOutput(mean[:, None]))
+    logits = model(tensors["input_ids"][:, :1]).logits
+    handle.remove()
+    return logits
+
+
+def gradients_of(model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of the mean square of the outputs, with respect to every norm."""
+    norms = {key: value for key, value in model.named_parameters() if "norm" in key.lower()}
+    with torch.enable_grad():
+        found = model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+        outputs = found.logits if "logits" in found else found.last_hidden_state
+        gradients = torch.autograd.grad(outputs.square().mean(), list(norms.values()))
+    return {f"gradient.{key}": value.numpy() for key, value in zip(norms, gradients, strict=True)}
 
 
 def masked_mean(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

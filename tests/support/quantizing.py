@@ -9,7 +9,7 @@ from lntune_jax.models.nn.quantized import dequantize, read_kernel
 from lntune_jax.models.nn.skeleton import by_path, nest
 from tests.support.checkpoints import REFERENCE
 
-# Directory and task: one of each family, and both encoders.
+# Directory and task: one of each kind of decoder, and the encoders.
 MODELS = {
     "llama": (REFERENCE / "decoders" / "llama", "CAUSAL_LM"),
     "gemma2": (REFERENCE / "decoders" / "gemma2", "CAUSAL_LM"),
@@ -18,6 +18,7 @@ MODELS = {
     "phi3": (REFERENCE / "decoders" / "phi3", "CAUSAL_LM"),
     "bert": (REFERENCE / "bert", "SEQ_CLS"),
     "roberta": (REFERENCE / "roberta_seq_cls", "SEQ_CLS"),
+    "distilbert": (REFERENCE / "distilbert_seq_cls", "SEQ_CLS"),
 }
 TOKENS = jax.random.randint(jax.random.key(1), (4, 12), 3, 60, "int32")
 LABELS = jnp.array([0, 1, 1, 0], "int32")

@@ -220,3 +220,13 @@ VARIANTS = {
     "rope_interleaved": (False, "False (a pair is an entry of each half)"),
     "use_mrope": (False, "False"),
 }
+
+# The same for encoders.
+ENCODER_VARIANTS = {
+    "is_decoder": (False, "False (an encoder that sees both sides)"),
+    "is_encoder_decoder": (False, "False"),
+    "is_causal": (False, "False (an encoder that sees both sides)"),
+    "add_cross_attention": (False, "False"),
+    "pruned_heads": ({}, "no pruned heads"),
+    "quantization_config": (None, "weights that are not quantised"),
+}

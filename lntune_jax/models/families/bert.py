@@ -133,11 +133,7 @@ _SIZES = (
 # Field: (the value that means "not in use", what is supported).
 _VARIANTS = {
     "position_embedding_type": ("absolute", "'absolute'"),
-    "is_decoder": (False, "False (an encoder that sees both sides)"),
-    "is_encoder_decoder": (False, "False"),
-    "add_cross_attention": (False, "False"),
-    "pruned_heads": ({}, "no pruned heads"),
-    "quantization_config": (None, "weights that are not quantised"),
+    **fields.ENCODER_VARIANTS,
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 from flax import nnx
 
 from ..nn.layers import dense, dropout, mean_pool, split_key
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from ..inputs import Inputs
+    from ..nn.layers import Embed
     from ..types import Leaves, Options
     from .base import Family
 
@@ -176,3 +178,28 @@ class LanguageModel(HeadedModel):
     def score(self, hidden: Hidden) -> Float[Array, "batch length vocabulary"]:
         """Give the logits of each token."""
         raise NotImplementedError
+
+
+def make_output(settings: Any, dtype: Any, rngs: nnx.Rngs, *, bias: bool = True) -> Any:
+    """Make the last step of a language head: a matrix, or what tied weights have beside them."""
+    if settings.tie_word_embeddings:
+        return OutputBias(settings.vocab_size if bias else None, dtype)
+    return dense(settings.hidden_size, settings.vocab_size, dtype, rngs, bias=bias)
+
+
+class OutputBias(nnx.Module):
+    """What output weights that are the word embeddings have of their own: a bias, or nothing."""
+
+    def __init__(self, size: int | None, dtype: Any):
+        """Make the bias."""
+        self.bias = None if size is None else nnx.Param(jnp.zeros((size,), dtype))
+
+
+def project(hidden: Hidden, output: Any, table: Embed) -> Float[Array, "batch length vocabulary"]:
+    """Score every entry of the vocabulary, with what `make_output` gave and the embeddings."""
+    if not isinstance(output, OutputBias):
+        return output(hidden)
+    products = table.attend(hidden)
+    if output.bias is None:
+        return products
+    return products + jnp.asarray(output.bias[...]).astype(hidden.dtype)

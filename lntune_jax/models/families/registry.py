@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..nn.sharding import Specs, find_spec
-from . import bert, gpt2, llama, olmo2, phi3, roberta, rotary_decoder
+from . import bert, distilbert, gpt2, llama, olmo2, phi3, roberta, rotary_decoder
 from .base import Family
 from .decoders import DECODER
 from .encoders import ENCODER
@@ -47,6 +47,16 @@ def _llama(model_type: str, files: Architecture | None) -> Family:
 _ROWS = (
     _bert("bert", bert.HEADS),
     _bert("roberta", roberta.HEADS),
+    Family(
+        "distilbert",
+        ENCODER,
+        distilbert.read_settings,
+        distilbert.Encoder,
+        distilbert.NAMES,
+        distilbert.SPECS,
+        distilbert.divide,
+        heads=distilbert.HEADS,
+    ),
     _llama("llama", llama.LLAMA),
     _llama("mistral", None),  # in GGUF a llama with a window
     _llama("qwen2", llama.QWEN2),
@@ -118,6 +128,7 @@ _SPECS = Specs(
     widening=tuple({name for row in _ROWS for name in row.specs.widening}),
     narrowing=tuple({name for row in _ROWS for name in row.specs.narrowing}),
     tables=tuple({name for row in _ROWS for name in row.specs.tables}),
+    whole=tuple({name for row in _ROWS for name in row.specs.whole}),
 )
 
 

@@ -36,12 +36,14 @@ class Specs(NamedTuple):
         tables: tables of words; those of positions and types are small.
         heads: modules of attention, and the field of the settings that counts their heads, none of
             which is cut in two.
+        whole: modules of heads that train, beside the classifiers.
     """
 
     widening: tuple[str, ...]
     narrowing: tuple[str, ...]
     tables: tuple[str, ...]
     heads: tuple[tuple[str, str], ...] = ()
+    whole: tuple[str, ...] = ()
 
 
 def find_spec(specs: Specs, path: str, leaf: Any) -> PartitionSpec:
@@ -50,7 +52,8 @@ def find_spec(specs: Specs, path: str, leaf: Any) -> PartitionSpec:
     if names[-1] in ("qvalue", "scale") and names[-3:-1] == ["kernel", "array"]:
         names = names[:-2]  # a part of a quantised kernel lies as the kernel would
     *modules, name = names
-    if not modules or not _HEADS.isdisjoint(modules) or name == "scale":
+    whole = _HEADS.union(specs.whole)
+    if not modules or not whole.isdisjoint(modules) or name == "scale":
         return PartitionSpec()
     # BERT calls the layer by its place: `intermediate.dense`, `output.dense`.
     is_named = modules[-1] == "dense" and modules[-2:-1] in (["intermediate"], ["output"])

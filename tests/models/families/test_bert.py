@@ -17,34 +17,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import lntune_jax as lnt
 from lntune_jax.models import ModelOutput, from_config, from_pretrained, mean_pool
+from lntune_jax.models.families.registry import FAMILIES
 from lntune_jax.models.nn.layers import ACTIVATIONS, LayerNorm
+from tests.support.encoders import TASKS, reference
 from tests.support.paths import REFERENCE
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 CASES = ("padded", "plain", "longest", "positions")
 TOLERANCE = 1e-5
-
-TASKS = {
-    "bert": None,
-    "bert_bfloat16": None,
-    "bert_float16": None,
-    "bert_seq_cls": "SEQ_CLS",
-    "bert_seq_cls_sharded": "SEQ_CLS",
-    "bert_token_cls": "TOKEN_CLS",
-    "bert_masked_lm": "MASKED_LM",
-    "bert_masked_lm_untied": "MASKED_LM",
-    "roberta": None,
-    "roberta_seq_cls": "SEQ_CLS",
-    "roberta_token_cls": "TOKEN_CLS",
-    "roberta_masked_lm": "MASKED_LM",
-    "roberta_masked_lm_untied": "MASKED_LM",
-}
-
-
-def reference(name: str) -> dict[str, np.ndarray]:
-    with np.load(REFERENCE / name / "reference.npz") as arrays:
-        return dict(arrays)
 
 
 def case_inputs(arrays: dict[str, np.ndarray], case: str) -> dict[str, np.ndarray]:
@@ -70,7 +52,7 @@ def test_matches_pytorch(name):
     assert compared >= len(cases)
 
 
-@pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_seq_cls"])
+@pytest.mark.parametrize("name", [name for name in TASKS if name.endswith("_seq_cls")])
 def test_mean_pooling_matches_pytorch(name):
     arrays = reference(name)
     model = from_pretrained(REFERENCE / name, task="SEQ_CLS", pooling="mean")
@@ -140,6 +122,29 @@ def test_one_compilation_for_one_shape():
     assert isinstance(first, ModelOutput)
     assert first.logits is None
     assert not np.array_equal(first.last_hidden_state, second.last_hidden_state)
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name.startswith(("distil", "modern"))])
+def test_gradients_of_norms_match_pytorch(name):
+    arrays = reference(name)
+    model = from_pretrained(REFERENCE / name, TASKS[name])
+    trainable, frozen = lnt.partition_params(model.params, lnt.LNTuningConfig())
+    layout = FAMILIES[model.config.model_type].checkpoint_names
+    own = {path: layout.parameter(tuple(path.split("."))) for path in trainable}
+    expected = {key.removeprefix("gradient."): arrays[key] for key in arrays if "gradient" in key}
+    assert set(own.values()) == set(expected)
+
+    def loss(trainable, frozen):
+        output = model.apply(
+            lnt.merge_params(trainable, frozen), **case_inputs(arrays, "padded"), with_hidden=True
+        )
+        found = output.last_hidden_state if output.logits is None else output.logits
+        return jnp.square(found).mean()
+
+    found = jax.jit(jax.grad(loss))(trainable, frozen)
+    for path, key in own.items():
+        error = np.abs(found[path] - expected[key]).max()
+        assert error <= TOLERANCE * max(1, np.abs(expected[key]).max()), key
 
 
 @pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_masked_lm"])

@@ -26,6 +26,9 @@ TASKS = {
     "bert_token_cls": "TOKEN_CLS",
     "bert_masked_lm": "MASKED_LM",
     "roberta_masked_lm_untied": "MASKED_LM",
+    "distilbert": None,
+    "distilbert_seq_cls": "SEQ_CLS",
+    "distilbert_masked_lm_untied": "MASKED_LM",
 }
 
 
@@ -33,7 +36,7 @@ def main_output(output):
     return output.last_hidden_state if output.logits is None else output.logits
 
 
-@pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_masked_lm_untied"])
+@pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_masked_lm_untied", "distilbert_seq_cls"])
 def test_bfloat16_is_close(name):
     dtype = "bfloat16"
     exact = from_pretrained(REFERENCE / name, TASKS[name])
@@ -129,7 +132,7 @@ def test_layer_norm_scale_gradient_is_summed_in_float32():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta_seq_cls", "bert_masked_lm"])
+@pytest.mark.parametrize("name", ["bert", "roberta_seq_cls", "bert_masked_lm", "distilbert"])
 def test_dropout_follows_its_key(name):
     model = from_pretrained(REFERENCE / name, TASKS[name])
     run = jax.jit(model.apply)
@@ -144,15 +147,22 @@ def test_dropout_follows_its_key(name):
     assert not np.array_equal(first, plain)
 
 
-RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+# The last of each is the classifier's.
+BERT_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+RATES = {
+    "bert_seq_cls": BERT_RATES,
+    "roberta_seq_cls": BERT_RATES,
+    "distilbert_seq_cls": ("dropout", "attention_dropout", "seq_classif_dropout"),
+}
 
 
-@pytest.mark.parametrize("active", [None, *RATES])
-@pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_seq_cls"])
+@pytest.mark.parametrize(
+    ("name", "active"), [(name, rate) for name, rates in RATES.items() for rate in (None, *rates)]
+)
 def test_each_dropout_rate_acts_alone(tmp_path, name, active):
     directory = shutil.copytree(REFERENCE / name, tmp_path / name)
     fields = json.loads((directory / "config.json").read_text())
-    fields |= {rate: 0.5 if rate == active else 0.0 for rate in RATES}
+    fields |= {rate: 0.5 if rate == active else 0.0 for rate in RATES[name]}
     (directory / "config.json").write_text(json.dumps(fields))
     model = from_pretrained(directory, TASKS[name])
     run = jax.jit(partial(model.apply, with_hidden=True))
@@ -160,7 +170,7 @@ def test_each_dropout_rate_acts_alone(tmp_path, name, active):
     dropped = run(model.params, TOKENS, MASK, dropout_rng=jax.random.key(3))
     same_hidden = np.array_equal(plain.last_hidden_state, dropped.last_hidden_state)
     same_logits = np.array_equal(plain.logits, dropped.logits)
-    assert same_hidden == (active in (None, "classifier_dropout"))
+    assert same_hidden == (active in (None, RATES[name][-1]))
     assert same_logits == (active is None)
 
 
