@@ -24,6 +24,12 @@ TASKS = {
     "distilbert_token_cls": "TOKEN_CLS",
     "distilbert_masked_lm": "MASKED_LM",
     "distilbert_masked_lm_untied": "MASKED_LM",
+    "modernbert": None,
+    "modernbert_seq_cls": "SEQ_CLS",
+    "modernbert_first_token": "SEQ_CLS",
+    "modernbert_token_cls": "TOKEN_CLS",
+    "modernbert_masked_lm": "MASKED_LM",
+    "modernbert_masked_lm_untied": "MASKED_LM",
 }
 
 

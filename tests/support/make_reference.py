@@ -141,7 +141,7 @@ CHECKPOINTS = {
     "modernbert_masked_lm_untied": (
         "ModernBertForMaskedLM",
         "ModernBertConfig",
-        MODERN | {"tie_word_embeddings": False, "mlp_bias": True},
+        MODERN | {"num_hidden_layers": 2, "tie_word_embeddings": False, "mlp_bias": True},
     ),
     "modernbert_first_token": (
         "ModernBertForSequenceClassification",
@@ -288,11 +288,16 @@ def mean_logits(model, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def gradients_of(model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of the mean square of the outputs, with respect to every norm."""
+    """Of the mean square of the outputs at tokens, with respect to every norm.
+
+    A token of padding may have nothing to see in its window: what comes out there is of no use.
+    """
     norms = {key: value for key, value in model.named_parameters() if "norm" in key.lower()}
     with torch.enable_grad():
         found = model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
         outputs = found.logits if "logits" in found else found.last_hidden_state
+        if outputs.ndim == 3:
+            outputs = outputs[torch.from_numpy(inputs["attention_mask"]).bool()]
         gradients = torch.autograd.grad(outputs.square().mean(), list(norms.values()))
     return {f"gradient.{key}": value.numpy() for key, value in zip(norms, gradients, strict=True)}
 

@@ -19,6 +19,7 @@ MODELS = {
     "bert": (REFERENCE / "bert", "SEQ_CLS"),
     "roberta": (REFERENCE / "roberta_seq_cls", "SEQ_CLS"),
     "distilbert": (REFERENCE / "distilbert_seq_cls", "SEQ_CLS"),
+    "modernbert": (REFERENCE / "modernbert_first_token", "SEQ_CLS"),
 }
 TOKENS = jax.random.randint(jax.random.key(1), (4, 12), 3, 60, "int32")
 LABELS = jnp.array([0, 1, 1, 0], "int32")

@@ -159,8 +159,11 @@ class TokenClassifier(HeadedModel):
         del with_hidden  # They are all there.
         first, second = split_key(key, 2)
         hidden = self.base(inputs, first)
-        logits = self.classifier(dropout(hidden, self.rate, second))
-        return ModelOutput(last_hidden_state=hidden, logits=logits)
+        return ModelOutput(last_hidden_state=hidden, logits=self.classify(hidden, second))
+
+    def classify(self, hidden: Hidden, key: Any) -> Float[Array, "batch length labels"]:
+        """Give the logits of each token."""
+        return self.classifier(dropout(hidden, self.rate, key))
 
 
 class LanguageModel(HeadedModel):

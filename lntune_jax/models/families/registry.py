@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..nn.sharding import Specs, find_spec
-from . import bert, distilbert, gpt2, llama, olmo2, phi3, roberta, rotary_decoder
+from . import bert, distilbert, gpt2, llama, modernbert, olmo2, phi3, roberta, rotary_decoder
 from .base import Family
 from .decoders import DECODER
 from .encoders import ENCODER
@@ -56,6 +56,16 @@ _ROWS = (
         distilbert.SPECS,
         distilbert.divide,
         heads=distilbert.HEADS,
+    ),
+    Family(
+        "modernbert",
+        ENCODER,
+        modernbert.read_settings,
+        modernbert.Encoder,
+        modernbert.NAMES,
+        modernbert.SPECS,
+        modernbert.divide,
+        heads=modernbert.HEADS,
     ),
     _llama("llama", llama.LLAMA),
     _llama("mistral", None),  # in GGUF a llama with a window

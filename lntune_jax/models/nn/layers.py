@@ -54,24 +54,27 @@ class LayerNorm(nnx.LayerNorm):
     would be off by up to a percent.
     """
 
-    def __init__(self, width: int, *, epsilon: float, dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, *, epsilon: float, dtype: Any, rngs: nnx.Rngs, bias: bool = True
+    ):
         """Make a norm over a last axis of `width` entries."""
-        super().__init__(width, epsilon=epsilon, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        kept: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
+        super().__init__(width, epsilon=epsilon, use_bias=bias, **kept)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Array, "... width"]
     ) -> Float[Array, "... width"]:
         """Normalise the last axis, and return the type of number that came in."""
         assert self.scale is not None
-        assert self.bias is not None
         exact = x.astype(jnp.float32)
         centred = exact - exact.mean(axis=-1, keepdims=True)
         # In two passes: the difference of two means of squares would cancel.
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         normal = centred * jax.lax.rsqrt(variance + self.epsilon)
-        scale = _per_row(self.scale[...], x).astype(jnp.float32)
-        bias = _per_row(self.bias[...], x).astype(jnp.float32)
-        return (normal * scale + bias).astype(x.dtype)
+        scaled = normal * _per_row(self.scale[...], x).astype(jnp.float32)
+        if self.bias is not None:
+            scaled = scaled + _per_row(self.bias[...], x).astype(jnp.float32)
+        return scaled.astype(x.dtype)
 
 
 class RMSNorm(nnx.RMSNorm):

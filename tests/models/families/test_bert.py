@@ -52,7 +52,9 @@ def test_matches_pytorch(name):
     assert compared >= len(cases)
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name.endswith("_seq_cls")])
+@pytest.mark.parametrize(
+    "name", [name for name, task in TASKS.items() if task == "SEQ_CLS" and "sharded" not in name]
+)
 def test_mean_pooling_matches_pytorch(name):
     arrays = reference(name)
     model = from_pretrained(REFERENCE / name, task="SEQ_CLS", pooling="mean")
@@ -139,7 +141,8 @@ def test_gradients_of_norms_match_pytorch(name):
             lnt.merge_params(trainable, frozen), **case_inputs(arrays, "padded"), with_hidden=True
         )
         found = output.last_hidden_state if output.logits is None else output.logits
-        return jnp.square(found).mean()
+        counted = arrays["padded.attention_mask"].astype(bool)
+        return jnp.square(found[counted] if found.ndim == 3 else found).mean()
 
     found = jax.jit(jax.grad(loss))(trainable, frozen)
     for path, key in own.items():

@@ -29,6 +29,10 @@ TASKS = {
     "distilbert": None,
     "distilbert_seq_cls": "SEQ_CLS",
     "distilbert_masked_lm_untied": "MASKED_LM",
+    "modernbert": None,
+    "modernbert_seq_cls": "SEQ_CLS",
+    "modernbert_token_cls": "TOKEN_CLS",
+    "modernbert_first_token": "SEQ_CLS",
 }
 
 
@@ -153,6 +157,12 @@ RATES = {
     "bert_seq_cls": BERT_RATES,
     "roberta_seq_cls": BERT_RATES,
     "distilbert_seq_cls": ("dropout", "attention_dropout", "seq_classif_dropout"),
+    "modernbert_first_token": (
+        "embedding_dropout",
+        "attention_dropout",
+        "mlp_dropout",
+        "classifier_dropout",
+    ),
 }
 
 
@@ -195,8 +205,9 @@ def test_dropout_keeps_the_mean_and_its_rate():
 
 
 @pytest.mark.parametrize("key", [None, 0])
-def test_a_row_of_padding_alone_stays_finite(key):
-    model = from_pretrained(REFERENCE / "bert_seq_cls", "SEQ_CLS", pooling="mean")
+@pytest.mark.parametrize("name", ["bert_seq_cls", "modernbert_seq_cls"])
+def test_a_row_of_padding_alone_stays_finite(key, name):
+    model = from_pretrained(REFERENCE / name, "SEQ_CLS", pooling="mean")
     mask = np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], np.int32)
     key = None if key is None else jax.random.key(key)
     loss = lambda p: model.apply(p, TOKENS, mask, dropout_rng=key).logits.sum()  # noqa: E731
@@ -205,8 +216,9 @@ def test_a_row_of_padding_alone_stays_finite(key):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
-def test_padding_changes_nothing():
-    model = from_pretrained(REFERENCE / "roberta_seq_cls", "SEQ_CLS", pooling="mean")
+@pytest.mark.parametrize("name", ["roberta_seq_cls", "distilbert_seq_cls", "modernbert_seq_cls"])
+def test_padding_changes_nothing(name):
+    model = from_pretrained(REFERENCE / name, "SEQ_CLS", pooling="mean")
     alone = model.apply(model.params, TOKENS[1:, :3]).logits
     padded = model.apply(model.params, TOKENS, MASK).logits[1:]
     by_boolean = model.apply(model.params, TOKENS, MASK.astype(bool)).logits[1:]

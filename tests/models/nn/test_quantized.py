@@ -108,8 +108,8 @@ def test_what_is_quantised_and_what_is_not(name):
     layers = FAMILIES[model.config.model_type].checkpoint_names.layers
     kernels = [path for path in whole if is_quantized(path, layers)]
     parts = [(*path, "array", part) for path in kernels for part in ("qvalue", "scale")]
-    decoders = {"llama": 14, "gemma2": 14, "olmo2": 14, "gpt2": 8, "phi3": 8}
-    assert len(kernels) == decoders.get(name, 12)
+    several = {"llama": 14, "gemma2": 14, "olmo2": 14, "gpt2": 8, "phi3": 8, "modernbert": 16}
+    assert len(kernels) == several.get(name, 12)
     assert kept.keys() == whole.keys() - set(kernels) | set(parts)
     for path in whole.keys() - set(kernels):
         np.testing.assert_array_equal(kept[path], whole[path])
