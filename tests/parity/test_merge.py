@@ -189,6 +189,17 @@ def test_tied_weights_that_came_apart(tmp_path, modules):
         ("bert_masked_lm_untied", "MASKED_LM"),
         ("roberta", None),
         ("bert_seq_cls", None),
+        ("distilbert_seq_cls", "SEQ_CLS"),
+        ("distilbert_masked_lm", "TOKEN_CLS"),
+        ("distilbert_masked_lm", "MASKED_LM"),
+        ("distilbert_masked_lm_untied", "MASKED_LM"),
+        ("distilbert_seq_cls", None),
+        ("modernbert_seq_cls", "SEQ_CLS"),
+        ("modernbert_masked_lm", "SEQ_CLS"),
+        ("modernbert_masked_lm", "TOKEN_CLS"),
+        ("modernbert_masked_lm", "MASKED_LM"),
+        ("modernbert_masked_lm_untied", "MASKED_LM"),
+        ("modernbert_first_token", None),
     ],
 )
 def test_an_adapter_of_ours(tmp_path, name, task):

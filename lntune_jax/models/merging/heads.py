@@ -48,7 +48,8 @@ _HEADS = frozenset(
 
 _CLASSIFIERS = (*TASK_HEADS["SEQ_CLS"], "classifier.out_proj")
 
-# The matrices that give the logits of a language model, and may be tied to its word embeddings.
+# The matrices that give the logits of a language model, and may be tied to its word embeddings, in
+# architectures that are not ours; of those, each row says its own.
 _OUTPUTS = ("lm_head", "embed_out", "vocab_projector", "predictions.decoder", "lm_head.decoder")
 
 _LANGUAGE_CLASSES = ("LM", "LMHeadModel", "ForConditionalGeneration", "ForPreTraining")
@@ -71,6 +72,8 @@ def is_output(name: str) -> bool:
         >>> is_output("lm_head.weight"), is_output("lm_head.dense.weight")
         (True, False)
     """
+    if any(name in row.checkpoint_names.tied for row in FAMILIES.values()):
+        return True
     return f".{name}".endswith(tuple(f".{module}.weight" for module in _OUTPUTS))
 
 

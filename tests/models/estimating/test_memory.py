@@ -143,8 +143,9 @@ def test_lora_on_a_fused_product_is_counted():
     assert found.trainable == 3 * 8 * sum(product)
 
 
-def test_encoders_are_estimated_too():
-    config = {"model_type": "bert", "num_hidden_layers": 6}
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "modernbert"])
+def test_encoders_are_estimated_too(model_type):
+    config = {"model_type": model_type, "num_hidden_layers": 6}
     ln, full = (
         estimate_memory(config, method, task="SEQ_CLS", batch_size=8, length=64)
         for method in ("ln", "full")

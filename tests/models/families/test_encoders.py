@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from lntune_jax.models import from_config
+from lntune_jax.models.families.encoders import ENCODER
+from lntune_jax.models.families.registry import FAMILIES
+from tests.support.devices import run_on_devices
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZES = {
@@ -23,8 +26,23 @@ IDS = jnp.asarray(np.random.default_rng(0).integers(5, 50, (3, 9)), "int32")
 MASK = jnp.ones_like(IDS).at[1, 6:].set(0)
 
 
+# What a family says in other words, or beside these.
+OWN = {
+    "bert": {},
+    "roberta": {"pad_token_id": 1, "max_position_embeddings": 18},
+    "distilbert": {"hidden_dim": 40, "dropout": 0.3, "seq_classif_dropout": 0.0},
+    "modernbert": {
+        "local_attention": 4,
+        "global_attn_every_n_layers": 2,
+        "attention_dropout": 0.3,
+        "mlp_dropout": 0.3,
+        "pad_token_id": 0,
+    },
+}
+
+
 def make(kind, **choices):
-    extra = {"pad_token_id": 1, "max_position_embeddings": 18} if kind == "roberta" else {}
+    extra = OWN[kind]
     model = from_config(SIZES | extra | {"model_type": kind}, "SEQ_CLS", num_labels=3, **choices)
     random = np.random.default_rng(1)
     params = jax.tree.map(
@@ -39,13 +57,19 @@ def classify(kind, params, state):
     def dense(weights, x):
         return x @ weights["kernel"] + weights["bias"]
 
+    if kind == "distilbert":
+        return dense(params["classifier"], jax.nn.relu(dense(params["pre_classifier"], state)))
+    if kind == "modernbert":
+        inner = jax.nn.gelu(state @ params["head"]["dense"]["kernel"], approximate=False)
+        normal = jax.nn.standardize(inner, epsilon=1e-5) * params["head"]["norm"]["scale"]
+        return dense(params["classifier"], normal)
     inner = params["bert"]["pooler"] if kind == "bert" else params["classifier"]
     last = params["classifier"] if kind == "bert" else params["classifier"]["out_proj"]
     return dense(last, jnp.tanh(dense(inner["dense"], state)))
 
 
 @pytest.mark.parametrize("dropping", [False, True], ids=["whole", "dropout"])
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("kind", OWN)
 def test_logits_are_those_of_the_hidden_states_and_so_are_gradients(kind, dropping):
     model, params = make(kind)
     key = jax.random.key(3) if dropping else None
@@ -103,3 +127,43 @@ def test_a_program_holds_every_layer_once(kind, pooling, with_hidden):
     assert products == 8 * SIZES["num_hidden_layers"] + head
     hidden = run(params).last_hidden_state
     assert (hidden is None) == (pooling is None and not with_hidden)
+
+
+ON_A_MESH = """
+import sys, warnings
+import jax, numpy as np
+from lntune_jax.models import from_pretrained
+from tests.support.encoders import TASKS, reference
+from tests.support.paths import REFERENCE
+
+warnings.simplefilter("ignore")
+for name in sys.argv[1:]:
+    arrays = reference(name)
+    inputs = [arrays[f"padded.{key}"] for key in ("input_ids", "attention_mask")]
+    whole = from_pretrained(REFERENCE / name, TASKS[name])
+    expected = jax.jit(whole.apply)(whole.params, *inputs)
+    for sizes in ((2, 3), (1, 2), (3, 2)):
+        devices = jax.devices()[: sizes[0] * sizes[1]]
+        mesh = jax.make_mesh(sizes, ("fsdp", "tensor"), devices=devices)
+        apart = from_pretrained(REFERENCE / name, TASKS[name], mesh=mesh)
+        divided = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(apart.params))
+        assert divided > 4, divided
+        with jax.set_mesh(mesh):
+            found = jax.jit(apart.apply)(apart.params, *inputs)
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, atol=3e-5)
+print("done")
+"""
+
+
+def test_a_mesh_changes_nothing_not_even_in_fused_kernels():
+    """Three heads over two devices stay whole; over three each has a third of the fused kernel."""
+    names = ["distilbert_masked_lm", "modernbert_seq_cls", "modernbert_masked_lm_untied"]
+    run_on_devices(ON_A_MESH, 6, *names)
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in FAMILIES.values() if row.kind is ENCODER], ids=lambda row: row.model_type
+)
+def test_a_family_has_a_model_for_every_task(row):
+    assert {None, *row.heads} == set(row.kind.tasks)

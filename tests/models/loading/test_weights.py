@@ -11,8 +11,17 @@ from safetensors.numpy import load_file
 
 from lntune_jax.errors import FreshWeightsWarning, ModelError
 from lntune_jax.models import from_pretrained
+from lntune_jax.models.families.registry import FAMILIES
 from tests.support.checkpoints import REFERENCE, assert_same, rewritten
 from tests.support.devices import run_on_devices
+
+
+def without(key):
+    """Leave one tensor out."""
+    return lambda tensors: {name: value for name, value in tensors.items() if name != key}
+
+
+DISTIL_HEAD = ("vocab_transform", "vocab_layer_norm", "vocab_projector")
 
 
 def test_a_bare_checkpoint_gets_a_head():
@@ -29,16 +38,28 @@ def test_a_bare_checkpoint_gets_a_head():
     assert not np.asarray(headed.params["classifier"]["bias"]).any()
 
 
-@pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_masked_lm", "bert_masked_lm_untied"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert_seq_cls",
+        "roberta_masked_lm",
+        "bert_masked_lm_untied",
+        "distilbert_seq_cls",
+        "distilbert_masked_lm",
+        "modernbert_seq_cls",
+        "modernbert_masked_lm_untied",
+    ],
+)
 def test_a_checkpoint_with_a_head_gives_the_bare_model(name):
     task = "SEQ_CLS" if "seq" in name else "MASKED_LM"
     headed = from_pretrained(REFERENCE / name, task)
     bare = from_pretrained(REFERENCE / name)
-    assert_same(bare.params, headed.params[name.split("_")[0]])
+    family = FAMILIES[bare.config.model_type]
+    assert_same(bare.params, headed.params[family.checkpoint_names.prefix])
     assert bare.fresh == ()
     output = bare.apply(bare.params, np.ones((1, 3), np.int32))
     # Masked language models are stored without a pooler, and none is made up.
-    assert (output.pooler_output is None) == ("masked" in name)
+    assert (output.pooler_output is None) == (name != "bert_seq_cls")
 
 
 @pytest.mark.parametrize(
@@ -48,11 +69,17 @@ def test_a_checkpoint_with_a_head_gives_the_bare_model(name):
         ("roberta_token_cls", "SEQ_CLS"),
         ("bert_masked_lm", "TOKEN_CLS"),
         ("roberta_masked_lm_untied", "SEQ_CLS"),
+        ("distilbert_masked_lm_untied", "TOKEN_CLS"),
+        ("distilbert_seq_cls", "TOKEN_CLS"),
+        # The head before the classifier is the same for every task, and is read.
+        ("modernbert_masked_lm", "SEQ_CLS"),
+        ("modernbert_masked_lm_untied", "TOKEN_CLS"),
     ],
 )
 def test_heads_of_other_tasks_are_passed_over(name, task):
     model = from_pretrained(REFERENCE / name, task)
-    assert {path.split(".")[0] for path in model.fresh} == {"classifier"}
+    fresh = {path.split(".")[0] for path in model.fresh}
+    assert fresh == ({"classifier"} if name != "distilbert_seq_cls" else set())
 
 
 def test_a_fresh_pooler_warns():
@@ -63,6 +90,34 @@ def test_a_fresh_pooler_warns():
         warnings.simplefilter("error")
         mean = from_pretrained(REFERENCE / "bert_masked_lm", "SEQ_CLS", pooling="mean")
     assert "pooler" not in mean.params["bert"]
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "modules"),
+    [
+        ("distilbert", "SEQ_CLS", {"pre_classifier", "classifier"}),
+        ("distilbert_seq_cls", "MASKED_LM", set(DISTIL_HEAD)),
+        ("modernbert", "TOKEN_CLS", {"head", "classifier"}),
+        ("modernbert", "MASKED_LM", {"head", "decoder"}),
+    ],
+)
+def test_fresh_modules_beside_a_classifier_warn(name, task, modules):
+    with pytest.warns(FreshWeightsWarning, match="drawn at random"):
+        model = from_pretrained(REFERENCE / name, task)
+    assert {path.split(".")[0] for path in model.fresh} == modules
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "key"),
+    [
+        ("distilbert_seq_cls", "SEQ_CLS", "pre_classifier.bias"),
+        ("modernbert_seq_cls", "SEQ_CLS", "head.norm.weight"),
+    ],
+)
+def test_a_head_of_which_a_part_is_missing_is_damaged(tmp_path, name, task, key):
+    directory = rewritten(tmp_path / "model", name, without(key))
+    with pytest.raises(ModelError, match=f"missing keys: {key}"):
+        from_pretrained(directory, task)
 
 
 def test_a_fresh_language_head_warns():
@@ -82,15 +137,16 @@ def test_the_seed_decides_fresh_leaves():
     assert not np.array_equal(kernel(1), kernel(2))
 
 
-def test_tensorflow_names_of_norms(tmp_path):
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_tensorflow_names_of_norms(tmp_path, name):
     def rename(tensors):
         names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
         for new, old in names.items():
             tensors = {key.replace(new, old): value for key, value in tensors.items()}
         return tensors
 
-    directory = rewritten(tmp_path / "model", "bert", rename)
-    assert_same(from_pretrained(directory).params, from_pretrained(REFERENCE / "bert").params)
+    directory = rewritten(tmp_path / "model", name, rename)
+    assert_same(from_pretrained(directory).params, from_pretrained(REFERENCE / name).params)
 
 
 def test_shards_give_what_one_file_gives():
@@ -167,6 +223,7 @@ import sys
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from lntune_jax.models import from_pretrained
+from lntune_jax.models.families.registry import FAMILIES
 
 tokens = np.arange(8, dtype=np.int32).reshape(2, 4) + 5
 mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.int32)

@@ -215,7 +215,7 @@ def test_a_new_head_in_a_file_of_several_types(tmp_path):
         "pooler.extra",
     }
     # For transformers' classes of other architectures they stay.
-    fields = json.loads((base / "config.json").read_text()) | {"model_type": "distilbert"}
+    fields = json.loads((base / "config.json").read_text()) | {"model_type": "electra"}
     (base / "config.json").write_text(json.dumps(fields))
     merged = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "other")
     tensors = load_all(merged.path)
