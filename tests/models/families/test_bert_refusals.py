@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from transformers import BertConfig, RobertaConfig
+from transformers import BertConfig, DistilBertConfig, ModernBertConfig, RobertaConfig
 
 from lntune_jax.errors import ModelError
 from lntune_jax.models import from_config, from_pretrained
@@ -39,6 +39,53 @@ FIELDS = {
 }
 
 
+EVERY = {
+    "is_decoder": (True, "supported: False"),
+    "is_encoder_decoder": (True, "supported: False"),
+    "is_causal": (True, "supported: False"),
+    "add_cross_attention": (True, "supported: False"),
+    "pruned_heads": ({0: [1]}, "supported: no pruned heads"),
+    "quantization_config": ({"load_in_8bit": True}, "supported: weights that are not quantised"),
+    "initializer_range": (-1.0, "supported: a number above 0"),
+    "tie_word_embeddings": ("no", "supported: True or False"),
+    "attention_dropout": (1.5, "supported: a number from 0 to 1"),
+    "a_new_field": (3, "supported: None .a field unknown to this version"),
+}
+DISTILBERT = EVERY | {
+    "dim": (25, r"supported: a multiple of n_heads \(12\)"),
+    "n_heads": (0, "supported: an integer of at least 1"),
+    "n_layers": (2.5, "supported: an integer of at least 1"),
+    "hidden_dim": (0, "supported: an integer of at least 1"),
+    "activation": ("prelu", "supported: one of gelu,"),
+    "dropout": (-0.1, "supported: a number from 0 to 1"),
+    "seq_classif_dropout": (2, "supported: a number from 0 to 1"),
+    "sinusoidal_pos_embds": ("yes", "supported: True or False"),
+    "max_position_embeddings": (0, "supported: an integer of at least 1"),
+}
+FULL = {"rope_type": "default", "rope_theta": 5.0}
+MODERNBERT = EVERY | {
+    "hidden_size": (36, r"supported: a multiple of twice num_attention_heads \(12\)"),
+    "classifier_pooling": ("max", "supported: one of cls, mean"),
+    "layer_types": (["full_attention"], "supported: a list of 22"),
+    "local_attention": (0, "supported: an integer of at least 1"),
+    "norm_eps": (0, "supported: a number above 0"),
+    "norm_bias": (1, "supported: True or False"),
+    "attention_bias": ("yes", "supported: True or False"),
+    "mlp_bias": ("yes", "supported: True or False"),
+    "decoder_bias": ("yes", "supported: True or False"),
+    "classifier_bias": ("yes", "supported: True or False"),
+    "hidden_activation": ("prelu", "supported: one of gelu,"),
+    "classifier_activation": ("prelu", "supported: one of gelu,"),
+    "embedding_dropout": (2, "supported: a number from 0 to 1"),
+    "mlp_dropout": (2, "supported: a number from 0 to 1"),
+    "classifier_dropout": (2, "supported: a number from 0 to 1"),
+    "rope_parameters": (
+        {"full_attention": FULL | {"rope_type": "longrope"}, "sliding_attention": FULL},
+        "supported: one of default,",
+    ),
+}
+
+
 class Stub:
     """A config without checks of its own, as a plain object."""
 
@@ -47,11 +94,59 @@ class Stub:
         self.__dict__.update(base.to_dict() | {"num_labels": 2, "model_type": "bert"} | fields)
 
 
+class NewDistilBertConfig(DistilBertConfig):
+    """Of a later version of transformers, which has a field more."""
+
+    a_new_field: int | None = None
+
+
+class NewModernBertConfig(ModernBertConfig):
+    """Of a later version of transformers, which has a field more."""
+
+    a_new_field: int | None = None
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_config_fields_are_refused_by_name(field):
     value, supported = FIELDS[field]
     with pytest.raises(ModelError, match=f"config field '{field}' is .*{supported}"):
         from_config(Stub(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "supported"),
+    [
+        (kind, field, *expected)
+        for kind, table in (
+            (NewDistilBertConfig, DISTILBERT),
+            (NewModernBertConfig, MODERNBERT),
+        )
+        for field, expected in table.items()
+    ],
+)
+def test_fields_of_other_encoders_are_refused_by_name(kind, field, value, supported):
+    config = kind()
+    # Past the config's own checks, which other versions do not have.
+    object.__setattr__(config, field, value)
+    with pytest.raises(ModelError, match=f"config field '{field}.*' is .*{supported}"):
+        from_config(config)
+
+
+@pytest.mark.parametrize("config", [DistilBertConfig(), ModernBertConfig()])
+def test_token_types_of_an_architecture_without_them(config):
+    model = from_config(config)
+    inputs = {"input_ids": TOKENS, "token_type_ids": TOKENS}
+    with pytest.raises(ModelError, match=f"which {config.model_type} does not have: leave them"):
+        jax.eval_shape(lambda: model.apply(model.params, **inputs))
+
+
+def test_distilbert_has_a_table_of_positions_and_modernbert_has_none():
+    tokens = np.ones((1, 513), np.int32)
+    short, long = from_config(DistilBertConfig()), from_config(ModernBertConfig())
+    with pytest.raises(ModelError, match=r"has 513 positions, .* holds 512"):
+        jax.eval_shape(lambda: short.apply(short.params, tokens))
+    found = jax.eval_shape(long.apply, long.params, tokens)
+    assert found.last_hidden_state.shape[1] == 513
 
 
 def test_quantised_and_relative_configs_from_a_file(tmp_path):
@@ -71,12 +166,14 @@ def test_quantised_and_relative_configs_from_a_file(tmp_path):
         from_pretrained(directory)
     for other in ({"model_type": "albert"}, {}):
         path.write_text(json.dumps(other))
-        with pytest.raises(ModelError, match=r"'model_type' is .*; supported: bert, gemma,"):
+        with pytest.raises(ModelError, match=r"'model_type' is .*; supported: bert, distilbert,"):
             from_pretrained(directory)
 
 
 def test_another_architecture_as_an_object():
-    with pytest.raises(ModelError, match="'model_type' is 't5'; supported: one of bert, gemma,"):
+    with pytest.raises(
+        ModelError, match="'model_type' is 't5'; supported: one of bert, distilbert,"
+    ):
         from_config(Stub(model_type="t5"))
 
 
