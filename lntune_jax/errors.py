@@ -244,6 +244,18 @@ class FreshWeightsWarning(UserWarning):
     """
 
 
+class UnreadWeightsWarning(UserWarning):
+    """A checkpoint holds tensors of modules that the model does not have, and they are not read.
+
+    Given by `lntune_jax.models.from_pretrained`; the message lists their keys.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> issubclass(lnt.errors.UnreadWeightsWarning, UserWarning)
+        True
+    """
+
+
 class CopiedModuleWarning(UserWarning):
     """A PEFT adapter copied modules that are no norms; they are imported as saved modules.
 

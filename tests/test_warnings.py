@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import lntune_jax as lnt
 from lntune_jax import errors
+from tests.support.checkpoints import rewritten
 from tests.support.paths import ROOT
 
 UNMATCHED = lnt.LNTuningConfig(exclude_modules=["missing"])
@@ -64,6 +65,12 @@ def trace_a_penalty(tmp_path):
 
 def load_a_model_without_a_pooler(tmp_path):
     lnt.models.from_pretrained(ROOT / "tests/reference/bert_masked_lm", "SEQ_CLS")
+
+
+def load_a_model_with_a_tensor_more(tmp_path):
+    extra = {"sentence.gate.weight": np.ones(3, np.float32)}
+    base = rewritten(tmp_path / "base", "bert", lambda tensors: tensors | extra)
+    lnt.models.from_pretrained(base)
 
 
 def write_peft(folder):
@@ -132,6 +139,7 @@ CASES = {
     "uncertain": (errors.UncertainNormWarning, have_what_may_be_a_norm),
     "ambiguous": (errors.TraceWarning, trace_a_penalty),
     "fresh": (errors.FreshWeightsWarning, load_a_model_without_a_pooler),
+    "unread": (errors.UnreadWeightsWarning, load_a_model_with_a_tensor_more),
     "load_peft": (errors.CopiedModuleWarning, load_peft_with_a_copied_head),
     "import_peft": (errors.CopiedModuleWarning, import_peft_with_a_copied_head),
     "make_bank": (errors.CopiedModuleWarning, add_peft_with_a_copied_head_to_a_bank),

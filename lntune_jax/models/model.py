@@ -182,6 +182,7 @@ def from_pretrained(
         ShardingWarning: an axis of the mesh does not divide one of a leaf, or the heads in it,
             and the leaf is left whole along it.
         FreshWeightsWarning: leaves outside `classifier` and `score` were drawn at random.
+        UnreadWeightsWarning: tensors of modules that the model does not have were passed over.
 
     Example:
         >>> from lntune_jax.models import from_pretrained

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lntune_jax.config import TASK_HEADS
-from lntune_jax.errors import FreshWeightsWarning, ModelError
+from lntune_jax.errors import FreshWeightsWarning, ModelError, UnreadWeightsWarning
 from lntune_jax.messages import list_names, warn
 from lntune_jax.peft.config import list_above
 from lntune_jax.sharding import fit_spec, warn_of
@@ -344,7 +344,7 @@ def _warn(plan: Plan, weights: Keys) -> None:
             f"{weights.directory} holds tensors of modules that the model does not have, and they "
             f"are not read: {list_names(plan.unknown, str, LISTED)}. If they matter, the outputs "
             "are not those of the model that was saved",
-            UserWarning,
+            UnreadWeightsWarning,
         )
     names = [".".join(path) for path in plan.fresh if path[0] not in _HEADS]
     if names:

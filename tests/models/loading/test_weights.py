@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lntune_jax.errors import FreshWeightsWarning, ModelError
+from lntune_jax.errors import FreshWeightsWarning, ModelError, UnreadWeightsWarning
 from lntune_jax.models import from_pretrained
 from lntune_jax.models.families.registry import FAMILIES
 from tests.support.checkpoints import REFERENCE, assert_same, rewritten
@@ -205,7 +205,8 @@ def test_modules_that_the_model_does_not_have_are_named_and_passed_over(tmp_path
     """As in transformers, which loads such a file too."""
     extra = {"sentence.gate.weight": np.ones(3, np.float32), "encoder.layer.7.gate": np.ones(3)}
     directory = rewritten(tmp_path / "model", "bert", lambda tensors: tensors | extra)
-    with pytest.warns(UserWarning, match=r"(?=.*sentence\.gate\.weight).*encoder\.layer\.7\.gate"):
+    every = r"(?=.*sentence\.gate\.weight).*encoder\.layer\.7\.gate"
+    with pytest.warns(UnreadWeightsWarning, match=every):
         model = from_pretrained(directory, task)
     assert_same(model.params, from_pretrained(REFERENCE / "bert", task).params)
 
