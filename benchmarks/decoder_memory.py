@@ -98,7 +98,10 @@ def main() -> None:
     groups = {
         "remat": {
             "none": (rows, {}),
-            "dots": (rows, {"remat": "dots"}),
+            "dots_with_no_batch_dims_saveable": (
+                rows,
+                {"remat": "dots_with_no_batch_dims_saveable"},
+            ),
             "full": (rows, {"remat": "full"}),
             "full, as compiled by default": (rows, {"remat": "full", "keep": False}),
         },

@@ -42,8 +42,8 @@ MEMORY = 141e9 * 0.95
 PEFT = 20.2e9  # github.com/huggingface/peft, method_comparison/MetaMathQA, Llama-3.2-3B, ln_tuning
 VARIANTS = {
     "ours": {},
-    "ours, remat norms": {"remat": "norms"},
-    "ours, remat dots": {"remat": "dots"},
+    "ours, remat dots_saveable": {"remat": "dots_saveable"},
+    "ours, remat dots_with_no_batch_dims_saveable": {"remat": "dots_with_no_batch_dims_saveable"},
     "ours, remat full": {"remat": "full"},
     "ours, XLA's attention": {"attention": "xla"},
     "ours, logits whole": {"chunk": 128256},

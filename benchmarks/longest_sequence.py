@@ -22,8 +22,8 @@ SHAPES = {"smollm2-135m": SMOLLM2, "llama-3.2-1b": LLAMA_1B}
 MEMORIES = {"smollm2-135m": (2, 8), "llama-3.2-1b": (8, 16)}
 CASES = {
     "LN, none": ("ln", "none", True),
-    "LN, norms": ("ln", "norms", True),
-    "LN, dots": ("ln", "dots", True),
+    "LN, dots_saveable": ("ln", "dots_saveable", True),
+    "LN, dots_with_no_batch_dims_saveable": ("ln", "dots_with_no_batch_dims_saveable", True),
     "LN, full": ("ln", "full", True),
     "full fine-tuning, none": ("full", "none", True),
     "LN, none, layers apart": ("ln", "none", False),

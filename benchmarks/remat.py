@@ -2,12 +2,12 @@
 
 A step of LN tuning (loss, gradient, AdamW) on SmolLM2-135M's shape with few layers, float32, for
 each value of `remat=`, layers apart and scanned, beside LoRA and full fine-tuning without remat.
-"norms" keeps the matrix products that the backward pass reads and computes norms, activations and
-softmax again: no product is computed twice, so its FLOPs are those of "none". It is
-`jax.checkpoint_policies.dots_saveable` plus the results of cuDNN's attention. "dots" is JAX's
-`dots_with_no_batch_dims_saveable`, which computes the products of queries and keys again. Peaks
-are the compiler's, times medians of interleaved runs, both as ratios to LN tuning without remat,
-layers apart. The figure is docs/benchmarks/remat.png.
+"dots_saveable" keeps the matrix products that the backward pass reads and computes norms,
+activations and softmax again: no product is computed twice, so its FLOPs are those of "none". It is
+JAX's policy of that name plus the results of cuDNN's attention.
+"dots_with_no_batch_dims_saveable" is JAX's too, and computes the products of queries and keys
+again. Peaks are the compiler's, times medians of interleaved runs, both as ratios to LN tuning
+without remat, layers apart. The figure is docs/benchmarks/remat.png.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tests.support.mesh_steps import compile_step, make_step
 from tests.support.shapes import SMOLLM2
 
 FIGURE = Path(__file__).parents[1] / "docs" / "benchmarks" / "remat.png"
-REMATS = ("none", "norms", "dots", "full")
+REMATS = ("none", "dots_saveable", "dots_with_no_batch_dims_saveable", "full")
 MARKS = ("o", "D", "X", "v")
 CASES = {
     **{f"LN, {remat}": ("ln", remat, False) for remat in REMATS},

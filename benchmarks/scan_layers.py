@@ -29,7 +29,7 @@ def main() -> None:
     config = SHAPE | {"num_hidden_layers": options.layers}
     ids = np.random.default_rng(2).integers(0, 49152, (options.batch, options.length), np.int32)
     figures = {}
-    for remat in ("none", "dots", "full"):
+    for remat in ("none", "dots_with_no_batch_dims_saveable", "full"):
         running, compiling, times = {}, {}, {}
         for scan_layers in (False, True):
             shapes = from_config(config, "CAUSAL_LM", scan_layers=scan_layers).params

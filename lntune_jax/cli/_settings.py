@@ -22,7 +22,7 @@ DataForm = Literal["auto", "text", "completion", "messages"]
 ComputeType = Literal["float32", "bfloat16"]
 Quantize = Literal["int8", "int4", "nf4", "fp8"]
 OnNan = Literal["stop", "skip"]
-Remat = Literal["none", "norms", "dots", "full"]
+Remat = Literal["none", "dots_saveable", "dots_with_no_batch_dims_saveable", "full"]
 Pooling = Literal["default", "own", "mean", "cls"]
 
 

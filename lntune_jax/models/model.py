@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 ATTENTIONS = ("xla", "cudnn")
-REMATS = ("none", "norms", "dots", "full")
+REMATS = ("none", "dots_saveable", "dots_with_no_batch_dims_saveable", "full")
 # Not float16: its narrow range asks for loss scaling, and JAX's attention refuses it on CPU.
 DTYPES = ("float32", "bfloat16")
 
@@ -157,8 +157,10 @@ def from_pretrained(
             say (`modules.json`, `1_Pooling/config.json`); "own" where there are none, or where
             the checkpoint is a classifier already. `options.pooling` of the model has the answer.
         attention: "xla", or "cudnn" for flash attention on NVIDIA GPUs (decoders only).
-        remat: what a decoder's backward pass computes again to store less: "none", "norms" (all but
-            matrix products), "dots" (queries times keys too) or "full" (layers from their input).
+        remat: what a decoder's backward pass computes again to store less, two by the names of
+            JAX's policies (`jax.checkpoint_policies`): "none"; "dots_saveable", all but matrix
+            products; "dots_with_no_batch_dims_saveable", queries times keys too; or "full", each
+            layer from its input.
         scan_layers: whether a decoder keeps each leaf of its layers once, for all of them, with a
             first axis for the layer (`model.layers.input_layernorm.scale` of shape (layers,
             width)), and runs them in a loop: a program of one layer, which compiles faster.

@@ -69,13 +69,13 @@ def _is_flash_attention(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name.startswith(FLASH_ATTENTION)
 
 
-# Policies of `jax.checkpoint` by the names users give: how much is computed again. Of what a
-# policy lets be stored, JAX stores what the backward pass reads.
+# Policies of `jax.checkpoint` by the names users give, which are JAX's own for two of them: how
+# much is computed again. Of what a policy lets be stored, JAX stores what the backward pass reads.
 POLICIES = {
-    "norms": jax.checkpoint_policies.save_from_both_policies(
+    "dots_saveable": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_saveable, _is_flash_attention
     ),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots_with_no_batch_dims_saveable": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

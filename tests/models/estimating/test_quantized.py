@@ -65,7 +65,12 @@ def compiled(kind, remat, accumulate):
 
 @pytest.mark.parametrize(
     ("kind", "remat", "accumulate"),
-    [("int8", "none", 1), ("nf4", "none", 1), ("int8", "dots", 1), ("int8", "none", 4)],
+    [
+        ("int8", "none", 1),
+        ("nf4", "none", 1),
+        ("int8", "dots_with_no_batch_dims_saveable", 1),
+        ("int8", "none", 4),
+    ],
 )
 def test_no_pass_keeps_the_kernels_in_full(kind, remat, accumulate):
     """Arguments fall by what the kernels lose; what is held besides grows by a kernel or two."""

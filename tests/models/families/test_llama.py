@@ -178,7 +178,8 @@ def test_options_that_do_not_go_together():
             "pooling is 'mean', which llama does not have",
         ),
         ({"attention": "flash"}, "attention is 'flash'; supported: 'xla', 'cudnn'"),
-        ({"remat": "some"}, "remat is 'some'; supported: 'none', 'norms', 'dots', 'full'"),
+        ({"remat": "some"}, "remat is 'some'; supported: 'none', 'dots_saveable', 'dots_with_"),
+        ({"remat": "dots"}, "no_batch_dims_saveable', 'full'"),
     ):
         with pytest.raises(ModelError, match=message):
             from_config(config, **options)

@@ -49,7 +49,7 @@ def kernels(model) -> set[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("config", [LLAMA, GEMMA2], ids=["llama", "gemma2"])
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots_with_no_batch_dims_saveable", "full"])
 def test_no_weight_gradient_is_computed_and_no_weight_stored(config, remat):
     """No product of a layer has a kernel's shape, and no loop gives out a stack of kernels."""
     model = from_config(config, "CAUSAL_LM", scan_layers=True, remat=remat)
