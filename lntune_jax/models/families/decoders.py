@@ -12,7 +12,7 @@ from lntune_jax.errors import ModelError
 from ..inputs import prepare_decoder_inputs
 from ..nn.layers import dense
 from ..nn.output import LogitRule
-from ..nn.sharding import run_on_auto_axes
+from ..nn.sharding import decode_on_auto_axes, run_on_auto_axes
 from ..nn.skeleton import skeleton
 from ..types import ModelOutput
 from .base import Kind
@@ -79,9 +79,11 @@ def build(
             hidden, after = model(inputs, key)
             return ModelOutput(last_hidden_state=hidden, cache=after)
 
-        # A cache of stacked layers has no rows in its first axis.
-        rows = inputs.input_ids if cache is None else None
-        return run_on_auto_axes(run, params, inputs, dropout_rng, rows=rows)
+        given: Any = (run, params, inputs, dropout_rng)
+        if cache is None:
+            return run_on_auto_axes(*given, rows=inputs.input_ids)
+        heads = settings.num_key_value_heads
+        return decode_on_auto_axes(*given, tokens=inputs.input_ids, cache=cache, heads=heads)
 
     return leaves, apply
 

@@ -17,6 +17,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lntune_jax.sharding import Misfit
 
+from ..types import Cache, ModelOutput
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -150,10 +152,72 @@ def run_on_auto_axes(
     mesh = _mesh_of_divided((params, inputs) if rows is None else params)
     if mesh is None:
         return function(params, *inputs)
-    spec = PartitionSpec()
-    if rows is not None and jax.typeof(rows).sharding.mesh == mesh:
-        spec = PartitionSpec(*jax.typeof(rows).sharding.spec[:1])
+    spec = PartitionSpec() if rows is None else PartitionSpec(_row_axes(rows, mesh))
     return jax.sharding.auto_axes(function, out_sharding=NamedSharding(mesh, spec))(params, *inputs)
+
+
+def decode_on_auto_axes(
+    function: Callable[..., ModelOutput],
+    params: Any,
+    *inputs: Any,
+    tokens: Any,
+    cache: Cache,
+    heads: int,
+) -> ModelOutput:
+    """Do what `run_on_auto_axes` does, for a call with a cache.
+
+    The keys and values stay where the attention of their heads and rows is computed. Were they
+    whole, each step would send all of them to every device. The rest of the result is whole, since
+    the next token is chosen from it.
+
+    Args:
+        function: gives a `ModelOutput` with a cache.
+        params: the model's weights.
+        inputs: its other arguments.
+        tokens: (batch, length). Rows of keys and values lie where the layers compute them: see
+            `keep_rows_apart`.
+        cache: the cache that is given.
+        heads: of keys and values.
+    """
+    mesh = _mesh_of_divided((params, inputs))
+    if mesh is None:
+        return function(params, *inputs)
+    parts = mesh.shape.get("tensor", 1) if _is_divided_over(params, "tensor") else 1
+    own = "tensor" if parts > 1 and heads % parts == 0 else None
+    first = () if isinstance(cache.keys, tuple) else (None,)  # of stacked layers
+    names = tuple(name for name in ROW_AXES if name in mesh.axis_names)
+    apart = names and tokens.shape[0] % math.prod(mesh.shape[name] for name in names) == 0
+    rows = names if apart else _row_axes(tokens, mesh)
+    kept = NamedSharding(mesh, PartitionSpec(*first, rows, own))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def run(params: Any, *inputs: Any) -> ModelOutput:
+        output = function(params, *inputs)
+        logits = output.logits
+        if logits is None or logits.ndim < 3 or logits.shape[-1] % parts:
+            return output
+        # Scores of each part of the vocabulary where its part of the table lies, and these are
+        # gathered: asked for whole scores alone, the compiler gathers the table at each step.
+        spec = PartitionSpec(*(None,) * (logits.ndim - 1), "tensor" if parts > 1 else None)
+        placed = NamedSharding(jax.typeof(logits).sharding.mesh, spec)
+        return output._replace(logits=jax.lax.with_sharding_constraint(logits, placed))
+
+    out: Any = ModelOutput(whole, whole, whole, Cache(kept, kept, whole, whole))  # pyright: ignore
+    called: Any = jax.sharding.auto_axes(run, out_sharding=out)(params, *inputs)
+    return called
+
+
+def _row_axes(array: Any, mesh: Any) -> Any:
+    """The axes of a mesh that divide an array's first axis."""
+    sharding = jax.typeof(array).sharding
+    return sharding.spec[0] if sharding.mesh == mesh and sharding.spec else None
+
+
+def _is_divided_over(params: Any, name: str) -> bool:
+    """Whether a leaf is divided over an explicit axis of this name."""
+    leaves = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    entries = (entry for leaf in leaves for entry in jax.typeof(leaf).sharding.spec)
+    return any(name in (entry if isinstance(entry, tuple) else (entry,)) for entry in entries)
 
 
 def _mesh_of_divided(params: Any) -> Any:
