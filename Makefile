@@ -92,8 +92,9 @@ $(addprefix measure-,$(BENCH) $(BENCH_LONG)): measure-%: $(VENV)/.test
 $(addprefix measure-,$(BENCH_TORCH) $(BENCH_LONG_TORCH)): measure-%: $(VENV)-parity/.parity
 	$(VENV)-parity/bin/python benchmarks/$*.py
 
-page:
+page: $(VENV)/.test
 	$(PYTHON) benchmarks/page.py
+	$(BIN)/python docs/models_table.py
 
 $(VENV)/.demo: pyproject.toml requirements-demo.txt
 	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }

@@ -1,6 +1,8 @@
 """The README's loop runs as written, on a small model."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -49,3 +51,9 @@ def test_every_relative_link_leads_somewhere():
         assert "@@" not in page.read_text(), page.name  # a figure yet to come
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_the_tables_of_architectures_are_the_registry_s():
+    command = [sys.executable, ROOT / "docs/models_table.py", "--check"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
