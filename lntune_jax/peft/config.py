@@ -103,9 +103,25 @@ def _reads_alike(
     """Whether PEFT copies just `copied` of these modules, by entries of lists alone."""
     if targets is None or isinstance(targets, str):
         return False
-    if not _is_plain(targets) or not _is_plain(excluded):
+    if not _is_plain(targets) or not _is_plain(excluded) or _lacks_some(copied, modules):
         return False
     return _list_ends(modules, targets) - _list_ends(modules, excluded or ()) == set(copied)
+
+
+def _lacks_some(copied: Sequence[str], modules: Sequence[str]) -> bool:
+    """Whether a list has entries without a module that is copied in others.
+
+    PyTorch's model may have one there in name, without parameters, as before ModernBERT's first
+    attention. The end of a path names it too, and PEFT fails to copy it.
+    """
+    known = {tuple(module.split(".")) for module in modules}
+    entries = {path[: end + 1] for path in known for end in range(len(path)) if path[end].isdigit()}
+    for path in (tuple(module.split(".")) for module in copied):
+        for end in (end for end, name in enumerate(path) if name.isdigit()):
+            others = (entry for entry in entries if entry[:-1] == path[:end])
+            if any((*entry, *path[end + 1 :]) not in known for entry in others):
+                return True
+    return False
 
 
 def _is_plain(patterns: str | Sequence[str] | None) -> bool:

@@ -211,6 +211,21 @@ def test_a_task_s_head_that_did_not_train_is_taken_from_the_base(tmp_path):
     assert written["modules_to_save"] == ["classifier"]
 
 
+@pytest.mark.parametrize("uneven", [True, False])
+def test_a_norm_that_the_first_layer_lacks_is_named_by_its_path(tmp_path, uneven):
+    """ModernBERT's first layer has an `nn.Identity` there, of which PEFT cannot make a copy."""
+    norm = {"scale": np.ones(4)}
+    layers = [{"attn_norm": norm, "mlp_norm": norm, "fc": {"kernel": np.ones((4, 4))}}] * 2
+    if uneven:
+        layers[0] = {name: part for name, part in layers[0].items() if name != "attn_norm"}
+    config = lnt.LNTuningConfig(target_modules=["attn_norm", "mlp_norm"])
+    trainable, _ = lnt.partition_params({"layers": layers}, config)
+    lnt.export_peft(tmp_path / "peft", trainable, config, base={"layers": layers})
+    fields = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    paths = ["layers.0.mlp_norm", "layers.1.attn_norm", "layers.1.mlp_norm"]
+    assert sorted(fields["target_modules"]) == (paths if uneven else ["attn_norm", "mlp_norm"])
+
+
 def test_distilbert_s_second_head_layer_is_asked_for(tmp_path):
     config = lnt.LNTuningConfig(task_type="SEQ_CLS", modules_to_save=["classifier"])
     leaves = {"distilbert.ln.scale": np.ones(4), "classifier.bias": np.ones(2)}
