@@ -131,7 +131,7 @@ def from_pretrained(
     progress: Callable[[int, int], None] | None = None,
     quantize: str | None = None,
 ) -> PretrainedModel:
-    """Load a BERT, RoBERTa, Llama, Mistral, Qwen, Gemma, OLMo 2, Phi-3 or GPT-2 checkpoint.
+    """Load a checkpoint of an encoder (BERT and its kin) or of a decoder (Llama and its kin).
 
     The weights come from `model.safetensors`, from several such files with an index, or, for
     a decoder, from a GGUF file, quantised or not, which holds the config too. Only a
@@ -142,8 +142,8 @@ def from_pretrained(
 
     Args:
         name_or_directory: a model directory, a GGUF file, or an id on the Hugging Face hub.
-        task: `None` for the bare model; for BERT and RoBERTa "SEQ_CLS", "TOKEN_CLS" or
-            "MASKED_LM", for the others "CAUSAL_LM" or "SEQ_CLS".
+        task: `None` for the bare model; for an encoder "SEQ_CLS", "TOKEN_CLS" or "MASKED_LM", for
+            a decoder "CAUSAL_LM" or "SEQ_CLS".
         dtype: of weights and activations: "float32" or "bfloat16", whatever the file's is.
         mesh: a `jax.sharding.Mesh` to put the weights on. Its axes "fsdp" and "tensor", where it
             has them, divide them as `base_specs` says, but no head of attention; along any other
