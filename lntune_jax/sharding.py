@@ -41,11 +41,12 @@ def make_specs(params: Any, mesh: Any, rules: Rules | None = None) -> Any:
         params: any pytree of arrays, numpy arrays or `jax.ShapeDtypeStruct`; the halves that
             `partition_params` gives too.
         mesh: a `jax.sharding.Mesh` or `AbstractMesh`.
-        rules: a function `rules(path, leaf)`, such as `lntune_jax.models.base_specs`; or pairs of
-            a pattern and a spec, the first match counts and what matches none is whole. Patterns
-            are those of `target_modules`: the end of a module's path, or a regular expression of
-            its or the leaf's whole path. `None` divides the largest axis of each leaf of two axes
-            or more over "fsdp". Axes that the mesh does not have are left out.
+        rules: a function `rules(path, leaf)`, such as `lntune_jax.models.base_specs` or what
+            `lntune_jax.models.model_specs` gives; or pairs of a pattern and a spec, the first match
+            counts and what matches none is whole. Patterns are those of `target_modules`: the end
+            of a module's path, or a regular expression of its or the leaf's whole path. `None`
+            divides the largest axis of each leaf of two axes or more over "fsdp". Axes that the
+            mesh does not have are left out.
 
     Returns:
         A tree of the structure of `params`.

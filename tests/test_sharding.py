@@ -8,7 +8,7 @@ from jax import P
 
 import lntune_jax as lnt
 from lntune_jax.errors import ShardingError, ShardingWarning, UnmatchedPatternWarning
-from lntune_jax.models import base_specs, from_config
+from lntune_jax.models import base_specs, from_config, model_specs
 from tests.support.devices import run_on_devices
 
 MESH = jax.sharding.AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"))
@@ -109,6 +109,72 @@ def test_an_axis_that_does_not_divide_is_whole_and_named():
     with pytest.warns(ShardingWarning, match=r"axis 0 of up_proj.kernel \(8 over fsdp = 5\)"):
         specs = lnt.make_specs(tree, mesh, base_specs)
     assert specs["up_proj"]["kernel"] == P(None, "tensor")
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_the_rule_of_a_model_cuts_no_head(scanned):
+    """Where `base_specs`, which knows no model, does without a word."""
+    mesh = jax.sharding.AbstractMesh((2, 2), ("fsdp", "tensor"))
+    config = LLAMA | {"num_key_value_heads": 1}
+    model = from_config(config, "CAUSAL_LM", scan_layers=scanned)
+    with pytest.warns(ShardingWarning, match=r"k_proj\.kernel in heads \(1 over tensor = 2\)"):
+        rule = model_specs(model, mesh)
+    specs, cut = (lnt.make_specs(model.params, mesh, rules) for rules in (rule, base_specs))
+    found, other = (
+        {".".join(key.key for key in path): spec for path, spec in leaves}
+        for leaves in (
+            jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, P))[0]
+            for tree in (specs, cut)
+        )
+    )
+    first = (None,) if scanned else ()
+    for path, spec in found.items():
+        if "k_proj" in path or "v_proj" in path:
+            assert (spec, other[path]) == (P(*first, "fsdp", None), P(*first, "fsdp", "tensor"))
+        else:
+            assert spec == other[path]
+    # The halves of a tree are named as the tree.
+    trainable, frozen = lnt.partition_params(
+        model.params, lnt.LNTuningConfig(), name_map=model.name_map
+    )
+    halves = lnt.make_specs((trainable, frozen), mesh, lambda path, leaf: rule(path[2:], leaf))
+    assert set(jax.tree.leaves(halves[1], is_leaf=lambda x: isinstance(x, P))) <= set(
+        found.values()
+    )
+
+
+_HEADS = """
+import warnings
+import jax
+import lntune_jax as lnt
+from lntune_jax.models import base_specs, from_config, model_specs
+from tests.support.collectives import LLAMA, list_collectives, make_mesh
+
+mesh = make_mesh({"tensor": 2})
+model = from_config(LLAMA | {"num_key_value_heads": 1}, "CAUSAL_LM")
+tokens = jax.ShapeDtypeStruct((4, 64), "int32")
+warnings.simplefilter("ignore", lnt.errors.ShardingWarning)
+
+
+def look(rules):
+    params = lnt.shard_params(model.params, mesh, rules)
+    program = jax.jit(lambda p, x: model.apply(p, x).last_hidden_state).lower(params, tokens)
+    return list_collectives(program.compile().as_text(), 2)
+
+
+whole, cut = look(model_specs(model, mesh)), look(base_specs)
+# An attention and an MLP a layer, and the embeddings: sums of hidden states, and nothing else.
+layers = LLAMA["num_hidden_layers"]
+assert [each.kind for each in whole] == ["all-reduce"] * (2 * layers + 1), whole
+assert {each.shapes for each in whole} == {((4, 64, 256),)}
+# With a head in two, each layer also sends halves of its keys, its values or its scores.
+assert len(cut) >= len(whole) + layers, cut
+print("done")
+"""
+
+
+def test_a_head_in_two_is_sent_in_every_layer():
+    run_on_devices(_HEADS, 2)
 
 
 def test_any_tree_by_patterns_and_by_its_largest_axes():

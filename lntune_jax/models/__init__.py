@@ -11,6 +11,7 @@ from .decoding.generate import stream as stream
 from .estimating.memory import MemoryEstimate as MemoryEstimate
 from .estimating.memory import estimate_memory as estimate_memory
 from .families.registry import base_specs as base_specs
+from .families.registry import model_specs as model_specs
 from .loading.gguf_tokenizer import tokenizer_from_gguf as tokenizer_from_gguf
 from .loss import causal_lm_loss as causal_lm_loss
 from .merging.merge import MergedCheckpoint as MergedCheckpoint

@@ -146,7 +146,7 @@ def from_pretrained(
             a decoder "CAUSAL_LM" or "SEQ_CLS".
         dtype: of weights and activations: "float32" or "bfloat16", whatever the file's is.
         mesh: a `jax.sharding.Mesh` to put the weights on. Its axes "fsdp" and "tensor", where it
-            has them, divide them as `base_specs` says, but no head of attention; along any other
+            has them, divide them as `model_specs` says; along any other
             there are copies.
         specs: in place of that, `specs(path, leaf)` gives the `PartitionSpec` of a leaf, from its
             path with dots and its shape and dtype.

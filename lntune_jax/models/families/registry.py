@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..nn.sharding import Specs, find_spec
+from lntune_jax.paths import flatten, join
+from lntune_jax.sharding import fit_spec, warn_of
+
+from ..nn.sharding import Specs, find_spec, keep_heads_whole
 from . import bert, distilbert, gpt2, llama, modernbert, olmo2, phi3, roberta, rotary_decoder
 from .base import Family
 from .decoders import DECODER
 from .encoders import ENCODER
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from jax.sharding import PartitionSpec
 
@@ -146,9 +149,10 @@ def base_specs(path: str, leaf: Any) -> PartitionSpec:
     """Give the `PartitionSpec` of a leaf of the built-in models, for the axes "fsdp" and "tensor".
 
     It is a rule for `lntune_jax.make_specs` and `lntune_jax.shard_params`, which leave out the
-    axes that a mesh does not have and those that do not divide. `from_pretrained(mesh=)` goes by
-    it too, and leaves whole along "tensor" what would be cut within a head: a path alone does not
-    say how many heads there are.
+    axes that a mesh does not have and those that do not divide. A path does not say how many heads
+    there are, so that "tensor" may cut within a head of attention, and each layer then sends parts
+    of heads. Where you have the model, use `model_specs`, which cuts none. `from_pretrained(mesh=)`
+    does what `model_specs` says.
 
     Args:
         path: the leaf's path, with dots.
@@ -166,3 +170,42 @@ def base_specs(path: str, leaf: Any) -> PartitionSpec:
         ()
     """
     return find_spec(_SPECS, path, leaf)
+
+
+def model_specs(model: Any, mesh: Any) -> Callable[[str, Any], PartitionSpec]:
+    """Give the rule `base_specs` for one model and mesh: no head of attention is cut in two.
+
+    Args:
+        model: from `from_pretrained` or `from_config`.
+        mesh: a `jax.sharding.Mesh` or `AbstractMesh`, the one that `make_specs` is given.
+
+    Returns:
+        A rule for `lntune_jax.make_specs` and `lntune_jax.shard_params`, also for the halves of
+        the model's tree.
+
+    Warns:
+        ShardingWarning: "tensor" does not divide the heads, and a leaf is left whole along it.
+
+    Example:
+        >>> import jax
+        >>> import lntune_jax as lnt
+        >>> from transformers import LlamaConfig
+        >>> tiny = LlamaConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=1)
+        >>> model = lnt.models.from_config(tiny)
+        >>> mesh = jax.sharding.AbstractMesh((2,), ("tensor",))
+        >>> specs = lnt.make_specs(model.params, mesh, lnt.models.model_specs(model, mesh))
+        >>> tuple(specs["layers"]["0"]["self_attn"]["k_proj"]["kernel"])
+        (None, 'tensor')
+    """
+    own, settings = FAMILIES[model.settings.model_type].specs, model.settings
+
+    def rule(path: str, leaf: Any) -> PartitionSpec:
+        return keep_heads_whole(own, settings, path, base_specs(path, leaf), mesh.shape)[0]
+
+    misfits = []
+    for leaf in flatten(model.params)[0]:
+        path = join(leaf.path)
+        spec, _ = fit_spec(path, leaf.value.shape, base_specs(path, leaf.value), mesh.shape)
+        misfits += keep_heads_whole(own, settings, path, spec, mesh.shape)[1]
+    warn_of(misfits)
+    return rule
