@@ -21,5 +21,6 @@ from .model import from_config as from_config
 from .model import from_pretrained as from_pretrained
 from .nn.layers import mean_pool as mean_pool
 from .types import Cache as Cache
+from .types import GivenOptions as GivenOptions
 from .types import ModelOutput as ModelOutput
 from .types import Options as Options

@@ -7,9 +7,11 @@ tree's shapes.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import os
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -31,10 +33,10 @@ from .loading.sources import (
 from .loading.weights import canonical_keys, load_leaves, match
 from .nn.quantized import check_kind, quantized_shapes
 from .nn.skeleton import nest
-from .types import POOLINGS, Options
+from .types import POOLINGS, GivenOptions, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from lntune_jax.names.rules import NameMap
@@ -117,19 +119,13 @@ def from_pretrained(
     name_or_directory: str | os.PathLike[str],
     task: str | None = None,
     *,
-    dtype: Any = "float32",
+    num_labels: int | None = None,
     mesh: Any = None,
     specs: Callable[[str, Any], Any] | None = None,
-    num_labels: int | None = None,
-    pooling: str | None = None,
-    attention: str = "xla",
-    remat: str = "none",
-    scan_layers: bool = False,
-    frozen_layers: int = 0,
     seed: int = 0,
     revision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
-    quantize: str | None = None,
+    **options: Unpack[GivenOptions],
 ) -> PretrainedModel:
     """Load a checkpoint of an encoder (BERT and its kin) or of a decoder (Llama and its kin).
 
@@ -144,37 +140,21 @@ def from_pretrained(
         name_or_directory: a model directory, a GGUF file, or an id on the Hugging Face hub.
         task: `None` for the bare model; for an encoder "SEQ_CLS", "TOKEN_CLS" or "MASKED_LM", for
             a decoder "CAUSAL_LM" or "SEQ_CLS".
-        dtype: of weights and activations: "float32" or "bfloat16", whatever the file's is.
+        num_labels: outputs of a classifier, in place of the config's.
         mesh: a `jax.sharding.Mesh` to put the weights on. Its axes "fsdp" and "tensor", where it
             has them, divide them as `model_specs` says; along any other
             there are copies.
         specs: in place of that, `specs(path, leaf)` gives the `PartitionSpec` of a leaf, from its
             path with dots and its shape and dtype.
-        num_labels: outputs of a classifier, in place of the config's.
-        pooling: what an encoder's sequence classifier reads: "own" for what its architecture's
-            does, "mean" for the mean of the last hidden states over the tokens that count, "cls"
-            for the first token's. `None` for what sentence-transformers' files in the directory
-            say (`modules.json`, `1_Pooling/config.json`); "own" where there are none, or where
-            the checkpoint is a classifier already. `options.pooling` of the model has the answer.
-        attention: "xla", or "cudnn" for flash attention on NVIDIA GPUs (decoders only).
-        remat: what a decoder's backward pass computes again to store less, two by the names of
-            JAX's policies (`jax.checkpoint_policies`): "none"; "dots_saveable", all but matrix
-            products; "dots_with_no_batch_dims_saveable", queries times keys too; or "full", each
-            layer from its input.
-        scan_layers: whether a decoder keeps each leaf of its layers once, for all of them, with a
-            first axis for the layer (`model.layers.input_layernorm.scale` of shape (layers,
-            width)), and runs them in a loop: a program of one layer, which compiles faster.
-            The host then holds one whole stacked leaf while it is read.
-        frozen_layers: with `scan_layers`, how many layers from the first are a stack and a loop of
-            their own, `layers.lower`; where none of them trains, the backward pass ends above.
         seed: for leaves that the checkpoint lacks.
         revision: a branch, tag or commit on the hub.
         progress: called as `progress(done, total)`, in bytes, after each tensor.
-        quantize: `None`, or what the kernels of the layers are kept as to take less memory:
-            "int8", "int4", "nf4" or "fp8" (needs qwix, the extra `quant`). Norms, biases,
-            embeddings and heads stay in `dtype`, and so do activations.
+        options: how the model is made and computes, each by its name: `dtype`, `pooling`,
+            `attention`, `remat`, `scan_layers`, `frozen_layers`, `quantize`. `Options` says what
+            they mean and what they are if left out; `model.options` keeps them.
 
     Raises:
+        TypeError: there is no option of a name.
         ModelError: the name is neither a directory nor on the hub; a file is missing, damaged
             or a pickle; the config holds something that cannot be honoured exactly; the weights
             do not fit the model; `quantize` would quantise activations, through which norms
@@ -194,19 +174,17 @@ def from_pretrained(
         ...     print(error)
         './no-such-directory' is neither a directory nor an id on the hub
     """
-    options = check_options(
-        task, Options(dtype, pooling, attention, remat, scan_layers, frozen_layers, quantize)
-    )
+    made = check_options(task, read_options(options, from_pretrained))
     path = find_directory(name_or_directory, revision)
     with open_source(path) as (found, weights):
         config = with_labels(found, num_labels)
-        options = _choose_pooling(options, task, config, path)
+        made = _choose_pooling(made, task, config, path)
         stops = read_stop_tokens(config, path) if task == "CAUSAL_LM" else ()
         layout = FAMILIES[config.model_type].checkpoint_names
         names = canonical_keys(weights, layout.prefix)
         check_layers(config, len(names), weights.directory)
         pooler = any(name.startswith("pooler.") for name in names)
-        blueprint = draw_up(config, task, options, pooler=pooler)
+        blueprint = draw_up(config, task, made, pooler=pooler)
         parts = unstack(blueprint.leaves, blueprint.stacks)
         plan = match(parts, names, weights, task, layout)
         arrays = load_leaves(
@@ -222,7 +200,7 @@ def from_pretrained(
             seed=seed,
             spread=blueprint.settings.initializer_range,
             progress=progress,
-            quantize=options.quantize,
+            quantize=made.quantize,
         )
     fresh = tuple(map(".".join, plan.fresh))
     return complete(blueprint, nest(arrays), config, fresh, stops)
@@ -232,15 +210,9 @@ def from_config(
     directory_or_config: Any,
     task: str | None = None,
     *,
-    dtype: Any = "float32",
     num_labels: int | None = None,
-    pooling: str | None = None,
-    attention: str = "xla",
-    remat: str = "none",
-    scan_layers: bool = False,
-    frozen_layers: int = 0,
     revision: str | None = None,
-    quantize: str | None = None,
+    **options: Unpack[GivenOptions],
 ) -> PretrainedModel:
     """Give the model of a config, with shapes in place of weights.
 
@@ -248,21 +220,16 @@ def from_config(
         directory_or_config: a transformers config, the dict of a config.json, a directory with
             one, or an id on the Hugging Face hub; no weights are read or fetched.
         task: as in `from_pretrained`.
-        dtype: as in `from_pretrained`.
         num_labels: as in `from_pretrained`.
-        pooling: as in `from_pretrained`.
-        attention: as in `from_pretrained`.
-        remat: as in `from_pretrained`.
-        scan_layers: as in `from_pretrained`.
-        frozen_layers: as in `from_pretrained`.
         revision: as in `from_pretrained`.
-        quantize: as in `from_pretrained`.
+        options: as in `from_pretrained`.
 
     Returns:
         A model whose `params` are `jax.ShapeDtypeStruct`; `jax.eval_shape(model.apply, ...)`
         works on them, and `model.apply` on a tree of arrays of those shapes.
 
     Raises:
+        TypeError: there is no option of a name.
         ModelError: as in `from_pretrained`, for all that the config says.
 
     Example:
@@ -275,9 +242,7 @@ def from_config(
         >>> sorted(model.params["bert"]["encoder"]["layer"]["0"]["output"]["LayerNorm"])
         ['bias', 'scale']
     """
-    options = check_options(
-        task, Options(dtype, pooling, attention, remat, scan_layers, frozen_layers, quantize)
-    )
+    made = check_options(task, read_options(options, from_config))
     config, path = directory_or_config, None
     if isinstance(config, str | os.PathLike):
         more = {"CAUSAL_LM": "generation_config.json", "SEQ_CLS": "modules.json"}
@@ -287,11 +252,9 @@ def from_config(
     elif isinstance(config, dict):
         config = config_of(config, "the config")
     config = with_labels(config, num_labels)
-    options = _choose_pooling(options, task, config, path)
+    made = _choose_pooling(made, task, config, path)
     stops = read_stop_tokens(config, path) if task == "CAUSAL_LM" else ()
-    return replace(
-        shapes_of(draw_up(config, task, options, pooler=True), config), stop_tokens=stops
-    )
+    return replace(shapes_of(draw_up(config, task, made, pooler=True), config), stop_tokens=stops)
 
 
 @dataclass(frozen=True)
@@ -315,6 +278,29 @@ class Blueprint:
     apply: Callable[..., ModelOutput]
     stacks: Stacks = field(default_factory=dict)
     name_map: NameMap | None = None
+
+
+def read_options(given: Mapping[str, Any], function: Callable[..., Any]) -> Options:
+    """Give the options that were passed by name to a function.
+
+    Raises:
+        TypeError: there is none of a name; says which is meant, and which the function takes.
+    """
+    known = [each.name for each in dataclasses.fields(Options)]
+    for name in given:
+        if name not in known:
+            own = [
+                p.name
+                for p in inspect.signature(function).parameters.values()
+                if p.kind != p.VAR_KEYWORD
+            ]
+            near = difflib.get_close_matches(name, [*known, *own], n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else "."
+            raise TypeError(
+                f"{function.__name__} has no argument {name!r}{meant} Its options are "
+                f"{', '.join(known)}, and it takes {', '.join(own)}"
+            )
+    return Options(**given)
 
 
 def check_options(task: str | None, options: Options) -> Options:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
     import jax
@@ -25,15 +25,30 @@ POOLINGS = ("own", "mean", "cls")
 class Options:
     """How a model is made and how it computes, whatever its config says.
 
+    `from_pretrained` and `from_config` take each of them by its name, and a model keeps them.
+
     Attributes:
-        dtype: of weights and activations.
-        pooling: what an encoder's sequence classifier reads: one of `POOLINGS`; `None` where the
-            model has no such head.
-        attention: a decoder's implementation.
-        remat: what a decoder's backward pass computes again.
-        scan_layers: whether a decoder's layers are one, with stacked weights, in a loop.
-        frozen_layers: of these, how many from the first are a stack and a loop of their own.
-        quantize: what the kernels of the layers are kept as, or `None` for `dtype`.
+        dtype: of weights and activations: "float32" or "bfloat16", whatever the file's is.
+        pooling: what a sequence classifier reads. "own": what transformers' class for it
+            reads. "mean": the mean of the last hidden states over the tokens that count.
+            "cls": the first token's last hidden state (these two of encoders only). `None`: what
+            the model's files say (`1_Pooling/config.json`, of sentence-transformers), and
+            "own" where they say nothing or the config names a class of classifiers.
+            A model keeps what came of it, or `None` if it is no sequence classifier.
+        attention: "xla", or "cudnn" for flash attention on NVIDIA GPUs (decoders only).
+        remat: what a decoder's backward pass computes again to store less, two by the names of
+            JAX's policies (`jax.checkpoint_policies`): "none"; "dots_saveable", all but matrix
+            products; "dots_with_no_batch_dims_saveable", queries times keys too; or "full", each
+            layer from its input.
+        scan_layers: whether a decoder keeps each leaf of its layers once, for all of them, with a
+            first axis for the layer (`model.layers.input_layernorm.scale` of shape (layers,
+            width)), and runs them in a loop: a program of one layer, which compiles faster.
+            The host then holds one whole stacked leaf while it is read.
+        frozen_layers: with `scan_layers`, how many layers from the first are a stack and a loop of
+            their own, `layers.lower`; where none of them trains, the backward pass ends above.
+        quantize: `None`, or what the kernels of the layers are kept as to take less memory:
+            "int8", "int4", "nf4" or "fp8" (needs qwix, the extra `quant`). Norms, biases,
+            embeddings and heads stay in `dtype`, and so do activations.
 
     Example:
         >>> from lntune_jax.models import Options
@@ -48,6 +63,27 @@ class Options:
     scan_layers: bool = False
     frozen_layers: int = 0
     quantize: str | None = None
+
+
+class GivenOptions(TypedDict, total=False):
+    """The names and types of `Options`, any of which may be passed as keywords.
+
+    Example:
+        >>> from lntune_jax.models import GivenOptions
+        >>> given: GivenOptions = {"dtype": "bfloat16", "remat": "full"}
+        >>> from transformers import LlamaConfig
+        >>> from lntune_jax.models import from_config
+        >>> from_config(LlamaConfig(num_hidden_layers=1), **given).options.remat
+        'full'
+    """
+
+    dtype: Any
+    pooling: str | None
+    attention: str
+    remat: str
+    scan_layers: bool
+    frozen_layers: int
+    quantize: str | None
 
 
 class ModelOutput(NamedTuple):
