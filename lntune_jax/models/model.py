@@ -142,8 +142,7 @@ def from_pretrained(
             a decoder "CAUSAL_LM" or "SEQ_CLS".
         num_labels: outputs of a classifier, in place of the config's.
         mesh: a `jax.sharding.Mesh` to put the weights on. Its axes "fsdp" and "tensor", where it
-            has them, divide them as `model_specs` says; along any other
-            there are copies.
+            has them, divide them as `model_specs` says; along any other there are copies.
         specs: in place of that, `specs(path, leaf)` gives the `PartitionSpec` of a leaf, from its
             path with dots and its shape and dtype.
         seed: for leaves that the checkpoint lacks.
