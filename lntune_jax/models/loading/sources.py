@@ -44,9 +44,9 @@ _PARTS_FILE, _PARTS_PATTERN = "modules.json", "[0-9]*_*/config.json"
 
 # Far above any model's, and small enough for a list of so many entries.
 _MOST = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "block_count"), 1_000),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "block_count"), 1_000),
     **dict.fromkeys(("num_labels", "_num_labels"), 1_000_000),
-    **dict.fromkeys(("head_dim", "hidden_size", "n_embd"), 2**22),
+    **dict.fromkeys(("head_dim", "hidden_size", "n_embd", "dim"), 2**22),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lntune_jax.errors import ModelError
-from lntune_jax.models import from_pretrained
+from lntune_jax.models import from_config, from_pretrained
 from tests.support.checkpoints import REFERENCE, rewritten
 
 
@@ -130,3 +130,18 @@ def test_hub_failures_are_one_line(monkeypatch):
     with pytest.raises(ModelError, match="neither a directory nor reachable on the hub") as caught:
         from_pretrained("owner/name")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field", "value"),
+    [
+        ("bert", "num_hidden_layers", 5_000),
+        ("distilbert", "n_layers", 5_000),
+        ("gpt2", "n_layer", 5_000),
+        ("distilbert", "dim", 2**23),
+        ("gpt2", "n_embd", 2**23),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused_before_anything_is_built(model_type, field, value):
+    with pytest.raises(ModelError, match=f"'{field}' is {value}; supported: at most"):
+        from_config({"model_type": model_type, field: value})
