@@ -12,15 +12,8 @@ import lntune_jax as lnt
 from lntune_jax.adapters.format import read_metadata
 from lntune_jax.errors import AdapterError, SelectionError
 from tests.support.checkpoints import assert_same
-from tests.support.scanned import (
-    CLASSIFIERS,
-    CONFIG,
-    DECODERS,
-    TOKENS,
-    TOLERANCE,
-    distance,
-    load,
-)
+from tests.support.decoders import ARCHITECTURES
+from tests.support.scanned import CLASSIFIERS, CONFIG, TOKENS, TOLERANCE, distance, load
 
 
 def both(name: str):
@@ -37,7 +30,7 @@ def tuned(model, seed: int = 0) -> dict[str, jax.Array]:
     }
 
 
-@pytest.mark.parametrize("name", [*DECODERS, *CLASSIFIERS])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *CLASSIFIERS])
 def test_an_adapter_of_one_form_fits_the_other(name, tmp_path):
     apart, scanned = both(name)
     leaves = tuned(scanned)

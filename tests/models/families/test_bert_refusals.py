@@ -80,7 +80,7 @@ MODERNBERT = EVERY | {
     "mlp_dropout": (2, "supported: a number from 0 to 1"),
     "classifier_dropout": (2, "supported: a number from 0 to 1"),
     "rope_parameters": (
-        {"full_attention": FULL | {"rope_type": "longrope"}, "sliding_attention": FULL},
+        {"full_attention": FULL | {"rope_type": "other"}, "sliding_attention": FULL},
         "supported: one of default,",
     ),
 }
