@@ -31,6 +31,7 @@ from ._programs import Classifier
 from ._run_files import RunFiles
 from ._scores import score
 from ._settings import Recipe, Selection
+from ._stopping import TerminatedError
 
 _MAX_LENGTH = 128
 _BUCKETS = 3
@@ -158,6 +159,8 @@ def _train(
     files.clear()
     files.directory.mkdir(parents=True, exist_ok=True)
     fitted = fit(work, recipe, files, console, title=method.name)
+    if fitted.terminated:
+        raise TerminatedError
     title = f"{method.name}: MiniLM on rotten_tomatoes"
     summary = finish(work, recipe, fitted, files, name=method.name, title=title)
     shutil.rmtree(files.checkpoints)

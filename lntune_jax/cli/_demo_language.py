@@ -30,6 +30,7 @@ from ._language_rows import LanguageRows
 from ._language_work import LanguageWork, MeanLoss, perplexity_of
 from ._run_files import RunFiles
 from ._settings import ComputeType, Recipe, Selection
+from ._stopping import TerminatedError
 from ._train_language import make_rows, row_lengths
 
 LEARNING_RATE = 1e-3
@@ -166,6 +167,8 @@ def _train(
     files.clear()
     files.directory.mkdir(parents=True, exist_ok=True)
     fitted = fit(work, recipe, files, console, title=precision.name)
+    if fitted.terminated:
+        raise TerminatedError
     title = f"SmolLM2-135M on imdb reviews, {precision.name}"
     summary = finish(work, recipe, fitted, files, name=precision.name, title=title)
     shutil.rmtree(files.checkpoints)

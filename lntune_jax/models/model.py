@@ -359,6 +359,9 @@ def draw_up(config: Any, task: str | None, options: Options, *, pooler: bool) ->
             raise ModelError(
                 f"{unread.name} is {found!r}, which {model_type} does not have: leave it out"
             )
+    head = family.heads.get("SEQ_CLS")
+    if head is not None and options.pooling == head.reads(settings):
+        options = replace(options, pooling="own")  # as merging and PEFT's classes know it
     return assemble(settings, task, options, pooler=pooler)
 
 

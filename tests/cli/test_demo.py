@@ -1,4 +1,5 @@
 import json
+import signal
 import sys
 
 import jax
@@ -46,3 +47,26 @@ def test_a_short_demo_does_the_whole_job(run, tmp_path):
     code, printed, _ = run("predict", "--run", tmp_path / "ln-tuning-seed-0", "--text", "a triumph")
     assert code == 0
     assert json.loads(printed)["label"] in ("negative", "positive")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", ["seq_cls", "causal_lm"])
+def test_a_demo_that_is_terminated_says_so(run, tmp_path, monkeypatch, task):
+    """Before it has been evaluated there is nothing to report."""
+    monkeypatch.setattr(signal, "signal", deliver_at_once(signal.signal))
+    code, _, complaint = run("demo", "--task", task, "--steps", "50", "--output", tmp_path)
+    assert code == 143
+    assert "stopped by SIGTERM" in complaint
+    assert "Traceback" not in complaint
+
+
+def deliver_at_once(install):
+    """Send SIGTERM as soon as training listens for it."""
+
+    def listen(number, handler):
+        before = install(number, handler)
+        if number == signal.SIGTERM and callable(handler):
+            signal.raise_signal(signal.SIGTERM)
+        return before
+
+    return listen

@@ -178,6 +178,19 @@ def refuse_unknown_fields(config: Any, known: tuple[str, ...]) -> None:
             require(field, value, accepted, f"{default!r} (a field unknown to this version)")
 
 
+def refuse_tensor(model_type: str, tensor: int) -> None:
+    """Refuse tensor parallelism in an estimate, for a family whose parts are no smaller models.
+
+    Raises:
+        ModelError: there is some.
+    """
+    if tensor > 1:
+        raise ModelError(
+            f"the mesh has tensor={tensor}, along which no estimate divides a {model_type}: leave "
+            "it out, or make it fsdp"
+        )
+
+
 def read_padding(config: Any) -> int | None:
     """Read the padding id, which only a sequence classifier looks at."""
     value = read(config, "pad_token_id")

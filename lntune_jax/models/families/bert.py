@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
-from lntune_jax.errors import ModelError
-
 from ..inputs import prepare_encoder_inputs
 from ..nn.attention import attend
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
-from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
+from ..nn.sharding import Specs, spread_lookup
 from . import base as fields
 from . import encoders
 from .names import Layout
@@ -158,8 +156,7 @@ def divide(settings: Settings, layers: int, tensor: int) -> Settings:
     Raises:
         ModelError: they are to be.
     """
-    if tensor > 1:
-        raise ModelError(f"the mesh has tensor={tensor}; only the Llama family is divided so")
+    fields.refuse_tensor(settings.model_type, tensor)
     return replace(settings, num_hidden_layers=layers)
 
 
@@ -255,7 +252,9 @@ class Encoder(nnx.Module):
     def __init__(self, settings: Settings, *, pooler: bool, dtype: Any, rngs: nnx.Rngs):
         """Make the modules, with a pooler only where one is asked for."""
         self.embeddings = Embeddings(settings, dtype, rngs)
-        self.encoder = LayerStack(settings, dtype, rngs)
+        self.encoder = encoders.LayerStack(
+            [Layer(settings, dtype, rngs) for _ in range(settings.num_hidden_layers)]
+        )
         if pooler:
             self.pooler = Pooler(settings, dtype, rngs)
 
@@ -291,26 +290,6 @@ class Embeddings(nnx.Module):
         types = self.token_type_embeddings(inputs.token_type_ids)
         positions = self.position_embeddings(inputs.position_ids)
         return dropout(self.LayerNorm(words + types + positions), self.rate, key)
-
-
-class LayerStack(nnx.Module):
-    """The layers, one after the other."""
-
-    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
-        count = settings.num_hidden_layers
-        self.layer = nnx.List([Layer(settings, dtype, rngs) for _ in range(count)])
-
-    def __call__(
-        self,
-        hidden: Hidden,
-        mask: Bool[Array, "batch length"] | None,
-        key: Any,
-        places: int | None = None,
-    ) -> Hidden:
-        for layer, own in zip(self.layer, split_key(key, len(self.layer)), strict=True):
-            read = places if layer is self.layer[-1] else None
-            hidden = layer(keep_rows_apart(hidden), mask, own, read)
-        return keep_rows_apart(hidden)
 
 
 class Layer(nnx.Module):
@@ -430,9 +409,11 @@ class SequenceClassifier(encoders.SequenceClassifier):
         self.rate = settings.classifier_dropout
         self.classifier = dense(settings.hidden_size, settings.num_labels, options.dtype, rngs)
 
-    def pool(self, hidden: Hidden) -> Float[Array, "batch hidden"]:
-        """Give the pooler's output."""
-        return self.base.pooler(hidden)
+    @staticmethod
+    def reads(settings: Settings) -> str:
+        """Give what BERT reads: its pooler's output."""
+        del settings
+        return "own"
 
     def classify(
         self, vector: Float[Array, "batch hidden"], key: Any

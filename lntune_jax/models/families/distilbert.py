@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 from flax import nnx
 
-from lntune_jax.errors import ModelError
-
 from ..inputs import prepare_encoder_inputs, refuse_types
 from ..nn.attention import attend
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
-from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
+from ..nn.sharding import Specs, spread_lookup
 from . import base as fields
 from . import encoders
 from .names import Layout
@@ -116,8 +114,7 @@ def divide(settings: Settings, layers: int, tensor: int) -> Settings:
     Raises:
         ModelError: they are to be.
     """
-    if tensor > 1:
-        raise ModelError(f"the mesh has tensor={tensor}; only the Llama family is divided so")
+    fields.refuse_tensor(settings.model_type, tensor)
     return replace(settings, num_hidden_layers=layers)
 
 
@@ -156,7 +153,9 @@ class Encoder(nnx.Module):
         """Make the modules; there is no pooler to be asked for."""
         del pooler
         self.embeddings = Embeddings(settings, dtype, rngs)
-        self.transformer = LayerStack(settings, dtype, rngs)
+        self.transformer = encoders.LayerStack(
+            [Layer(settings, dtype, rngs) for _ in range(settings.num_hidden_layers)]
+        )
 
     @staticmethod
     def prepare_inputs(
@@ -202,26 +201,6 @@ class Embeddings(nnx.Module):
         words = spread_lookup(self.word_embeddings(inputs.input_ids))
         positions = self.position_embeddings(inputs.position_ids)
         return dropout(self.LayerNorm(words + positions), self.rate, key)
-
-
-class LayerStack(nnx.Module):
-    """The layers, one after the other."""
-
-    def __init__(self, settings: Settings, dtype: Any, rngs: nnx.Rngs):
-        count = settings.num_hidden_layers
-        self.layer = nnx.List([Layer(settings, dtype, rngs) for _ in range(count)])
-
-    def __call__(
-        self,
-        hidden: Hidden,
-        mask: Bool[Array, "batch length"] | None,
-        key: Any,
-        places: int | None = None,
-    ) -> Hidden:
-        for layer, own in zip(self.layer, split_key(key, len(self.layer)), strict=True):
-            read = places if layer is self.layer[-1] else None
-            hidden = layer(keep_rows_apart(hidden), mask, own, read)
-        return keep_rows_apart(hidden)
 
 
 class Layer(nnx.Module):

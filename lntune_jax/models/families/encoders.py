@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..nn.layers import dense, dropout, mean_pool, split_key
-from ..nn.sharding import run_on_auto_axes
+from ..nn.sharding import keep_rows_apart, run_on_auto_axes
 from ..nn.skeleton import skeleton
 from ..types import ModelOutput
 from .base import Kind
@@ -20,7 +20,7 @@ from .base import Kind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float
 
     from ..inputs import Inputs
     from ..nn.layers import Embed
@@ -98,6 +98,26 @@ def _read_bare(model: Any, inputs: Inputs, key: Any) -> ModelOutput:
     return ModelOutput(last_hidden_state=hidden, pooler_output=pooled)
 
 
+class LayerStack(nnx.Module):
+    """The layers, one after the other."""
+
+    def __init__(self, layers: list[Any]):
+        """Take the layers, each a function of states, mask, key and places."""
+        self.layer = nnx.List(layers)
+
+    def __call__(
+        self,
+        hidden: Hidden,
+        mask: Bool[Array, "batch length"] | None,
+        key: Any,
+        places: int | None = None,
+    ) -> Hidden:
+        for layer, own in zip(self.layer, split_key(key, len(self.layer)), strict=True):
+            read = places if layer is self.layer[-1] else None
+            hidden = layer(keep_rows_apart(hidden), mask, own, read)
+        return keep_rows_apart(hidden)
+
+
 class HeadedModel(nnx.Module):
     """An encoder under the architecture's own name, for a head to be put on."""
 
@@ -121,7 +141,8 @@ class SequenceClassifier(HeadedModel):
     def __init__(self, base: Any, settings: Any, options: Options):
         """Take the encoder."""
         super().__init__(base, settings)
-        self.pooling = options.pooling
+        asked = options.pooling
+        self.pooling = self.reads(settings) if asked in (None, "own") else asked
 
     def outputs(self, inputs: Inputs, key: Any, with_hidden: bool = False) -> ModelOutput:
         """Pool the hidden states and classify the result."""
@@ -132,13 +153,15 @@ class SequenceClassifier(HeadedModel):
         if mean:
             vector = mean_pool(hidden, inputs.attention_mask)
         else:
-            vector = hidden[:, 0] if self.pooling == "cls" else self.pool(hidden)
+            vector = hidden[:, 0] if self.pooling == "cls" else self.base.pooler(hidden)
         logits = self.classify(vector, second)
         return ModelOutput(last_hidden_state=hidden if whole else None, logits=logits)
 
-    def pool(self, hidden: Hidden) -> Vector:
-        """Give what the architecture itself reads of the hidden states: the first token's."""
-        return hidden[:, 0]
+    @staticmethod
+    def reads(settings: Any) -> str:
+        """Give what the architecture's own class reads: "mean", "cls", or "own" for a pooler."""
+        del settings
+        return "cls"
 
     def classify(self, vector: Vector, key: Any) -> Labels:
         """Give the logits of each text."""

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
-from lntune_jax.errors import ModelError
-
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
 from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
@@ -101,8 +99,7 @@ def divide(settings: Settings, layers: int, tensor: int) -> Settings:
     Raises:
         ModelError: they are to be.
     """
-    if tensor > 1:
-        raise ModelError(f"the mesh has tensor={tensor}; only the Llama family is divided so")
+    fields.refuse_tensor(settings.model_type, tensor)
     return replace(settings, num_hidden_layers=layers, scales=settings.scales[:layers])
 
 

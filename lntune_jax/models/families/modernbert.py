@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
-from lntune_jax.errors import ModelError
-
 from ..inputs import prepare_encoder_inputs, refuse_types
 from ..nn.attention import attend_explicitly
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
@@ -196,8 +194,7 @@ def divide(settings: Settings, layers: int, tensor: int) -> Settings:
     Raises:
         ModelError: they are to be.
     """
-    if tensor > 1:
-        raise ModelError(f"the mesh has tensor={tensor}; only the Llama family is divided so")
+    fields.refuse_tensor(settings.model_type, tensor)
     return replace(settings, layers=settings.layers[:layers])
 
 
@@ -387,11 +384,14 @@ class SequenceClassifier(encoders.SequenceClassifier):
     def __init__(self, base: Any, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the classifier."""
         super().__init__(base, settings, options)
-        if settings.classifier_pooling == "mean":
-            self.pooling = "mean"
         self.rate = settings.classifier_dropout
         self.head = Head(settings, options.dtype, rngs)
         self.classifier = dense(settings.hidden_size, settings.num_labels, options.dtype, rngs)
+
+    @staticmethod
+    def reads(settings: Settings) -> str:
+        """Give what the config says."""
+        return settings.classifier_pooling
 
     def classify(
         self, vector: Float[Array, "batch hidden"], key: Any

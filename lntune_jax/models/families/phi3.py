@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from flax import nnx
 
-from lntune_jax.errors import ModelError
-
 from ..nn.layers import ACTIVATIONS, dense, dropout, split_key
 from ..nn.sharding import Specs
 from . import base as fields
@@ -76,11 +74,7 @@ def divide(settings: Settings, layers: int, tensor: int) -> Settings:
     Raises:
         ModelError: they are to be.
     """
-    if tensor > 1:
-        raise ModelError(
-            f"the mesh has tensor={tensor}, and the fused products of a Phi-3 are whole along it; "
-            "leave it out, or make it fsdp"
-        )
+    fields.refuse_tensor(settings.model_type, tensor)
     return replace(settings, layers=settings.layers[:layers])
 
 

@@ -62,7 +62,9 @@ class Found(NamedTuple):
     def pooling(self) -> str | None:
         """How its classifier pools, one of `POOLINGS`, if it says so."""
         pooling = (self.task or {}).get("pooling")
-        return {None: None, "default": "own"}.get(pooling, str(pooling))
+        if pooling == "default":  # as it was written when that alone was the default
+            return "own"
+        return None if pooling is None else str(pooling)
 
     @property
     def own_reading(self) -> str | None:

@@ -166,9 +166,9 @@ def decode_on_auto_axes(
 ) -> ModelOutput:
     """Do what `run_on_auto_axes` does, for a call with a cache.
 
-    The keys and values stay where the attention of their heads and rows is computed. Were they
-    whole, each step would send all of them to every device. The rest of the result is whole, since
-    the next token is chosen from it.
+    The keys and values stay where the attention of their heads and rows is computed. If
+    they were whole, each step would send all of them to every device. The rest of the result is
+    whole, since the next token is chosen from it.
 
     Args:
         function: gives a `ModelOutput` with a cache.

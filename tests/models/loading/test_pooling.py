@@ -130,3 +130,29 @@ def test_a_damaged_list_of_modules(tmp_path, content):
     (directory / "modules.json").write_text(content)
     with pytest.raises(ModelError, match=r"modules\.json"):
         from_pretrained(directory, "SEQ_CLS")
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("roberta_seq_cls", "cls"),
+        ("distilbert_seq_cls", "cls"),
+        ("modernbert_first_token", "cls"),
+        ("modernbert_seq_cls", "mean"),
+    ],
+)
+def test_what_the_architecture_reads_itself_is_its_own_under_any_name(name, own):
+    """So that merging and PEFT's classes take it; and the other one is never taken for it."""
+    other = {"cls": "mean", "mean": "cls"}[own]
+    models = {
+        pooling: from_pretrained(REFERENCE / name, "SEQ_CLS", pooling=pooling)
+        for pooling in ("own", "cls", "mean")
+    }
+    assert models[own].options.pooling == "own"
+    assert models[other].options.pooling == other
+    found = {
+        pooling: np.asarray(model.apply(model.params, IDS + 3, MASK).logits)
+        for pooling, model in models.items()
+    }
+    np.testing.assert_array_equal(found[own], found["own"])
+    assert np.abs(found[other] - found["own"]).max() > 1e-3
