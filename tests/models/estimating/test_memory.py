@@ -165,7 +165,7 @@ def test_encoders_are_estimated_too(model_type):
         (
             "ln",
             {"mesh": {"tensor": 2}, "model_type": "phi3"},
-            "tensor=2, and the fused products of a Phi-3 are whole along it",
+            "the mesh has tensor=2, along which no estimate divides a phi3",
         ),
         ("ln", {"mesh": {"tensor": 3}}, "tensor=3, which does not divide num_attention_heads = 4"),
     ],
