@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 import pytest
 import yaml
 
-from lntune_jax.cli._settings import TrainSettings
+from lntune_jax.cli.options import TrainSettings
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "examples" / "launch"

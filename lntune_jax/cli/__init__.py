@@ -32,6 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    from ._main import main
+    from .app import main
 
     return main(arguments)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lntune_jax.cli._batches import (
+from lntune_jax.data.batches import (
     PlannedBatch,
     Rows,
     assemble,

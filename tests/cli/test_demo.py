@@ -5,7 +5,7 @@ import sys
 import jax
 import pytest
 
-from lntune_jax.cli._demo_data import find_model, read_rows
+from lntune_jax.cli.demo_data import find_model, read_rows
 
 
 def test_the_packages_are_found_without_being_imported():

@@ -1,7 +1,7 @@
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.cli._main import _print_warning
+from lntune_jax.cli.app import _print_warning
 
 TRAIN = ["train", "--model", "MODEL", "--data", "DATA", "--output", "OUT"]
 
@@ -97,12 +97,12 @@ def test_an_unknown_label_in_the_evaluation_table(run, table, tmp_path, model_di
 
 
 def test_ctrl_c_is_130(monkeypatch, capsys):
-    from lntune_jax.cli import _inspect, main
+    from lntune_jax.cli import inspect, main
 
     def interrupt(settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_inspect, "run", interrupt)
+    monkeypatch.setattr(inspect, "run", interrupt)
     assert main(["inspect", "x"]) == 130
     assert capsys.readouterr().err == "lntune-jax: stopped\n"
 

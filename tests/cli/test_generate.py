@@ -16,8 +16,8 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 import lntune_jax as lnt
-from lntune_jax.cli import _progress
-from lntune_jax.cli._text_stream import stream_text
+from lntune_jax.cli import progress
+from lntune_jax.cli.text_stream import stream_text
 from lntune_jax.models import from_pretrained, generate
 from tests.support.checkpoints import REFERENCE
 
@@ -104,7 +104,7 @@ def test_several_prompts_are_lines_of_json(call, language_model, tmp_path):
 
 
 def test_a_long_run_says_how_far_it_is(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(_progress, "_SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     table, output = tmp_path / "prompts.csv", tmp_path / "texts.jsonl"
     table.write_text("text\n" + "".join(f"{prompt}\n" for prompt in PROMPTS))
     _, said, _ = call("--data", table, "--batch-size", 2, "--output", output)

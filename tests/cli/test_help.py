@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from lntune_jax.cli._main import COMMANDS
+from lntune_jax.cli.app import COMMANDS
 
 # A stand-in for the package itself, so that the test sees what the command line alone imports.
 LIGHT = """

@@ -1,6 +1,6 @@
 import json
 
-from lntune_jax.cli._history import Evaluation, History
+from lntune_jax.trainer.history import Evaluation, History
 
 
 def run_through(figures, metric="accuracy", patience=None):

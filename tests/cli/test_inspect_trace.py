@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lntune_jax.cli._inspect import compare_by_trace
+from lntune_jax.cli.inspect import compare_by_trace
 from tests.support.checkpoints import REFERENCE
 
 

@@ -21,7 +21,7 @@ _LOADED = (
     "grain",
     "orbax.checkpoint",
     "transformers",
-    "lntune_jax.cli._train",
+    "lntune_jax.cli.train",
     "test_kills",
 )
 _KILLS = 20

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lntune_jax import LNTuningError
-from lntune_jax.cli._labels import name_labels, number_labels, split_rows
+from lntune_jax.data.labels import name_labels, number_labels, split_rows
 
 PATH = Path("data.csv")
 

@@ -1,6 +1,6 @@
 import json
 
-from lntune_jax.cli._metrics import MetricsWriter, read_metrics
+from lntune_jax.trainer.metrics import MetricsWriter, read_metrics
 
 
 def test_lines_after_the_restored_step_are_written_again_once(tmp_path):

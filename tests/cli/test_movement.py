@@ -1,7 +1,7 @@
 import numpy as np
 
-from lntune_jax.cli._figure import Curves, draw_figure
-from lntune_jax.cli._movement import Movement, measure_movement, readable_names
+from lntune_jax.cli.figure import Curves, draw_figure
+from lntune_jax.cli.movement import Movement, measure_movement, readable_names
 
 
 def test_movement_is_the_rms_change_of_scale_and_bias_in_model_order():

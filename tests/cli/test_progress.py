@@ -3,15 +3,15 @@ import io
 import pytest
 from rich.console import Console
 
-from lntune_jax.cli import _progress
-from lntune_jax.cli._progress import TrainingProgress
+from lntune_jax.cli import progress
+from lntune_jax.cli.progress import TrainingProgress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that each look moves on by four seconds."""
     seconds = iter(range(0, 1000, 4))
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(seconds)))
 
 
 def test_without_a_terminal_a_line_comes_now_and_then(clock):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lntune_jax.cli._resume import check_extra
 from lntune_jax.errors import ConfigError
+from lntune_jax.trainer.resume import check_extra
 
 
 def test_another_base_under_the_same_path_is_refused(model_directory, table, run, tmp_path):

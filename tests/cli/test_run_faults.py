@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from lntune_jax.cli._metrics import MetricsWriter, read_metrics
 from lntune_jax.storage import directories as _files
+from lntune_jax.trainer.metrics import MetricsWriter, read_metrics
 
 pytestmark = pytest.mark.long
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lntune_jax.cli._scores import probabilities, score
+from lntune_jax.tasks.scores import probabilities, score
 
 
 def test_figures_of_a_small_case_by_hand():

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from lntune_jax.cli._metrics import read_metrics
-from lntune_jax.cli._settings import Recipe, Sweep
-from lntune_jax.cli._trials import list_trials
+from lntune_jax.cli.options import Recipe, Sweep
+from lntune_jax.trainer.metrics import read_metrics
+from lntune_jax.trainer.trials import list_trials
 from tests.support.runs import WORDS, leaves, make_decoder
 
 pytestmark = pytest.mark.long

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lntune_jax.cli._metrics import read_metrics
-from lntune_jax.cli._settings import Recipe, Sweep
-from lntune_jax.cli._trials import list_trials, name_tables
+from lntune_jax.cli.options import Recipe, Sweep
+from lntune_jax.trainer.metrics import read_metrics
+from lntune_jax.trainer.trials import list_trials, name_tables
 from tests.support.runs import WORDS, leaves, make_decoder
 
 pytestmark = pytest.mark.long

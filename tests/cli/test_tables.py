@@ -5,7 +5,7 @@ import pytest
 from pyarrow import parquet
 
 from lntune_jax import LNTuningError
-from lntune_jax.cli._tables import read_table
+from lntune_jax.data.tables import read_table
 
 ROWS = [("a good film", "pos"), ('it "works",\nmostly', "neg"), ("NA", "pos")]
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.cli._metrics import read_metrics
+from lntune_jax.trainer.metrics import read_metrics
 from tests.support.runs import same_adapter, without_times
 
 FLAGS = ("--pooling", "mean", "--batch-size", "8")
@@ -134,11 +134,11 @@ def test_a_resumed_run_gives_the_same_bits(run, finished, words, tmp_path):
 def test_a_killed_run_repeats_only_what_its_checkpoint_lacks(
     run, finished, words, tmp_path, monkeypatch
 ):
-    from lntune_jax.cli import _recorder
+    from lntune_jax.trainer import recorder
 
     output = tmp_path / "killed"
     words = (*words, "--output", output, "--checkpoint-every", "3")
-    flush = _recorder.Recorder.flush
+    flush = recorder.Recorder.flush
 
     def die(self):
         if self._pending and self._pending[0] == 14:
@@ -146,7 +146,7 @@ def test_a_killed_run_repeats_only_what_its_checkpoint_lacks(
         flush(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_recorder.Recorder, "flush", die)
+        patch.setattr(recorder.Recorder, "flush", die)
         assert run(*words)[0] == 130
     steps = [line["step"] for line in read_metrics(output / "metrics.jsonl")]
     assert max(steps) == 13

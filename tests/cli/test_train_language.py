@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.cli._encode import load_tokenizer
-from lntune_jax.cli._language_data import read_documents
-from lntune_jax.cli._language_rows import assemble_language, fit_length, pack, separate
-from lntune_jax.cli._language_tokens import IGNORED, encode_documents
-from lntune_jax.cli._language_work import MeanLoss
-from lntune_jax.cli._metrics import read_metrics
+from lntune_jax.data.documents import read_documents
+from lntune_jax.data.encode import load_tokenizer
+from lntune_jax.data.packing import assemble_language, fit_length, pack, separate
+from lntune_jax.data.tokens import IGNORED, encode_documents
 from lntune_jax.errors import DataError
 from lntune_jax.models import from_pretrained
+from lntune_jax.tasks.causal_lm import MeanLoss
+from lntune_jax.trainer.metrics import read_metrics
 from tests.support.runs import (
     FLAGS,
     LENGTH,
@@ -113,14 +113,14 @@ def test_a_resumed_run_gives_the_same_bits(run, finished, words, tmp_path):
 def test_a_run_killed_before_its_first_checkpoint_starts_again(
     run, finished, words, tmp_path, monkeypatch
 ):
-    from lntune_jax.cli import _recorder
+    from lntune_jax.trainer import recorder
 
     def die(self, *_):
         raise KeyboardInterrupt
 
     output = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(_recorder.Recorder, "record_previous_and_keep", die)
+        patch.setattr(recorder.Recorder, "record_previous_and_keep", die)
         assert run(*words, "--output", output)[0] == 130
     assert run(*words, "--output", output, "--resume")[0] == 0
     assert without_times(finished) == without_times(output)
@@ -128,7 +128,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
 
 def test_evaluate_measures_what_training_measured(run, finished, words, texts, tmp_path):
     """On the documents that training held out, written to a file of their own."""
-    from lntune_jax.cli._language_data import split_documents
+    from lntune_jax.data.documents import split_documents
 
     _, held_out = split_documents(read_documents(texts, "auto", "text"), 0.1, 0)
     data, report = tmp_path / "held-out.txt", tmp_path / "report.json"
@@ -262,7 +262,7 @@ def test_every_form_trains(run, decoder, tmp_path, form):
 
 
 def test_padding_and_missing_rows_are_not_predicted(decoder, texts):
-    from lntune_jax.cli._batches import PlannedBatch
+    from lntune_jax.data.batches import PlannedBatch
 
     parts = fit_length(encoded_from(decoder, texts), "text", LENGTH).parts
     for rows in (pack(parts, LENGTH), separate(parts)):

@@ -1,0 +1,194 @@
+"""The base model, and the config that says which of its leaves train."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..config import TASK_HEADS
+from ..errors import ConfigError, FreshWeightsWarning, ModelError
+from .console import say
+from .options import Selection
+
+
+def load_base(
+    model: str,
+    *,
+    labels: int,
+    pooling: str,
+    dtype: str,
+    seed: int,
+    scan_layers: bool = False,
+    quantize: str | None = None,
+    mesh: Any = None,
+) -> Any:
+    """Load a pretrained model with a classification head.
+
+    Args:
+        model: Directory, or hub id.
+        labels: Classes of the head.
+        pooling: One of `Pooling`; `default` for what the model's files say.
+        dtype: Number format of the weights.
+        seed: Seed of the weights that the checkpoint lacks.
+        scan_layers: Whether a decoder's layers run in one loop.
+        quantize: What the kernels of the layers are kept as, or `None` for `dtype`.
+        mesh: The devices of the run, or `None` for one device.
+
+    Returns:
+        A model of `lntune_jax.models`.
+
+    Raises:
+        ModelError: If `model` is no model directory, or holds a model that is not supported.
+    """
+    check_model_directory(model)
+    from .. import models
+
+    with warnings.catch_warnings():
+        # Whatever is fresh trains and is saved: see `tuning_config`.
+        warnings.simplefilter("ignore", FreshWeightsWarning)
+        return models.from_pretrained(
+            model,
+            task="SEQ_CLS",
+            dtype=dtype,
+            num_labels=labels,
+            pooling=None if pooling == "default" else pooling,
+            seed=seed,
+            scan_layers=scan_layers,
+            quantize=quantize,
+            mesh=mesh,
+        )
+
+
+def load_language_model(
+    model: str,
+    *,
+    dtype: str,
+    scan_layers: bool = False,
+    quantize: str | None = None,
+    mesh: Any = None,
+) -> Any:
+    """Load a pretrained causal language model; nothing in it is drawn at random.
+
+    Args:
+        model: Directory, GGUF file, or hub id.
+        dtype: Number format of the weights.
+        scan_layers: Whether its layers run in one loop.
+        quantize: What the kernels of the layers are kept as, or `None` for `dtype`.
+        mesh: The devices of the run, or `None` for one device.
+
+    Returns:
+        A model of `lntune_jax.models`.
+
+    Raises:
+        ModelError: If `model` is none of these, or holds a model that is not supported.
+    """
+    check_model_directory(model)
+    from .. import models
+
+    options: dict[str, Any] = {"dtype": dtype, "scan_layers": scan_layers, "quantize": quantize}
+    return models.from_pretrained(model, task="CAUSAL_LM", mesh=mesh, **options)
+
+
+def say_memory(console: Console, model: Any) -> None:
+    """Say what a quantised base takes in memory, beside what it would take in its dtype."""
+    if model.quantize is None:
+        return
+    from ..models.nn.quantized import count_both
+
+    kept, whole = count_both(model.params, model.dtype)
+    say(
+        console,
+        f"base in memory: {kept:,} bytes, the layers' kernels in {model.quantize} ({whole:,} in "
+        f"{model.dtype})",
+    )
+
+
+def model_location(model: str) -> str:
+    """A model's name for a run's files: a path made absolute, a hub id as it is."""
+    path = Path(model).expanduser()
+    return str(path.resolve()) if path.exists() else model
+
+
+def check_model_directory(model: str) -> None:
+    """Refuse what is clearly no model before anything is imported or downloaded.
+
+    Raises:
+        ModelError: If `model` is a path with neither a `config.json` nor a GGUF file.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
+            raise ModelError(
+                f"{model} is not a model directory: it has no config.json, and no .gguf file"
+            )
+    elif path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(
+                f"{model} is a file; give the directory with config.json, or a .gguf file"
+            )
+    elif path.is_absolute() or model.startswith(".") or model.count("/") > 1:
+        raise ModelError(
+            f"{model} is neither a directory nor a hub id (owner/name, or a name alone)"
+        )
+
+
+def tuning_config(
+    model: str,
+    params: Any,
+    fresh: tuple[str, ...],
+    selection: Selection,
+    task_type: str = "SEQ_CLS",
+) -> Any:
+    """The `LNTuningConfig` of a run.
+
+    Args:
+        model: The base model, to be recorded.
+        params: The model's tree.
+        fresh: Leaf paths that the checkpoint lacked: unless modules to save are named, their
+            modules are, because random weights must train.
+        selection: Patterns from the command line.
+        task_type: What the model is for, in PEFT's words.
+
+    Raises:
+        ConfigError: If `--targets none` stands beside other targets.
+    """
+    import lntune_jax as lnt
+
+    heads = [name for name in TASK_HEADS["SEQ_CLS"] if name in params]
+    found = [_module_to_save(path) for path in fresh]
+    saved = selection.save_modules or tuple(dict.fromkeys(heads + found))
+    return lnt.LNTuningConfig(
+        target_modules=_read_targets(selection.targets),
+        exclude_modules=selection.exclude or None,
+        modules_to_save=saved or None,
+        task_type=task_type,
+        base_model_name_or_path=model_location(model),
+    )
+
+
+def _read_targets(targets: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The config's targets: `None` is every norm, and an empty tuple no norm on purpose."""
+    if "none" in targets and len(targets) > 1:
+        raise ConfigError(
+            f"--targets is {' '.join(targets)}: none stands alone, and means that no norm trains"
+        )
+    return () if targets == ("none",) else targets or None
+
+
+def position_limit(config: Any, tokenizer: Any) -> int:
+    """The most tokens that a model can read at once."""
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    # RoBERTa's family counts positions from behind the padding id.
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= (config.pad_token_id or 0) + 1
+    return min(positions, tokenizer.model_max_length)
+
+
+def _module_to_save(path: str) -> str:
+    """The name to save a fresh leaf's module under: `bert.pooler.dense.bias` is in `pooler`."""
+    segments = path.split(".")
+    known = [name for name in (*TASK_HEADS["SEQ_CLS"], "pooler") if name in segments]
+    return known[0] if known else ".".join(segments[:-1])

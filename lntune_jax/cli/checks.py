@@ -1,0 +1,99 @@
+"""Refuse numbers that make no sense before anything slow starts.
+
+A rule is a flag's field name and a test with its description; the rules are data, and one
+function walks a settings object, its groups included, and names the flag that breaks one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError
+from ..storage.directories import refuse_url
+
+
+class Rule(NamedTuple):
+    """What the value of one flag must be."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def check_settings(settings: Any) -> None:
+    """Check every number of a settings dataclass against its rule, and that no path is a URL.
+
+    Args:
+        settings: An instance of one of the dataclasses in `_settings`.
+
+    Raises:
+        ConfigError: If one does not hold; the message names the flag.
+
+    Example:
+        >>> from lntune_jax.cli.options import Recipe
+        >>> check_settings(Recipe(batch_size=0))
+        Traceback (most recent call last):
+        lntune_jax.errors.ConfigError: --batch-size is 0; it must be 1 or more
+    """
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if is_dataclass(value):
+            check_settings(value)
+            continue
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, Path) or each.name == "model":
+                refuse_url(path, error=ConfigError, what=flag_of(each.name))
+        if value is not None and each.name in _RULES:
+            _check_value(each.name, value, _RULES[each.name])
+
+
+def flag_of(name: str) -> str:
+    """The flag of a settings field: `batch_size` is `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def _check_value(name: str, value: Any, rule: Rule) -> None:
+    for single in value if isinstance(value, tuple) else (value,):
+        if not rule.holds(single):
+            raise ConfigError(f"{flag_of(name)} is {single}; it must be {rule.expected}")
+
+
+_AT_LEAST_ONE = Rule("1 or more", lambda value: value >= 1)
+_POSITIVE = Rule("a number above 0", lambda value: math.isfinite(value) and value > 0)
+_NOT_NEGATIVE = Rule("0 or more", lambda value: math.isfinite(value) and value >= 0)
+
+_RULES = {
+    "eval_fraction": Rule("between 0 and 1, for example 0.1", lambda value: 0 < value < 1),
+    "warmup_fraction": Rule("0 or more, and below 1", lambda value: 0 <= value < 1),
+    "max_length": Rule("8 or more", lambda value: value >= 8),
+    "max_new_tokens": _AT_LEAST_ONE,
+    "temperature": _NOT_NEGATIVE,
+    "top_k": _AT_LEAST_ONE,
+    "top_p": Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "length": _AT_LEAST_ONE,
+    "num_labels": _AT_LEAST_ONE,
+    "buckets": _AT_LEAST_ONE,
+    "learning_rate": _POSITIVE,
+    "head_learning_rate": _POSITIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "clip_norm": _POSITIVE,
+    "epochs": _AT_LEAST_ONE,
+    "max_steps": _AT_LEAST_ONE,
+    "steps": _AT_LEAST_ONE,
+    "batch_size": _AT_LEAST_ONE,
+    "eval_batch_size": _AT_LEAST_ONE,
+    "eval_every": _AT_LEAST_ONE,
+    "checkpoint_every": _AT_LEAST_ONE,
+    "checkpoint_minutes": _POSITIVE,
+    "stop_after_steps": _AT_LEAST_ONE,
+    "patience": _AT_LEAST_ONE,
+    "adapters_at_once": _AT_LEAST_ONE,
+    "num_processes": _AT_LEAST_ONE,
+    "process_id": _NOT_NEGATIVE,
+    "heartbeat_seconds": _AT_LEAST_ONE,
+    "seed": Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+    "seeds": Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+}

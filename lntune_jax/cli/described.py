@@ -1,0 +1,185 @@
+"""What an adapter of `lntune-jax train` says of itself, and the flags for one that does not.
+
+`train` writes it into the adapter's own directory, so that nothing beside or above is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import AdapterError, ConfigError
+from ..messages import warn
+from .options import DataForm
+from .trained_options import Trained
+
+
+@dataclass(frozen=True)
+class ClassifierTask:
+    """How a classifier reads texts.
+
+    Attributes:
+        labels: Label names; the position is the class number.
+        pooling: How the encoder summarises a text.
+        max_length: The length at which texts are cut.
+        dtype: Number format of the frozen weights.
+        seed: Seed of weights that the base model lacks and that did not train.
+        text_column: The training table's column of texts.
+        label_column: The training table's column of labels.
+    """
+
+    labels: tuple[str, ...]
+    pooling: str = "default"
+    max_length: int = 128
+    dtype: str = "float32"
+    seed: int = 0
+    text_column: str = "text"
+    label_column: str = "label"
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """How a language model's documents were read.
+
+    Attributes:
+        form: What a document was.
+        packing: Whether a row may hold several documents.
+        max_length: Tokens in a row at most.
+        dtype: Number format of the frozen weights.
+        text_column: The training table's column of texts.
+    """
+
+    form: DataForm = "auto"
+    packing: bool = True
+    max_length: int = 256
+    dtype: str = "float32"
+    text_column: str = "text"
+
+
+_TASKS: dict[str, Any] = {"seq_cls": ClassifierTask, "causal_lm": LanguageTask}
+
+
+class Described(NamedTuple):
+    """An adapter of ours and what is known of it.
+
+    Attributes:
+        directory: The adapter's own directory.
+        task: How its model reads texts.
+        config: Its config.
+        model: Its base, which --model may name anew.
+        quantize: What the kernels of the base were kept as; `None` for in full.
+    """
+
+    directory: Path
+    task: ClassifierTask | LanguageTask
+    config: Any
+    model: str
+    quantize: str | None
+
+
+def describe(task: ClassifierTask | LanguageTask) -> dict[str, Any]:
+    """What `save_adapter` is given as `task`.
+
+    Example:
+        >>> describe(LanguageTask(form="messages"))["task"]
+        'causal_lm'
+    """
+    name = next(name for name, kind in _TASKS.items() if isinstance(task, kind))
+    return {"task": name, **asdict(task)}
+
+
+def find_described(trained: Trained) -> Described:
+    """The adapter that the flags name, and what it or the flags say of it.
+
+    Raises:
+        ConfigError: The flags name none, or something is said neither by them nor by the adapter.
+        AdapterError: There is none, or it is damaged.
+    """
+    if (trained.run is None) == (trained.adapter is None):
+        raise ConfigError(
+            "give --run, an output directory of `lntune-jax train`, or --adapter, one of them"
+        )
+    if trained.run is not None and not (trained.run.expanduser() / "adapter").is_dir():
+        raise ConfigError(
+            f"--run {trained.run} holds no adapter: is it an output directory of `lntune-jax "
+            "train`, and has the run in it been finished?"
+        )
+    from ..config import LNTuningConfig
+    from ..models.merging import find_adapter, read_quantization
+    from ..peft.files import PEFT
+
+    found = find_adapter(trained.run or trained.adapter or Path())
+    if found.kind == PEFT:
+        raise ConfigError(
+            f"{found.directory} is PEFT's: `lntune-jax convert` makes it one that can be read here"
+        )
+    config = LNTuningConfig.from_pretrained(found.directory)
+    task = _read_task(found.directory, found.task, config.task_type, trained)
+    model = base_of(found.directory, trained.model)
+    return Described(found.directory, task, config, model, read_quantization(found))
+
+
+def base_of(adapter: Path, model: str | None) -> str:
+    """The base model: that of --model, or else the one that the adapter names.
+
+    Raises:
+        ConfigError: Neither names one.
+    """
+    from ..config import LNTuningConfig
+
+    model = model or LNTuningConfig.from_pretrained(adapter).base_model_name_or_path
+    if model is None:
+        raise ConfigError(f"the adapter {adapter} names no base: give --model")
+    return model
+
+
+def _read_task(
+    adapter: Path, said: Mapping[str, Any] | None, task_type: str | None, trained: Trained
+) -> ClassifierTask | LanguageTask:
+    flags = {name: getattr(trained, name) for name in ("labels", "pooling", "max_length")}
+    given = {name: value for name, value in flags.items() if value}
+    guess = "causal_lm" if task_type == "CAUSAL_LM" else "seq_cls"
+    name = str((said or {}).get("task", guess))
+    if name not in _TASKS:
+        raise ConfigError(
+            f"the adapter {adapter} is for the task {name[:80]!r}; here it must be one of "
+            f"{', '.join(_TASKS)}"
+        )
+    if name == "causal_lm" and given.keys() - {"max_length"}:
+        raise ConfigError(
+            f"--labels and --pooling are for classifiers; {adapter} is of a language model"
+        )
+    if said is not None and "task" in said:
+        return _make_task(_TASKS[name], {**said, **given}, adapter)
+    if name == "seq_cls" and not trained.labels:
+        raise ConfigError(
+            f"the adapter {adapter} does not say what it was trained for: give --labels, the names "
+            "of its classes in their order, with --pooling and --max-length as in its training"
+        )
+    task = _TASKS[name](**given)
+    if trained.max_length is None:
+        warn(
+            f"the adapter {adapter} does not say how its texts were read: they are read as by the "
+            f"defaults of `lntune-jax train`, in rows of {task.max_length} tokens (--max-length)",
+            UserWarning,
+        )
+    return task
+
+
+def _make_task(kind: Any, values: Mapping[str, Any], adapter: Path) -> Any:
+    own = {}
+    for each in fields(kind):
+        wanted = (list, tuple) if each.name == "labels" else type(each.default)
+        value = values.get(each.name)
+        if each.name == "pooling" and value == "default":
+            value = "own"  # as it was written when that alone was the default
+        own[each.name] = value
+        is_text = each.name != "labels" or all(isinstance(name, str) for name in value or ())
+        if not isinstance(value, wanted) or not is_text:
+            raise AdapterError(
+                f"the adapter {adapter} does not say its task as `lntune-jax train` does: its "
+                f"{each.name} is {str(value)[:80]!r}. Train it again, or save it without task="
+            )
+    return kind(**{**own, **({"labels": tuple(own["labels"])} if "labels" in own else {})})

@@ -1,0 +1,101 @@
+"""`lntune-jax evaluate`: how well a trained adapter labels a table, or predicts texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from ..data.labels import number_labels
+from ..data.tables import read_table
+from ..errors import DataError
+from ..tasks.scores import Scores, score
+from . import evaluate_language
+from .console import make_console, say
+from .described import LanguageTask, find_described
+from .progress import TrainingProgress
+from .trained_model import load_trained
+from .trained_options import EvaluateSettings
+
+# A wider confusion matrix would not fit into 80 columns.
+_MOST_CONFUSION_COLUMNS = 8
+
+
+def run(settings: EvaluateSettings) -> None:
+    """Print accuracy, F1, a row a class and the confusion matrix, or a perplexity."""
+    described = find_described(settings.trained)
+    task = described.task
+    if isinstance(task, LanguageTask):
+        evaluate_language.run(settings, described, task)
+        return
+    console = make_console()
+    table = read_table(
+        settings.data,
+        settings.text_column or task.text_column,
+        settings.label_column or task.label_column,
+    )
+    assert table.labels is not None
+    classes = number_labels(table.labels, task.labels, table.path)
+    trained = load_trained(described)
+    with TrainingProgress(console, "evaluating", 1) as progress:
+        logits, programs = trained.logits(
+            table.texts, settings.trained.batch_size, settings.trained.buckets, progress.set
+        )
+    scores = score(logits, classes)
+    _show(console, scores, task.labels)
+    say(console, f"rows: {len(table.texts):,}; programs compiled: {programs}")
+    if settings.output is not None:
+        _write(settings, scores, task.labels)
+
+
+def _show(console: Console, scores: Scores, labels: Sequence[str]) -> None:
+    say(
+        console,
+        f"accuracy {scores.accuracy:.4f}, macro F1 {scores.macro_f1:.4f}, loss {scores.loss:.4f}",
+    )
+    classes = RichTable()
+    classes.add_column("label", overflow="fold")
+    for name in ("rows", "precision", "recall", "F1"):
+        classes.add_column(name, justify="right")
+    for number, label in enumerate(labels):
+        classes.add_row(
+            label,
+            f"{scores.confusion[number].sum():,}",
+            f"{scores.precision[number]:.4f}",
+            f"{scores.recall[number]:.4f}",
+            f"{scores.f1[number]:.4f}",
+        )
+    console.print(classes, markup=False)
+    if len(labels) > _MOST_CONFUSION_COLUMNS:
+        say(console, "confusion matrix: too wide for the terminal; --output FILE writes it")
+        return
+    say(console, "Confusion: a row is a true label, a column a predicted one")
+    confusion = RichTable()
+    confusion.add_column("label", overflow="fold")
+    for label in labels:
+        confusion.add_column(label, justify="right", overflow="fold")
+    for label, counts in zip(labels, scores.confusion, strict=True):
+        confusion.add_row(label, *(f"{count:,}" for count in counts))
+    console.print(confusion, markup=False)
+
+
+def _write(settings: EvaluateSettings, scores: Scores, labels: Sequence[str]) -> None:
+    assert settings.output is not None
+    content = {
+        "data": str(settings.data),
+        "rows": int(scores.confusion.sum()),
+        "accuracy": scores.accuracy,
+        "macro_f1": scores.macro_f1,
+        "loss": scores.loss,
+        "labels": list(labels),
+        "precision": scores.precision.tolist(),
+        "recall": scores.recall.tolist(),
+        "f1": scores.f1.tolist(),
+        "confusion": scores.confusion.tolist(),
+    }
+    try:
+        settings.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"--output {settings.output} cannot be written: {error}") from error

@@ -1,0 +1,76 @@
+"""`lntune-jax evaluate` of a tuned language model: its perplexity on a file of documents."""
+
+from __future__ import annotations
+
+import json
+
+from ..data.documents import read_documents
+from ..data.encode import load_tokenizer, padding_of
+from ..errors import ConfigError, DataError
+from ..tasks.causal_lm import MeanLoss, perplexity_of
+from ..tasks.train_language import make_rows, row_lengths
+from .base import load_language_model, position_limit
+from .console import make_console, say
+from .described import Described, LanguageTask
+from .progress import TrainingProgress
+from .trained_options import EvaluateSettings
+
+
+def run(settings: EvaluateSettings, described: Described, task: LanguageTask) -> None:
+    """Print the perplexity with the adapter and without it.
+
+    Raises:
+        LNTuningError: If the base, the adapter or the data is missing or does not fit.
+    """
+    if settings.label_column is not None:
+        raise ConfigError("--label-column is for classifiers; this run trained a language model")
+    documents = read_documents(settings.data, task.form, settings.text_column or task.text_column)
+    import lntune_jax as lnt
+
+    console = make_console()
+    tokenizer = load_tokenizer(described.model)
+    model = load_language_model(described.model, dtype=task.dtype, quantize=described.quantize)
+    limit = min(task.max_length, position_limit(model.config, tokenizer))
+    rows = make_rows(tokenizer, documents, model.config.vocab_size, limit, task.packing, console)
+    buckets = row_lengths((rows,), 1 if task.packing else settings.trained.buckets, limit)
+    losses = MeanLoss(model)
+    figures = {}
+    for title, params in (
+        ("base", model.params),
+        ("tuned", lnt.restore_adapter(described.directory, model.params)),
+    ):
+        halves = lnt.partition_params(params, described.config)
+        with TrainingProgress(console, title, 1) as progress:
+            figures[title] = losses.measure(
+                *halves,
+                rows,
+                settings.trained.batch_size,
+                buckets,
+                padding_of(tokenizer),
+                progress.set,
+            )
+    content = {
+        "data": str(settings.data),
+        "documents": len(documents.values),
+        "rows": len(rows.tokens),
+        "targets": rows.targets,
+        "loss": figures["tuned"],
+        "perplexity": perplexity_of(figures["tuned"]),
+        "base_loss": figures["base"],
+        "base_perplexity": perplexity_of(figures["base"]),
+    }
+    say(
+        console,
+        f"perplexity {content['perplexity']:.4f}, loss {content['loss']:.4f} (without the adapter: "
+        f"{content['base_perplexity']:.4f}, {content['base_loss']:.4f})",
+    )
+    say(
+        console,
+        f"documents: {content['documents']:,} in {content['rows']:,} rows, "
+        f"{content['targets']:,} tokens predicted",
+    )
+    if settings.output is not None:
+        try:
+            settings.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"--output {settings.output} cannot be written: {error}") from error

@@ -1,0 +1,120 @@
+"""A trained classifier again: its base model, the adapter in place, ready to label texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.batches import Rows, choose_lengths
+from ..data.encode import encode, load_tokenizer, padding_of
+from ..errors import ConfigError
+from ..tasks.programs import Classifier
+from .base import check_model_directory, load_base, position_limit
+from .described import ClassifierTask, Described, LanguageTask, find_described
+from .trained_options import Trained
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What is needed to label texts.
+
+    Attributes:
+        task: Label names and how texts are read.
+        config: The adapter's config.
+        params: The model's tree with the adapter in place.
+        model: The base model.
+        tokenizer: Its tokenizer.
+    """
+
+    task: ClassifierTask
+    config: Any
+    params: Any
+    model: Any
+    tokenizer: Any
+
+    def logits(
+        self,
+        texts: Sequence[str],
+        batch_size: int,
+        buckets: int,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple[np.ndarray, int]:
+        """Logits of texts, and how many programs were compiled for them.
+
+        Args:
+            texts: The texts.
+            batch_size: Rows a batch.
+            buckets: How many padded lengths there may be.
+            advance: Called with the batches done and their total.
+
+        Returns:
+            float32 array of shape (texts, labels), and a count.
+        """
+        import lntune_jax as lnt
+
+        limit = min(self.task.max_length, position_limit(self.model.config, self.tokenizer))
+        tokens = encode(self.tokenizer, texts, limit, self.model.config.vocab_size)
+        rows = Rows(tokens, np.zeros(len(tokens), np.int32))
+        lengths = choose_lengths(rows.lengths, buckets, limit)
+        trainable, frozen = lnt.partition_params(self.params, self.config)
+        classifier = Classifier(self.model.apply)
+        padding = padding_of(self.tokenizer)
+        logits = classifier.logits(trainable, frozen, rows, batch_size, lengths, padding, advance)
+        return logits, classifier.compilations
+
+
+def find_classifier(trained: Trained) -> Described:
+    """The adapter of a classifier that the flags name.
+
+    Raises:
+        LNTuningError: It is another's, or as for `find_described`.
+    """
+    described = find_described(trained)
+    if isinstance(described.task, LanguageTask):
+        raise ConfigError(
+            f"{described.directory} is the adapter of a language model, which does not label "
+            "texts; `lntune-jax evaluate` measures its perplexity"
+        )
+    return described
+
+
+def load_trained(described: Described) -> TrainedModel:
+    """Load a base model and put the adapter of a classifier in place.
+
+    Raises:
+        LNTuningError: If the base is missing or does not fit.
+    """
+    task, name = described.task, described.model
+    assert isinstance(task, ClassifierTask)
+    check_model_directory(name)
+    import lntune_jax as lnt
+
+    _check_labels(described.directory, len(task.labels))
+    tokenizer = load_tokenizer(name)
+    model = load_base(
+        name,
+        labels=len(task.labels),
+        pooling=task.pooling,
+        dtype=task.dtype,
+        seed=task.seed,
+        quantize=described.quantize,
+    )
+    params = lnt.restore_adapter(described.directory, model.params)
+    return TrainedModel(task, described.config, params, model, tokenizer)
+
+
+def _check_labels(adapter: Path, count: int) -> None:
+    """Refuse labels of another number than the adapter's head has outputs, if it holds one."""
+    import lntune_jax as lnt
+
+    leaves = lnt.load_adapter(adapter).trainable
+    found = next((leaves[name].shape[-1] for name in _OUTPUTS if name in leaves), count)
+    if found != count:
+        raise ConfigError(f"{count} labels (--labels), but {adapter} tells {found} classes apart")
+
+
+_OUTPUTS = ("classifier.bias", "classifier.out_proj.bias", "score.kernel")

@@ -1,0 +1,1 @@
+"""Tables and documents to token ids, and token ids to batches of few shapes."""

@@ -1,0 +1,100 @@
+"""Text to token ids, with the tokenizer that lies beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ModelError
+from .share import share_rows
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a model directory, a GGUF file or a hub id.
+
+    Raises:
+        ModelError: If there is none that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    from ..models import tokenizer_from_gguf
+
+    found = _gguf_file(Path(model).expanduser())
+    if found is not None:
+        return tokenizer_from_gguf(found)
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    # A damaged file surfaces as whatever the parser underneath raises, plain Exception included.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"--model {model} has no tokenizer that can be read (tokenizer.json, or vocab.txt "
+            f"with tokenizer_config.json): {reason}"
+        ) from error
+
+
+def encode(
+    tokenizer: Any, texts: Sequence[str], max_length: int, vocabulary: int
+) -> tuple[np.ndarray, ...]:
+    """Token ids of each text, special tokens included.
+
+    Args:
+        tokenizer: From `load_tokenizer`.
+        texts: The texts.
+        max_length: Longer rows are cut to this many tokens.
+        vocabulary: How many token ids the model has.
+
+    Returns:
+        One int32 array of shape (tokens,) a text.
+
+    Raises:
+        ModelError: If the tokenizer gives an id that the model does not have.
+    """
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    # A tokenizer without special tokens gives nothing for a text it knows no piece of.
+    rows = tuple(np.asarray(ids or [padding_of(tokenizer)], np.int32) for ids in encoded)
+    check_vocabulary(rows, vocabulary)
+    return rows
+
+
+def encode_shared(
+    tokenizer: Any, texts: Sequence[str], max_length: int, vocabulary: int, mesh: Any
+) -> tuple[np.ndarray, ...]:
+    """As `encode`; of several processes each tokenises a share, and all get the rest."""
+
+    def make(numbers: Sequence[int]) -> Sequence[np.ndarray]:
+        own = [texts[number] for number in numbers]
+        return encode(tokenizer, own, max_length, vocabulary) if own else []
+
+    return tuple(share_rows(make, len(texts), mesh))
+
+
+def check_vocabulary(rows: Sequence[np.ndarray], vocabulary: int) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        ModelError: If there is one.
+    """
+    largest = max(int(row.max()) for row in rows)
+    if largest >= vocabulary:
+        raise ModelError(
+            f"the tokenizer gives token {largest}, but the model has {vocabulary}: the files in "
+            "the --model directory do not belong together"
+        )
+
+
+def padding_of(tokenizer: Any) -> int:
+    """Token id to pad with; any will do where there is none, because padding is masked."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+
+def _gguf_file(path: Path) -> Path | None:
+    """The GGUF file that the path is, or that its directory holds instead of a config."""
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if (path / "config.json").is_file():
+        return None
+    return next(iter(sorted(path.glob("*.gguf"))), None)

@@ -1,0 +1,1 @@
+"""The loop that the command line runs."""

@@ -1,0 +1,201 @@
+"""Several processes as one run: how they find each other, and how one ends when another is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..cli.inspect import parse_mesh
+from ..cli.process_options import Processes
+from ..cli.words import print_message
+from ..errors import ConfigError, LNTuningError
+from .run_files import RunFiles, check_run
+from .stopping import TerminatedError
+
+# What all processes share; the rest of a run's files only the first one writes.
+_SHARED = ("directory", "adapter", "adapters", "checkpoints")
+
+# Outlives the process by a moment: JAX ends it from within when another one is lost.
+_WATCHER = """
+import sys
+if sys.stdin.buffer.read() != b"done":
+    print(sys.argv[1], file=sys.stderr, flush=True)
+"""
+
+_CURE = "start all processes again, with --resume"
+
+
+@contextlib.contextmanager
+def joined(settings: Processes) -> Iterator[Any]:
+    """Join the other processes and give the mesh of all their devices; `None` without any.
+
+    An error ends the process at once, with a message: at its ordinary end it would wait for the
+    others, which wait for it.
+
+    Raises:
+        ConfigError: The flags do not go together, or no coordinator is found.
+    """
+    if not settings.distributed:
+        _refuse_lone_flags(settings)
+        yield None
+        return
+    sizes = parse_mesh(settings.mesh)
+    _initialize(settings)
+    import jax
+
+    name = f"process {jax.process_index()} of {jax.process_count()}"
+    reason = "it was killed, or another one was lost"
+    with _watched(f"lntune-jax: error: {name} has ended: {reason}; {_CURE}") as watcher:
+        try:
+            yield _make_mesh(sizes)
+        except TerminatedError:  # All of them leave at the same step.
+            _release(watcher)
+            jax.distributed.shutdown()
+            raise
+        except KeyboardInterrupt:
+            _end(watcher, f"{name}: stopped", 130)
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if _is_lost(error):
+                _end(watcher, f"{name} lost another one ({first[:300]}); {_CURE}", 2)
+            if isinstance(error, LNTuningError):
+                _end(watcher, f"{name}: {error}", 2)
+            sys.excepthook(type(error), error, error.__traceback__)
+            _end(watcher, f"{name} has failed: see above", 1)
+        jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def own_files(files: RunFiles, mesh: Any) -> Iterator[RunFiles]:
+    """The files that this process writes: of all but the first, in a folder for nobody."""
+    if mesh is None or is_first():
+        yield files
+        return
+    names = [each.name for each in fields(files) if each.name not in _SHARED]
+    with tempfile.TemporaryDirectory(prefix="lntune-jax-") as scratch:
+        own = {name: Path(scratch) / getattr(files, name).name for name in names}
+        yield replace(files, **own)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks for all."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str, mesh: Any) -> None:
+    """Wait until every process is here."""
+    if mesh is not None:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
+def check_shared(files: RunFiles, settings: Any) -> None:
+    """Check that the first process's directory, flags and data are this one's too.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    if not files.is_started():
+        raise ConfigError(
+            f"--output {files.directory} is not the directory that the first process sees: name "
+            "one on a disk that all of them share"
+        )
+    check_run(files, settings, resume=True, overwrite=False)
+
+
+def _refuse_lone_flags(settings: Processes) -> None:
+    given = ("coordinator", "num_processes", "process_id", "mesh")
+    for name in given:
+        if getattr(settings, name) not in (None, ""):
+            raise ConfigError(f"--{name.replace('_', '-')} goes with --distributed")
+
+
+def _initialize(settings: Processes) -> None:
+    import jax
+
+    found = {
+        "coordinator_address": settings.coordinator,
+        "num_processes": _number(settings.num_processes, "JAX_NUM_PROCESSES"),
+        "process_id": _number(settings.process_id, "JAX_PROCESS_ID"),
+    }
+    try:
+        jax.distributed.initialize(
+            **found,
+            heartbeat_timeout_seconds=settings.heartbeat_seconds,
+            shutdown_timeout_seconds=settings.heartbeat_seconds,
+        )
+    except (ValueError, RuntimeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ConfigError(
+            f"--distributed cannot begin: {first} Give --coordinator HOST:PORT, --num-processes "
+            "and --process-id where no launcher is recognised"
+        ) from error
+
+
+def _number(given: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if given is not None or text is None:
+        return given
+    if not text.isdecimal():
+        raise ConfigError(f"${variable} is {text!r}; expected a whole number")
+    return int(text)
+
+
+def _make_mesh(sizes: dict[str, int]) -> Any:
+    import jax
+
+    from ..models.estimating import check_mesh
+
+    sizes = check_mesh(sizes) or {"data": jax.device_count()}
+    count = math.prod(sizes.values())
+    if count != jax.device_count():
+        raise ConfigError(
+            f"--mesh has {count} devices, and the {jax.process_count()} processes have "
+            f"{jax.device_count()}: every device must be on the mesh"
+        )
+    kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+
+
+@contextlib.contextmanager
+def _watched(message: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that prints the message if this process ends without leaving the context."""
+    command = [sys.executable, "-I", "-c", _WATCHER, message]
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    yield watcher
+    _release(watcher)
+
+
+def _release(watcher: subprocess.Popen[bytes]) -> None:
+    watcher.communicate(b"done")
+
+
+def _end(watcher: subprocess.Popen[bytes], message: str, code: int) -> None:
+    """End with a message, and without the farewell in which each process waits for all."""
+    _release(watcher)
+    print_message(f"lntune-jax: error: {message}")
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """Whether an error says that the network, and not the program or its user, is at fault."""
+    if isinstance(error, LNTuningError):
+        return _is_lost(error.__cause__)
+    if error is None or (isinstance(error, OSError) and not isinstance(error, ConnectionError)):
+        return False
+    words = ("gloo", "nccl", "connection closed", "connection reset", "unavailable", "heartbeat")
+    text = f"{type(error).__name__} {error}".lower()
+    return any(word in text for word in words)

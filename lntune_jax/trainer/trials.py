@@ -1,0 +1,203 @@
+"""The trials of a sweep: which values and seeds are tried, and what each starts from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..cli.options import Recipe, Sweep
+from ..errors import ConfigError
+
+# What may differ between adapters that share a compiled step: numbers that it takes as values.
+SWEPT = ("learning_rate", "head_learning_rate", "weight_decay")
+_MOST = 10_000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One adapter of a sweep.
+
+    Attributes:
+        name: For tables and directories, for example `learning_rate-0.003-seed-1`.
+        values: What was set for it; the seed and the table's name where there are several.
+        recipe: How it trains.
+        table: Number of the table that it is trained on.
+    """
+
+    name: str
+    values: Mapping[str, float | str]
+    recipe: Recipe
+    table: int = 0
+
+
+def is_asked(sweep: Sweep) -> bool:
+    """Whether the flags name more than one adapter, or a value to try."""
+    return bool(sweep.sweep or sweep.more_data) or sweep.seeds != 1
+
+
+def list_trials(sweep: Sweep, recipe: Recipe, data: Path = Path("data")) -> tuple[Trial, ...]:
+    """Every combination of the tables, values and seeds.
+
+    Args:
+        sweep: The flags.
+        recipe: What they change; its seed is the first.
+        data: The first table.
+
+    Raises:
+        ConfigError: If a name cannot be swept, comes twice, or has a value that makes no sense.
+
+    Example:
+        >>> from lntune_jax.cli.options import Recipe, Sweep
+        >>> [trial.name for trial in list_trials(Sweep(("learning_rate=1e-3,0.01",)), Recipe())]
+        ['learning_rate-0.001', 'learning_rate-0.01']
+    """
+    if sweep.seeds < 1:
+        raise ConfigError(f"--seeds is {sweep.seeds}; it must be 1 or more")
+    if recipe.seed + sweep.seeds > 2**32:
+        raise ConfigError(
+            f"--seeds {sweep.seeds} from --seed {recipe.seed} on goes beyond 4294967295, the last"
+        )
+    named = dict[str, tuple[Any, ...]]()
+    tables = name_tables((data, *sweep.more_data))
+    if sweep.more_data:
+        named["data"] = tables
+    for entry in sweep.sweep:
+        name, values = _parse(entry)
+        if name in named:
+            raise ConfigError(f"--sweep names {name} twice; list all its values in one entry")
+        named[name] = values
+    count = sweep.seeds * math.prod(map(len, named.values()))
+    if count > _MOST:
+        raise ConfigError(f"--sweep and --seeds make {count:,} adapters; at most {_MOST:,} train")
+    if sweep.seeds > 1:
+        named["seed"] = tuple(range(recipe.seed, recipe.seed + sweep.seeds))
+    trials = []
+    for combination in itertools.product(*named.values()):
+        values = dict(zip(named, combination, strict=True))
+        label = "-".join(f"{name}-{write_value(value)}" for name, value in values.items())
+        own = replace(recipe, **{name: values[name] for name in values if name != "data"})
+        table = tables.index(values["data"]) if "data" in values else 0
+        trials.append(Trial(label or "trial", values, own, table))
+    return tuple(trials)
+
+
+def name_tables(paths: Sequence[Path]) -> tuple[str, ...]:
+    """A name for each table: of its file, with its directory's or a number if that is not enough.
+
+    Raises:
+        ConfigError: If a table comes twice.
+
+    Example:
+        >>> name_tables([Path("de/train.csv"), Path("fr/train.csv")])
+        ('de-train', 'fr-train')
+    """
+    whole = [path.expanduser().resolve() for path in paths]
+    if len(set(whole)) < len(whole):
+        twice = next(str(path) for path in paths if whole.count(path.expanduser().resolve()) > 1)
+        raise ConfigError(f"--data and --more-data name {twice} twice; leave one of them out")
+    for names in (
+        [path.stem for path in whole],
+        [f"{path.parent.name}-{path.stem}" for path in whole],
+    ):
+        if len(set(names)) == len(names):
+            return tuple(names)
+    return tuple(f"{number}-{path.stem}" for number, path in enumerate(whole, start=1))
+
+
+def write_value(value: float | str) -> str:
+    """As short as it can be and still this number: the names of trials must differ.
+
+    Example:
+        >>> write_value(0.001), write_value(20240101)
+        ('0.001', '20240101')
+    """
+    if isinstance(value, str):
+        return value
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def check_effect(work: Any, trials: tuple[Trial, ...], seed: int) -> None:
+    """Refuse a sweep in which a number changes nothing, or a seed not all that it should.
+
+    Raises:
+        ConfigError: one of the two; the message names the flag.
+    """
+    import lntune_jax as lnt
+
+    names, model = trials[0].values, work.model
+    trainable, _ = lnt.partition_params(model.params, work.config, name_map=model.name_map)
+    idle = [name for name in ("head_learning_rate", "weight_decay") if name in names]
+    if idle and not work.config.modules_to_save:
+        raise ConfigError(
+            f"--sweep {idle[0]} changes nothing: it is for saved modules, and only norms train; "
+            "leave it out, or name modules with --save-modules"
+        )
+    if "learning_rate" in names and work.config.target_modules == ():
+        raise ConfigError(
+            "--sweep learning_rate changes nothing: it is for norms, and with --targets none no "
+            "norm trains; leave it out, or sweep head_learning_rate"
+        )
+    drawn = [path for path in model.fresh if path.rpartition(".")[2] not in ("scale", "bias")]
+    kept = [path for path in drawn if path not in trainable]
+    if kept and any(trial.recipe.seed != seed for trial in trials):
+        module = kept[0].rpartition(".")[0]
+        raise ConfigError(
+            f"--seeds would leave {kept[0]} as seed {seed} drew it, because it does not train; "
+            f"name {module} in --save-modules too"
+        )
+
+
+def start_leaves(work: Any, trials: tuple[Trial, ...], seed: int) -> list[dict[str, Any]]:
+    """What each trial starts from: the base's own leaves, new ones drawn from the trial's seed.
+
+    Args:
+        work: The run's `tasks.base.Work`.
+        trials: The trials.
+        seed: The seed with which the base was loaded.
+
+    Returns:
+        Flat dicts of trainable leaves, in the trials' order.
+    """
+    import jax.numpy as jnp
+
+    import lntune_jax as lnt
+
+    from ..models.loading import draw
+
+    model = work.model
+    trainable, _ = lnt.partition_params(model.params, work.config, name_map=model.name_map)
+    starts = []
+    for trial in trials:
+        own = dict(trainable)
+        for path in model.fresh if trial.recipe.seed != seed else ():
+            if path in own:
+                spread = model.settings.initializer_range
+                drawn = draw(tuple(path.split(".")), own[path].shape, trial.recipe.seed, spread)
+                own[path] = jnp.asarray(drawn, model.dtype).astype(own[path].dtype)
+        starts.append(own)
+    return starts
+
+
+def _parse(entry: str) -> tuple[str, tuple[float, ...]]:
+    name, equals, listed = entry.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals or name not in SWEPT:
+        raise ConfigError(
+            f"--sweep {entry!r} must be NAME=VALUE,VALUE with a name of {', '.join(SWEPT)}"
+            + ("; seeds are --seeds" if name in ("seed", "seeds") else "")
+        )
+    try:
+        values = tuple(float(value) for value in listed.split(","))
+    except ValueError:
+        raise ConfigError(f"--sweep {entry!r}: the values must be numbers") from None
+    least = 0.0 if name == "weight_decay" else 1e-30
+    if not all(least <= value < float("inf") for value in values):
+        raise ConfigError(f"--sweep {entry!r}: a value is out of range")
+    if len(set(values)) != len(values):
+        raise ConfigError(f"--sweep {entry!r}: a value comes twice")
+    return name, values
