@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 _OWN = str(Path(__file__).parent)
@@ -49,6 +50,20 @@ def explain_other_model(
         f"{list_names(theirs, most=1)}, and params has {found}. Pass params of that model; if the "
         "names alone differ, or one leaf holds all layers, pass a name_map"
     )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A phrase to append to a message, empty when nothing is near.
+
+    Example:
+        >>> nearest("txt", ["text", "label"])
+        " (did you mean 'text'?)"
+        >>> nearest("quux", ["text", "label"])
+        ''
+    """
+    by_lower = {each.lower(): each for each in known}
+    matches = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
+    return f" (did you mean {by_lower[matches[0]]!r}?)" if matches else ""
 
 
 def need_package(package: str, extra: str, what: str, error: type[Exception]) -> None:

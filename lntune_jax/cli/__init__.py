@@ -10,7 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-_PACKAGES = ("tyro", "rich", "transformers", "huggingface_hub", "matplotlib", "pyarrow", "grain")
+_PACKAGES = ("tyro", "rich", "transformers", "huggingface_hub", "matplotlib", "pyarrow")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ConfigError
-from .base import check_model_directory
+from ..tasks.loading import check_model_directory
 from .compare_figure import draw_comparison
 from .compare_reading import Norms, name_adapters, read_norms
 from .console import make_console, say, short_path

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError, FreshWeightsWarning
 from ..messages import warn
-from .base import check_model_directory
+from ..tasks.loading import check_model_directory
 from .console import byte_count, make_console, say, short_path
 from .transfer_options import ConvertSettings
 

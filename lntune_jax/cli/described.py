@@ -6,59 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import AdapterError, ConfigError
 from ..messages import warn
-from .options import DataForm
+from ..tasks import TASKS
 from .trained_options import Trained
-
-
-@dataclass(frozen=True)
-class ClassifierTask:
-    """How a classifier reads texts.
-
-    Attributes:
-        labels: Label names; the position is the class number.
-        pooling: How the encoder summarises a text.
-        max_length: The length at which texts are cut.
-        dtype: Number format of the frozen weights.
-        seed: Seed of weights that the base model lacks and that did not train.
-        text_column: The training table's column of texts.
-        label_column: The training table's column of labels.
-    """
-
-    labels: tuple[str, ...]
-    pooling: str = "default"
-    max_length: int = 128
-    dtype: str = "float32"
-    seed: int = 0
-    text_column: str = "text"
-    label_column: str = "label"
-
-
-@dataclass(frozen=True)
-class LanguageTask:
-    """How a language model's documents were read.
-
-    Attributes:
-        form: What a document was.
-        packing: Whether a row may hold several documents.
-        max_length: Tokens in a row at most.
-        dtype: Number format of the frozen weights.
-        text_column: The training table's column of texts.
-    """
-
-    form: DataForm = "auto"
-    packing: bool = True
-    max_length: int = 256
-    dtype: str = "float32"
-    text_column: str = "text"
-
-
-_TASKS: dict[str, Any] = {"seq_cls": ClassifierTask, "causal_lm": LanguageTask}
 
 
 class Described(NamedTuple):
@@ -73,21 +28,10 @@ class Described(NamedTuple):
     """
 
     directory: Path
-    task: ClassifierTask | LanguageTask
+    task: Any
     config: Any
     model: str
-    quantize: str | None
-
-
-def describe(task: ClassifierTask | LanguageTask) -> dict[str, Any]:
-    """What `save_adapter` is given as `task`.
-
-    Example:
-        >>> describe(LanguageTask(form="messages"))["task"]
-        'causal_lm'
-    """
-    name = next(name for name, kind in _TASKS.items() if isinstance(task, kind))
-    return {"task": name, **asdict(task)}
+    quantize: Any
 
 
 def find_described(trained: Trained) -> Described:
@@ -137,28 +81,28 @@ def base_of(adapter: Path, model: str | None) -> str:
 
 def _read_task(
     adapter: Path, said: Mapping[str, Any] | None, task_type: str | None, trained: Trained
-) -> ClassifierTask | LanguageTask:
+) -> Any:
     flags = {name: getattr(trained, name) for name in ("labels", "pooling", "max_length")}
     given = {name: value for name, value in flags.items() if value}
     guess = "causal_lm" if task_type == "CAUSAL_LM" else "seq_cls"
     name = str((said or {}).get("task", guess))
-    if name not in _TASKS:
+    if name not in TASKS:
         raise ConfigError(
             f"the adapter {adapter} is for the task {name[:80]!r}; here it must be one of "
-            f"{', '.join(_TASKS)}"
+            f"{', '.join(TASKS)}"
         )
     if name == "causal_lm" and given.keys() - {"max_length"}:
         raise ConfigError(
             f"--labels and --pooling are for classifiers; {adapter} is of a language model"
         )
     if said is not None and "task" in said:
-        return _make_task(_TASKS[name], {**said, **given}, adapter)
+        return _make_task(TASKS[name].Record, {**said, **given}, adapter)
     if name == "seq_cls" and not trained.labels:
         raise ConfigError(
             f"the adapter {adapter} does not say what it was trained for: give --labels, the names "
             "of its classes in their order, with --pooling and --max-length as in its training"
         )
-    task = _TASKS[name](**given)
+    task = TASKS[name].Record(**given)
     if trained.max_length is None:
         warn(
             f"the adapter {adapter} does not say how its texts were read: they are read as by the "

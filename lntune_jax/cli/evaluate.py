@@ -11,10 +11,11 @@ from rich.table import Table as RichTable
 from ..data.labels import number_labels
 from ..data.tables import read_table
 from ..errors import DataError
+from ..tasks import causal_lm
 from ..tasks.scores import Scores, score
 from . import evaluate_language
 from .console import make_console, say
-from .described import LanguageTask, find_described
+from .described import find_described
 from .progress import TrainingProgress
 from .trained_model import load_trained
 from .trained_options import EvaluateSettings
@@ -27,7 +28,7 @@ def run(settings: EvaluateSettings) -> None:
     """Print accuracy, F1, a row a class and the confusion matrix, or a perplexity."""
     described = find_described(settings.trained)
     task = described.task
-    if isinstance(task, LanguageTask):
+    if isinstance(task, causal_lm.Record):
         evaluate_language.run(settings, described, task)
         return
     console = make_console()

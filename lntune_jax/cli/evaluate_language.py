@@ -7,16 +7,16 @@ import json
 from ..data.documents import read_documents
 from ..data.encode import load_tokenizer, padding_of
 from ..errors import ConfigError, DataError
-from ..tasks.causal_lm import MeanLoss, perplexity_of
-from ..tasks.train_language import make_rows, row_lengths
-from .base import load_language_model, position_limit
+from ..tasks import Encoding
+from ..tasks.causal_lm import MeanLoss, Record, make_rows, perplexity_of, row_lengths
+from ..tasks.loading import load_language_model, position_limit
 from .console import make_console, say
-from .described import Described, LanguageTask
+from .described import Described
 from .progress import TrainingProgress
 from .trained_options import EvaluateSettings
 
 
-def run(settings: EvaluateSettings, described: Described, task: LanguageTask) -> None:
+def run(settings: EvaluateSettings, described: Described, task: Record) -> None:
     """Print the perplexity with the adapter and without it.
 
     Raises:
@@ -29,9 +29,18 @@ def run(settings: EvaluateSettings, described: Described, task: LanguageTask) ->
 
     console = make_console()
     tokenizer = load_tokenizer(described.model)
-    model = load_language_model(described.model, dtype=task.dtype, quantize=described.quantize)
+    model = load_language_model(
+        described.model, Encoding(dtype=task.dtype, quantize=described.quantize)
+    )
     limit = min(task.max_length, position_limit(model.config, tokenizer))
-    rows = make_rows(tokenizer, documents, model.config.vocab_size, limit, task.packing, console)
+    rows = make_rows(
+        tokenizer,
+        documents,
+        model.config.vocab_size,
+        limit,
+        task.packing,
+        lambda line: say(console, line),
+    )
     buckets = row_lengths((rows,), 1 if task.packing else settings.trained.buckets, limit)
     losses = MeanLoss(model)
     figures = {}

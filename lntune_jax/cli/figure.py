@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..tasks.base import Metric
 from .movement import Movement, readable_names
 
 _SCALE_COLOUR, _BIAS_COLOUR = "#1f6fb4", "#e07b24"
@@ -31,7 +32,11 @@ class Curves:
 
 
 def draw_figure(
-    path: Path, title: str, runs: Sequence[Curves], movements: Sequence[Movement]
+    path: Path,
+    title: str,
+    runs: Sequence[Curves],
+    movements: Sequence[Movement],
+    metric: Metric,
 ) -> None:
     """Draw the curves of one or several runs, and the movement of the norms of one.
 
@@ -40,6 +45,7 @@ def draw_figure(
         title: Heading of the figure.
         runs: The runs; the first one is the one whose norms are shown.
         movements: One entry a norm, in model order; may be empty.
+        metric: What the second panel shows.
     """
     # The object interface needs no display and leaves no global state, unlike pyplot.
     from matplotlib.figure import Figure
@@ -50,13 +56,13 @@ def draw_figure(
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.05))[0]
     loss, accuracy = left.subplots(2, 1, sharex=True, height_ratios=(1.15, 1.0))
     for run, colour in zip(runs, _RUN_COLOURS, strict=False):
-        _draw_run(loss, accuracy, run, colour)
+        _draw_run(loss, accuracy, run, colour, metric)
     _finish_curves(loss, accuracy)
     _draw_movements(right.subplots(), movements)
     figure.savefig(path)
 
 
-def _draw_run(loss: Any, accuracy: Any, run: Curves, colour: str) -> None:
+def _draw_run(loss: Any, accuracy: Any, run: Curves, colour: str, metric: Metric) -> None:
     # A step that was skipped may have a loss that is no number.
     known = (line for line in run.lines if line["loss"] is not None)
     training = [line for line in known if line["split"] == "train"]
@@ -78,10 +84,9 @@ def _draw_run(loss: Any, accuracy: Any, run: Curves, colour: str) -> None:
         label=f"{run.name}, evaluation",
         **markers,
     )
-    # A language model has no accuracy; what falls there is its perplexity.
-    is_language = "perplexity" in evaluations[0]
-    scores = [line["perplexity"] if is_language else 100 * line["accuracy"] for line in evaluations]
-    accuracy.set_ylabel("evaluation perplexity" if is_language else "evaluation accuracy, %")
+    scale, unit = (100, " %") if metric.is_share else (1, "")
+    scores = [scale * line[metric.name] for line in evaluations]
+    accuracy.set_ylabel(f"evaluation {metric.label}" + (", %" if unit else ""))
     accuracy.plot(at, scores, linewidth=1.6, label=run.name, **markers)
     if run.best_step in at:
         best = scores[at.index(run.best_step)]
@@ -96,7 +101,7 @@ def _draw_run(loss: Any, accuracy: Any, run: Curves, colour: str) -> None:
         )
         near_right_edge = run.best_step > 0.75 * max(at)
         accuracy.annotate(
-            f"kept: {best:.2f}" if is_language else f"kept: {best:.1f} %",
+            f"kept: {best:.1f} %" if unit else f"kept: {best:.2f}",
             (run.best_step, best),
             xytext=(-10 if near_right_edge else 10, -13),
             textcoords="offset points",

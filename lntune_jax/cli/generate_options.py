@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from ..tasks.options import ComputeType, Quantize
 from .help import shown
-from .options import ComputeType, Quantize
 
 
 @dataclass(frozen=True)

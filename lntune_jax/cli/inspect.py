@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..paths import flatten, join
 from ..selection.norms import NORM, find_norms
-from .base import check_model_directory, say_memory, tuning_config
+from ..tasks.loading import check_model_directory, describe_memory, tuning_config
 from .console import make_console, say
 from .options import InspectSettings, Memory
 
@@ -37,12 +37,13 @@ def run(settings: InspectSettings) -> None:
         "scan_layers": memory.scan_layers,
     }
     model = models.from_config(found, quantize=memory.quantize, **options)
-    config = tuning_config(settings.model, model.params, (), settings.selection)
+    config = tuning_config(settings.model, model.params, (), settings.targets)
     report = lnt.report_params(model.params, config, name_map=model.name_map)
     console = make_console()
     say(console, report.table())
     say(console, f"adapter: {4 * report.trainable:,} bytes of float32 values")
-    say_memory(console, model)
+    for line in describe_memory(model):
+        say(console, line)
     if settings.trace:
         say(console, compare_by_trace(model))
     if memory.length is not None:

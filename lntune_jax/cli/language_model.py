@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.encode import load_tokenizer
 from ..errors import ConfigError, ModelError
-from .base import check_model_directory
+from ..tasks.loading import check_model_directory
 from .described import base_of
 
 

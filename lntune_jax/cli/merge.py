@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..messages import warn
-from .base import check_model_directory
+from ..tasks.loading import check_model_directory
 from .console import byte_count, make_console, say, short_path
 from .described import base_of
 from .transfer_options import MergeSettings

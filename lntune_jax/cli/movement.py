@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..tasks.base import Task
+from ..trainer.loop import Fitted
+
 BIASES = ("bias", "beta", "offset")
 # Wrappers that every architecture has around its layers; they tell norms apart only rarely.
 _WRAPPERS = {"model", "transformer", "bert", "roberta", "encoder", "layers", "layer", "h", "self"}
@@ -37,6 +40,22 @@ def measure_movement(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[M
         change = np.asarray(end[path], np.float64) - np.asarray(start[path], np.float64)
         changes.setdefault(module, {})[role] = float(np.sqrt(np.mean(change**2)))
     return [Movement(name, each.get("scale"), each.get("bias")) for name, each in changes.items()]
+
+
+def movements_of(task: Task, fitted: Fitted) -> list[Movement]:
+    """How far each norm moved in a run."""
+    from ..names.layers import split_arrays
+    from ..selection.roles import NORM_ROLE
+    from ..selection.select import select_views
+
+    views = select_views(task.params, task.config, None, task.name_map, warn=False)
+    start, best = fitted.start, fitted.best
+    if views.parts is not None:
+        start, best = split_arrays(start, views.parts), split_arrays(best, views.parts)
+    norms = views.named.list_paths(NORM_ROLE)
+    return measure_movement(
+        {path: start[path] for path in norms}, {path: best[path] for path in norms}
+    )
 
 
 def readable_names(modules: list[str]) -> list[str]:

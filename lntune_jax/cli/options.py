@@ -12,126 +12,61 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
+from ..tasks.options import Columns, ComputeType, Encoding, Language, Quantize, Remat, Targets
+from ..trainer.recipe import Recipe
+from ..trainer.sweep import Grid
 from .help import shown
 from .process_options import Processes
 
-Schedule = Literal["linear", "cosine", "constant"]
-Metric = Literal["accuracy", "macro_f1", "loss", "perplexity"]
 TrainTask = Literal["seq_cls", "causal_lm"]
-DataForm = Literal["auto", "text", "completion", "messages"]
-ComputeType = Literal["float32", "bfloat16"]
-Quantize = Literal["int8", "int4", "nf4", "fp8"]
-OnNan = Literal["stop", "skip"]
-Remat = Literal["none", "dots_saveable", "dots_with_no_batch_dims_saveable", "full"]
-Pooling = Literal["default", "own", "mean", "cls"]
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnFlags(Columns):
     """The columns of the table, and the rows to evaluate on."""
 
-    text_column: str = "text"
-    """Name of the column with the text."""
-    label_column: str = "label"
-    """Name of the column with the label (words or numbers)."""
     eval_data: Annotated[Path | None, shown("rows of --data", "FILE")] = None
-    """A second table to evaluate on while training."""
     eval_fraction: Annotated[float | None, shown("0.1", "FLOAT")] = None
-    """Share of --data kept out of training and evaluated on, the same share of every label."""
 
 
 @dataclass(frozen=True)
-class Language:
-    """Only for --task causal_lm."""
-
-    form: DataForm = "auto"
-    """What a row is: a text, a prompt and its completion, or a chat; auto tells by the columns."""
-    no_packing: bool = False
-    """Give each document rows of its own, padded, instead of several to a row."""
-
-
-@dataclass(frozen=True)
-class Selection:
+class TargetFlags(Targets):
     """Which weights train."""
 
     targets: Annotated[tuple[str, ...], shown("every norm", "PATTERN ...")] = ()
-    """Norm modules to train: ends of module paths, or regular expressions; none: no norm at all,
-    so that --save-modules train alone."""
     exclude: Annotated[tuple[str, ...], shown("none", "PATTERN ...")] = ()
-    """Norm modules to leave frozen."""
     save_modules: Annotated[tuple[str, ...], shown("the new head", "NAME ...")] = ()
-    """Whole modules that train too and are saved with the norms."""
 
 
 @dataclass(frozen=True)
-class Encoding:
+class EncodingFlags(Encoding):
     """How text reaches the model."""
 
     max_length: Annotated[int | None, shown("128; 256 for causal_lm", "INT")] = None
-    """Tokens in a row at most; longer texts are cut (causal_lm: split into several rows)."""
-    buckets: int = 4
-    """Batches are padded to at most so many lengths: one compiled program each."""
-    pooling: Pooling = "default"
-    """What a classifier reads of an encoder: what the model's files say (default), what its
-    architecture does (own), the mean over tokens, or the first token (cls)."""
-    dtype: ComputeType = "float32"
-    """Number format of the frozen weights; what trains is kept in float32."""
-    scan_layers: bool = False
-    """Train a decoder's layers in one loop, which compiles faster; the adapter fits either way."""
     quantize: Annotated[Quantize | None, shown("off", "KIND")] = None
-    """Keep the kernels of the layers in few bits, for less memory: int8, int4, nf4 or fp8."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RecipeFlags(Recipe):
     """How training goes."""
 
     learning_rate: Annotated[float | None, shown("0.005; 0.001 for causal_lm", "FLOAT")] = None
-    """Peak learning rate of the norms."""
-    head_learning_rate: float = 1e-3
-    """Peak learning rate of the saved modules (the head)."""
-    schedule: Schedule = "linear"
-    """How the learning rate falls after the warm-up."""
-    warmup_fraction: float = 0.1
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = 0.0
-    """AdamW weight decay of the saved modules; norms are never decayed."""
     clip_norm: Annotated[float | None, shown("off", "FLOAT")] = None
-    """Largest gradient norm."""
-    on_nan: OnNan = "stop"
-    """Where a loss or gradient is NaN or infinite: stop, or skip that step's update."""
-    epochs: int = 3
-    """Passes over the training rows."""
     max_steps: Annotated[int | None, shown("off", "INT")] = None
-    """Train for so many steps at most; the schedule ends there."""
-    batch_size: int = 32
-    """Rows a step."""
-    eval_batch_size: int = 64
-    """Rows a batch in evaluation."""
     eval_every: Annotated[int | None, shown("each epoch", "STEPS")] = None
-    """Evaluate after so many steps."""
-    best_by: Annotated[Metric | None, shown("accuracy; perplexity for causal_lm", "METRIC")] = None
-    """The evaluation figure that picks the adapter to keep."""
+    best_by: Annotated[str | None, shown("accuracy; perplexity for causal_lm", "METRIC")] = None
     patience: Annotated[int | None, shown("off", "INT")] = None
-    """Stop after so many evaluations in a row without a better one."""
-    dropout: bool = False
-    """Train with the model's own dropout."""
-    seed: int = 0
-    """Seed of the new head, the split, the order of rows and dropout."""
+    ema: Annotated[float | None, shown("off", "DECAY")] = None
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepFlags(Grid):
     """Many adapters trained at once over one base; the best is kept as the run's own."""
 
     sweep: Annotated[tuple[str, ...], shown("none", "NAME=VALUE,VALUE ...")] = ()
-    """Try each value of learning_rate, head_learning_rate or weight_decay, in every combination."""
     seeds: Annotated[int, shown("1", "INT")] = 1
-    """How many seeds to train with, from --seed on (a count, 3; not a list)."""
     more_data: Annotated[tuple[Path, ...], shown("none", "FILE ...")] = ()
-    """Tables beside --data: every combination is trained on each of them, alone."""
     adapters_at_once: Annotated[int | None, shown("all", "INT")] = None
-    """How many adapters share a step, to bound the memory."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +101,7 @@ class InspectSettings:
     """Classes of the SEQ_CLS head."""
     trace: bool = False
     """Also say where the norms by name and those found by tracing the model differ."""
-    selection: Selection = field(default_factory=Selection)
+    targets: TargetFlags = field(default_factory=TargetFlags)
     memory: Memory = field(default_factory=Memory)
 
 
@@ -197,10 +132,10 @@ class TrainSettings:
     """Also save a checkpoint after every so many steps."""
     checkpoint_minutes: Annotated[float | None, shown("off", "MINUTES")] = None
     """Also save a checkpoint when so many minutes have passed since the last."""
-    columns: Columns = field(default_factory=Columns)
+    columns: ColumnFlags = field(default_factory=ColumnFlags)
     language: Language = field(default_factory=Language)
-    selection: Selection = field(default_factory=Selection)
-    encoding: Encoding = field(default_factory=Encoding)
-    recipe: Recipe = field(default_factory=Recipe)
-    sweep: Sweep = field(default_factory=Sweep)
+    targets: TargetFlags = field(default_factory=TargetFlags)
+    encoding: EncodingFlags = field(default_factory=EncodingFlags)
+    recipe: RecipeFlags = field(default_factory=RecipeFlags)
+    sweep: SweepFlags = field(default_factory=SweepFlags)
     processes: Processes = field(default_factory=Processes)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -13,6 +15,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from ..trainer.callbacks import Callback, RunInfo
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -72,6 +76,38 @@ class TrainingProgress:
     def note(self, text: str) -> None:
         """Print a line that stays, above the bar."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class ProgressCallback(Callback):
+    """Shows the steps of a run, and what it says."""
+
+    def __init__(self, console: Console):
+        """Show them on this console."""
+        self._console = console
+
+    def begin(self, run: RunInfo) -> None:
+        """Start the bar."""
+        self._many = len(run.trials) > 1
+        self._losses: dict[str | None, float] = {}
+        self._rate, self._step = 0.0, run.done
+        self._progress = TrainingProgress(self._console, run.title, run.total, run.done)
+        self._progress.__enter__()
+
+    def stepped(self, step: int, figures: Mapping[str, Any], trial: str | None = None) -> None:
+        """Move the bar; of several adapters, the lowest loss is shown."""
+        if step != self._step:
+            self._step, self._rate, self._losses = step, 0.0, {}
+        self._losses[trial] = figures["loss"]
+        self._rate += figures["tokens_per_second"]
+        self._progress.update(step, min(self._losses.values()), self._rate)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._progress.note(text)
+
+    def end(self) -> None:
+        """Remove the bar."""
+        self._progress.__exit__()
 
 
 def _make_bar(console: Console) -> Progress:

@@ -12,13 +12,14 @@ from rich.table import Table as RichTable
 
 from ..errors import ConfigError, LNTuningError
 from ..storage.directories import write_text
-from ..tasks.base import Work, metric_of, share_steps, total_steps
-from ..trainer.finish import Summary, finish
-from ..trainer.fit_many import FittedMany, fit_many
-from ..trainer.history import rank
-from ..trainer.run_files import RunFiles, read_fields
-from ..trainer.stopping import say_stopped, stops_of
-from ..trainer.trials import Trial, list_trials, start_leaves, write_value
+from ..tasks.base import Metric, Task
+from ..trainer.callbacks import Callback
+from ..trainer.fitting import rank_trials, save_all
+from ..trainer.loop import Fitted, run_loop
+from ..trainer.recipe import Trial, metric_of, share_steps, total_steps
+from ..trainer.run import RunFiles, Summary, finish_run, read_fields
+from ..trainer.stopping import Stops
+from ..trainer.sweep import list_trials, write_value
 from .console import duration, say, short_path
 from .options import TrainSettings
 from .sweep_figure import draw_sweep
@@ -27,15 +28,14 @@ _SHOWN = 20
 
 
 def run_sweep(
-    settings: TrainSettings, works: Sequence[Work], files: RunFiles, console: Console
+    settings: TrainSettings,
+    tasks: Sequence[Task],
+    files: RunFiles,
+    console: Console,
+    callbacks: Sequence[Callback],
+    stops: Stops,
 ) -> Summary | None:
     """Train every trial, save all adapters, and give the summary of the best one.
-
-    Args:
-        settings: The flags.
-        works: One for each table.
-        files: The run.
-        console: Where progress is shown.
 
     Returns:
         `None` if `--stop-after-steps` ended the call.
@@ -43,50 +43,53 @@ def run_sweep(
     Raises:
         LNTuningError: If no trial has an evaluation that is a number.
     """
-    work, recipe = works[0], share_steps(works, settings.recipe)
+    from .train import draw_run, say_stopped
+
+    task, recipe = tasks[0], share_steps(tasks, settings.recipe)
     trials = list_trials(settings.sweep, recipe, settings.data)
     at_once = settings.sweep.adapters_at_once
     count = len(trials)
     together = count if at_once is None else min(at_once, count)
     say(console, f"sweep: {count} adapters, {together} of them in one pass")
-    many = fit_many(
-        works,
+    outcome = run_loop(
+        tasks,
         trials,
-        start_leaves(work, trials, recipe.seed),
         recipe,
-        files,
-        console,
+        checkpoints=files.checkpoints,
+        callbacks=callbacks,
         at_once=at_once,
-        stops=stops_of(settings),
+        stops=stops,
+        title="sweep",
     )
-    if not many.finished:
-        say_stopped(console, many.step, total_steps(work, recipe), many.terminated)
+    if not outcome.finished:
+        say_stopped(console, outcome.step, total_steps(task, recipe), outcome.terminated)
         return None
-    metric = metric_of(work, recipe)
-    order = _rank(many, metric)
+    metric, order = metric_of(task, recipe), rank_trials(outcome, task, recipe)
     if not order:
         raise LNTuningError(
             "the loss of every adapter of the sweep is no number; lower the learning rates, or set "
             "--clip-norm 1"
         )
-    _save(work, trials, many, files)
+    save_all(tasks, trials, outcome, files)
     rest = [number for number in range(count) if number not in order]
-    rows = [_row(trials[number], many, number, metric) for number in order + rest]
+    rows = [_row(trials[number], outcome.fitted[number], metric) for number in order + rest]
     best = trials[order[0]]
-    content = {"metric": metric, "best": best.name, "seconds": round(many.seconds, 2)}
+    content = {"metric": metric.name, "best": best.name, "seconds": round(outcome.seconds, 2)}
     content["trials"] = rows
     write_text(files.sweep, json.dumps(content, indent=2) + "\n")
     draw_sweep(files.sweep_figure, Path(settings.model).name, trials, rows, metric, files.metrics)
     show_sweep(files, console)
-    if len(works) > 1 and settings.columns.eval_data is None:
+    if len(tasks) > 1 and settings.columns.eval_data is None:
         say(
             console,
             "each table was evaluated on rows of its own, so that figures of two tables do not "
             "compare; --eval-data gives them the same rows",
         )
-    title = f"{best.name}, the best of {count}: {Path(settings.model).name}"
-    fitted, own = many.fitted[order[0]], works[best.table]
-    return finish(own, recipe, fitted, files, name=best.name, title=title, trial=best.name)
+    title, name = f"{best.name}, the best of {count}: {Path(settings.model).name}", str(best.name)
+    own, fitted = tasks[best.table], outcome.fitted[order[0]]
+    summary = finish_run(own, recipe, outcome, files, number=order[0])
+    draw_run(files, own, metric, fitted, summary, name, title, trial=name)
+    return summary
 
 
 def show_sweep(files: RunFiles, console: Console) -> None:
@@ -116,38 +119,13 @@ def show_sweep(files: RunFiles, console: Console) -> None:
     say(console, f"figure of the sweep: {short_path(files.sweep_figure)}")
 
 
-def _rank(many: FittedMany, metric: str) -> list[int]:
-    """The trials that were evaluated, best first."""
-    known = [n for n, each in enumerate(many.fitted) if each.history.evaluations]
-    bests = {number: many.fitted[number].history.best(metric) for number in known}
-    return sorted(known, key=lambda n: rank(bests[n], metric))
-
-
-def _save(work: Work, trials: tuple[Trial, ...], many: FittedMany, files: RunFiles) -> None:
-    import lntune_jax as lnt
-
-    files.adapters.mkdir(exist_ok=True)
-    for trial, fitted in zip(trials, many.fitted, strict=True):
-        if fitted.history.evaluations:
-            lnt.save_adapter(
-                files.adapters / trial.name,
-                fitted.best,
-                work.config,
-                base=work.model.params,
-                name_map=work.model.name_map,
-                overwrite=True,
-                task=work.task,
-            )
-
-
-def _row(trial: Trial, many: FittedMany, number: int, metric: str) -> dict[str, Any]:
+def _row(trial: Trial, fitted: Fitted, metric: Metric) -> dict[str, Any]:
     """What `sweep.json` says of a trial."""
-    history, diverged = many.fitted[number].history, many.diverged[number]
-    ended = "early" if history.stopped else "at the end"
-    if diverged is not None:
-        ended = f"no number at step {diverged}"
+    ended = "early" if fitted.history.stopped else "at the end"
+    if fitted.diverged is not None:
+        ended = f"no number at step {fitted.diverged}"
     row: dict[str, Any] = {"name": trial.name, "values": dict(trial.values), "ended": ended}
-    if history.evaluations:
-        best = history.best(metric)
-        row |= {"best_step": best.step, **best.figures()}
+    if fitted.history.evaluations:
+        best = fitted.history.best(metric)
+        row |= {"best_step": best.step, **best.figures}
     return row

@@ -8,15 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..trainer.metrics import read_metrics
-from ..trainer.trials import Trial, write_value
-
-_WORDS = {
-    "accuracy": "evaluation accuracy",
-    "macro_f1": "evaluation macro F1",
-    "loss": "evaluation loss",
-    "perplexity": "evaluation perplexity",
-}
+from ..tasks.base import Metric
+from ..trainer.callbacks import read_metrics
+from ..trainer.recipe import Trial
+from ..trainer.sweep import write_value
 
 
 def draw_sweep(
@@ -24,7 +19,7 @@ def draw_sweep(
     title: str,
     trials: Sequence[Trial],
     rows: Sequence[dict[str, Any]],
-    metric: str,
+    metric: Metric,
     metrics: Path,
 ) -> None:
     """Draw the curves on the left, and the best figure of each adapter on the right.
@@ -52,12 +47,12 @@ def draw_sweep(
         own = [
             line for line in lines if line.get("trial") == trial.name and line["split"] == "eval"
         ]
-        steps, values = [line["step"] for line in own], [line[metric] for line in own]
+        steps, values = [line["step"] for line in own], [line[metric.name] for line in own]
         colour = colours[trial.values.get(axis, 0.0)]
         left.plot(steps, values, "o-", color=colour, markersize=3, linewidth=1.2, alpha=0.8)
     left.xaxis.get_major_locator().set_params(integer=True)
     left.set_xlabel("step")
-    left.set_ylabel(_WORDS[metric])
+    left.set_ylabel(_label(metric))
     if len(levels) > 1:
         for level in levels:
             label = f"{axis.replace('_', ' ')} {write_value(level)}"
@@ -83,14 +78,14 @@ def _draw_results(
     axis: str,
     trials: Sequence[Trial],
     rows: Sequence[dict[str, Any]],
-    metric: str,
+    metric: Metric,
     colours: dict[Any, Any],
 ) -> None:
     results: dict[Any, list[float]] = {}
     level_of = {trial.name: trial.values.get(axis, 0.0) for trial in trials}
     for row in rows:
-        if metric in row:
-            results.setdefault(level_of[row["name"]], []).append(row[metric])
+        if metric.name in row:
+            results.setdefault(level_of[row["name"]], []).append(row[metric.name])
     levels = sorted(results)
     # Evenly spaced: the values of a sweep differ by factors.
     places = {level: place for place, level in enumerate(levels)}
@@ -110,4 +105,8 @@ def _draw_results(
     axes.set_xticks(range(len(levels)), [write_value(level) for level in levels])
     axes.set_xlim(-0.5, len(levels) - 0.5)
     axes.set_xlabel(axis.replace("_", " "))
-    axes.set_ylabel(f"best {_WORDS[metric]}")
+    axes.set_ylabel(f"best {_label(metric)}")
+
+
+def _label(metric: Metric) -> str:
+    return f"evaluation {metric.label.removeprefix('evaluation ')}"

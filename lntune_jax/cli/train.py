@@ -1,11 +1,13 @@
 """`lntune-jax train`: from a model and a file of texts to an adapter.
 
-What differs between the tasks is in `train_classifier` and `train_language`; the loop, the files
-of a run and how it goes on are the same.
+What differs between the tasks is in `lntune_jax.tasks`; the loop, the files of a run and how it
+goes on are the trainer's.
 """
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +15,31 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from ..errors import ConfigError
-from ..tasks import train_classifier, train_language
-from ..tasks.base import total_steps
-from ..trainer.distributed import check_shared, joined, own_files, wait_for_all
-from ..trainer.finish import Summary, finish, load_summary
-from ..trainer.fit import fit
-from ..trainer.run_files import RunFiles, check_run, start_run
-from ..trainer.stopping import say_stopped, stops_of
-from ..trainer.trials import check_effect, is_asked, list_trials
-from .base import check_model_directory
+from ..tasks import TASKS, TaskOptions
+from ..tasks.base import LOSS, Metric, Task
+from ..tasks.loading import check_model_directory, model_location
+from ..trainer.callbacks import JsonLines, TensorBoard, read_metrics
+from ..trainer.loop import Fitted, run_loop
+from ..trainer.recipe import Trial, check_best_by, metric_of, total_steps
+from ..trainer.run import RunFiles, Summary, check_run, finish_run, load_summary, start_run
+from ..trainer.stopping import Stops, TerminatedError
+from ..trainer.sweep import check_effect, is_asked, list_trials
 from .console import duration, make_console, say, short_path
+from .distributed import check_shared, joined, own_files, wait_for_all
+from .figure import Curves, draw_figure
+from .movement import movements_of
 from .options import TrainSettings
+from .progress import ProgressCallback
 from .sweep import run_sweep, show_sweep
 
-_TASKS: dict[str, Any] = {"seq_cls": train_classifier, "causal_lm": train_language}
+# Flags that change where a run stands, or on which devices, but not what it computes; and the one
+# with which a run goes on that has met a loss that is no number.
+_WITHOUT_EFFECT = (
+    *("output", "resume", "overwrite", "stop_after_steps"),
+    *("checkpoint_every", "checkpoint_minutes"),
+    *("distributed", "coordinator", "num_processes", "process_id", "mesh", "heartbeat_seconds"),
+    "on_nan",
+)
 
 
 def run(settings: TrainSettings) -> None:
@@ -45,86 +58,183 @@ def run(settings: TrainSettings) -> None:
 
 
 def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) -> None:
-    console, task = make_console(), _TASKS[settings.task]
+    console, kind = make_console(), TASKS[settings.task]
     console.quiet = files is not shared
     check_model_directory(settings.model)
-    if settings.columns.eval_data is not None and settings.columns.eval_fraction is not None:
-        raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
-    if settings.sweep.adapters_at_once is not None and not is_asked(settings.sweep):
-        raise ConfigError("--adapters-at-once goes with --sweep or --seeds; here is one adapter")
+    _check_flags(settings)
+    check_best_by(settings.recipe, kind.METRICS)
+    recipe = settings.recipe
     if is_asked(settings.sweep):
         # What is wrong in it, before anything slow.
-        list_trials(settings.sweep, settings.recipe, settings.data)
-    data = task.read(settings)
-    check_run(shared, settings, resume=settings.resume, overwrite=settings.overwrite)
+        list_trials(settings.sweep, recipe, settings.data)
+    options = task_options(settings)
+    data = kind.read(options)
+    described = _describe(settings)
+    check_run(shared, described, resume=settings.resume, overwrite=settings.overwrite)
     if settings.resume and shared.is_finished():
         say(console, f"{short_path(shared.directory)} is finished; nothing to resume")
         if shared.sweep.exists():
             show_sweep(shared, console)
-        _show(console, settings, load_summary(shared), shared, task.results)
+        _show(console, settings, load_summary(shared), shared)
         return
     say(console, f"reading {settings.model}")
-    works = task.prepare(settings, data, console, mesh)
-    work = works[0]
+    tasks = kind.prepare(options, data, lambda line: say(console, line), mesh)
+    trials = (Trial(None, {}, recipe),)
     if is_asked(settings.sweep):
-        trials = list_trials(settings.sweep, settings.recipe, settings.data)
-        check_effect(work, trials, settings.recipe.seed)
+        trials = list_trials(settings.sweep, recipe, settings.data)
+        check_effect(tasks[0], trials, recipe.seed)
     wait_for_all("checked", mesh)
-    start_run(files, settings, overwrite=settings.overwrite and files is shared)
+    start_run(files, described, overwrite=settings.overwrite and files is shared)
     wait_for_all("started", mesh)
     if mesh is not None:
-        check_shared(shared, settings)
+        check_shared(shared, described)
+    stops = Stops(settings.stop_after_steps, settings.checkpoint_every, settings.checkpoint_minutes)
+    callbacks = [
+        JsonLines(files.metrics),
+        TensorBoard(files.tensorboard),
+        ProgressCallback(console),
+    ]
     if is_asked(settings.sweep):
-        summary = run_sweep(settings, works, files, console)
+        summary = run_sweep(settings, tasks, files, console, callbacks, stops)
         if summary is not None:
-            _show(console, settings, summary, files, task.results)
+            _show(console, settings, summary, files)
         return
-    fitted = fit(
-        work,
-        settings.recipe,
-        files,
-        console,
-        stops=stops_of(settings),
+    outcome = run_loop(
+        tasks, trials, recipe, checkpoints=files.checkpoints, callbacks=callbacks, stops=stops
     )
-    if not fitted.finished:
-        say_stopped(console, fitted.step, total_steps(work, settings.recipe), fitted.terminated)
+    if not outcome.finished:
+        say_stopped(console, outcome.step, total_steps(tasks[0], recipe), outcome.terminated)
         return
     title = f"{_name_method(settings)} of {Path(settings.model).name} on {settings.data.name}"
-    name = "head" if settings.selection.targets == ("none",) else "LN tuning"
-    summary = finish(work, settings.recipe, fitted, files, name=name, title=title)
-    if fitted.history.stopped:
-        say(console, f"no better evaluation {settings.recipe.patience} times in a row: stopped")
-    _show(console, settings, summary, files, task.results)
+    name = "head" if settings.targets.targets == ("none",) else "LN tuning"
+    summary = finish_run(tasks[0], recipe, outcome, files)
+    draw_run(files, tasks[0], metric_of(tasks[0], recipe), outcome.fitted[0], summary, name, title)
+    if outcome.fitted[0].history.stopped:
+        say(console, f"no better evaluation {recipe.patience} times in a row: stopped")
+    _show(console, settings, summary, files)
+
+
+def task_options(settings: TrainSettings) -> TaskOptions:
+    """What of the flags a task is made of."""
+    return TaskOptions(
+        model=settings.model,
+        data=settings.data,
+        more_data=settings.sweep.more_data,
+        columns=settings.columns,
+        language=settings.language,
+        targets=settings.targets,
+        encoding=settings.encoding,
+        batch_size=settings.recipe.batch_size,
+        seed=settings.recipe.seed,
+    )
+
+
+def say_stopped(console: Console, step: int, total: int, terminated: bool) -> None:
+    """Tell that the run is not at its end.
+
+    Raises:
+        TerminatedError: If a signal has ended it.
+    """
+    say(console, f"stopped after step {step} of {total}; go on with --resume")
+    if terminated:
+        raise TerminatedError
+
+
+def draw_run(
+    files: RunFiles,
+    task: Task,
+    metric: Metric,
+    fitted: Fitted,
+    summary: Summary,
+    name: str,
+    title: str,
+    trial: str | None = None,
+) -> None:
+    """Draw the curves of a run, and how far its norms moved."""
+    curves = Curves(name, read_metrics(files.metrics, trial), int(summary.best["step"]))
+    draw_figure(files.figure, title, [curves], movements_of(task, fitted), _drawn(task, metric))
+
+
+def _drawn(task: Task, metric: Metric) -> Metric:
+    """The metric of a figure's second panel: not the loss, which has one of its own."""
+    return task.metrics[0] if metric == LOSS and task.metrics else metric
+
+
+def _check_flags(settings: TrainSettings) -> None:
+    if settings.columns.eval_data is not None and settings.columns.eval_fraction is not None:
+        raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
+    if settings.sweep.adapters_at_once is not None and not is_asked(settings.sweep):
+        raise ConfigError("--adapters-at-once goes with --sweep or --seeds; here is one adapter")
+    if settings.task != "causal_lm":
+        if settings.language.no_packing or settings.language.form != "auto":
+            raise ConfigError("--no-packing and --form go with --task causal_lm")
+        return
+    if settings.encoding.pooling != "default":
+        raise ConfigError("--pooling goes with --task seq_cls; a language model does not pool")
+    if settings.columns.label_column != "label":
+        raise ConfigError("--label-column goes with --task seq_cls; a language model has no labels")
+
+
+def _describe(settings: TrainSettings) -> dict[str, Any]:
+    """Flags and values as plain JSON, with a checksum for each data file."""
+    described: dict[str, Any] = {}
+    _flatten(asdict(settings), described)
+    # A directory may be named from elsewhere when the run goes on; a hub id stays as it is.
+    described["model"] = model_location(described["model"])
+    for name in ("data", "eval_data"):
+        path = described.get(name)
+        if path is not None and Path(path).is_file():
+            described[f"{name}_sha256"] = _checksum(path)
+    if described.get("more_data"):
+        described["more_data_sha256"] = [_checksum(path) for path in described["more_data"]]
+    return described
+
+
+def _checksum(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _flatten(values: dict[str, Any], into: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _flatten(value, into)
+        elif name not in _WITHOUT_EFFECT:
+            into[name] = (
+                [_plain(each) for each in value] if isinstance(value, tuple) else _plain(value)
+            )
+
+
+def _plain(value: Any) -> Any:
+    return str(value.expanduser().resolve()) if isinstance(value, Path) else value
 
 
 def _name_method(settings: TrainSettings) -> str:
-    is_head = settings.selection.targets == ("none",)
+    is_head = settings.targets.targets == ("none",)
     return "Tuning of the head alone" if is_head else "LayerNorm tuning"
 
 
-def _show(
-    console: Console, settings: TrainSettings, summary: Summary, files: RunFiles, results: Any
-) -> None:
+def _show(console: Console, settings: TrainSettings, summary: Summary, files: RunFiles) -> None:
     """The summary as a table of 80 columns at most."""
+    kind = TASKS[settings.task]
     table = RichTable(title=_name_method(settings), show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    own = results(summary, files)
-    use = own.pop("use it")
-    share = f"{summary.percent:.4f} %"
+    share, best, first = f"{summary.percent:.4f} %", summary.best, summary.first
+    figures = {
+        metric.label: f"{best[metric.name]:.4f}"
+        + (f" (before: {first[metric.name]:.4f})" if first["step"] == 0 else "")
+        for metric in (*kind.METRICS, LOSS)
+        if metric.name in best
+    }
     rows = {
         "trained": f"{summary.trainable:,} of {summary.total:,} parameters ({share})",
         "rows": f"{summary.training_rows:,} trained on, {summary.evaluation_rows:,} evaluated on",
-        "steps": f"{summary.steps:,} of {summary.planned_steps:,}; best at {summary.best_step:,}",
-        **own,
+        "steps": f"{summary.steps:,} of {summary.planned_steps:,}; best at {best['step']:,}",
+        **figures,
         "time": duration(summary.seconds),
-        "compiled": (
-            f"{summary.compilations} programs for the lengths "
-            f"{', '.join(map(str, summary.lengths))}"
-        ),
         "adapter": f"{short_path(files.adapter)} ({summary.adapter_bytes:,} bytes)",
         "figure": short_path(files.figure),
-        "use it": use,
+        "use it": kind.USE.format(run=short_path(files.directory)),
     }
     for name, value in rows.items():
         table.add_row(name, value)

@@ -12,9 +12,10 @@ import numpy as np
 from ..data.batches import Rows, choose_lengths
 from ..data.encode import encode, load_tokenizer, padding_of
 from ..errors import ConfigError
-from ..tasks.programs import Classifier
-from .base import check_model_directory, load_base, position_limit
-from .described import ClassifierTask, Described, LanguageTask, find_described
+from ..tasks import Encoding, causal_lm, text_classification
+from ..tasks.loading import check_model_directory, load_classifier, position_limit
+from ..tasks.text_classification import Classifier
+from .described import Described, find_described
 from .trained_options import Trained
 
 
@@ -30,7 +31,7 @@ class TrainedModel:
         tokenizer: Its tokenizer.
     """
 
-    task: ClassifierTask
+    task: text_classification.Record
     config: Any
     params: Any
     model: Any
@@ -74,7 +75,7 @@ def find_classifier(trained: Trained) -> Described:
         LNTuningError: It is another's, or as for `find_described`.
     """
     described = find_described(trained)
-    if isinstance(described.task, LanguageTask):
+    if isinstance(described.task, causal_lm.Record):
         raise ConfigError(
             f"{described.directory} is the adapter of a language model, which does not label "
             "texts; `lntune-jax evaluate` measures its perplexity"
@@ -89,20 +90,14 @@ def load_trained(described: Described) -> TrainedModel:
         LNTuningError: If the base is missing or does not fit.
     """
     task, name = described.task, described.model
-    assert isinstance(task, ClassifierTask)
+    assert isinstance(task, text_classification.Record)
     check_model_directory(name)
     import lntune_jax as lnt
 
     _check_labels(described.directory, len(task.labels))
     tokenizer = load_tokenizer(name)
-    model = load_base(
-        name,
-        labels=len(task.labels),
-        pooling=task.pooling,
-        dtype=task.dtype,
-        seed=task.seed,
-        quantize=described.quantize,
-    )
+    encoding = Encoding(pooling=task.pooling, dtype=task.dtype, quantize=described.quantize)
+    model = load_classifier(name, encoding, labels=len(task.labels), seed=task.seed)
     params = lnt.restore_adapter(described.directory, model.params)
     return TrainedModel(task, described.config, params, model, tokenizer)
 

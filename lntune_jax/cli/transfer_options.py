@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from ..tasks.options import Pooling
 from .help import shown
-from .options import Pooling
 
 ConvertTask = Literal["SEQ_CLS", "TOKEN_CLS", "MASKED_LM", "CAUSAL_LM", "none"]
 LeafNames = Literal["auto", "flax", "torch"]

@@ -7,7 +7,8 @@ comes once an epoch: what does not fill a batch of its own length moves up to th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,25 @@ def plan_epoch(
     generator = np.random.default_rng([seed, epoch])
     batches = _cut(generator.permutation(len(lengths)), lengths, batch_size, buckets)
     return [batches[position] for position in generator.permutation(len(batches))]
+
+
+def make_planner(
+    seed: int, lengths: np.ndarray, batch_size: int, buckets: Sequence[int]
+) -> Callable[[int], PlannedBatch]:
+    """A function from a step, from 0, to its batch's rows, as an uninterrupted run has them.
+
+    Example:
+        >>> plan = make_planner(0, np.array([3, 4, 5, 6]), 2, (8,))
+        >>> sorted([*plan(0).rows, *plan(1).rows]) == [0, 1, 2, 3], plan(0).length
+        (True, 8)
+    """
+    per_epoch = -(-len(lengths) // batch_size)
+
+    @functools.lru_cache(maxsize=2)
+    def plan(epoch: int) -> list[PlannedBatch]:
+        return plan_epoch(seed, epoch, lengths, batch_size, buckets)
+
+    return lambda step: plan(step // per_epoch)[step % per_epoch]
 
 
 def plan_in_order(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from ..cli.options import DataForm
 from ..errors import ConfigError, DataError
 from .tables import check_texts, read_present
+
+DataForm = Literal["auto", "text", "completion", "messages"]
 
 _PAIR = ("prompt", "completion")
 _TABLES_ONLY_NESTED = (".csv", ".tsv")

@@ -45,6 +45,10 @@ class LanguageRows:
         """Tokens that the loss counts."""
         return sum(int((labels != IGNORED).sum()) for labels in self.labels)
 
+    def list_numbers(self, rows: np.ndarray) -> list[int]:
+        """The documents of the data file that are in some of these rows, or parts of them."""
+        return list(dict.fromkeys(number for row in rows.tolist() for number in self.numbers[row]))
+
 
 @dataclass(frozen=True)
 class Fitting:

@@ -1,47 +1,58 @@
-"""A causal language model, as the training loop sees it."""
+"""Causal language modelling: documents in packed rows, next-token loss, perplexity."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..cli.options import Metric, Recipe
-from ..data.batches import PlannedBatch, plan_in_order
-from ..data.packing import LanguageRows
-from ..data.spread import place_language_batch, row_devices
-from ..data.tokens import IGNORED
-from ..trainer.history import Evaluation
+from ..data.batches import PlannedBatch, choose_lengths, plan_in_order
+from ..data.documents import Documents, read_documents, split_documents
+from ..data.encode import load_tokenizer, padding_of
+from ..data.packing import LanguageRows, describe_fitting, fit_length, pack, separate
+from ..data.spread import check_batch_sizes, place_language_batch, row_devices
+from ..data.tokens import IGNORED, encode_shared
+from ..errors import DataError
+from .base import Metric, ModelTask, write_record
+from .loading import describe_memory, load_language_model, position_limit, tuning_config
+from .options import ComputeType, DataForm, TaskOptions
+
+NAME = "causal_lm"
+MAX_LENGTH = 256
+USE = "lntune-jax evaluate --run {run} --data ..."  # what a run is for
+METRICS = (Metric("perplexity", "perplexity", higher_is_better=False),)
 
 
 @dataclass(frozen=True)
-class LanguageWork:
-    """A language model to train; see `base.Work`.
+class Record:
+    """How a language model's documents were read.
 
     Attributes:
-        model: The base model, from `lntune_jax.models`.
-        config: Which leaves train.
-        training: Rows to train on.
-        evaluation: Rows to evaluate on.
-        buckets: Padded lengths.
-        padding: Token id of padding.
-        task: What the adapter says of itself.
-        mesh: The devices that share a batch, or `None` for one device.
+        form: What a document was.
+        packing: Whether a row may hold several documents.
+        max_length: Tokens in a row at most.
+        dtype: Number format of the frozen weights.
+        text_column: The training table's column of texts.
     """
 
-    model: Any
-    config: Any
+    form: DataForm = "auto"
+    packing: bool = True
+    max_length: int = 256
+    dtype: ComputeType = "float32"
+    text_column: str = "text"
+
+
+@dataclass(frozen=True)
+class CausalLM(ModelTask):
+    """A language model to train; see `tasks.Task` and `tasks.ModelTask`."""
+
     training: LanguageRows
-    evaluation: LanguageRows
-    buckets: tuple[int, ...]
-    padding: int
-    task: Mapping[str, Any]
-    mesh: Any = None
-    peak_learning_rate: float = 1e-3
-    default_metric: Metric = "perplexity"
+    evaluation: LanguageRows | None
+    learning_rate: float = 1e-3
+    metrics: tuple[Metric, ...] = METRICS
     # The base model is what tuning must improve on.
     evaluates_first: bool = True
 
@@ -49,43 +60,146 @@ class LanguageWork:
         """The mean loss of a batch, over its targets."""
         return language_loss(self.model, weighted=True)
 
-    def evaluator(self) -> LanguageEvaluator:
-        """An evaluator of the evaluation rows."""
-        return LanguageEvaluator(self)
+    def evaluator(self, batch_size: int) -> _Evaluator:
+        """Loss and perplexity on the evaluation rows."""
+        return _Evaluator(self, batch_size)
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
         """The arrays of one batch, and its tokens without padding."""
         batch = place_language_batch(planned, self.training, batch_size, self.padding, self.mesh)
         return batch, int(self.training.lengths[planned.rows].sum())
 
-    def list_rows(self, planned: PlannedBatch) -> list[int]:
-        """The documents of the data file that are in a batch, or parts of them."""
-        numbers = (self.training.numbers[row] for row in planned.rows.tolist())
-        return list(dict.fromkeys(number for own in numbers for number in own))
 
-
-class LanguageEvaluator:
-    """Loss and perplexity on the evaluation rows."""
-
-    def __init__(self, work: LanguageWork):
-        self._work = work
-        self._losses = MeanLoss(work.model, work.mesh)
+class _Evaluator:
+    def __init__(self, task: CausalLM, batch_size: int):
+        self._task, self._batch_size = task, batch_size
+        self._losses = MeanLoss(task.model, task.mesh)
 
     @property
     def compilations(self) -> int:
-        """Programs compiled so far."""
         return self._losses.compilations
 
-    def evaluate(
-        self, trainable: Any, frozen: Any, step: int, recipe: Recipe, rows: Any = None
-    ) -> Evaluation:
-        """The figures of these leaves, on the work's evaluation rows or on others."""
-        work = self._work
-        rows = work.evaluation if rows is None else rows
+    def __call__(self, trainable: Any, frozen: Any, rows: Any = None) -> dict[str, float]:
+        task = self._task
+        rows = task.evaluation if rows is None else rows
         loss = self._losses.measure(
-            trainable, frozen, rows, recipe.eval_batch_size, work.buckets, work.padding
+            trainable, frozen, rows, self._batch_size, task.buckets, task.padding
         )
-        return Evaluation(step, loss, perplexity=perplexity_of(loss))
+        return {"loss": loss, "perplexity": perplexity_of(loss)}
+
+
+def read(options: TaskOptions) -> tuple[tuple[Documents, Documents], ...]:
+    """The documents to train on, and those to evaluate on, of each table.
+
+    Raises:
+        LNTuningError: The data is at fault.
+    """
+    column = options.columns.text_column
+    documents = read_documents(options.data, options.language.form, column)
+    # What counts as a document must be the same everywhere.
+    more = [
+        read_documents(path, documents.form, column, flag="--more-data")
+        for path in options.more_data
+    ]
+    return tuple(_hold_out(options, part) for part in (documents, *more))
+
+
+def _hold_out(options: TaskOptions, documents: Documents) -> tuple[Documents, Documents]:
+    columns = options.columns
+    if columns.eval_data is None:
+        fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
+        return split_documents(documents, fraction, options.seed)
+    other = read_documents(
+        columns.eval_data, documents.form, columns.text_column, flag="--eval-data"
+    )
+    return documents, other
+
+
+def prepare(
+    options: TaskOptions,
+    data: Sequence[tuple[Documents, Documents]],
+    say: Callable[[str], None] = lambda line: None,
+    mesh: Any = None,
+) -> tuple[CausalLM, ...]:
+    """Load the model, tokenise the documents and say what there is; gives one work a table."""
+    import lntune_jax as lnt
+
+    check_batch_sizes(mesh, batch_size=options.batch_size)
+    encoding, packing = options.encoding, not options.language.no_packing
+    tokenizer = load_tokenizer(options.model)
+    model = load_language_model(options.model, encoding, mesh=mesh)
+    config = tuning_config(options.model, model.params, model.fresh, options.targets, "CAUSAL_LM")
+    max_length = encoding.max_length or MAX_LENGTH
+    limit = min(max_length, position_limit(model.config, tokenizer))
+    say(str(lnt.report_params(model.params, config, name_map=model.name_map)))
+    for line in describe_memory(model):
+        say(line)
+    if config.modules_to_save:
+        say(f"trained whole: {', '.join(config.modules_to_save)}")
+    vocabulary = model.config.vocab_size
+    if tokenizer.eos_token_id is None:
+        say("the tokenizer has no end-of-text token: documents end without one")
+    pairs = []
+    for table in data:
+        training, evaluation = (
+            make_rows(tokenizer, part, vocabulary, limit, packing, say, mesh) for part in table
+        )
+        pairs.append((training, evaluation))
+        for name, part, rows in zip(("train", "evaluate"), table, pairs[-1], strict=True):
+            say(
+                f"to {name} on: {len(part.values):,} documents in {len(rows.tokens):,} rows, "
+                f"{int(rows.lengths.sum()):,} tokens, {rows.targets:,} of them predicted"
+            )
+    every = tuple(rows for pair in pairs for rows in pair)
+    buckets = row_lengths(every, 1 if packing else encoding.buckets, limit)
+    style = "packed into" if packing else "padded to"
+    say(f"rows: {style} {', '.join(map(str, buckets))} tokens")
+    padding = padding_of(tokenizer)
+    record = write_record(
+        NAME,
+        Record(
+            form=data[0][0].form,
+            packing=packing,
+            max_length=max_length,
+            dtype=encoding.dtype,
+            text_column=options.columns.text_column,
+        ),
+    )
+    return tuple(
+        CausalLM(model, config, training, evaluation, buckets, padding, record, mesh, options.seed)
+        for training, evaluation in pairs
+    )
+
+
+def make_rows(
+    tokenizer: Any,
+    documents: Documents,
+    vocabulary: int,
+    length: int,
+    packing: bool,
+    say: Callable[[str], None],
+    mesh: Any = None,
+) -> LanguageRows:
+    """Documents as rows of at most `length` tokens; `say` gets a line about each loss of text.
+
+    Raises:
+        DataError: If no document has a token to predict.
+    """
+    encoded = encode_shared(tokenizer, documents, vocabulary, mesh)
+    fitting = fit_length(encoded, documents.form, length)
+    for line in describe_fitting(fitting, documents, length):
+        say(line)
+    if not fitting.parts:
+        raise DataError(
+            f"{documents.path}: in {length} tokens no document has one to predict; raise "
+            "--max-length, or shorten the prompts"
+        )
+    return pack(fitting.parts, length) if packing else separate(fitting.parts)
+
+
+def row_lengths(parts: tuple[LanguageRows, ...], count: int, limit: int) -> tuple[int, ...]:
+    """Padded lengths for all rows."""
+    return choose_lengths(np.concatenate([rows.lengths for rows in parts]), count, limit)
 
 
 class MeanLoss:

@@ -1,77 +1,73 @@
-"""What a run has seen so far: its evaluations, the best of them, and whether to stop.
+"""What a run has seen so far: evaluations, the best of them, and whether to stop.
 
-A small immutable record that goes into every checkpoint as JSON, so that a resumed run decides
-as an uninterrupted one would.
+Small immutable records that go into every checkpoint as JSON, so that a resumed run decides as an
+uninterrupted one would.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import numpy as np
+
+from ..tasks.base import LOSS, Metric
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures of one evaluation; `None` for those that the task does not have.
+    """The figures of one evaluation.
 
     Attributes:
         step: Steps done.
-        loss: Mean cross entropy: a row of a classifier, a predicted token of a language model.
-        accuracy: Share of rows labelled right.
-        macro_f1: Mean of the classes' F1.
-        perplexity: The exponential of the loss.
+        figures: By name; `loss` is always there.
     """
 
     step: int
-    loss: float
-    accuracy: float | None = None
-    macro_f1: float | None = None
-    perplexity: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
-    def figures(self) -> dict[str, float]:
-        """The figures that the task has, by name."""
-        values = asdict(self)
-        del values["step"]
-        return {name: value for name, value in values.items() if value is not None}
+    @property
+    def loss(self) -> float:
+        """The mean loss."""
+        return self.figures["loss"]
 
-    def describe(self) -> str:
-        """The figures as words."""
-        return ", ".join(f"{_NAMES[name]} {value:.4f}" for name, value in self.figures().items())
+    def describe(self, metrics: Iterable[Metric]) -> str:
+        """The figures as words.
+
+        Example:
+            >>> Evaluation(4, {"loss": 0.5}).describe(())
+            'evaluation loss 0.5000'
+        """
+        labels = {metric.name: metric.label for metric in (LOSS, *metrics)}
+        pairs = self.figures.items()
+        return ", ".join(f"{labels.get(name, name)} {value:.4f}" for name, value in pairs)
 
 
-def rank(evaluation: Evaluation, metric: str) -> tuple[float, float, int]:
+def rank(evaluation: Evaluation, metric: Metric) -> tuple[float, float, int]:
     """What orders evaluations, the best first; on a tie the lower loss, then the earlier step."""
-    sign = 1.0 if metric in ("loss", "perplexity") else -1.0
-    return (sign * getattr(evaluation, metric), evaluation.loss, evaluation.step)
-
-
-_NAMES = {
-    "loss": "evaluation loss",
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "perplexity": "perplexity",
-}
+    value = evaluation.figures[metric.name]
+    # A figure that is no number is the worst.
+    return (metric.sign * value if value == value else np.inf, evaluation.loss, evaluation.step)
 
 
 @dataclass(frozen=True)
 class History:
-    """The evaluations of a run.
+    """The evaluations of one adapter.
 
     Attributes:
         evaluations: All of them, in order.
-        seconds: Time spent in training and evaluation.
-        stopped: Whether the run was stopped early.
+        stopped: Whether its training was stopped early.
     """
 
     evaluations: tuple[Evaluation, ...] = ()
-    seconds: float = 0.0
     stopped: bool = False
 
-    def best(self, metric: str) -> Evaluation:
+    def best(self, metric: Metric) -> Evaluation:
         """The best evaluation so far; of equal figures the lower loss, then the earlier step."""
         return min(self.evaluations, key=lambda each: rank(each, metric))
 
-    def add(self, evaluation: Evaluation, metric: str, patience: int | None) -> History:
+    def add(self, evaluation: Evaluation, metric: Metric, patience: int | None) -> History:
         """The history with one more evaluation; stopped when patience has run out."""
         longer = replace(self, evaluations=(*self.evaluations, evaluation))
         best = longer.best(metric)
@@ -85,5 +81,55 @@ class History:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> History:
         """The inverse of `to_json`."""
-        evaluations = tuple(Evaluation(**each) for each in content["evaluations"])
-        return cls(evaluations, content["seconds"], content["stopped"])
+        return cls(tuple(Evaluation(**each) for each in content["evaluations"]), content["stopped"])
+
+
+@dataclass(frozen=True)
+class Records:
+    """The histories of all adapters of a run.
+
+    Attributes:
+        histories: One each.
+        diverged: The step at which an adapter's loss was no number, or `None`.
+        skipped: How many steps in a row each has skipped.
+        seconds: Time spent in training and evaluation.
+    """
+
+    histories: tuple[History, ...]
+    diverged: tuple[int | None, ...]
+    skipped: tuple[int, ...]
+    seconds: float = 0.0
+
+    @classmethod
+    def new(cls, count: int) -> Records:
+        """Those of a run that has not begun."""
+        return cls((History(),) * count, (None,) * count, (0,) * count)
+
+    def active(self) -> np.ndarray:
+        """Which adapters go on, booleans of shape (adapters,)."""
+        pairs = zip(self.histories, self.diverged, strict=True)
+        return np.asarray([not history.stopped and step is None for history, step in pairs])
+
+    def diverge(self, numbers: Iterable[int], step: int) -> Records:
+        """The records with these adapters out."""
+        diverged = list(self.diverged)
+        for number in numbers:
+            diverged[number] = step
+        return replace(self, diverged=tuple(diverged))
+
+    def with_history(self, number: int, history: History) -> Records:
+        """The records with another history of one adapter."""
+        histories = list(self.histories)
+        histories[number] = history
+        return replace(self, histories=tuple(histories))
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Records:
+        """The inverse of `to_json`."""
+        histories = tuple(History.from_json(each) for each in content["histories"])
+        diverged, skipped = tuple(content["diverged"]), tuple(content["skipped"])
+        return cls(histories, diverged, skipped, content["seconds"])

@@ -12,14 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from ..cli.console import say
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..cli.options import TrainSettings
+from typing import Any
 
 
 class TerminatedError(Exception):
@@ -39,22 +32,6 @@ class Stops:
     after_steps: int | None = None
     save_every: int | None = None
     save_minutes: float | None = None
-
-
-def stops_of(settings: TrainSettings) -> Stops:
-    """What the flags of `train` say."""
-    return Stops(settings.stop_after_steps, settings.checkpoint_every, settings.checkpoint_minutes)
-
-
-def say_stopped(console: Console, step: int, total: int, terminated: bool) -> None:
-    """Tell that the run is not at its end.
-
-    Raises:
-        TerminatedError: If a signal has ended it.
-    """
-    say(console, f"stopped after step {step} of {total}; go on with --resume")
-    if terminated:
-        raise TerminatedError
 
 
 class Watch:

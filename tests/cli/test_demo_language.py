@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from lntune_jax.cli import demo_language
+from lntune_jax.cli import demo
 from lntune_jax.cli.demo_data import find_language_model, read_reviews
 from lntune_jax.models.families.gguf import LAYER_MODULES, MODULES
 
@@ -65,7 +65,7 @@ def test_the_reviews_are_different_and_the_model_is_there():
 
 
 def test_a_short_demo_shows_three_precisions(run, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_language, "find_language_model", lambda: tiny)
+    monkeypatch.setattr(demo, "find_language_model", lambda: tiny)
     options = ("--task", "causal_lm", "--steps", "6", "--output", tmp_path)
     code, printed, complaint = run("demo", *options, "--learning-rate", "1.5e-3")
     assert (code, complaint) == (0, "")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.trainer.metrics import read_metrics
+from lntune_jax.trainer.callbacks import read_metrics
 from tests.support.runs import WORDS, make_decoder
 
 pytestmark = pytest.mark.long

@@ -1,19 +1,24 @@
 import json
 
+from lntune_jax.tasks import LOSS, Metric
 from lntune_jax.trainer.history import Evaluation, History
 
+ACCURACY = Metric("accuracy", "accuracy")
 
-def run_through(figures, metric="accuracy", patience=None):
+
+def run_through(figures, metric=ACCURACY, patience=None):
     history = History()
     for step, (loss, accuracy) in enumerate(figures, start=1):
-        history = history.add(Evaluation(step, loss, accuracy, accuracy), metric, patience)
+        history = history.add(
+            Evaluation(step, {"loss": loss, "accuracy": accuracy}), metric, patience
+        )
     return history
 
 
 def test_the_best_is_the_highest_then_the_lower_loss_then_the_earlier():
     figures = [(0.5, 0.8), (0.4, 0.9), (0.3, 0.9), (0.3, 0.9), (0.1, 0.7)]
-    assert run_through(figures).best("accuracy").step == 3
-    assert run_through(figures).best("loss").step == 5
+    assert run_through(figures).best(ACCURACY).step == 3
+    assert run_through(figures).best(LOSS).step == 5
 
 
 def test_patience_counts_evaluations_since_the_best():

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.long
 # A fork of a process that has imported all of this starts in a second.
 _LOADED = (
     "jax",
-    "grain",
     "orbax.checkpoint",
     "transformers",
     "lntune_jax.cli.train",

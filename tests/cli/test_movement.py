@@ -2,6 +2,9 @@ import numpy as np
 
 from lntune_jax.cli.figure import Curves, draw_figure
 from lntune_jax.cli.movement import Movement, measure_movement, readable_names
+from lntune_jax.tasks import Metric
+
+METRIC = Metric("accuracy", "accuracy", is_share=True)
 
 
 def test_movement_is_the_rms_change_of_scale_and_bias_in_model_order():
@@ -31,5 +34,5 @@ def test_a_figure_is_written_with_and_without_movements(tmp_path):
     lines.append({"split": "eval", "step": 8, "loss": 0.3, "accuracy": 0.75})
     for movements in ([], [Movement("bert.embeddings.LayerNorm", 0.1, None)]):
         path = tmp_path / f"{len(movements)}.png"
-        draw_figure(path, "a title", [Curves("LN tuning", lines, 8)], movements)
+        draw_figure(path, "a title", [Curves("LN tuning", lines, 8)], movements, METRIC)
         assert path.read_bytes().startswith(b"\x89PNG")

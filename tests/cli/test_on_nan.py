@@ -7,8 +7,8 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax.errors import ModelError
-from lntune_jax.tasks import classification
-from lntune_jax.trainer.metrics import read_metrics
+from lntune_jax.tasks import text_classification
+from lntune_jax.trainer.callbacks import read_metrics
 from lntune_jax.trainer.nonfinite import MOST_SKIPPED, Fault
 
 BAD_ROW = 8  # of the data file, from 1
@@ -27,7 +27,7 @@ def words(model_directory, table, make_rows, tmp_path):
 @pytest.fixture
 def spoil(monkeypatch):
     """Every batch with a bad row has no loss: `spoil(is_bad)`, given the rows of the data file."""
-    assemble = classification.ClassificationWork.assemble
+    assemble = text_classification.TextClassification.assemble
 
     def start(is_bad):
         def spoiled(work, planned, batch_size):
@@ -36,7 +36,7 @@ def spoil(monkeypatch):
                 batch["weights"] = batch["weights"] * np.float32(np.nan)
             return batch, tokens
 
-        monkeypatch.setattr(classification.ClassificationWork, "assemble", spoiled)
+        monkeypatch.setattr(text_classification.TextClassification, "assemble", spoiled)
 
     return start
 

@@ -46,7 +46,7 @@ def test_a_classifier_over_int8(run, classifier_words, table, model_directory, t
     summary = json.loads((output / "summary.json").read_text())
     code, printed, complaint = run("predict", "--run", output, "--text", "good word1")
     assert (code, complaint) == (0, "")
-    assert 0 <= summary["best_accuracy"] <= 1
+    assert 0 <= summary["best"]["accuracy"] <= 1
     # Another base than the one trained over is no silent continuation.
     refused(
         run(*classifier_words, "--quantize", "nf4", "--output", output, "--resume"),
@@ -61,11 +61,11 @@ def test_a_language_model_over_nf4(run, decoder, texts, tmp_path):
     assert (code, complaint) == (0, "")
     assert "kernels in nf4 (" in printed
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["best_perplexity"] < summary["first_perplexity"]
+    assert summary["best"]["perplexity"] < summary["first"]["perplexity"]
     figures = tmp_path / "figures.json"
     code, *_ = run("evaluate", "--run", output, "--data", texts, "--output", figures)
     assert code == 0
-    assert json.loads(figures.read_text())["perplexity"] < summary["first_perplexity"]
+    assert json.loads(figures.read_text())["perplexity"] < summary["first"]["perplexity"]
     # `generate` finds in the adapter what it was trained over.
     tell = ("generate", "--model", decoder, "--prompt", "w1 w2", "--max-new-tokens", 4)
     code, found, complaint = run(*tell, "--adapter", output)

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lntune_jax.errors import ConfigError
-from lntune_jax.trainer.resume import check_extra
+from lntune_jax.trainer.loop import check_extra
 
 
 def test_another_base_under_the_same_path_is_refused(model_directory, table, run, tmp_path):
@@ -30,6 +30,6 @@ def test_another_base_under_the_same_path_is_refused(model_directory, table, run
 
 
 def test_checkpoints_of_another_version_are_refused(tmp_path):
-    for extra in (None, {}, {"data": {}, "base": {}}):
+    for extra in (None, {}, {"base": {}, "tasks": []}):
         with pytest.raises(ConfigError, match="another version of lntune-jax"):
-            check_extra(extra, ("history",), {"w": np.ones(2)}, tmp_path)
+            check_extra(extra, {"w": np.ones(2)}, [], tmp_path)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from lntune_jax.storage import directories as _files
-from lntune_jax.trainer.metrics import MetricsWriter, read_metrics
+from lntune_jax.trainer import JsonLines, RunInfo, read_metrics
 
 pytestmark = pytest.mark.long
 
@@ -61,9 +61,12 @@ def test_a_summary_that_is_deleted_is_written_again(run, finished, words, tmp_pa
 def test_a_run_that_dies_while_it_writes_keeps_the_file_before(tmp_path, monkeypatch):
     """The metrics are written anew when a run goes on: all their lines, or those before."""
     lines = tmp_path / "metrics.jsonl"
-    with MetricsWriter(lines, tmp_path / "tensorboard", 0) as writer:
-        for step in range(1, 6):
-            writer.write("train", step, {"loss": 1.0})
+    writer = JsonLines(lines)
+    writer.begin(RunInfo("training", 9, 0, False, [None], (), {}))
+    for step in range(1, 6):
+        writer.stepped(step, {"loss": 1.0})
+    writer.end()
+    resumed = RunInfo("training", 9, 3, True, [None], (), {})
 
     def die(path):
         raise KeyboardInterrupt
@@ -71,9 +74,10 @@ def test_a_run_that_dies_while_it_writes_keeps_the_file_before(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(_files, "sync", die)
         with pytest.raises(KeyboardInterrupt):
-            MetricsWriter(lines, tmp_path / "tensorboard", 3)
+            writer.begin(resumed)
     assert [line["step"] for line in read_metrics(lines)] == [1, 2, 3, 4, 5]
-    MetricsWriter(lines, tmp_path / "tensorboard", 3).__exit__()
+    writer.begin(resumed)
+    writer.end()
     assert [line["step"] for line in read_metrics(lines)] == [1, 2, 3]
     assert not list(tmp_path.glob(".*"))
 

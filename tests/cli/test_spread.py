@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from lntune_jax.cli.distributed import _make_mesh
 from lntune_jax.data.batches import PlannedBatch, Rows
 from lntune_jax.data.share import share_rows
 from lntune_jax.data.spread import check_batch_sizes, place_batch, row_devices
 from lntune_jax.errors import ConfigError
-from lntune_jax.trainer.distributed import _make_mesh
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 8])

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from lntune_jax.cli.options import Recipe, Sweep
-from lntune_jax.trainer.metrics import read_metrics
-from lntune_jax.trainer.trials import list_trials
+from lntune_jax.trainer.callbacks import read_metrics
+from lntune_jax.trainer.recipe import Recipe
+from lntune_jax.trainer.sweep import Grid, list_trials
 from tests.support.runs import WORDS, leaves, make_decoder
 
 pytestmark = pytest.mark.long
@@ -50,7 +50,7 @@ def test_a_sweep_leaves_every_adapter_and_the_best(finished):
     assert len([line for line in lines if line["split"] == "train"]) == 8 * 6
     assert len(read_metrics(finished / "metrics.jsonl", best["name"])) == 6 + 2
     summary = json.loads((finished / "summary.json").read_text())
-    assert summary["best_accuracy"] == best["accuracy"]
+    assert summary["best"]["accuracy"] == best["accuracy"]
     assert summary["compilations"] <= 2 * 2  # One a padded length, for training and evaluation.
 
 
@@ -151,14 +151,14 @@ def test_a_language_model_is_swept_too(run, tmp_path):
 
 
 def test_trials_are_all_combinations():
-    trials = list_trials(Sweep(("learning_rate=1e-3,0.01", "weight_decay=0"), seeds=2), Recipe())
+    trials = list_trials(Grid(("learning_rate=1e-3,0.01", "weight_decay=0"), seeds=2), Recipe())
     assert [trial.name for trial in trials][:2] == [
         "learning_rate-0.001-weight_decay-0-seed-0",
         "learning_rate-0.001-weight_decay-0-seed-1",
     ]
     assert [trial.recipe.seed for trial in trials] == [0, 1, 0, 1]
     assert trials[3].recipe.learning_rate == 0.01
-    close = Sweep(("learning_rate=0.0012345671,0.0012345672",), seeds=3)
+    close = Grid(("learning_rate=0.0012345671,0.0012345672",), seeds=3)
     names = [trial.name for trial in list_trials(close, Recipe(seed=20240101))]
     assert len(set(names)) == 6
     assert names[0].endswith("seed-20240101")

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lntune_jax.cli.options import Recipe, Sweep
-from lntune_jax.trainer.metrics import read_metrics
-from lntune_jax.trainer.trials import list_trials, name_tables
+from lntune_jax.trainer.callbacks import read_metrics
+from lntune_jax.trainer.recipe import Recipe
+from lntune_jax.trainer.sweep import Grid, list_trials, name_tables
 from tests.support.runs import WORDS, leaves, make_decoder
 
 pytestmark = pytest.mark.long
@@ -86,7 +86,7 @@ def test_names_of_tables():
     assert name_tables([Path("a/x.csv"), Path("a/y.csv")]) == ("x", "y")
     assert name_tables([Path("a/x.csv"), Path("b/x.csv")]) == ("a-x", "b-x")
     assert name_tables([Path("a/b/x.csv"), Path("c/b/x.csv")]) == ("1-x", "2-x")
-    trials = list_trials(Sweep(more_data=(Path("b.csv"),), seeds=2), Recipe(), Path("a.csv"))
+    trials = list_trials(Grid(more_data=(Path("b.csv"),), seeds=2), Recipe(), Path("a.csv"))
     assert [(trial.name, trial.table, trial.recipe.seed) for trial in trials] == [
         ("data-a-seed-0", 0, 0),
         ("data-a-seed-1", 0, 1),

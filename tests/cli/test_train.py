@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import lntune_jax as lnt
-from lntune_jax.trainer.metrics import read_metrics
+from lntune_jax.trainer.callbacks import read_metrics
 from tests.support.runs import same_adapter, without_times
 
 FLAGS = ("--pooling", "mean", "--batch-size", "8")
@@ -81,7 +81,7 @@ def test_metrics_have_a_line_a_step_and_a_line_an_evaluation(finished):
 
 def test_it_learns_and_says_so(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    assert summary["best_accuracy"] >= 0.9
+    assert summary["best"]["accuracy"] >= 0.9
     assert summary["steps"] == summary["planned_steps"] == 24
     assert summary["trainable"] == 5 * 2 * 16 + 2 * 16 + 2
     assert 0 < summary["adapter_bytes"] < 100_000
@@ -95,9 +95,9 @@ def test_evaluate_measures_what_training_measured(run, finished, other_table, tm
     assert (code, complaint) == (0, "")
     summary = json.loads((finished / "summary.json").read_text())
     measured = json.loads(report.read_text())
-    assert measured["accuracy"] == summary["best_accuracy"]
-    assert measured["macro_f1"] == pytest.approx(summary["best_macro_f1"])
-    assert measured["loss"] == pytest.approx(summary["best_loss"], abs=1e-5)
+    assert measured["accuracy"] == summary["best"]["accuracy"]
+    assert measured["macro_f1"] == pytest.approx(summary["best"]["macro_f1"])
+    assert measured["loss"] == pytest.approx(summary["best"]["loss"], abs=1e-5)
     assert np.sum(measured["confusion"]) == measured["rows"] == 21
     assert f"accuracy {measured['accuracy']:.4f}" in printed
     assert max(map(len, printed.splitlines())) <= 80
@@ -140,10 +140,10 @@ def test_a_killed_run_repeats_only_what_its_checkpoint_lacks(
     words = (*words, "--output", output, "--checkpoint-every", "3")
     flush = recorder.Recorder.flush
 
-    def die(self):
+    def die(self, records):
         if self._pending and self._pending[0] == 14:
             raise KeyboardInterrupt
-        flush(self)
+        return flush(self, records)
 
     with monkeypatch.context() as patch:
         patch.setattr(recorder.Recorder, "flush", die)
@@ -203,7 +203,7 @@ def test_patience_stops_early_and_the_best_is_kept(run, short_words, tmp_path):
     assert summary["steps"] < summary["planned_steps"]
     evaluations = [x for x in read_metrics(output / "metrics.jsonl") if x["split"] == "eval"]
     best = min(evaluations, key=lambda line: line["loss"])
-    assert (summary["best_step"], summary["best_loss"]) == (best["step"], best["loss"])
+    assert (summary["best"]["step"], summary["best"]["loss"]) == (best["step"], best["loss"])
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_advice(run, short_words, tmp_path):

@@ -15,7 +15,7 @@ from lntune_jax.data.tokens import IGNORED, encode_documents
 from lntune_jax.errors import DataError
 from lntune_jax.models import from_pretrained
 from lntune_jax.tasks.causal_lm import MeanLoss
-from lntune_jax.trainer.metrics import read_metrics
+from lntune_jax.trainer.callbacks import read_metrics
 from tests.support.runs import (
     FLAGS,
     LENGTH,
@@ -85,10 +85,10 @@ def test_perplexity_falls_and_the_run_leaves_its_files(finished):
     assert evaluations[0]["step"] == 0
     assert set(evaluations[0]) == {"split", "step", "loss", "perplexity"}
     summary = json.loads((finished / "summary.json").read_text())
-    assert summary["first_perplexity"] == evaluations[0]["perplexity"]
-    assert summary["best_perplexity"] < 0.8 * summary["first_perplexity"]
-    assert summary["best_perplexity"] == pytest.approx(np.exp(summary["best_loss"]))
-    assert "best_accuracy" not in summary
+    assert summary["first"]["perplexity"] == evaluations[0]["perplexity"]
+    assert summary["best"]["perplexity"] < 0.8 * summary["first"]["perplexity"]
+    assert summary["best"]["perplexity"] == pytest.approx(np.exp(summary["best"]["loss"]))
+    assert "accuracy" not in summary["best"]
 
 
 def test_only_norms_train(finished):
@@ -120,7 +120,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
 
     output = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(recorder.Recorder, "record_previous_and_keep", die)
+        patch.setattr(recorder.Recorder, "keep", die)
         assert run(*words, "--output", output)[0] == 130
     assert run(*words, "--output", output, "--resume")[0] == 0
     assert without_times(finished) == without_times(output)
@@ -138,8 +138,8 @@ def test_evaluate_measures_what_training_measured(run, finished, words, texts, t
     assert (code, complaint) == (0, "")
     measured = json.loads(report.read_text())
     summary = json.loads((finished / "summary.json").read_text())
-    assert measured["perplexity"] == pytest.approx(summary["best_perplexity"], rel=1e-5)
-    assert measured["base_perplexity"] == pytest.approx(summary["first_perplexity"], rel=1e-5)
+    assert measured["perplexity"] == pytest.approx(summary["best"]["perplexity"], rel=1e-5)
+    assert measured["base_perplexity"] == pytest.approx(summary["first"]["perplexity"], rel=1e-5)
     assert f"perplexity {measured['perplexity']:.4f}" in printed
 
 
@@ -316,9 +316,9 @@ def test_long_rows_are_cut_or_split_and_that_is_said(run, decoder, texts, tmp_pa
     [
         (("--pooling", "mean"), "--pooling goes with --task seq_cls"),
         (("--label-column", "stars"), "--label-column goes with --task seq_cls"),
-        (("--best-by", "accuracy"), "--best-by accuracy goes with --task seq_cls"),
+        (("--best-by", "accuracy"), "--best-by is 'accuracy'; this task measures perplexity, loss"),
         (("--task", "seq_cls", "--no-packing"), "go with --task causal_lm"),
-        (("--task", "seq_cls", "--best-by", "perplexity"), "goes with --task causal_lm"),
+        (("--task", "seq_cls", "--best-by", "perplexity"), "measures accuracy, macro_f1, loss"),
         (("--form", "messages"), "--form messages needs a table"),
     ],
 )

@@ -44,7 +44,9 @@ def test_the_adapter_is_by_layer_and_nearly_the_same(runs):
     assert settings["scan_layers"] is True
     figures = [json.loads((run / "summary.json").read_text()) for run in runs.values()]
     assert figures[0]["trainable"] == figures[1]["trainable"] == 5 * 24
-    assert figures[1]["best_perplexity"] == pytest.approx(figures[0]["best_perplexity"], rel=1e-3)
+    assert figures[1]["best"]["perplexity"] == pytest.approx(
+        figures[0]["best"]["perplexity"], rel=1e-3
+    )
 
 
 def test_a_resumed_run_gives_the_same_bits(run, runs, words, tmp_path):

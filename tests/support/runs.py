@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 
 import lntune_jax as lnt
-from lntune_jax.trainer.metrics import read_metrics
+from lntune_jax.trainer.callbacks import read_metrics
 from tests.support.checkpoints import REFERENCE
 
 LENGTH = 16

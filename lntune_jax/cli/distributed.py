@@ -8,17 +8,17 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..cli.inspect import parse_mesh
-from ..cli.process_options import Processes
-from ..cli.words import print_message
 from ..errors import ConfigError, LNTuningError
-from .run_files import RunFiles, check_run
-from .stopping import TerminatedError
+from ..trainer.run import RunFiles, check_run
+from ..trainer.stopping import TerminatedError
+from .inspect import parse_mesh
+from .process_options import Processes
+from .words import print_message
 
 # What all processes share; the rest of a run's files only the first one writes.
 _SHARED = ("directory", "adapter", "adapters", "checkpoints")
@@ -100,7 +100,7 @@ def wait_for_all(what: str, mesh: Any) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def check_shared(files: RunFiles, settings: Any) -> None:
+def check_shared(files: RunFiles, settings: Mapping[str, Any]) -> None:
     """Check that the first process's directory, flags and data are this one's too.
 
     Raises:

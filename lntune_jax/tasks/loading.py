@@ -6,35 +6,21 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ..config import TASK_HEADS
 from ..errors import ConfigError, FreshWeightsWarning, ModelError
-from .console import say
-from .options import Selection
+from .options import Encoding, Targets
 
 
-def load_base(
-    model: str,
-    *,
-    labels: int,
-    pooling: str,
-    dtype: str,
-    seed: int,
-    scan_layers: bool = False,
-    quantize: str | None = None,
-    mesh: Any = None,
+def load_classifier(
+    model: str, encoding: Encoding, *, labels: int, seed: int, mesh: Any = None
 ) -> Any:
     """Load a pretrained model with a classification head.
 
     Args:
-        model: Directory, or hub id.
+        model: Directory, GGUF file, or hub id.
+        encoding: Its number format, pooling and rematerialisation.
         labels: Classes of the head.
-        pooling: One of `Pooling`; `default` for what the model's files say.
-        dtype: Number format of the weights.
         seed: Seed of the weights that the checkpoint lacks.
-        scan_layers: Whether a decoder's layers run in one loop.
-        quantize: What the kernels of the layers are kept as, or `None` for `dtype`.
         mesh: The devices of the run, or `None` for one device.
 
     Returns:
@@ -43,40 +29,24 @@ def load_base(
     Raises:
         ModelError: If `model` is no model directory, or holds a model that is not supported.
     """
-    check_model_directory(model)
-    from .. import models
-
+    pooling = None if encoding.pooling == "default" else encoding.pooling
     with warnings.catch_warnings():
         # Whatever is fresh trains and is saved: see `tuning_config`.
         warnings.simplefilter("ignore", FreshWeightsWarning)
-        return models.from_pretrained(
+        return _load(
             model,
-            task="SEQ_CLS",
-            dtype=dtype,
-            num_labels=labels,
-            pooling=None if pooling == "default" else pooling,
-            seed=seed,
-            scan_layers=scan_layers,
-            quantize=quantize,
-            mesh=mesh,
+            encoding,
+            mesh,
+            {"task": "SEQ_CLS", "num_labels": labels, "pooling": pooling, "seed": seed},
         )
 
 
-def load_language_model(
-    model: str,
-    *,
-    dtype: str,
-    scan_layers: bool = False,
-    quantize: str | None = None,
-    mesh: Any = None,
-) -> Any:
+def load_language_model(model: str, encoding: Encoding, *, mesh: Any = None) -> Any:
     """Load a pretrained causal language model; nothing in it is drawn at random.
 
     Args:
         model: Directory, GGUF file, or hub id.
-        dtype: Number format of the weights.
-        scan_layers: Whether its layers run in one loop.
-        quantize: What the kernels of the layers are kept as, or `None` for `dtype`.
+        encoding: Its number format and rematerialisation.
         mesh: The devices of the run, or `None` for one device.
 
     Returns:
@@ -85,25 +55,29 @@ def load_language_model(
     Raises:
         ModelError: If `model` is none of these, or holds a model that is not supported.
     """
+    return _load(model, encoding, mesh, {"task": "CAUSAL_LM"})
+
+
+def _load(model: str, encoding: Encoding, mesh: Any, options: dict[str, Any]) -> Any:
     check_model_directory(model)
     from .. import models
 
-    options: dict[str, Any] = {"dtype": dtype, "scan_layers": scan_layers, "quantize": quantize}
-    return models.from_pretrained(model, task="CAUSAL_LM", mesh=mesh, **options)
+    options |= {"dtype": encoding.dtype, "scan_layers": encoding.scan_layers}
+    options |= {"quantize": encoding.quantize, "remat": encoding.remat}
+    return models.from_pretrained(model, mesh=mesh, **options)
 
 
-def say_memory(console: Console, model: Any) -> None:
-    """Say what a quantised base takes in memory, beside what it would take in its dtype."""
+def describe_memory(model: Any) -> list[str]:
+    """A line that says what a quantised base takes in memory; none for another base."""
     if model.quantize is None:
-        return
+        return []
     from ..models.nn.quantized import count_both
 
     kept, whole = count_both(model.params, model.dtype)
-    say(
-        console,
+    return [
         f"base in memory: {kept:,} bytes, the layers' kernels in {model.quantize} ({whole:,} in "
-        f"{model.dtype})",
-    )
+        f"{model.dtype})"
+    ]
 
 
 def model_location(model: str) -> str:
@@ -139,7 +113,7 @@ def tuning_config(
     model: str,
     params: Any,
     fresh: tuple[str, ...],
-    selection: Selection,
+    targets: Targets,
     task_type: str = "SEQ_CLS",
 ) -> Any:
     """The `LNTuningConfig` of a run.
@@ -149,7 +123,7 @@ def tuning_config(
         params: The model's tree.
         fresh: Leaf paths that the checkpoint lacked: unless modules to save are named, their
             modules are, because random weights must train.
-        selection: Patterns from the command line.
+        targets: Patterns from the command line.
         task_type: What the model is for, in PEFT's words.
 
     Raises:
@@ -159,10 +133,10 @@ def tuning_config(
 
     heads = [name for name in TASK_HEADS["SEQ_CLS"] if name in params]
     found = [_module_to_save(path) for path in fresh]
-    saved = selection.save_modules or tuple(dict.fromkeys(heads + found))
+    saved = targets.save_modules or tuple(dict.fromkeys(heads + found))
     return lnt.LNTuningConfig(
-        target_modules=_read_targets(selection.targets),
-        exclude_modules=selection.exclude or None,
+        target_modules=_read_targets(targets.targets),
+        exclude_modules=targets.exclude or None,
         modules_to_save=saved or None,
         task_type=task_type,
         base_model_name_or_path=model_location(model),

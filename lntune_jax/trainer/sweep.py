@@ -1,16 +1,17 @@
-"""The trials of a sweep: which values and seeds are tried, and what each starts from."""
+"""The trials of a sweep: which values, seeds and tables are tried."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..cli.options import Recipe, Sweep
 from ..errors import ConfigError
+from ..tasks.base import Task
+from .recipe import Recipe, Trial
 
 # What may differ between adapters that share a compiled step: numbers that it takes as values.
 SWEPT = ("learning_rate", "head_learning_rate", "weight_decay")
@@ -18,28 +19,25 @@ _MOST = 10_000
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One adapter of a sweep.
+class Grid:
+    """Many adapters trained at once over one base; the best is kept as the run's own."""
 
-    Attributes:
-        name: For tables and directories, for example `learning_rate-0.003-seed-1`.
-        values: What was set for it; the seed and the table's name where there are several.
-        recipe: How it trains.
-        table: Number of the table that it is trained on.
-    """
-
-    name: str
-    values: Mapping[str, float | str]
-    recipe: Recipe
-    table: int = 0
+    sweep: tuple[str, ...] = ()
+    """Try each value of learning_rate, head_learning_rate or weight_decay, in every combination."""
+    seeds: int = 1
+    """How many seeds to train with, from --seed on (a count, 3; not a list)."""
+    more_data: tuple[Path, ...] = ()
+    """Tables beside --data: every combination is trained on each of them, alone."""
+    adapters_at_once: int | None = None
+    """How many adapters share a step, to bound the memory."""
 
 
-def is_asked(sweep: Sweep) -> bool:
+def is_asked(sweep: Grid) -> bool:
     """Whether the flags name more than one adapter, or a value to try."""
     return bool(sweep.sweep or sweep.more_data) or sweep.seeds != 1
 
 
-def list_trials(sweep: Sweep, recipe: Recipe, data: Path = Path("data")) -> tuple[Trial, ...]:
+def list_trials(sweep: Grid, recipe: Recipe, data: Path = Path("data")) -> tuple[Trial, ...]:
     """Every combination of the tables, values and seeds.
 
     Args:
@@ -51,8 +49,8 @@ def list_trials(sweep: Sweep, recipe: Recipe, data: Path = Path("data")) -> tupl
         ConfigError: If a name cannot be swept, comes twice, or has a value that makes no sense.
 
     Example:
-        >>> from lntune_jax.cli.options import Recipe, Sweep
-        >>> [trial.name for trial in list_trials(Sweep(("learning_rate=1e-3,0.01",)), Recipe())]
+        >>> from lntune_jax.trainer.recipe import Recipe
+        >>> [trial.name for trial in list_trials(Grid(("learning_rate=1e-3,0.01",)), Recipe())]
         ['learning_rate-0.001', 'learning_rate-0.01']
     """
     if sweep.seeds < 1:
@@ -121,66 +119,31 @@ def write_value(value: float | str) -> str:
     return short if float(short) == value else repr(value)
 
 
-def check_effect(work: Any, trials: tuple[Trial, ...], seed: int) -> None:
+def check_effect(task: Task, trials: Sequence[Trial], seed: int) -> None:
     """Refuse a sweep in which a number changes nothing, or a seed not all that it should.
 
     Raises:
-        ConfigError: one of the two; the message names the flag.
+        ConfigError: One of the two; the message names the flag.
     """
-    import lntune_jax as lnt
-
-    names, model = trials[0].values, work.model
-    trainable, _ = lnt.partition_params(model.params, work.config, name_map=model.name_map)
+    names = trials[0].values
     idle = [name for name in ("head_learning_rate", "weight_decay") if name in names]
-    if idle and not work.config.modules_to_save:
+    if idle and not task.config.modules_to_save:
         raise ConfigError(
             f"--sweep {idle[0]} changes nothing: it is for saved modules, and only norms train; "
             "leave it out, or name modules with --save-modules"
         )
-    if "learning_rate" in names and work.config.target_modules == ():
+    if "learning_rate" in names and task.config.target_modules == ():
         raise ConfigError(
             "--sweep learning_rate changes nothing: it is for norms, and with --targets none no "
             "norm trains; leave it out, or sweep head_learning_rate"
         )
-    drawn = [path for path in model.fresh if path.rpartition(".")[2] not in ("scale", "bias")]
-    kept = [path for path in drawn if path not in trainable]
-    if kept and any(trial.recipe.seed != seed for trial in trials):
+    kept = task.left_as_drawn() if any(trial.recipe.seed != seed for trial in trials) else []
+    if kept:
         module = kept[0].rpartition(".")[0]
         raise ConfigError(
             f"--seeds would leave {kept[0]} as seed {seed} drew it, because it does not train; "
             f"name {module} in --save-modules too"
         )
-
-
-def start_leaves(work: Any, trials: tuple[Trial, ...], seed: int) -> list[dict[str, Any]]:
-    """What each trial starts from: the base's own leaves, new ones drawn from the trial's seed.
-
-    Args:
-        work: The run's `tasks.base.Work`.
-        trials: The trials.
-        seed: The seed with which the base was loaded.
-
-    Returns:
-        Flat dicts of trainable leaves, in the trials' order.
-    """
-    import jax.numpy as jnp
-
-    import lntune_jax as lnt
-
-    from ..models.loading import draw
-
-    model = work.model
-    trainable, _ = lnt.partition_params(model.params, work.config, name_map=model.name_map)
-    starts = []
-    for trial in trials:
-        own = dict(trainable)
-        for path in model.fresh if trial.recipe.seed != seed else ():
-            if path in own:
-                spread = model.settings.initializer_range
-                drawn = draw(tuple(path.split(".")), own[path].shape, trial.recipe.seed, spread)
-                own[path] = jnp.asarray(drawn, model.dtype).astype(own[path].dtype)
-        starts.append(own)
-    return starts
 
 
 def _parse(entry: str) -> tuple[str, tuple[float, ...]]:

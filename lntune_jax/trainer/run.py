@@ -6,27 +6,20 @@ and marks the run as finished.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli.base import model_location
-from ..cli.checks import flag_of
 from ..errors import ConfigError
 from ..storage.directories import write_text
 from ..storage.sealed import read_json
-
-# Flags of `train` that change where a run stands, or on which devices, but not what it computes;
-# and the one with which a run goes on that has met a loss that is no number.
-_WITHOUT_EFFECT = (
-    *("output", "resume", "overwrite", "stop_after_steps"),
-    *("checkpoint_every", "checkpoint_minutes"),
-    *("distributed", "coordinator", "num_processes", "process_id", "mesh", "heartbeat_seconds"),
-    "on_nan",
-)
+from ..tasks.base import Task
+from .history import Evaluation
+from .loop import Outcome
+from .recipe import Recipe, metric_of, total_steps
 
 
 @dataclass(frozen=True)
@@ -83,12 +76,14 @@ _ENTRIES = {
 }
 
 
-def check_run(files: RunFiles, settings: Any, *, resume: bool, overwrite: bool) -> None:
+def check_run(
+    files: RunFiles, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> None:
     """Refuse an output directory in which this run may not start or go on.
 
     Args:
         files: The directory.
-        settings: The settings of the run, a dataclass.
+        settings: All that the run's result depends on, as plain JSON.
         resume: Go on with a run that is there.
         overwrite: Replace a run that is there.
 
@@ -115,7 +110,7 @@ def check_run(files: RunFiles, settings: Any, *, resume: bool, overwrite: bool) 
             f"cannot resume {files.directory}: its settings.json is damaged ({error}); give "
             "--overwrite to start again"
         ) from error
-    _check_same(before, _describe(settings), files)
+    _check_same(before, json.loads(json.dumps(settings)), files)
 
 
 def read_fields(file: Path) -> dict[str, Any]:
@@ -131,7 +126,7 @@ def read_fields(file: Path) -> dict[str, Any]:
     return fields
 
 
-def start_run(files: RunFiles, settings: Any, *, overwrite: bool) -> None:
+def start_run(files: RunFiles, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     """Make the output directory and write `settings.json`, unless a run goes on there.
 
     Raises:
@@ -142,7 +137,7 @@ def start_run(files: RunFiles, settings: Any, *, overwrite: bool) -> None:
             files.clear()
         if not files.is_started():
             files.directory.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(_describe(settings), indent=2) + "\n"
+            text = json.dumps(settings, indent=2) + "\n"
             write_text(files.settings, text)
     except OSError as error:
         raise ConfigError(
@@ -150,53 +145,20 @@ def start_run(files: RunFiles, settings: Any, *, overwrite: bool) -> None:
         ) from error
 
 
-def _describe(settings: Any) -> dict[str, Any]:
-    """Flags and values as plain JSON, with a checksum for each data file."""
-    described: dict[str, Any] = {}
-    _flatten(asdict(settings), described)
-    # A directory may be named from elsewhere when the run goes on; a hub id stays as it is.
-    described["model"] = model_location(described["model"])
-    for name in ("data", "eval_data"):
-        path = described.get(name)
-        if path is not None and Path(path).is_file():
-            described[f"{name}_sha256"] = _checksum(path)
-    if described.get("more_data"):
-        described["more_data_sha256"] = [_checksum(path) for path in described["more_data"]]
-    return described
-
-
-def _checksum(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _flatten(values: dict[str, Any], into: dict[str, Any]) -> None:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            _flatten(value, into)
-        elif name not in _WITHOUT_EFFECT:
-            into[name] = (
-                [_plain(each) for each in value] if isinstance(value, tuple) else _plain(value)
-            )
-
-
-def _plain(value: Any) -> Any:
-    return str(value.expanduser().resolve()) if isinstance(value, Path) else value
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any], files: RunFiles) -> None:
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], files: RunFiles) -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) == now.get(name):
             continue
         if name not in before and not now[name]:
             continue  # A flag that the run's version did not have, and that is off.
         if name.endswith("_sha256"):
-            flag = flag_of(name.removesuffix("_sha256"))
+            flag = _flag_of(name.removesuffix("_sha256"))
             raise ConfigError(
                 f"cannot resume {files.directory}: the content of {flag} has changed since the "
                 "run was started; give --overwrite to start again"
             )
         raise ConfigError(
-            f"cannot resume {files.directory}: it was started with {flag_of(name)} "
+            f"cannot resume {files.directory}: it was started with {_flag_of(name)} "
             f"{_shown(before.get(name))}, not {_shown(now.get(name))}; give the same value, or "
             "--overwrite to start again"
         )
@@ -206,3 +168,105 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or "unset"
     return "unset" if value is None else str(value)
+
+
+def _flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of a finished run, as `summary.json` holds them.
+
+    Attributes:
+        trainable: Parameters that train.
+        total: Parameters in all.
+        percent: The former in percent of the latter.
+        training_rows: Rows trained on.
+        evaluation_rows: Rows evaluated on.
+        steps: Steps done.
+        planned_steps: Steps that the recipe asks for.
+        best: The step whose adapter was kept, and its figures.
+        first: The same of the first evaluation; of the untouched base where that was measured.
+        seconds: Time spent.
+        adapter_bytes: Size of the adapter.
+        compilations: Programs compiled by the last call.
+    """
+
+    trainable: int
+    total: int
+    percent: float
+    training_rows: int
+    evaluation_rows: int
+    steps: int
+    planned_steps: int
+    best: dict[str, float]
+    first: dict[str, float]
+    seconds: float
+    adapter_bytes: int
+    compilations: int
+
+
+def finish_run(
+    task: Task, recipe: Recipe, outcome: Outcome, files: RunFiles, *, number: int = 0
+) -> Summary:
+    """Save the adapter and write the summary, in this order.
+
+    Args:
+        task: What was trained.
+        recipe: How.
+        outcome: What became of it.
+        files: Where everything goes.
+        number: Which of the outcome's adapters is the run's own.
+    """
+    import lntune_jax as lnt
+
+    fitted = outcome.fitted[number]
+    lnt.save_adapter(
+        files.adapter,
+        fitted.best,
+        task.config,
+        base=task.params,
+        overwrite=True,
+        name_map=task.name_map,
+        task=task.record or None,
+    )
+    evaluations, metric = fitted.history.evaluations, metric_of(task, recipe)
+    best = fitted.history.best(metric) if evaluations else Evaluation(outcome.step)
+    first = evaluations[0] if evaluations else best
+    report = lnt.report_params(task.params, task.config, name_map=task.name_map)
+    summary = Summary(
+        trainable=report.trainable,
+        total=report.total,
+        percent=report.percent,
+        training_rows=task.training_rows,
+        evaluation_rows=task.evaluation_rows,
+        steps=outcome.step,
+        planned_steps=total_steps(task, recipe),
+        best={"step": best.step, **best.figures},
+        first={"step": first.step, **first.figures},
+        seconds=round(outcome.seconds, 2),
+        adapter_bytes=byte_count(files.adapter),
+        compilations=outcome.compilations,
+    )
+    write_text(files.summary, json.dumps(asdict(summary), indent=2) + "\n")
+    return summary
+
+
+def byte_count(path: Path) -> int:
+    """Bytes of all files below a directory."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def load_summary(files: RunFiles) -> Summary:
+    """Read what `finish_run` wrote.
+
+    Raises:
+        ConfigError: If it is damaged.
+    """
+    try:
+        return Summary(**read_fields(files.summary))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{files.summary} is damaged ({error}): delete it and give --resume to write it again"
+        ) from error

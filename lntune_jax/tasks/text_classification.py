@@ -1,0 +1,301 @@
+"""Text classification: rows of text and label, a head, cross entropy, accuracy and macro F1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..data.batches import PlannedBatch, Rows, choose_lengths, plan_in_order
+from ..data.encode import encode_shared, load_tokenizer, padding_of
+from ..data.labels import name_labels, number_labels, split_rows
+from ..data.spread import check_batch_sizes, place_batch, row_devices
+from ..data.tables import read_table
+from .base import Metric, ModelTask, write_record
+from .loading import describe_memory, load_classifier, position_limit, tuning_config
+from .options import ComputeType, Pooling, TaskOptions
+from .scores import score
+
+NAME = "seq_cls"
+MAX_LENGTH = 128
+USE = "lntune-jax predict --run {run} --text ..."  # what a run is for
+METRICS = (
+    Metric("accuracy", "accuracy", is_share=True),
+    Metric("macro_f1", "macro F1", is_share=True),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a classifier reads texts.
+
+    Attributes:
+        labels: Label names; the position is the class number.
+        pooling: How the encoder summarises a text.
+        max_length: The length at which texts are cut.
+        dtype: Number format of the frozen weights.
+        seed: Seed of weights that the base model lacks and that did not train.
+        text_column: The training table's column of texts.
+        label_column: The training table's column of labels.
+    """
+
+    labels: tuple[str, ...]
+    pooling: Pooling = "default"
+    max_length: int = 128
+    dtype: ComputeType = "float32"
+    seed: int = 0
+    text_column: str = "text"
+    label_column: str = "label"
+
+
+@dataclass(frozen=True)
+class TextClassification(ModelTask):
+    """A classifier of texts to train; see `tasks.Task` and `tasks.ModelTask`."""
+
+    training: Rows
+    evaluation: Rows | None
+    learning_rate: float = 5e-3
+    metrics: tuple[Metric, ...] = METRICS
+    # A new head knows nothing before the first step.
+    evaluates_first: bool = False
+
+    def loss_fn(self) -> Callable[..., Any]:
+        """The mean cross entropy of a batch."""
+        return classification_loss(self.model.apply)
+
+    def evaluator(self, batch_size: int) -> _Evaluator:
+        """Accuracy, F1 and loss on the evaluation rows."""
+        return _Evaluator(self, batch_size)
+
+    def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
+        """The arrays of one batch, and the tokens of its real rows, without padding."""
+        batch = place_batch(planned, self.training, batch_size, self.padding, self.mesh)
+        return batch, sum(len(self.training.tokens[number]) for number in planned.rows)
+
+
+class _Evaluator:
+    def __init__(self, task: TextClassification, batch_size: int):
+        self._task, self._batch_size = task, batch_size
+        self._classifier = Classifier(task.model.apply, task.mesh)
+
+    @property
+    def compilations(self) -> int:
+        return self._classifier.compilations
+
+    def __call__(self, trainable: Any, frozen: Any, rows: Any = None) -> dict[str, float]:
+        task = self._task
+        rows = task.evaluation if rows is None else rows
+        logits = self._classifier.logits(
+            trainable, frozen, rows, self._batch_size, task.buckets, task.padding
+        )
+        scores = score(logits, np.asarray(rows.classes))
+        return {"loss": scores.loss, "accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
+
+
+class Labelled(NamedTuple):
+    """All texts and classes, the numbers of the rows to evaluate on, and the label names."""
+
+    texts: list[str]
+    classes: np.ndarray
+    evaluation: np.ndarray
+    names: tuple[str, ...]
+
+
+def read(options: TaskOptions) -> tuple[Labelled, ...]:
+    """The rows to train on and to evaluate on, of each table; all have the first one's labels.
+
+    Raises:
+        LNTuningError: The data is at fault.
+    """
+    first = _read_table(options, options.data, "--data")
+    more = options.more_data
+    return first, *(_read_table(options, path, "--more-data", first.names) for path in more)
+
+
+def _read_table(
+    options: TaskOptions, path: Path, flag: str, names: tuple[str, ...] | None = None
+) -> Labelled:
+    columns = options.columns
+    table = read_table(path, columns.text_column, columns.label_column, flag=flag)
+    assert table.labels is not None
+    names = name_labels(table.labels, table.path) if names is None else names
+    classes = number_labels(table.labels, names, table.path)
+    texts = list(table.texts)
+    if columns.eval_data is None:
+        fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
+        _, evaluation = split_rows(classes, fraction, options.seed)
+        return Labelled(texts, classes, evaluation, names)
+    other = read_table(
+        columns.eval_data, columns.text_column, columns.label_column, flag="--eval-data"
+    )
+    assert other.labels is not None
+    more = number_labels(other.labels, names, other.path)
+    evaluation = np.arange(len(texts), len(texts) + len(more))
+    return Labelled([*texts, *other.texts], np.concatenate([classes, more]), evaluation, names)
+
+
+def prepare(
+    options: TaskOptions,
+    data: Sequence[Labelled],
+    say: Callable[[str], None] = lambda line: None,
+    mesh: Any = None,
+) -> tuple[TextClassification, ...]:
+    """Load the model, tokenise the texts and say what there is; gives one task a table."""
+    import lntune_jax as lnt
+
+    check_batch_sizes(mesh, batch_size=options.batch_size)
+    names, encoding = data[0].names, options.encoding
+    tokenizer = load_tokenizer(options.model)
+    model = load_classifier(
+        options.model, encoding, labels=len(names), seed=options.seed, mesh=mesh
+    )
+    config = tuning_config(options.model, model.params, model.fresh, options.targets)
+    max_length = encoding.max_length or MAX_LENGTH
+    limit = min(max_length, position_limit(model.config, tokenizer))
+    parts = []
+    for texts, classes, evaluation, _ in data:
+        tokens = encode_shared(tokenizer, texts, limit, model.config.vocab_size, mesh)
+        rows = Rows(tokens, classes)
+        training = np.setdiff1d(np.arange(len(texts)), evaluation)
+        parts.append((rows.take(training), rows.take(evaluation)))
+    lengths = np.concatenate([rows.lengths for pair in parts for rows in pair])
+    buckets = choose_lengths(lengths, encoding.buckets, limit)
+    say(str(lnt.report_params(model.params, config, name_map=model.name_map)))
+    for line in describe_memory(model):
+        say(line)
+    say(f"trained whole: {', '.join(config.modules_to_save or ()) or 'nothing'}")
+    say(f"labels: {', '.join(names)}")
+    if encoding.pooling == "default" and model.options.pooling in ("mean", "cls"):
+        say(f"pooling: {model.options.pooling}, as the model's files say (--pooling)")
+    for training, evaluation in parts:
+        say(
+            f"rows: {len(training.tokens):,} to train on, {len(evaluation.tokens):,} to evaluate "
+            f"on; padded to {', '.join(map(str, buckets))} tokens"
+        )
+    cut = int((lengths >= limit).sum())
+    if cut:
+        say(f"{cut:,} texts fill or exceed {limit} tokens and may be cut (--max-length)")
+    record = Record(
+        labels=names,
+        pooling=model.options.pooling or "own",
+        max_length=max_length,
+        dtype=encoding.dtype,
+        seed=options.seed,
+        text_column=options.columns.text_column,
+        label_column=options.columns.label_column,
+    )
+    return tuple(
+        TextClassification(
+            model,
+            config,
+            training,
+            evaluation,
+            buckets,
+            padding_of(tokenizer),
+            write_record(NAME, record),
+            mesh,
+            options.seed,
+        )
+        for training, evaluation in parts
+    )
+
+
+def classification_loss(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """The mean cross entropy of a batch, over the rows whose weight is not zero.
+
+    Args:
+        apply: The model's pure function of params and token ids.
+
+    Returns:
+        `loss_fn(params, batch, rng=None)`; with an `rng`, dropout is on.
+    """
+    import jax.numpy as jnp
+    import optax
+
+    from ..training import WeightedLoss
+
+    def loss_fn(params: Any, batch: Mapping[str, Any], rng: Any = None) -> Any:
+        output = apply(
+            params, batch["input_ids"], attention_mask=batch["attention_mask"], dropout_rng=rng
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            output.logits.astype(jnp.float32), batch["classes"]
+        )
+        return WeightedLoss((losses * batch["weights"]).sum(), batch["weights"].sum())
+
+    return loss_fn
+
+
+class Classifier:
+    """Logits of many rows, through one compiled program a padded length."""
+
+    def __init__(self, apply: Callable[..., Any], mesh: Any = None):
+        """Wrap a model's pure function of params and token ids, for one device or a mesh."""
+        import jax
+        import jax.numpy as jnp
+
+        import lntune_jax as lnt
+
+        from ..training.xla_cpu import compiler_options
+
+        self.compilations = 0
+
+        def logits_of(trainable: Any, frozen: Any, input_ids: Any, attention_mask: Any) -> Any:
+            self.compilations += 1  # Runs when JAX traces, which is once a shape.
+            params = lnt.merge_params(trainable, frozen)
+            return apply(params, input_ids, attention_mask=attention_mask).logits.astype(
+                jnp.float32
+            )
+
+        # Every process reads all logits, to come to the same figures.
+        whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
+        self._mesh = mesh
+        self._logits_of = jax.jit(
+            logits_of,
+            compiler_options=compiler_options(),
+            out_shardings=whole,
+        )
+
+    def logits(
+        self,
+        trainable: Any,
+        frozen: Any,
+        rows: Rows,
+        batch_size: int,
+        buckets: Sequence[int],
+        padding: int,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> np.ndarray:
+        """Logits in the rows' order.
+
+        Args:
+            trainable: Flat dict of the trained leaves.
+            frozen: The rest of the model.
+            rows: The rows.
+            batch_size: Rows a batch, at most.
+            buckets: Padded lengths.
+            padding: Token id of padding.
+            advance: Called with the batches done and their total.
+
+        Returns:
+            float32 array of shape (rows, classes).
+        """
+        # A few rows need no full batch of repeated ones.
+        batch_size = min(batch_size, len(rows.tokens))
+        batch_size += -batch_size % row_devices(self._mesh)
+        plan = plan_in_order(rows.lengths, batch_size, buckets)
+        pending = []
+        for done, planned in enumerate(plan, start=1):
+            batch = place_batch(planned, rows, batch_size, padding, self._mesh)
+            pending.append(
+                self._logits_of(trainable, frozen, batch["input_ids"], batch["attention_mask"])
+            )
+            advance(done, len(plan))
+        first = np.asarray(pending[0])
+        logits = np.zeros((len(rows.tokens), first.shape[1]), np.float32)
+        for planned, values in zip(plan, pending, strict=True):
+            logits[planned.rows] = np.asarray(values)[: len(planned.rows)]
+        return logits

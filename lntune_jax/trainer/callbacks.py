@@ -1,0 +1,194 @@
+"""Who hears of a run: JSON lines, TensorBoard, Weights & Biases, trackio, or your own callback."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError
+from ..messages import need_package
+from ..storage.directories import write_text
+from ..tasks.base import Metric
+
+
+class RunInfo(NamedTuple):
+    """What a callback is told when a run begins.
+
+    Attributes:
+        title: A word or two for what is being done.
+        total: Steps of the whole run.
+        done: Steps that earlier calls have done.
+        resumed: Whether it goes on from a checkpoint.
+        trials: The adapters' names; `None` for an adapter that trains alone.
+        metrics: What an evaluation gives beside the loss.
+        settings: How it trains, as plain values.
+    """
+
+    title: str
+    total: int
+    done: int
+    resumed: bool
+    trials: Sequence[str | None]
+    metrics: Sequence[Metric]
+    settings: Mapping[str, Any]
+
+    @property
+    def kept(self) -> int:
+        """The last step whose lines stay: what comes after is written again; -1 keeps none."""
+        return self.done if self.resumed else -1
+
+
+class Callback:
+    """Hears of a run; each method does nothing until you override it.
+
+    Figures come one step late, so that the device need not wait. In a run of several adapters
+    `trial` is the name of the one that they are of.
+
+    Example:
+        >>> class Printer(Callback):
+        ...     def evaluated(self, step, figures, trial=None):
+        ...         print(step, figures["loss"])
+        >>> Printer().evaluated(3, {"loss": 0.5})
+        3 0.5
+    """
+
+    def begin(self, run: RunInfo) -> None:
+        """A run begins, or goes on."""
+
+    def stepped(self, step: int, figures: Mapping[str, Any], trial: str | None = None) -> None:
+        """A step is done: `loss`, `gradient_norm`, `learning_rate`, `tokens_per_second`, `epoch`.
+
+        A step whose update was skipped has `skipped` too.
+        """
+
+    def evaluated(self, step: int, figures: Mapping[str, float], trial: str | None = None) -> None:
+        """An evaluation is done: `loss`, and the task's metrics."""
+
+    def note(self, text: str) -> None:
+        """Something happened that a person should read."""
+
+    def sync(self) -> None:
+        """A checkpoint follows that counts on all that was told so far."""
+
+    def end(self) -> None:
+        """The run ends, or stops, or fails."""
+
+
+@contextlib.contextmanager
+def begun(callbacks: Sequence[Callback], run: RunInfo) -> Iterator[None]:
+    """Tell the callbacks that a run begins and, whatever happens, that it ends."""
+    with contextlib.ExitStack() as stack:
+        for each in callbacks:
+            each.begin(run)
+            stack.callback(each.end)
+        yield
+
+
+class JsonLines(Callback):
+    """One JSON line a step, and one an evaluation, in a file."""
+
+    def __init__(self, path: Path):
+        """Write to this file; a resumed run drops the lines that it will write again."""
+        self.path = path
+
+    def begin(self, run: RunInfo) -> None:
+        """Keep the lines up to the step at which the run goes on."""
+        kept = [line for line in read_metrics(self.path) if line["step"] <= run.kept]
+        write_text(self.path, "".join(_as_line(line) for line in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def stepped(self, step: int, figures: Mapping[str, Any], trial: str | None = None) -> None:
+        """Write a line."""
+        self._write("train", step, figures, trial)
+
+    def evaluated(self, step: int, figures: Mapping[str, float], trial: str | None = None) -> None:
+        """Write a line."""
+        self._write("eval", step, figures, trial)
+
+    def sync(self) -> None:
+        """Have every line on the disk."""
+        os.fsync(self._file.fileno())
+
+    def end(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, split: str, step: int, figures: Mapping[str, Any], trial: str | None) -> None:
+        named = {} if trial is None else {"trial": trial}
+        self._file.write(_as_line({"split": split, "step": step, **named, **figures}))
+        # A killed run shall lose no line that its checkpoint counts on.
+        self._file.flush()
+
+
+class TensorBoard(Callback):
+    """Event files for TensorBoard; needs tensorboardX."""
+
+    def __init__(self, directory: Path):
+        """Write below this directory."""
+        need_package("tensorboardX", "cli", "TensorBoard's event files", ConfigError)
+        self.directory = directory
+
+    def begin(self, run: RunInfo) -> None:
+        """Open the files; those of a resumed run hide the steps that are done again."""
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.directory), purge_step=run.kept + 1)
+
+    def stepped(self, step: int, figures: Mapping[str, Any], trial: str | None = None) -> None:
+        """Write one scalar a figure."""
+        self._write("train", step, figures, trial)
+
+    def evaluated(self, step: int, figures: Mapping[str, float], trial: str | None = None) -> None:
+        """Write one scalar a figure."""
+        self._write("eval", step, figures, trial)
+
+    def end(self) -> None:
+        """Close the files."""
+        self._writer.close()
+
+    def _write(self, split: str, step: int, figures: Mapping[str, Any], trial: str | None) -> None:
+        for tag, value in name_scalars(split, figures, trial):
+            self._writer.add_scalar(tag, value, step)
+
+
+def name_scalars(
+    split: str, figures: Mapping[str, Any], trial: str | None
+) -> Iterator[tuple[str, float]]:
+    """The figures' names in a dashboard, and their values.
+
+    Example:
+        >>> list(name_scalars("train", {"loss": 0.5}, "seed-1"))
+        [('train/loss/seed-1', 0.5)]
+    """
+    for name, value in figures.items():
+        yield (f"{split}/{name}" if trial is None else f"{split}/{name}/{trial}"), value
+
+
+def read_metrics(lines: Path, trial: str | None = None) -> list[dict[str, Any]]:
+    """The lines of a metrics file, or those of one trial; empty if there is none.
+
+    A last line that a killed run left half written is skipped.
+    """
+    if not lines.exists():
+        return []
+    figures = []
+    for line in lines.read_text(encoding="utf-8").splitlines():
+        try:
+            figures.append(json.loads(line))
+        except ValueError:
+            break
+    return [each for each in figures if trial is None or each.get("trial") == trial]
+
+
+def _as_line(figures: Mapping[str, Any]) -> str:
+    # JSON has no infinity; a gradient norm that overflowed becomes null.
+    plain = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+    }
+    return json.dumps(plain, allow_nan=False) + "\n"
