@@ -30,7 +30,7 @@ from .console import byte_count, duration, make_console, say, short_path
 from .demo_data import DemoRows, find_model, read_rows
 from .demo_options import DemoSettings
 from .described import ClassifierTask, describe
-from .figure import Curves, draw_figure
+from .figures import Curves, draw_figure
 from .options import Recipe, Selection
 
 _MAX_LENGTH = 128

@@ -16,7 +16,7 @@ from ..trainer.fit import Fitted
 from ..trainer.metrics import read_metrics
 from ..trainer.run_files import RunFiles
 from .console import duration, say
-from .figure import Curves, draw_figure
+from .figures import Curves, draw_figure
 
 
 @dataclass(frozen=True)

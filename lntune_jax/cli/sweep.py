@@ -20,8 +20,8 @@ from ..trainer.run_files import RunFiles, read_fields
 from ..trainer.stopping import say_stopped, stops_of
 from ..trainer.trials import Trial, list_trials, start_leaves, write_value
 from .console import duration, say, short_path
+from .figures import draw_sweep
 from .options import TrainSettings
-from .sweep_figure import draw_sweep
 
 _SHOWN = 20
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from ..cli.console import byte_count
-from ..cli.figure import Curves, draw_figure
+from ..cli.figures import Curves, draw_figure
 from ..cli.movement import Movement, measure_movement
 from ..cli.options import Recipe
 from ..errors import ConfigError

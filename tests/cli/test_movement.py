@@ -1,6 +1,6 @@
 import numpy as np
 
-from lntune_jax.cli.figure import Curves, draw_figure
+from lntune_jax.cli.figures import Curves, draw_figure
 from lntune_jax.cli.movement import Movement, measure_movement, readable_names
 
 
