@@ -126,11 +126,13 @@ def _count(arrays: dict[str, np.ndarray]) -> int:
 
 
 def run(settings: CompareSettings) -> None:
-    """Read the adapters' norms and the base's, print the tables and draw the figure."""
+    """Read the norms of adapters and base, print the tables, and draw the figure if it is asked."""
     console = make_console()
     _check(settings)
-    with _writing(settings.figure.expanduser()):
-        settings.figure.expanduser().parent.mkdir(parents=True, exist_ok=True)
+    target = settings.figure and settings.figure.expanduser()
+    if target is not None:
+        with _writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
     from .. import bank as banks
 
     names = name_adapters(settings.adapters)
@@ -140,7 +142,8 @@ def run(settings: CompareSettings) -> None:
     adapters = {name: each.tuned for name, each in zip(names, found, strict=True)}
     bank = banks.make_bank(params, adapters, norms=modules, on_host=True)
     related = banks.compare_adapters(bank, names, paths=_in_order(params))
-    scales, biases, rows = _split_movement(related, [each.tuned for each in found])
+    scales, biases, modules = _split_movement(related, [each.tuned for each in found])
+    rows = readable_names(modules)
     _print_summary(console, names, found, scales, biases, rows)
     if len(names) <= _MOST_COLUMNS:
         _print_movement(console, names, scales, biases, rows)
@@ -148,17 +151,19 @@ def run(settings: CompareSettings) -> None:
         _print_matrix(console, "Cosine between their changes", names, related.cosine)
         _print_matrix(console, "Distance between them", names, related.distance)
     if len(names) > _MOST_COLUMNS:
-        say(console, f"the tables of {len(names)} adapters would be wide: see the figure")
-    target = settings.figure.expanduser()
-    with _writing(target):
-        draw_comparison(target, names, rows, scales, biases, related.cosine, related.distance)
-    say(console, f"figure: {short_path(target)}")
+        where = "--figure FILE.png draws them" if target is None else "see the figure"
+        say(console, f"the tables of {len(names)} adapters would be wide: {where}")
+    if target is not None:
+        related_by = related.cosine, related.distance
+        with _writing(target):
+            draw_comparison(target, names, modules, scales, biases, *related_by)
+        say(console, f"figure: {short_path(target)}")
 
 
 def _check(settings: CompareSettings) -> None:
     if not settings.adapters:
         raise ConfigError("give at least one adapter directory: lntune-jax compare A B --model M")
-    if settings.figure.suffix.lower() not in _FORMATS:
+    if settings.figure is not None and settings.figure.suffix.lower() not in _FORMATS:
         raise ConfigError(
             f"--figure {settings.figure} must end in one of {', '.join(_FORMATS)}: the suffix says "
             "what is written"
@@ -193,7 +198,7 @@ def _split_movement(
         part = biases if leaf in BIASES else scales
         own = [related.paths[column] in each for each in tuned]
         part[own, modules.index(module)] = related.moved[own, column]
-    return scales, biases, readable_names(modules)
+    return scales, biases, modules
 
 
 def _print_summary(

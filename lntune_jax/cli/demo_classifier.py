@@ -30,7 +30,7 @@ from .console import byte_count, duration, make_console, say, short_path
 from .demo_data import DemoRows, find_model, read_rows
 from .demo_options import DemoSettings
 from .described import ClassifierTask, describe
-from .figures import Curves, draw_figure
+from .figures import SHOWN, Curves, draw_figure
 from .options import Recipe, Selection
 
 _MAX_LENGTH = 128
@@ -105,6 +105,7 @@ def run(settings: DemoSettings) -> None:
         "MiniLM on rotten_tomatoes",
         [_curves(name, outcomes[name][0]) for name in _in_figure_order(outcomes)],
         movements_of(chosen.work, chosen.fitted),
+        SHOWN["accuracy"],
     )
     _show(console, outcomes, len(shared.test.tokens))
     total = len(shared.test.tokens)

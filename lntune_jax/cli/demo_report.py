@@ -16,7 +16,7 @@ from ..trainer.fit import Fitted
 from ..trainer.metrics import read_metrics
 from ..trainer.run_files import RunFiles
 from .console import duration, say
-from .figures import Curves, draw_figure
+from .figures import SHOWN, Curves, draw_figure
 
 
 @dataclass(frozen=True)
@@ -86,4 +86,4 @@ def draw(path: Path, outcomes: Mapping[str, Sequence[LanguageOutcome]]) -> None:
     ]
     first = next(iter(firsts.values()))
     movements = movements_of(first.work, first.fitted)
-    draw_figure(path, "SmolLM2-135M on imdb reviews", curves, movements)
+    draw_figure(path, "SmolLM2-135M on imdb reviews", curves, movements, SHOWN["perplexity"])

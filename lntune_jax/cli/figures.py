@@ -1,31 +1,67 @@
-"""The figures of runs, sweeps and comparisons."""
+"""The figures of runs, sweeps and comparisons, each on one screen.
+
+They take plain values and lines of `metrics.jsonl`, and know no task: which metric is shown, and
+how it is called, is a `Shown`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..trainer.metrics import read_metrics
-from ..trainer.trials import Trial, write_value
-from .movement import Movement, readable_names
+from .movement import Movement, group_by_layer
 
-_SCALE_COLOUR, _BIAS_COLOUR = "#1f6fb4", "#e07b24"
-_RUN_COLOURS = ("#1f6fb4", "#7a7a7a", "#2b9348", "#b23a48")
+_WIDTH, _HEIGHT, _DPI = 10.5, 5.0, 130  # inches: 1,365 x 650 pixels
+_SMALL = 8  # font size of ticks and legends
+_LETTER = 0.065  # inches that a letter of this size takes
+# Okabe and Ito's colours, which those who see few colours tell apart; no yellow on white.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_MARKERS, _GREY, _ABSENT = "os^Dv", "#6a6a6a", "#e4e4e4"
+_LOOKS: dict[str, dict[str, Any]] = {
+    "scale": {"linewidth": 1.4},
+    "bias": {"linewidth": 1.4, "linestyle": "--", "markerfacecolor": "white"},
+}
+_MOST_ROWS = 24  # adapters whose names fit below one another
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A metric: its key in `metrics.jsonl`, how it is called, and whether 0.667 means 66.7 %."""
+
+    name: str
+    label: str
+    higher_is_better: bool
+    is_share: bool = False
+
+    def write(self, value: float) -> str:
+        """A value as `read` gives it, with its unit."""
+        return f"{value:.1f} %" if self.is_share else f"{value:.4g}"
+
+    def read(self, lines: Iterable[Mapping[str, Any]]) -> np.ndarray:
+        """The values of lines, shares in per cent; NaN where a line has none."""
+        values = (line.get(self.name) for line in lines)
+        known = np.array([np.nan if value is None else value for value in values], float)
+        return known * (100 if self.is_share else 1)
+
+    @property
+    def axis(self) -> str:
+        """The label of an axis."""
+        return f"evaluation {self.label}{', %' if self.is_share else ''}"
+
+
+_LOSS = Shown("loss", "loss", False)
+_SHARES = Shown("accuracy", "accuracy", True, True), Shown("macro_f1", "macro F1", True, True)
+SHOWN = {each.name: each for each in (_LOSS, Shown("perplexity", "perplexity", False), *_SHARES)}
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The metrics of one run.
-
-    Attributes:
-        name: For the legend.
-        lines: Lines of its `metrics.jsonl`.
-        best_step: The step whose leaves were kept.
-    """
+    """The metrics of one run: lines of its `metrics.jsonl`, and the step whose leaves were kept."""
 
     name: str
     lines: Sequence[dict[str, Any]]
@@ -33,376 +69,332 @@ class Curves:
 
 
 def draw_figure(
-    path: Path, title: str, runs: Sequence[Curves], movements: Sequence[Movement]
+    path: Path, title: str, runs: Sequence[Curves], movements: Sequence[Movement], metric: Shown
 ) -> None:
     """Draw the curves of one or several runs, and the movement of the norms of one.
 
     Args:
-        path: The `.png` file to write.
+        path: The file to write.
         title: Heading of the figure.
         runs: The runs; the first one is the one whose norms are shown.
         movements: One entry a norm, in model order; may be empty.
+        metric: What is shown beside the loss. The loss itself is shown once.
     """
-    # The object interface needs no display and leaves no global state, unlike pyplot.
-    from matplotlib.figure import Figure
-
-    height = max(4.8, 1.8 + 0.21 * len(movements))
-    figure = Figure(figsize=(10.5, height), layout="constrained", dpi=130)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    figure = _new_figure(title)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.0, 1.05))[0]
-    loss, accuracy = left.subplots(2, 1, sharex=True, height_ratios=(1.15, 1.0))
-    for run, colour in zip(runs, _RUN_COLOURS, strict=False):
-        _draw_run(loss, accuracy, run, colour)
-    _finish_curves(loss, accuracy)
-    _draw_movements(right.subplots(), movements)
+    both = left.subplots(1 if metric.name == "loss" else 2, 1, sharex=True, squeeze=False)[:, 0]
+    for number, run in enumerate(runs):
+        colour = _COLOURS[number % len(_COLOURS)]
+        _draw_run(both[0], both[-1], run, colour, metric, f"{run.name}, " if runs[1:] else "")
+    if runs[1:]:
+        both[0].plot([], [], "o--", color=_GREY, markersize=4, label="evaluation")
+    for axes, shown in zip(both, (_LOSS, metric), strict=False):
+        axes.set_ylabel("loss" if shown is _LOSS else shown.axis)
+        _finish(axes, shown)
+        _add_legend(axes)
+    both[-1].set_xlabel("step")
+    _draw_movements(right, movements)
     figure.savefig(path)
 
 
-def _draw_run(loss: Any, accuracy: Any, run: Curves, colour: str) -> None:
+def _draw_run(loss: Any, score: Any, run: Curves, colour: str, metric: Shown, whose: str) -> None:
     # A step that was skipped may have a loss that is no number.
-    known = (line for line in run.lines if line["loss"] is not None)
-    training = [line for line in known if line["split"] == "train"]
-    evaluations = [line for line in run.lines if line["split"] == "eval"]
-    steps = np.array([line["step"] for line in training])
-    losses = np.array([line["loss"] for line in training])
-    if len(losses) > 4:
+    training = [line for line in run.lines if line["split"] == "train" and line["loss"] is not None]
+    steps, losses = [line["step"] for line in training], _LOSS.read(training)
+    # A mean of full windows that end at their step is as smooth at its ends as in its middle.
+    window = max(len(losses) // 20, 1)
+    mean = "" if whose or window == 1 else f" (mean of {window} steps)"
+    look = {"color": colour, "marker": "" if losses[1:].size else "o"}
+    if window > 1:
         loss.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
-    loss.plot(steps, _smooth(losses), color=colour, linewidth=1.8, label=f"{run.name}, training")
-    if not evaluations:
-        return
-    at = [line["step"] for line in evaluations]
-    markers = {"marker": "o", "markersize": 4.5, "color": colour}
-    loss.plot(
-        at,
-        [line["loss"] for line in evaluations],
-        linestyle="--",
-        linewidth=1.2,
-        label=f"{run.name}, evaluation",
-        **markers,
-    )
-    # A language model has no accuracy; what falls there is its perplexity.
-    is_language = "perplexity" in evaluations[0]
-    scores = [line["perplexity"] if is_language else 100 * line["accuracy"] for line in evaluations]
-    accuracy.set_ylabel("evaluation perplexity" if is_language else "evaluation accuracy, %")
-    accuracy.plot(at, scores, linewidth=1.6, label=run.name, **markers)
+        losses, steps = np.convolve(losses, np.ones(window) / window, "valid"), steps[window - 1 :]
+    loss.plot(steps, losses, linewidth=1.8, label=f"{whose}training{mean}", **look)
+    evaluations = [line for line in run.lines if line["split"] == "eval"]
+    at, scores = [line["step"] for line in evaluations], metric.read(evaluations)
+    look = {"color": colour, "marker": "o"}
+    label = None if whose else "evaluation"
+    loss.plot(at, _LOSS.read(evaluations), "--", linewidth=1.2, markersize=4, label=label, **look)
+    if score is not loss:
+        score.plot(at, scores, linewidth=1.6, markersize=4, **look)
     if run.best_step in at:
-        best = scores[at.index(run.best_step)]
-        accuracy.plot(
-            [run.best_step],
-            [best],
-            marker="o",
-            markersize=11,
-            markerfacecolor="none",
-            markeredgecolor=colour,
-            linestyle="none",
-        )
-        near_right_edge = run.best_step > 0.75 * max(at)
-        accuracy.annotate(
-            f"kept: {best:.2f}" if is_language else f"kept: {best:.1f} %",
-            (run.best_step, best),
-            xytext=(-10 if near_right_edge else 10, -13),
-            textcoords="offset points",
-            ha="right" if near_right_edge else "left",
-            va="top",
-            fontsize=8.5,
-            color=colour,
-        )
+        kept = scores[at.index(run.best_step)]
+        label = f"{whose}kept: {metric.write(kept)}{'' if whose else f' (step {run.best_step})'}"
+        look |= {"markersize": 10, "markerfacecolor": "none", "linestyle": "none"}
+        score.plot([run.best_step], [kept], label=label, **look)
 
 
-def _finish_curves(loss: Any, accuracy: Any) -> None:
-    loss.set_ylabel("loss")
-    loss.set_title("Training", fontsize=11)
-    loss.legend(frameon=False, fontsize=8)
-    accuracy.set_xlabel("step")
-    accuracy.margins(y=0.25)
-    if len(accuracy.get_lines()) > 2:
-        accuracy.legend(frameon=False, fontsize=8)
-    for axes in (loss, accuracy):
-        _plain_axes(axes)
-        axes.grid(axis="y", linewidth=0.5, alpha=0.4)
-
-
-def _draw_movements(axes: Any, movements: Sequence[Movement]) -> None:
-    """One row a norm, embeddings at the top, with a dot for its scale and one for its bias."""
-    axes.set_title("How far each norm moved", fontsize=11)
-    _plain_axes(axes)
+def _draw_movements(figure: Any, movements: Sequence[Movement]) -> None:
+    """A line for each kind of norm against the layer; norms outside layers stand beside them."""
     if not movements:
-        axes.text(0.5, 0.5, "no norm trained", ha="center", transform=axes.transAxes)
+        axes = figure.subplots()
         axes.set_axis_off()
+        axes.text(0.5, 0.5, "no norm trained", ha="center", transform=axes.transAxes)
         return
-    rows = np.arange(len(movements))
-    for name, colour, values in (
-        ("scale", _SCALE_COLOUR, [each.scale for each in movements]),
-        ("bias", _BIAS_COLOUR, [each.bias for each in movements]),
-    ):
-        known = [(row, value) for row, value in zip(rows, values, strict=True) if value is not None]
-        if known:
-            at, lengths = zip(*known, strict=True)
-            axes.plot(lengths, at, "o", color=colour, markersize=5, label=name)
-    pairs = [[value for value in each[1:] if value is not None] for each in movements]
-    axes.hlines(
-        rows,
-        [min(each) for each in pairs],
-        [max(each) for each in pairs],
-        color="#c4c4c4",
-        zorder=0,
-    )
-    axes.set_yticks(rows, readable_names([each.module for each in movements]), fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(left=0)
-    axes.set_xlabel("RMS change from the pretrained value")
-    axes.grid(axis="both", linewidth=0.5, alpha=0.4)
-    axes.legend(frameon=False, fontsize=9, loc="best")
+    found = group_by_layer([each.module for each in movements])
+    values = {each.module: {"scale": each.scale, "bias": each.bias} for each in movements}
+    roles = [role for role in _LOOKS if any(each[role] is not None for each in values.values())]
+    beside = min(0.85 + 0.3 * len(found.others), 3.0 if found.kinds else 5.0)
+    widths = [5.0] * bool(found.kinds) + [beside] * bool(found.others)
+    shape: dict[str, Any] = {"sharey": True, "squeeze": False, "width_ratios": widths}
+    places = figure.subplots(1, len(widths), **shape)[0]
 
+    def draw(axes: Any, at: Sequence[int], modules: Sequence[Any], **look: Any) -> None:
+        for role in roles:
+            heights = [values[each][role] if each in values else None for each in modules]
+            axes.plot(at, np.array(heights, float), **{**_LOOKS[role], **look})
 
-def _plain_axes(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8.5)
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """A centred mean over about a twentieth of the run, shorter at both ends."""
-    reach = max(len(values) // 40, 1)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    positions = np.arange(len(values))
-    first = np.maximum(positions - reach, 0)
-    last = np.minimum(positions + reach + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
-
-
-_WORDS = {
-    "accuracy": "evaluation accuracy",
-    "macro_f1": "evaluation macro F1",
-    "loss": "evaluation loss",
-    "perplexity": "evaluation perplexity",
-}
+    for number, (kind, layers) in enumerate(found.kinds.items()):
+        look = {"color": _COLOURS[number % 7], "marker": _MARKERS[number // 7 % 5]}
+        at = range(min(layers), max(layers) + 1)
+        modules = [layers.get(layer) for layer in at]
+        draw(places[0], at, modules, markersize=4.5 if len(at) <= 32 else 2.5, **look)
+        places[0].plot([], [], markersize=4.5, label=kind, **look)
+    places[0].set_xlabel("layer")
+    if found.others:
+        names = list(found.others)
+        look = {"color": _GREY, "marker": "o", "linestyle": "none"}
+        draw(places[-1], range(len(names)), list(found.others.values()), **look)
+        places[-1].set_xlim(-0.6, len(names) - 0.4)
+        _name_columns(places[-1], names, 4.6 * beside / sum(widths))
+        places[-1].set_xlabel("outside" if found.kinds else "")
+    for role in roles if roles[1:] else ():
+        places[0].plot([], [], color=_GREY, marker="o", label=role, **_LOOKS[role])
+    places[0].set_ylabel("RMS change" if roles[1:] else f"RMS change of the {roles[0]}")
+    moved = [value for each in values.values() for value in each.values() if value is not None]
+    places[0].set_ylim(0, 1.06 * max(moved) or 1.0)
+    for axes in places:
+        _finish(axes)
+    _add_legend(places[0], "How far each norm moved", figure)
 
 
 def draw_sweep(
     path: Path,
     title: str,
-    trials: Sequence[Trial],
-    rows: Sequence[dict[str, Any]],
-    metric: str,
-    metrics: Path,
+    trials: Mapping[str, Mapping[str, float | str]],
+    lines: Sequence[dict[str, Any]],
+    metric: Shown,
 ) -> None:
-    """Draw the curves on the left, and the best figure of each adapter on the right.
+    """Draw the curve of each adapter on the left, and the best figure of each on the right.
 
     Args:
-        path: The `.png` file to write.
+        path: The file to write.
         title: Name of the model.
-        trials: The trials.
-        rows: What `sweep.json` says of each.
+        trials: For each adapter what was set for it, as in `sweep.json`.
+        lines: Lines of the run's `metrics.jsonl`.
         metric: What is compared.
-        metrics: The run's `metrics.jsonl`.
     """
     from matplotlib import colormaps
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.5, 4.6), layout="constrained", dpi=130)
-    figure.suptitle(f"{title}: {len(trials)} adapters trained at once", fontweight="bold")
+    figure = _new_figure(f"{title}: {len(trials)} adapters trained at once")
     left, right = figure.subplots(1, 2)
-    axis = _axis_of(trials)
-    levels = sorted({trial.values.get(axis, 0.0) for trial in trials})
-    shades = colormaps["viridis"](np.linspace(0.0, 0.9, len(levels)))
-    colours = dict(zip(levels, shades, strict=True))
-    lines = read_metrics(metrics)
-    for trial in trials:
-        own = [
-            line for line in lines if line.get("trial") == trial.name and line["split"] == "eval"
-        ]
-        steps, values = [line["step"] for line in own], [line[metric] for line in own]
-        colour = colours[trial.values.get(axis, 0.0)]
-        left.plot(steps, values, "o-", color=colour, markersize=3, linewidth=1.2, alpha=0.8)
-    left.xaxis.get_major_locator().set_params(integer=True)
+    names = list(next(iter(trials.values()))) or ["seed"]
+    counts = {name: len({values.get(name) for values in trials.values()}) for name in names}
+    # The number with the most values; of several, a learning rate rather than a seed.
+    axis = max(names, key=lambda name: (name != "seed", counts[name]))
+    levels = sorted({values.get(axis, 0.0) for values in trials.values()})
+    words = [level if isinstance(level, str) else f"{level:g}" for level in levels]
+    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(levels)))
+    heights: list[list[float]] = [[] for _ in levels]
+    for name, values in trials.items():
+        # Evenly spaced: the values of a sweep differ by factors.
+        place = levels.index(values.get(axis, 0.0))
+        own = [line for line in lines if line.get("trial") == name and line["split"] == "eval"]
+        scores = metric.read(own)
+        look = {"color": shades[place], "alpha": 0.8}
+        left.plot([line["step"] for line in own], scores, "o-", markersize=3, linewidth=1.2, **look)
+        if (known := scores[np.isfinite(scores)]).size:
+            heights[place].append(known.max() if metric.higher_is_better else known.min())
+            right.plot(place, heights[place][-1], "o", markersize=6, **look)
+    for place in sorted({int(each) for each in np.linspace(0, len(levels) - 1, 8).round()}):
+        left.plot([], [], "o-", color=shades[place], label=words[place] if levels[1:] else None)
+    if axis not in ("data", "seed"):
+        means = [np.mean(each) if each else np.nan for each in heights]
+        label = "mean" if any(each[1:] for each in heights) else None
+        right.plot(range(len(levels)), means, "-", color=_GREY, linewidth=1, zorder=0, label=label)
+    others = ", ".join(name for name in names if name != axis)
+    others = f" (the adapters of a column differ in {others})" if others else ""
+    _name_columns(right, words, 4.2)
+    right.set_xlim(-0.5, len(levels) - 0.5)
+    right.set_xlabel(f"{axis}{others}".replace("_", " "))
+    right.set_ylabel(f"best {metric.axis}")
     left.set_xlabel("step")
-    left.set_ylabel(_WORDS[metric])
-    if len(levels) > 1:
-        for level in levels:
-            label = f"{axis.replace('_', ' ')} {write_value(level)}"
-            left.plot([], [], "o-", color=colours[level], label=label)
-        left.legend(frameon=False, fontsize=8)
-    _draw_results(right, axis, trials, rows, metric, colours)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8.5)
-        axes.grid(axis="y", linewidth=0.5, alpha=0.4)
+    left.set_ylabel(metric.axis)
+    for axes, heading in ((left, axis.replace("_", " ")), (right, None)):
+        _finish(axes, metric)
+        _add_legend(axes, heading)
     figure.savefig(path)
-
-
-def _axis_of(trials: Sequence[Trial]) -> str:
-    """The swept number with the most values; of several, a learning rate rather than a seed."""
-    names = trials[0].values or {"seed": 0.0}
-    counts = {name: len({trial.values.get(name) for trial in trials}) for name in names}
-    return max(counts, key=lambda name: (name != "seed", counts[name]))
-
-
-def _draw_results(
-    axes: Any,
-    axis: str,
-    trials: Sequence[Trial],
-    rows: Sequence[dict[str, Any]],
-    metric: str,
-    colours: dict[Any, Any],
-) -> None:
-    results: dict[Any, list[float]] = {}
-    level_of = {trial.name: trial.values.get(axis, 0.0) for trial in trials}
-    for row in rows:
-        if metric in row:
-            results.setdefault(level_of[row["name"]], []).append(row[metric])
-    levels = sorted(results)
-    # Evenly spaced: the values of a sweep differ by factors.
-    places = {level: place for place, level in enumerate(levels)}
-    for level in levels:
-        values = results[level]
-        at = [places[level]] * len(values)
-        axes.plot(at, values, "o", color=colours[level], markersize=6, alpha=0.75)
-    means = [float(np.mean(results[level])) for level in levels]
-    is_spread = any(len(values) > 1 for values in results.values())
-    if len(levels) > 1 and axis != "data":
-        label = "mean" if is_spread else None
-        axes.plot(
-            range(len(levels)), means, "-", color="#7a7a7a", linewidth=1, zorder=0, label=label
-        )
-        if is_spread:
-            axes.legend(frameon=False, fontsize=8)
-    axes.set_xticks(range(len(levels)), [write_value(level) for level in levels])
-    axes.set_xlim(-0.5, len(levels) - 0.5)
-    axes.set_xlabel(axis.replace("_", " "))
-    axes.set_ylabel(f"best {_WORDS[metric]}")
-
-
-_MOVED, _COSINE, _DISTANCE = "YlGnBu", "RdBu_r", "YlOrBr"
-_LONGEST_NAME = 24
-_MOST_WRITTEN = 14  # adapters whose numbers are still legible in the cells
 
 
 def draw_comparison(
     path: Path,
     names: Sequence[str],
-    norms: Sequence[str],
+    modules: Sequence[str],
     scales: np.ndarray,
     biases: np.ndarray,
     cosine: np.ndarray,
     distance: np.ndarray,
 ) -> None:
-    """Draw the movement on the left, a column an adapter; cosine and distance on the right.
+    """Draw how far each norm of several adapters moved, and how the adapters relate.
 
     Args:
         path: The file to write; its suffix says in which format.
         names: The adapters.
-        norms: Readable names of the norms, in model order.
+        modules: Paths of the norms, in model order.
         scales: (adapters, norms), RMS changes, NaN where there is none.
         biases: The same; all NaN where norms have no bias.
         cosine: (adapters, adapters), NaN for an adapter that did not move.
         distance: (adapters, adapters).
     """
-    from matplotlib.figure import Figure
-
-    count = len(names)
-    parts = [("scales", scales), ("biases", biases)]
-    parts = [(title, values) for title, values in parts if np.isfinite(values).any()]
-    left_width = 1.9 + len(parts) * max(1.5, 0.42 * count) + 0.9
-    right_width = 2.0 + max(2.4, 0.52 * count) if count > 1 else 0.0
-    panel = max(2.9, 0.5 * count + 1.6)  # of one of the two maps on the right
-    height = max(2.4 + 0.2 * len(norms), 2 * panel if count > 1 else 3.6)
-    figure = Figure(figsize=(left_width + right_width, height), layout="constrained", dpi=130)
-    figure.suptitle(_title(count), fontsize=13, fontweight="bold")
-    if count > 1:
-        ratios = (left_width, right_width)
-        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=ratios)[0]
-        _draw_relations(right, _shorten(names), cosine, distance, height / panel)
+    if len(names) == 1:
+        figure = _new_figure(f"{names[0]} beside its base")
+        pairs = zip(modules, scales[0], biases[0], strict=True)
+        known = [Movement(m, *(None if np.isnan(v) else v for v in pair)) for m, *pair in pairs]
+        _draw_movements(figure.subfigures(1, 1), known)
     else:
-        left = figure.subfigures(1, 1)
-    _draw_movement(left, _shorten(names), norms, parts)
+        figure = _new_figure(f"{len(names)} adapters over one base")
+        left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(3.0, 1.0))[0]
+        parts = {"scale": scales, "bias": biases}
+        parts = {role: part for role, part in parts.items() if np.isfinite(part).any()}
+        _draw_maps(left, names, modules, parts)
+        upper, lower = right.subplots(2, 1)
+        furthest = float(distance.max()) or 1.0
+        _draw_relation(right, upper, "cosine between changes", cosine, "RdBu_r", -1.0, 1.0)
+        _draw_relation(right, lower, "distance", distance, "YlOrBr", 0.0, furthest)
     figure.savefig(path)
 
 
-def _title(count: int) -> str:
-    return "How far the adapter moved" if count == 1 else f"{count} adapters over one base"
-
-
-def _draw_movement(
-    figure: Any, names: Sequence[str], norms: Sequence[str], parts: list[tuple[str, np.ndarray]]
+def _draw_maps(
+    figure: Any, names: Sequence[str], modules: Sequence[str], parts: dict[str, np.ndarray]
 ) -> None:
-    """One row a norm, one column an adapter, one colour scale for scales and biases."""
-    axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
-    top = max(np.nanmax(values) for _, values in parts) or 1.0
-    image = None
-    for place, (title, values) in zip(axes, parts, strict=True):
-        image = place.imshow(
-            np.ma.masked_invalid(values.T), _MOVED, vmin=0, vmax=top, aspect="auto"
-        )
-        place.set_facecolor("#ececec")  # an adapter without this leaf
-        place.set_title(title, fontsize=11)
-        _name_columns(place, names)
-        _separate(place, len(names), len(norms))
-        if len(names) <= 6 and len(norms) <= 64:
-            _write_values(place, image, values.T, "z.3f" if top < 0.2 else "z.2f", 6.5)
-    if any(np.isnan(values).any() for _, values in parts):
-        axes[0].annotate(
-            "grey: not tuned", (0, 0), (-6, -6), "axes fraction", "offset points",
-            ha="right", va="top", fontsize=7.5, color="#606060",
-        )  # fmt: skip
-    axes[0].set_yticks(range(len(norms)), norms, fontsize=8)
-    bar = figure.colorbar(image, ax=list(axes), fraction=0.05, pad=0.02, aspect=40, anchor=(0, 1))
-    bar.set_label("RMS change from the base", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
+    """A row of maps for scales and one for biases: an adapter a row, a layer a column."""
+    found, place = group_by_layer(modules), {name: at for at, name in enumerate(modules)}
+    columns = dict[str, list[tuple[str, str | None]]]()
+    for kind, layers in found.kinds.items():
+        span = range(min(layers), max(layers) + 1)
+        columns[kind] = [(str(layer), layers.get(layer)) for layer in span]
+    if found.others:
+        columns["outside" if found.kinds else "norms"] = list(found.others.items())
+    widths = [max(len(each), 0.4 * max(map(len, columns.values()))) for each in columns.values()]
+    shape: dict[str, Any] = {"squeeze": False, "sharex": "col", "sharey": True}
+    grid = figure.subplots(len(parts), len(columns), width_ratios=widths, **shape)
+    top = max(np.nanmax(part) for part in parts.values()) or 1.0
+    for (number, kind), axes in np.ndenumerate(grid):
+        role, title = list(parts)[number], list(columns)[kind]
+        inches = 5.0 * widths[kind] / sum(widths)
+        cells = np.full((len(names), len(columns[title])), np.nan)
+        for column, (_, module) in enumerate(columns[title]):
+            if module is not None:
+                cells[:, column] = parts[role][:, place[module]]
+        fits = inches / cells.shape[1] > 0.33 and len(names) * len(parts) <= _MOST_ROWS
+        form = (".3f" if top < 0.1 else ".2f") if fits else None
+        image = _draw_map(axes, cells, "YlGnBu", 0.0, top, form)
+        if number == 0:
+            lines = textwrap.wrap(title.replace("_", "_ "), max(int(inches / _LETTER), 7))
+            axes.set_title("\n".join(lines).replace("_ ", "_"), fontsize=_SMALL)
+        if kind == 0:
+            axes.set_ylabel(role)
+            # The ends of long names, which tell paths apart better.
+            ends = [name if len(name) <= 20 else f"…{name[-19:]}" for name in names]
+            shown = range(0, len(names), -(-len(names) * len(parts) // _MOST_ROWS))
+            axes.set_yticks(shown, [f"{ends[row]}  {row + 1}" for row in shown])
+        if number == len(parts) - 1:
+            _name_columns(axes, [name for name, _ in columns[title]], inches)
+            axes.set_xlabel("layer" if title in found.kinds else "", fontsize=_SMALL)
+    image = grid[0, 0].images[0]
+    bar = figure.colorbar(image, ax=list(grid.flat), fraction=0.03, pad=0.01, aspect=40)
+    absent = "; grey: not tuned" if any(np.isnan(part).any() for part in parts.values()) else ""
+    bar.set_label(f"RMS change from the base{absent}", fontsize=_SMALL)
+    _finish_bar(bar)
+
+
+def _draw_relation(
+    figure: Any, axes: Any, title: str, values: np.ndarray, colours: str, low: float, high: float
+) -> None:
+    """Adapters by adapters, under the numbers that stand beside their names on the left."""
+    image = _draw_map(axes, values, colours, low, high, "z.2f" if len(values) <= 5 else None)
+    axes.set_aspect("equal")
+    axes.set_title(title, fontsize=_SMALL)
+    shown = range(0, len(values), -(-len(values) // 12))
+    axes.set_xticks(shown, [str(number + 1) for number in shown])
+    axes.set_yticks(shown, [str(number + 1) for number in shown])
+    _finish_bar(figure.colorbar(image, ax=axes, fraction=0.05, pad=0.03))
+
+
+def _draw_map(
+    axes: Any, values: np.ndarray, colours: str, low: float, high: float, form: str | None
+) -> Any:
+    """Cells with white lines between them where they are large, and their values in `form`."""
+    look: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
+    image = axes.imshow(np.ma.masked_invalid(values), colours, vmin=low, vmax=high, **look)
+    axes.set_facecolor(_ABSENT)
+    axes.spines[:].set_visible(False)
+    for axis, count in ((axes.yaxis, values.shape[0]), (axes.xaxis, values.shape[1])):
+        axis.set_ticks(np.arange(count + 1) - 0.5 if count <= 12 else [], minor=True)
+    axes.grid(which="minor", color="white", linewidth=1)
+    axes.tick_params(which="both", length=0, labelsize=_SMALL)
+    for (row, column), value in np.ndenumerate(values):
+        if form and np.isfinite(value):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "#202020"
+            look = {"ha": "center", "va": "center", "fontsize": 7, "color": colour}
+            axes.text(column, row, format(value, form), **look)
+    return image
+
+
+def _name_columns(axes: Any, names: Sequence[str], inches: float) -> None:
+    """Names along an axis of this length: turned where they would touch, not all where many."""
+    longest = _LETTER * (max(map(len, names)) + 2)
+    turned = longest > 0.4 and longest * len(names) > inches
+    shown = range(0, len(names), int(-(-len(names) * (0.18 if turned else longest) // inches)))
+    look = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+    axes.set_xticks(shown, [names[column] for column in shown], **look)
+
+
+def _new_figure(title: str) -> Any:
+    # The object interface needs no display and leaves no global state, unlike pyplot.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained", dpi=_DPI)
+    size = min(13.0, 1150 / max(len(title), 1))  # as wide as the figure at most
+    figure.suptitle(title, fontsize=size, fontweight="bold")
+    return figure
+
+
+def _finish(axes: Any, metric: Shown | None = None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if metric is not None:
+        # No axis goes to where the metric cannot be: below 0, or above 100 %.
+        axes.margins(y=0.12)
+        axes.autoscale_view()
+        low, high = axes.get_ylim()
+        low = max(low, 0.0) if axes.dataLim.y0 >= 0 else low
+        axes.set_ylim(low, min(high, 100.0) if metric.is_share else high)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=_SMALL + 0.5)
+    axes.xaxis.label.set_size(_SMALL + 1)
+    axes.yaxis.label.set_size(_SMALL + 1)
+    axes.grid(axis="y", linewidth=0.5, alpha=0.4)
+    if isinstance(axes.xaxis.get_major_locator(), MaxNLocator):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for line in axes.get_lines():
+        # No marker on an edge is cut; the layout fails over an empty line that may leave the axes.
+        line.set_clip_on(not np.isfinite(np.asarray(line.get_ydata(), float)).any())
+
+
+def _finish_bar(bar: Any) -> None:
+    bar.ax.tick_params(labelsize=_SMALL)
     bar.outline.set_visible(False)
 
 
-def _draw_relations(
-    figure: Any, names: Sequence[str], cosine: np.ndarray, distance: np.ndarray, height: float
-) -> None:
-    """Two maps at the top, however high the figure is; `height` is in maps."""
-    filler = [height - 2] if height > 2.3 else []
-    upper, lower, *rest = figure.subplots(2 + len(filler), 1, height_ratios=[1, 1, *filler])
-    for empty in rest:
-        empty.set_axis_off()
-    furthest = float(distance.max()) or 1.0
-    for place, values, title, colours, low, high, form in (
-        (upper, cosine, "Cosine between their changes", _COSINE, -1.0, 1.0, "z.2f"),
-        (lower, distance, "Distance between them", _DISTANCE, 0.0, furthest, "z.2f"),
-    ):
-        image = place.imshow(np.ma.masked_invalid(values), colours, vmin=low, vmax=high)
-        place.set_facecolor("#ececec")
-        place.set_title(title, fontsize=11)
-        place.set_yticks(range(len(names)), names, fontsize=8)
-        _name_columns(place, names)
-        _separate(place, len(names), len(names))
-        if len(names) <= _MOST_WRITTEN:
-            size = 8.5 if len(names) <= 8 else 6.5
-            _write_values(place, image, values, form, size)
-        bar = figure.colorbar(image, ax=place, fraction=0.05, pad=0.03)
-        bar.ax.tick_params(labelsize=8)
-        bar.outline.set_visible(False)
-
-
-def _name_columns(axes: Any, names: Sequence[str]) -> None:
-    turned = len(names) > 4 or max(map(len, names)) > 8
-    options = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
-    axes.set_xticks(range(len(names)), names, fontsize=8, **options)
-
-
-def _separate(axes: Any, columns: int, rows: int) -> None:
-    """White lines between the cells, and no frame."""
-    axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1)
-    axes.tick_params(which="both", length=0)
-
-
-def _write_values(axes: Any, image: Any, values: np.ndarray, form: str, size: float) -> None:
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            is_dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-            colour = "white" if is_dark else "#202020"
-            text = format(value, form)
-            axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
-
-
-def _shorten(names: Sequence[str]) -> list[str]:
-    """The ends of long names, which tell paths apart better than their beginnings."""
-    return [n if len(n) <= _LONGEST_NAME else "…" + n[1 - _LONGEST_NAME :] for n in names]
+def _add_legend(axes: Any, title: str | None = None, figure: Any = None) -> None:
+    """A legend above the axes, or above a whole part of the figure, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    columns = max(1, int(4.6 / (_LETTER * max(map(len, labels)) + 0.45)))
+    place: dict[str, Any] = {"loc": "outside upper left"}
+    if figure is None:
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+    look = {"frameon": False, "fontsize": _SMALL, "title_fontsize": _SMALL + 1, "alignment": "left"}
+    (figure or axes).legend(handles, labels, ncols=columns, title=title, **place, **look)

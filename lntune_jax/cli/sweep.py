@@ -16,11 +16,12 @@ from ..tasks.base import Work, metric_of, share_steps, total_steps
 from ..trainer.finish import Summary, finish
 from ..trainer.fit_many import FittedMany, fit_many
 from ..trainer.history import rank
+from ..trainer.metrics import read_metrics
 from ..trainer.run_files import RunFiles, read_fields
 from ..trainer.stopping import say_stopped, stops_of
 from ..trainer.trials import Trial, list_trials, start_leaves, write_value
 from .console import duration, say, short_path
-from .figures import draw_sweep
+from .figures import SHOWN, draw_sweep
 from .options import TrainSettings
 
 _SHOWN = 20
@@ -76,7 +77,9 @@ def run_sweep(
     content = {"metric": metric, "best": best.name, "seconds": round(many.seconds, 2)}
     content["trials"] = rows
     write_text(files.sweep, json.dumps(content, indent=2) + "\n")
-    draw_sweep(files.sweep_figure, Path(settings.model).name, trials, rows, metric, files.metrics)
+    tried = {trial.name: trial.values for trial in trials}
+    lines = read_metrics(files.metrics)
+    draw_sweep(files.sweep_figure, Path(settings.model).name, tried, lines, SHOWN[metric])
     show_sweep(files, console)
     if len(works) > 1 and settings.columns.eval_data is None:
         say(

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from ..cli.console import byte_count
-from ..cli.figures import Curves, draw_figure
+from ..cli.figures import SHOWN, Curves, draw_figure
 from ..cli.movement import Movement, measure_movement
 from ..cli.options import Recipe
 from ..errors import ConfigError
@@ -78,7 +78,9 @@ def finish(
     )
     best = fitted.history.best(metric_of(work, recipe))
     curves = Curves(name, read_metrics(files.metrics, trial), best.step)
-    draw_figure(files.figure, title, [curves], movements_of(work, fitted))
+    metric = metric_of(work, recipe)
+    shown = SHOWN[work.default_metric if metric == "loss" else metric]
+    draw_figure(files.figure, title, [curves], movements_of(work, fitted), shown)
     report = lnt.report_params(model.params, work.config, name_map=model.name_map)
     summary = Summary(
         trainable=report.trainable,
