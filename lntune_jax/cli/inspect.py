@@ -129,7 +129,7 @@ def _memory_table(model: Any, whole: Any, config: Any, memory: Memory, mesh: dic
         f"memory of a step on each device, in {unit}:",
         f"{memory.batch_size} x {memory.length} tokens, {memory.dtype}, {where}, "
         f"remat {memory.remat}{loop}",
-        *([f"kernels in {memory.quantize}, but for full"] if memory.quantize else []),
+        *([f"kernels in {memory.quantize} (but for full)"] if memory.quantize else []),
         _line("", [_COLUMNS[method] for method in found]),
         _line("trainable", [f"{estimate.trainable:,}" for estimate in estimates]),
     ]
