@@ -26,7 +26,7 @@ from ..trainer.stopping import TerminatedError
 from .console import duration, make_console, say, short_path
 from .demo_data import find_language_model, find_model, read_reviews, read_rows
 from .demo_options import DemoSettings
-from .figure import Curves, draw_figure
+from .figures import Curves, draw_figure
 from .movement import movements_of
 from .progress import ProgressCallback
 

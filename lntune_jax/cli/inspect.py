@@ -40,7 +40,10 @@ def run(settings: InspectSettings) -> None:
     config = tuning_config(settings.model, model.params, (), settings.targets)
     report = lnt.report_params(model.params, config, name_map=model.name_map)
     console = make_console()
-    say(console, report.table())
+    say(console, f"{found.model_type}, {_name_task(model, options['task'])}")
+    say(console, report.table(every_leaf=settings.all, fold=not settings.all))
+    if config.modules_to_save:
+        say(console, f"trained whole: {', '.join(config.modules_to_save)}")
     say(console, f"adapter: {4 * report.trainable:,} bytes of float32 values")
     for line in describe_memory(model):
         say(console, line)
@@ -50,6 +53,13 @@ def run(settings: InspectSettings) -> None:
         # Full fine-tuning trains the kernels, which it needs in full.
         whole = models.from_config(found, **options) if memory.quantize else model
         say(console, _memory_table(model, whole, config, memory, mesh))
+
+
+def _name_task(model: Any, task: str | None) -> str:
+    """The task in words and as `--task` takes it."""
+    if task == "SEQ_CLS":
+        return f"as a classifier of {model.settings.num_labels} classes (task SEQ_CLS)"
+    return "as a language model (task CAUSAL_LM)" if task else "without a head (task none)"
 
 
 def compare_by_trace(model: Any) -> str:
@@ -97,8 +107,8 @@ def _memory_table(model: Any, whole: Any, config: Any, memory: Memory, mesh: dic
 
     # LoRA's factors are not followed into the loop.
     methods = [name for name in _COLUMNS if name != "lora" or not memory.scan_layers]
-    estimates = [
-        estimate_memory(
+    found = {
+        method: estimate_memory(
             whole if method == "full" else model,
             method,
             config=config,
@@ -108,19 +118,26 @@ def _memory_table(model: Any, whole: Any, config: Any, memory: Memory, mesh: dic
             remat=memory.remat,
         )
         for method in methods
-    ]
+    }
+    # Nothing of a model whose query and value projections are one kernel takes LoRA here.
+    found = {name: each for name, each in found.items() if each.trainable or name != "lora"}
+    estimates = list(found.values())
+    most = max(estimate.total for estimate in estimates)
+    unit, size_of = ("GB", 1e9) if most >= 1e8 else ("MB", 1e6)
     where = ",".join(f"{axis}={size}" for axis, size in mesh.items()) or "one device"
-    kernels = f" with kernels in {memory.quantize} (but for full)" if memory.quantize else ""
+    loop = ", layers in one loop" if memory.scan_layers else ""
     lines = [
-        f"memory of a step on each device, in GB: {memory.batch_size} x {memory.length} tokens, "
-        f"{memory.dtype}{kernels}, {where}, remat {memory.remat}"
-        + (", layers in one loop" if memory.scan_layers else ""),
-        _line("", [_COLUMNS[method] for method in methods]),
+        f"memory of a step on each device, in {unit}:",
+        f"{memory.batch_size} x {memory.length} tokens, {memory.dtype}, {where}, "
+        f"remat {memory.remat}{loop}",
+        *([f"kernels in {memory.quantize} (but for full)"] if memory.quantize else []),
+        _line("", [_COLUMNS[method] for method in found]),
         _line("trainable", [f"{estimate.trainable:,}" for estimate in estimates]),
     ]
     for name in _ROWS:
-        sizes = [getattr(estimate, name) / 1e9 for estimate in estimates]
-        lines.append(_line(name, [f"{size:,.3f}" for size in sizes]))
+        sizes = [getattr(estimate, name) / size_of for estimate in estimates]
+        if name != "gathered" or any(sizes):
+            lines.append(_line(name, [f"{size:,.3f}" for size in sizes]))
     return "\n".join(lines)
 
 

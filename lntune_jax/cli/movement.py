@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,8 +58,60 @@ def movements_of(task: Task, fitted: Fitted) -> list[Movement]:
     )
 
 
+class Layers(NamedTuple):
+    """The norms of a model by where they stand.
+
+    Attributes:
+        kinds: For each kind of norm that several layers have, its module in each layer.
+        others: The modules outside layers, by a short name.
+    """
+
+    kinds: dict[str, dict[int, str]]
+    others: dict[str, str]
+
+
+def group_by_layer(modules: Sequence[str]) -> Layers:
+    """Part norms into kinds that repeat from layer to layer, and the rest.
+
+    Example:
+        >>> each = "model.layers.{}.input_layernorm", "model.layers.{}.self_attn.q_norm"
+        >>> modules = [name.format(layer) for layer in (0, 1) for name in each]
+        >>> found = group_by_layer([*modules, "model.norm"])
+        >>> found.others, list(found.kinds)
+        ({'norm': 'model.norm'}, ['input_layernorm', 'q_norm'])
+        >>> found.kinds["q_norm"]
+        {0: 'model.layers.0.self_attn.q_norm', 1: 'model.layers.1.self_attn.q_norm'}
+    """
+    found: dict[str, dict[int, str]] = {}
+    for module in modules:
+        parts = module.split(".")
+        place = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+        if place is not None:
+            kind = ".".join(parts[:place] + parts[place + 1 :])
+            found.setdefault(kind, {})[int(parts[place])] = module
+    # What only one layer has makes no line.
+    found = {kind: layers for kind, layers in found.items() if len(layers) > 1}
+    kinds = dict(zip(_name_kinds(list(found)), found.values(), strict=True))
+    repeated = {module for layers in kinds.values() for module in layers.values()}
+    names = zip(readable_names(list(modules)), modules, strict=True)
+    return Layers(kinds, {name: module for name, module in names if module not in repeated})
+
+
+def _name_kinds(kinds: list[str]) -> list[str]:
+    """The last segment where that tells them apart, else what they do not have in common."""
+    paths = [kind.split(".") for kind in kinds]
+    last = [path[-1] or "norm" for path in paths]
+    if len(set(last)) == len(last):
+        return last
+    for end in (0, -1):
+        while all(len(path) > 1 for path in paths) and len({path[end] for path in paths}) == 1:
+            for path in paths:
+                del path[end]
+    return [".".join(path) for path in paths]
+
+
 def readable_names(modules: list[str]) -> list[str]:
-    """Short names for norms, for the axis of a figure.
+    """Short names for norms, for the rows of a table and the axis of a figure.
 
     Example:
         >>> readable_names(["bert.embeddings.LayerNorm", "bert.encoder.layer.0.output.LayerNorm"])
@@ -75,7 +127,7 @@ def readable_names(modules: list[str]) -> list[str]:
 
 
 def _join(parts: Iterable[str]) -> str:
-    return " ".join(f"layer {part}" if part.isdigit() else part.replace("_", " ") for part in parts)
+    return " ".join(f"layer {part}" if part.isdigit() else part for part in parts)
 
 
 def natural_order(path: str) -> list[tuple[int, int, str]]:

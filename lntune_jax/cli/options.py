@@ -71,7 +71,12 @@ class SweepFlags(Grid):
 
 @dataclass(frozen=True)
 class Memory:
-    """What a training step would hold on each device, shown when --length is given."""
+    """What a training step would hold on each device, shown when --length is given.
+
+    It stands beside LoRA on the query and value projections, and full fine-tuning. In the table,
+    "working" is what the loss and a single layer need at the peak, "gathered" the weights that a
+    device fetches from others for a layer's turn.
+    """
 
     length: Annotated[int | None, shown("off", "INT")] = None
     """Tokens in a row."""
@@ -91,7 +96,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class InspectSettings:
-    """Show what would train, from the model's config file alone (reads no weights)."""
+    """Show what would train, and what that takes, from the model's config file alone.
+
+    No weights are read. `{0..11}` in a path stands for the layers 0 to 11. The role of a leaf is
+    norm, or saved for a module that trains whole: a new head, or one of --save-modules.
+    """
 
     model: Positional[str]
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
@@ -99,6 +108,9 @@ class InspectSettings:
     """Which head the model gets; auto: SEQ_CLS for encoders and classifiers, else CAUSAL_LM."""
     num_labels: Annotated[int | None, shown("the file's", "INT")] = None
     """Classes of the SEQ_CLS head."""
+    all: bool = False
+    """List every leaf on a line of its own, the frozen ones too; without it the layers of a stack
+    share a line, and only what trains is listed."""
     trace: bool = False
     """Also say where the norms by name and those found by tracing the model differ."""
     targets: TargetFlags = field(default_factory=TargetFlags)

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from ..errors import ConfigError, LNTuningError
 from ..storage.directories import write_text
 from ..tasks.base import Metric, Task
-from ..trainer.callbacks import Callback
+from ..trainer.callbacks import Callback, read_metrics
 from ..trainer.fitting import rank_trials, save_all
 from ..trainer.loop import Fitted, run_loop
 from ..trainer.recipe import Trial, metric_of, share_steps, total_steps
@@ -21,8 +21,8 @@ from ..trainer.run import RunFiles, Summary, finish_run, read_fields
 from ..trainer.stopping import Stops
 from ..trainer.sweep import list_trials, write_value
 from .console import duration, say, short_path
+from .figures import draw_sweep
 from .options import TrainSettings
-from .sweep_figure import draw_sweep
 
 _SHOWN = 20
 
@@ -77,7 +77,9 @@ def run_sweep(
     content = {"metric": metric.name, "best": best.name, "seconds": round(outcome.seconds, 2)}
     content["trials"] = rows
     write_text(files.sweep, json.dumps(content, indent=2) + "\n")
-    draw_sweep(files.sweep_figure, Path(settings.model).name, trials, rows, metric, files.metrics)
+    tried = {str(trial.name): trial.values for trial in trials}
+    lines = read_metrics(files.metrics)
+    draw_sweep(files.sweep_figure, Path(settings.model).name, tried, lines, metric)
     show_sweep(files, console)
     if len(tasks) > 1 and settings.columns.eval_data is None:
         say(

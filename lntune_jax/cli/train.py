@@ -26,7 +26,7 @@ from ..trainer.stopping import Stops, TerminatedError
 from ..trainer.sweep import check_effect, is_asked, list_trials
 from .console import duration, make_console, say, short_path
 from .distributed import check_shared, joined, own_files, wait_for_all
-from .figure import Curves, draw_figure
+from .figures import Curves, draw_figure
 from .movement import movements_of
 from .options import TrainSettings
 from .progress import ProgressCallback

@@ -75,7 +75,7 @@ class MergeSettings:
 class CompareSettings:
     """Show how far adapters moved each norm from the base, and how they relate.
 
-    Prints tables and draws a figure. The base's files are read, no model is run.
+    Prints tables, and draws them with --figure. The base's files are read, no model is run.
     """
 
     adapters: Annotated[
@@ -85,7 +85,7 @@ class CompareSettings:
     """Adapter directories, ours or PEFT's, or output directories of `lntune-jax train`."""
     model: str
     """The base model: directory of a Hugging Face model, a .gguf file, or a hub id."""
-    figure: Path = Path("comparison.png")
-    """The figure: a .png, .svg or .pdf file; one that is there is replaced."""
+    figure: Annotated[Path | None, shown("none", "FILE")] = None
+    """Also draw a figure into this .png, .svg or .pdf file; one that is there is replaced."""
     name_map: Annotated[str | None, shown("none", "NAME")] = None
     """Table of names, for adapters whose trees have other names than transformers."""

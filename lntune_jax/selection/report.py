@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from .roles import TRAINABLE_ROLES
 
@@ -52,17 +53,68 @@ class ParamReport(NamedTuple):
             f"trainable%: {self.percent:.4f}"
         )
 
-    def table(self, every_leaf: bool = False) -> str:
-        """A text table of the leaves that train, or of every leaf, with a last line of counts."""
+    def table(self, every_leaf: bool = False, fold: bool = False) -> str:
+        """A text table of leaves, with a last line of counts.
+
+        Args:
+            every_leaf: whether leaves that do not train are listed too.
+            fold: whether the layers of a stack share a line, as `fold_layers` writes it. A dtype
+                that all leaves share is left out then.
+        """
         shown = [leaf for leaf in self.leaves if every_leaf or leaf.role in TRAINABLE_ROLES]
+        shown = fold_layers(shown) if fold else shown
         rows = [("leaf", "shape", "dtype", "role")]
         rows += [(leaf.path, _write_shape(leaf.shape), leaf.dtype, leaf.role) for leaf in shown]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        if fold and len({leaf.dtype for leaf in shown}) == 1:
+            rows = [(path, shape, role) for path, shape, _, role in rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], str(self)])
+
+
+def fold_layers(leaves: Sequence[LeafReport]) -> list[LeafReport]:
+    """Leaves that differ only in the number of their layer, as one leaf in the place of the first.
+
+    The numbers stand in braces, and how many they are stands before the shape. Leaves of different
+    shape, dtype or role stay apart.
+
+    Example:
+        >>> names = [f"layers.{number}.norm.scale" for number in (0, 1, 2, 3, 7)]
+        >>> fold_layers([LeafReport(name, (8,), "float32", "norm") for name in names])
+        [LeafReport(path='layers.{0..3,7}.norm.scale', shape=(5, 8), dtype='float32', role='norm')]
+    """
+    found = [(tuple(leaf.path.split(".")), leaf) for leaf in leaves]
+    for place in range(max((len(parts) for parts, _ in found), default=0)):
+        groups: dict[Any, tuple[LeafReport, list[int]]] = {}
+        for parts, leaf in found:
+            is_number = place < len(parts) and parts[place].isdecimal()
+            before, after = parts[:place], parts[place + is_number :]
+            key = (is_number, before, after, leaf.shape, leaf.dtype, leaf.role)
+            numbers = groups.setdefault(key, (leaf, []))[1]
+            numbers += [int(parts[place])] if is_number else []
+        found = []
+        for (_, before, after, *_), (leaf, numbers) in groups.items():
+            if numbers[1:]:
+                # Where several places are folded, the counts stand in the order of the braces.
+                axis = sum(part.startswith("{") for part in before)
+                leaf = leaf._replace(shape=(*leaf.shape[:axis], len(numbers), *leaf.shape[axis:]))
+            found.append((before + _write_numbers(sorted(numbers)) + after, leaf))
+    return [leaf._replace(path=".".join(parts)) for parts, leaf in found]
+
+
+def _write_numbers(numbers: Sequence[int]) -> tuple[str, ...]:
+    """One number, or several in braces, three and more in a row as a range; or nothing."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    words = [f"{run[0]}..{run[-1]}" if run[2:] else ",".join(map(str, run)) for run in runs]
+    return ("{" + ",".join(words) + "}",) if numbers[1:] else tuple(words)
 
 
 def _write_shape(shape: tuple[int, ...]) -> str:

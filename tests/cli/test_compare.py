@@ -84,10 +84,22 @@ def test_a_decoder_has_no_biases_and_many_adapters_go_to_the_figure(run, tmp_pat
     assert (code, complaint) == (0, "")
     assert "the tables of 13 adapters would be wide: see the figure" in printed
     assert cells(printed, "tenant 0")[0][1:4] == ["0", "-", "none moved"]
+    code, printed, _ = run("compare", *paths, "--model", base)
+    assert code == 0
+    assert "--figure FILE.png draws them" in printed
     code, printed, _ = run("compare", paths[3], "--model", base, *figure)
     assert code == 0
     assert "How far each norm moved (scale, RMS change)" in printed
     assert "Cosine" not in printed
+
+
+def test_no_file_is_written_unasked(run, adapters, model_directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = (adapters / "french", adapters / "german", "--model", model_directory)
+    code, printed, complaint = run("compare", *words)
+    assert (code, complaint) == (0, "")
+    assert "figure" not in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_refused(run, adapters, model_directory, tmp_path):

@@ -1,10 +1,6 @@
 import numpy as np
 
-from lntune_jax.cli.figure import Curves, draw_figure
-from lntune_jax.cli.movement import Movement, measure_movement, readable_names
-from lntune_jax.tasks import Metric
-
-METRIC = Metric("accuracy", "accuracy", is_share=True)
+from lntune_jax.cli.movement import Movement, group_by_layer, measure_movement, readable_names
 
 
 def test_movement_is_the_rms_change_of_scale_and_bias_in_model_order():
@@ -22,17 +18,27 @@ def test_movement_is_the_rms_change_of_scale_and_bias_in_model_order():
 
 def test_names_stay_apart_when_they_are_shortened():
     assert readable_names(["model.layers.0.input_layernorm", "model.norm"]) == [
-        "layer 0 input layernorm",
+        "layer 0 input_layernorm",
         "norm",
     ]
     assert readable_names(["model.encoder.norm", "model.layer.norm"]) == ["encoder", "layer"]
     assert readable_names(["a.norm"]) == ["a norm"]
 
 
-def test_a_figure_is_written_with_and_without_movements(tmp_path):
-    lines = [{"split": "train", "step": step, "loss": 1 / step} for step in range(1, 9)]
-    lines.append({"split": "eval", "step": 8, "loss": 0.3, "accuracy": 0.75})
-    for movements in ([], [Movement("bert.embeddings.LayerNorm", 0.1, None)]):
-        path = tmp_path / f"{len(movements)}.png"
-        draw_figure(path, "a title", [Curves("LN tuning", lines, 8)], movements, METRIC)
-        assert path.read_bytes().startswith(b"\x89PNG")
+def test_kinds_of_norms_are_told_apart_and_what_one_layer_has_is_outside():
+    bert = [f"bert.encoder.layer.{n}.{k}.LayerNorm" for n in (0, 2) for k in ("a.output", "output")]
+    found = group_by_layer(["bert.embeddings.LayerNorm", *bert])
+    assert {kind: list(layers) for kind, layers in found.kinds.items()} == {
+        "a.output": [0, 2],
+        "output": [0, 2],
+    }
+    assert found.others == {"embeddings": "bert.embeddings.LayerNorm"}
+    alone = group_by_layer(["layers.0.norm", "layers.3.norm", "head.1.norm", "norm"])
+    assert list(alone.kinds) == ["norm"]
+    assert list(alone.others.values()) == ["head.1.norm", "norm"]
+    assert group_by_layer([]) == ({}, {})
+    assert list(group_by_layer(["0", "2"]).kinds) == ["norm"]
+    towers = [
+        f"{s}.block.{n}.layer.{k}.norm" for s in ("enc", "dec") for n in (0, 1) for k in (0, 1)
+    ]
+    assert len(group_by_layer(towers).kinds) == 4

@@ -3,6 +3,7 @@
 import pytest
 
 import lntune_jax as lnt
+from lntune_jax.selection.report import LeafReport, ParamReport, fold_layers
 from tests.support.trees import llama, norm, shape
 
 LLAMA_2_7B = {"hidden": 4096, "layers": 32, "intermediate": 11008, "vocabulary": 32000}
@@ -51,3 +52,55 @@ def test_every_leaf_in_the_table_on_request():
     report = lnt.report_params({"ln": norm(), "fc": {"kernel": shape(8, 4)}}, lnt.LNTuningConfig())
     assert "fc.kernel" not in report.table()
     assert "fc.kernel  8 x 4  float32  frozen" in report.table(every_leaf=True)
+
+
+def test_layers_are_folded_into_one_line():
+    report = lnt.report_params(llama(**LLAMA_2_7B, key_values=4096), lnt.LNTuningConfig())
+    assert report.table(fold=True).splitlines() == [
+        "leaf                                                  shape      role",
+        "---------------------------------------------------------------------",
+        "model.layers.{0..31}.input_layernorm.weight           32 x 4096  norm",
+        "model.layers.{0..31}.post_attention_layernorm.weight  32 x 4096  norm",
+        "model.norm.weight                                     4096       norm",
+        "trainable params: 266,240 || all params: 6,738,415,616 || trainable%: 0.0040",
+    ]
+
+
+def folded(*leaves):
+    reports = [LeafReport(path, shape, dtype, role) for path, shape, dtype, role in leaves]
+    return [(leaf.path, leaf.shape) for leaf in fold_layers(reports)]
+
+
+def test_what_is_folded_and_what_stays_apart():
+    def named(path, shape=(4,), dtype="float32", role="norm"):
+        return path, shape, dtype, role
+
+    assert folded() == []
+    some = [named(f"h.{number}.ln.scale") for number in (0, 2, 5, 10, 11, 12)]
+    assert folded(*some[::-1]) == [("h.{0,2,5,10..12}.ln.scale", (6, 4))]
+    assert folded(named("h.1.s"), named("h.0.s")) == [("h.{0,1}.s", (2, 4))]
+    assert folded(named("norm.scale"), named("h.3.s")) == [("norm.scale", (4,)), ("h.3.s", (4,))]
+    # Each of these differs from the first in one thing.
+    others = [
+        named("h.1.s", shape=(8,)),
+        named("h.2.s", dtype="bfloat16"),
+        named("h.3.s", role="saved"),
+        named("h.4.b"),
+        named("g.5.s"),
+        named("h.6"),
+    ]
+    assert len(folded(named("h.0.s"), *others)) == 7
+    # Two places: blocks, and the norms in a block.
+    blocks = [named(f"b.{block}.layer.{number}.s") for block in range(3) for number in range(2)]
+    assert folded(*blocks) == [("b.{0..2}.layer.{0,1}.s", (3, 2, 4))]
+    # The last block has a norm more.
+    assert folded(*blocks, named("b.2.layer.2.s")) == [
+        ("b.{0..2}.layer.{0,1}.s", (3, 2, 4)),
+        ("b.2.layer.2.s", (4,)),
+    ]
+
+
+def test_a_dtype_is_shown_where_it_differs():
+    leaves = [LeafReport(f"h.{n}.s", (4,), dtype, "norm") for n, dtype in enumerate("ab")]
+    table = ParamReport(8, 8, 100.0, tuple(leaves)).table(fold=True)
+    assert table.splitlines()[0].split() == ["leaf", "shape", "dtype", "role"]
