@@ -1,13 +1,14 @@
-"""What messages have in common: lists of names, and warnings that point at the caller's line."""
+"""What messages have in common: lists of names, suggestions, warnings at the caller's line."""
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 _OWN = str(Path(__file__).parent)
@@ -24,6 +25,20 @@ def list_names(names: Sequence[str], write: Callable[[str], str] = repr, most: i
     """
     shown = ", ".join(shorten(write(name)) for name in names[:most])
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A phrase to append to a message, empty when nothing is near.
+
+    Example:
+        >>> nearest("txt", ["text", "label"])
+        " (did you mean 'text'?)"
+        >>> nearest("quux", ["text", "label"])
+        ''
+    """
+    by_lower = {each.lower(): each for each in known}
+    matches = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
+    return f" (did you mean {by_lower[matches[0]]!r}?)" if matches else ""
 
 
 def explain_other_model(

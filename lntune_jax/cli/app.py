@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from ..errors import LNTuningError
 from ..trainer.stopping import TerminatedError
-from . import demo_options, generate_options, options, trained_options, transfer_options
+from . import options
 from .checks import check_settings
 from .words import print_message
 
@@ -32,13 +32,13 @@ class Command(NamedTuple):
 COMMANDS = {
     "inspect": Command(options.InspectSettings, "inspect"),
     "train": Command(options.TrainSettings, "train"),
-    "evaluate": Command(trained_options.EvaluateSettings, "evaluate"),
-    "predict": Command(trained_options.PredictSettings, "predict"),
-    "generate": Command(generate_options.GenerateSettings, "generate"),
-    "convert": Command(transfer_options.ConvertSettings, "convert"),
-    "merge": Command(transfer_options.MergeSettings, "merge"),
-    "compare": Command(transfer_options.CompareSettings, "compare"),
-    "demo": Command(demo_options.DemoSettings, "demo"),
+    "evaluate": Command(options.EvaluateSettings, "evaluate"),
+    "predict": Command(options.PredictSettings, "predict"),
+    "generate": Command(options.GenerateSettings, "generate"),
+    "convert": Command(options.ConvertSettings, "convert"),
+    "merge": Command(options.MergeSettings, "merge"),
+    "compare": Command(options.CompareSettings, "compare"),
+    "demo": Command(options.DemoSettings, "demo"),
 }
 
 _PROGRAM = "lntune-jax"

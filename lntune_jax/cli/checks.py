@@ -27,7 +27,7 @@ def check_settings(settings: Any) -> None:
     """Check every number of a settings dataclass against its rule, and that no path is a URL.
 
     Args:
-        settings: An instance of one of the dataclasses in `_settings`.
+        settings: An instance of one of the dataclasses of `options`.
 
     Raises:
         ConfigError: If one does not hold; the message names the flag.

@@ -17,7 +17,7 @@ from .compare_figure import draw_comparison
 from .compare_reading import Norms, name_adapters, read_norms
 from .console import make_console, say, short_path
 from .movement import BIASES, readable_names
-from .transfer_options import CompareSettings
+from .options import CompareSettings
 
 _FORMATS = (".png", ".svg", ".pdf")
 _MOST_COLUMNS = 12  # of adapters in a table; the figure has all

@@ -1,10 +1,24 @@
-"""Where the command line writes, and how it writes numbers."""
+"""Where the command line writes, how it writes numbers, and how far training is.
+
+Progress is a bar in a terminal, a plain line now and then elsewhere.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def make_console() -> Console:
@@ -41,3 +55,78 @@ def short_path(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+class TrainingProgress:
+    """A context that reports steps with loss, tokens per second and time left."""
+
+    def __init__(self, console: Console, title: str, total: int, done: int = 0):
+        """Start counting.
+
+        Args:
+            console: Where to write; its `is_terminal` decides between bar and lines.
+            title: A word or two for what is being done.
+            total: Steps of the whole run.
+            done: Steps that an earlier call has done.
+        """
+        self._console = console
+        self._title = title
+        self._total = total
+        self._last_line = time.monotonic()
+        # Recent steps only: the first ones compile, and would promise hours.
+        self._recent = deque([(self._last_line, done)], maxlen=20)
+        self._bar = _make_bar(console) if console.is_terminal else None
+        if self._bar:
+            self._task = self._bar.add_task(title, total=total, completed=done, figures="")
+
+    def __enter__(self) -> TrainingProgress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, loss: float | None = None, tokens_per_second: float = 0.0) -> None:
+        """Report that `done` steps are done."""
+        figures = "" if loss is None else f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+        if self._bar:
+            self._bar.update(self._task, completed=done, figures=figures)
+            return
+        now = time.monotonic()
+        self._recent.append((now, done))
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            (then, earlier) = self._recent[0]
+            left = (now - then) / max(done - earlier, 1) * (self._total - done)
+            self.note(f"{self._title}  {done}/{self._total}  {figures}  {_clock(left)} left")
+
+    def set(self, done: int, total: int) -> None:
+        """Report `done` of `total`, where the total is known only on the way."""
+        self._total = total
+        if self._bar:
+            self._bar.update(self._task, total=total)
+        self.update(done)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays, above the bar."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _make_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+        console=console,
+        refresh_per_second=4,
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

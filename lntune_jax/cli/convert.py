@@ -10,7 +10,7 @@ from ..errors import ConfigError, FreshWeightsWarning
 from ..messages import warn
 from .base import check_model_directory
 from .console import byte_count, make_console, say, short_path
-from .transfer_options import ConvertSettings
+from .options import ConvertSettings
 
 
 def run(settings: ConvertSettings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ConfigError
-from .demo_options import DemoSettings
+from .options import DemoSettings
 
 
 def run(settings: DemoSettings) -> None:

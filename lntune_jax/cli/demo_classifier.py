@@ -28,10 +28,9 @@ from ..trainer.stopping import TerminatedError
 from .base import load_base, position_limit, tuning_config
 from .console import byte_count, duration, make_console, say, short_path
 from .demo_data import DemoRows, find_model, read_rows
-from .demo_options import DemoSettings
 from .described import ClassifierTask, describe
 from .figure import Curves, draw_figure
-from .options import Recipe, Selection
+from .options import DemoSettings, Recipe, Selection
 
 _MAX_LENGTH = 128
 _BUCKETS = 3

@@ -27,11 +27,10 @@ from ..trainer.stopping import TerminatedError
 from .base import load_language_model, tuning_config
 from .console import byte_count, duration, make_console, say, short_path
 from .demo_data import find_language_model, read_reviews
-from .demo_options import DemoSettings
 from .demo_report import LanguageOutcome, draw, show, show_samples
 from .described import LanguageTask, describe
 from .language_model import stop_tokens
-from .options import ComputeType, Recipe, Selection
+from .options import ComputeType, DemoSettings, Recipe, Selection
 
 LEARNING_RATE = 1e-3
 _STEPS = 100

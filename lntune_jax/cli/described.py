@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import AdapterError, ConfigError
 from ..messages import warn
-from .options import DataForm
-from .trained_options import Trained
+from .options import DataForm, Trained
 
 
 @dataclass(frozen=True)

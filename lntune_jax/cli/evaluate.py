@@ -13,11 +13,10 @@ from ..data.tables import read_table
 from ..errors import DataError
 from ..tasks.scores import Scores, score
 from . import evaluate_language
-from .console import make_console, say
+from .console import TrainingProgress, make_console, say
 from .described import LanguageTask, find_described
-from .progress import TrainingProgress
+from .options import EvaluateSettings
 from .trained_model import load_trained
-from .trained_options import EvaluateSettings
 
 # A wider confusion matrix would not fit into 80 columns.
 _MOST_CONFUSION_COLUMNS = 8

@@ -10,10 +10,9 @@ from ..errors import ConfigError, DataError
 from ..tasks.causal_lm import MeanLoss, perplexity_of
 from ..tasks.train_language import make_rows, row_lengths
 from .base import load_language_model, position_limit
-from .console import make_console, say
+from .console import TrainingProgress, make_console, say
 from .described import Described, LanguageTask
-from .progress import TrainingProgress
-from .trained_options import EvaluateSettings
+from .options import EvaluateSettings
 
 
 def run(settings: EvaluateSettings, described: Described, task: LanguageTask) -> None:

@@ -15,10 +15,9 @@ from rich.text import Text
 from ..data.tables import read_table
 from ..errors import ConfigError, DataError
 from ..messages import warn
-from .console import make_console, say, short_path
-from .generate_options import GenerateSettings
+from .console import TrainingProgress, make_console, say, short_path
 from .language_model import LanguageModel, load_language_model
-from .progress import TrainingProgress
+from .options import GenerateSettings
 from .text_stream import stream_text
 
 

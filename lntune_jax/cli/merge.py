@@ -11,7 +11,7 @@ from ..messages import warn
 from .base import check_model_directory
 from .console import byte_count, make_console, say, short_path
 from .described import base_of
-from .transfer_options import MergeSettings
+from .options import MergeSettings
 
 if TYPE_CHECKING:
     from ..models import MergedCheckpoint

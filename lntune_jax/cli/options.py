@@ -1,7 +1,7 @@
 """What can be set, one frozen dataclass a subcommand.
 
 The docstrings below are the help text that `--help` prints. Nothing here computes: what a value
-may be is checked in `_checks`, and what it does lives with the code that uses it.
+may be is checked in `checks`, and what it does lives with the code that uses it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional
-
-from .help import shown
-from .process_options import Processes
+from tyro.conf import Positional, arg
 
 Schedule = Literal["linear", "cosine", "constant"]
 Metric = Literal["accuracy", "macro_f1", "loss", "perplexity"]
@@ -24,6 +21,16 @@ Quantize = Literal["int8", "int4", "nf4", "fp8"]
 OnNan = Literal["stop", "skip"]
 Remat = Literal["none", "dots_saveable", "dots_with_no_batch_dims_saveable", "full"]
 Pooling = Literal["default", "own", "mean", "cls"]
+ConvertTask = Literal["SEQ_CLS", "TOKEN_CLS", "MASKED_LM", "CAUSAL_LM", "none"]
+LeafNames = Literal["auto", "flax", "torch"]
+MergeTask = Literal[
+    "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "MASKED_LM", "CAUSAL_LM", "SEQ_2_SEQ_LM"
+]
+
+
+def shown(default: str, metavar: str):
+    """A flag's place-holder, and what its default is called."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,24 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Processes:
+    """One run in several processes, each with devices of its own."""
+
+    distributed: bool = False
+    """Join the other processes of the run: each is started with the same command."""
+    coordinator: Annotated[str | None, shown("found by the launcher", "HOST:PORT")] = None
+    """Where process 0 listens; else $JAX_COORDINATOR_ADDRESS, or what SLURM, GKE or a TPU says."""
+    num_processes: Annotated[int | None, shown("found by the launcher", "INT")] = None
+    """How many there are; else $JAX_NUM_PROCESSES."""
+    process_id: Annotated[int | None, shown("found by the launcher", "INT")] = None
+    """Which of them this is, from 0; else $JAX_PROCESS_ID."""
+    mesh: Annotated[str, shown("data=DEVICES", "AXIS=SIZE,...")] = ""
+    """All devices along the axes data, fsdp and tensor, for example data=2,fsdp=4."""
+    heartbeat_seconds: int = 100
+    """A process that is not heard of for so long counts as lost, and the run ends."""
+
+
+@dataclass(frozen=True)
 class InspectSettings:
     """Show what would train, from the model's config file alone (reads no weights)."""
 
@@ -204,3 +229,203 @@ class TrainSettings:
     recipe: Recipe = field(default_factory=Recipe)
     sweep: Sweep = field(default_factory=Sweep)
     processes: Processes = field(default_factory=Processes)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Which trained model to use."""
+
+    run: Annotated[Path | None, shown("none", "DIR")] = None
+    """Output directory of `lntune-jax train`, whose adapter is used."""
+    adapter: Annotated[Path | None, shown("none", "DIR")] = None
+    """An adapter directory; nothing beside it is read."""
+    model: Annotated[str | None, shown("the one trained on", "MODEL")] = None
+    """The base model, if it has moved since training."""
+    labels: Annotated[tuple[str, ...], shown("the adapter's", "NAME ...")] = ()
+    """Names of a classifier's classes in their order, where the adapter does not say them."""
+    pooling: Annotated[Pooling | None, shown("the adapter's", "POOLING")] = None
+    """How a classifier pools, where the adapter does not say: as `train --pooling`."""
+    max_length: Annotated[int | None, shown("the adapter's", "INT")] = None
+    """Tokens in a row at most, where the adapter does not say."""
+    batch_size: int = 64
+    """Rows a batch."""
+    buckets: int = 4
+    """Batches are padded to at most so many lengths: one compiled program each."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Measure a trained adapter on a table: accuracy, F1, a row a class, confusion.
+
+    Of a language model: perplexity, with the adapter and without it.
+    """
+
+    data: Path
+    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet; for a language model as in
+    training."""
+    text_column: Annotated[str | None, shown("as in training", "NAME")] = None
+    """Name of the column with the text."""
+    label_column: Annotated[str | None, shown("as in training", "NAME")] = None
+    """Name of the column with the label."""
+    output: Annotated[Path | None, shown("none", "FILE")] = None
+    """Also write the figures to this .json file."""
+    trained: Trained = field(default_factory=Trained)
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """Label new texts with a trained adapter."""
+
+    text: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
+    """Texts to label."""
+    data: Annotated[Path | None, shown("none", "FILE")] = None
+    """Table of texts: .csv, .tsv, .jsonl or .parquet."""
+    text_column: Annotated[str | None, shown("as in training", "NAME")] = None
+    """Name of the column with the text."""
+    output: Annotated[Path | None, shown("the terminal", "FILE")] = None
+    """Where predictions go: .jsonl or .csv."""
+    trained: Trained = field(default_factory=Trained)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is chosen."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest token each time; above 0 tokens are drawn, the higher the freer."""
+    top_k: Annotated[int | None, shown("all", "INT")] = None
+    """Draw from so many of the likeliest tokens."""
+    top_p: Annotated[float | None, shown("1", "FLOAT")] = None
+    """Draw from the fewest likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Seed of the draws."""
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """Continue texts with a language model, an adapter in place or not.
+
+    One --prompt is written to the terminal as its tokens come; several, or a table, go through
+    the model in batches, and come out as .jsonl wherever there is no terminal.
+    """
+
+    model: Annotated[str | None, shown("the adapter's", "MODEL")] = None
+    """Directory of a Hugging Face model, a .gguf file, or a hub id."""
+    adapter: Annotated[Path | None, shown("none", "DIR")] = None
+    """An adapter directory, ours or PEFT's, whose norms take the place of the model's."""
+    prompt: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
+    """Texts to continue."""
+    data: Annotated[Path | None, shown("none", "FILE")] = None
+    """Table of texts: .csv, .tsv, .jsonl or .parquet."""
+    text_column: str = "text"
+    """Name of the column with the text."""
+    output: Annotated[Path | None, shown("the terminal", "FILE")] = None
+    """A .jsonl file for the new texts."""
+    max_new_tokens: int = 64
+    """The most tokens a text grows by; a stop token of the model ends it before."""
+    chat: bool = False
+    """Each text is a user's message, put into the model's chat template."""
+    choice: Choice = field(default_factory=Choice)
+    dtype: ComputeType = "float32"
+    """Number format of the weights."""
+    quantize: Annotated[Quantize | None, shown("as --adapter was trained", "KIND")] = None
+    """Keep the kernels of the layers in few bits: int8, int4, nf4 or fp8."""
+    batch_size: int = 8
+    """Texts that go through the model together."""
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """Turn an adapter of this library into one of PEFT, or one of PEFT into ours.
+
+    The kind is recognised by the files; no value is rounded.
+    """
+
+    adapter: Positional[Path]
+    """An adapter directory of either kind, or an output directory of `lntune-jax train`."""
+    output: Positional[Path]
+    """Directory that receives the other kind."""
+    model: Annotated[str | None, shown("none", "MODEL")] = None
+    """The base model; needed from PEFT to ours, and where PEFT wants more than what trained."""
+    task: Annotated[ConvertTask | None, shown("the adapter's", "TASK")] = None
+    """Task of the base, from PEFT to ours: SEQ_CLS, TOKEN_CLS, MASKED_LM, CAUSAL_LM, or none for
+    the bare model."""
+    pooling: Pooling = "default"
+    """How the classifier pools, from PEFT to ours: as `train --pooling`."""
+    name_map: Annotated[str | None, shown("none", "NAME")] = None
+    """Table of names, for an adapter whose tree has other names than transformers."""
+    leaf_names: LeafNames = "auto"
+    """How leaves are called, from PEFT to ours: flax as in lntune_jax.models, torch as in PyTorch;
+    auto takes flax where lntune_jax.models has the architecture."""
+    overwrite: bool = False
+    """Replace the adapter in OUTPUT."""
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Write a full Hugging Face checkpoint with an adapter in place.
+
+    What the adapter does not hold is copied from the base, bit for bit.
+    """
+
+    adapter: Path
+    """An adapter directory, ours or PEFT's, or an output directory of `lntune-jax train`."""
+    output: Path
+    """Directory that receives the checkpoint."""
+    model: Annotated[str | None, shown("the adapter's", "MODEL")] = None
+    """The base model: directory of a Hugging Face model, or a hub id."""
+    norms_only: bool = False
+    """Write the tuned norms, and leave out the head and other saved modules."""
+    task: Annotated[MergeTask | None, shown("the adapter's", "TASK")] = None
+    """Task of a head that the base lacks: SEQ_CLS, TOKEN_CLS, QUESTION_ANS, MASKED_LM, CAUSAL_LM
+    or SEQ_2_SEQ_LM."""
+    labels: Annotated[tuple[str, ...], shown("the adapter's", "NAME ...")] = ()
+    """Names of a classifier's classes in their order, where the adapter does not say them."""
+    name_map: Annotated[str | None, shown("none", "NAME")] = None
+    """Table of names, for an adapter whose tree has other names than transformers."""
+    overwrite: bool = False
+    """Replace the merged checkpoint in --output; nothing else is ever replaced."""
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Show how far adapters moved each norm from the base, and how they relate.
+
+    Prints tables and draws a figure. The base's files are read, no model is run.
+    """
+
+    adapters: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="ADAPTER ...", help_behavior_hint="(required)"),
+    ]
+    """Adapter directories, ours or PEFT's, or output directories of `lntune-jax train`."""
+    model: str
+    """The base model: directory of a Hugging Face model, a .gguf file, or a hub id."""
+    figure: Path = Path("comparison.png")
+    """The figure: a .png, .svg or .pdf file; one that is there is replaced."""
+    name_map: Annotated[str | None, shown("none", "NAME")] = None
+    """Table of names, for adapters whose trees have other names than transformers."""
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """The whole job on a small real model and real data, on a CPU, in minutes.
+
+    MiniLM on film reviews: a head on the frozen encoder, then norms and head.
+    With --task causal_lm, SmolLM2 on longer ones: its norms in float32 over a float32
+    and over a bfloat16 base, and in bfloat16, where small steps round to nothing.
+    The adapter is saved, restored into a fresh base, and predictions compared.
+    """
+
+    task: TrainTask = "seq_cls"
+    """What is trained: a classifier of texts, or a causal language model."""
+    output: Path = Path("demo-output")
+    """Directory that receives the runs and the figure; an earlier demo there is replaced."""
+    full: bool = False
+    """Also train every weight of the classifier, for comparison (several times slower)."""
+    seeds: tuple[int, ...] = (0,)
+    """Train once with each of these seeds."""
+    steps: Annotated[int | None, shown("the whole recipe", "INT")] = None
+    """Train for so few steps only, on fewer rows: a smoke test, not a result."""
+    learning_rate: Annotated[float | None, shown("0.001", "FLOAT")] = None
+    """Peak learning rate of the language model's norms."""

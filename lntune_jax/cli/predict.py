@@ -13,10 +13,9 @@ import numpy as np
 from ..data.tables import read_table
 from ..errors import ConfigError, DataError
 from ..tasks.scores import probabilities
-from .console import make_console, say, short_path
-from .progress import TrainingProgress
+from .console import TrainingProgress, make_console, say, short_path
+from .options import PredictSettings
 from .trained_model import find_classifier, load_trained
-from .trained_options import PredictSettings
 
 
 def run(settings: PredictSettings) -> None:

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..tasks.programs import Classifier
 from .base import check_model_directory, load_base, position_limit
 from .described import ClassifierTask, Described, LanguageTask, find_described
-from .trained_options import Trained
+from .options import Trained
 
 
 @dataclass(frozen=True)

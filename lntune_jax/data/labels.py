@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .suggestions import nearest
+from ..messages import nearest
 
 
 def name_labels(labels: Sequence[str], path: Path) -> tuple[str, ...]:

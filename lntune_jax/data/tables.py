@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .suggestions import nearest
+from ..messages import nearest
 
 # Larger than any sensible row: pyarrow's default block of 1 MiB refuses longer ones.
 _BLOCK_BYTES = 64 * 2**20

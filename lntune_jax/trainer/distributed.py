@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.inspect import parse_mesh
-from ..cli.process_options import Processes
+from ..cli.options import Processes
 from ..cli.words import print_message
 from ..errors import ConfigError, LNTuningError
 from .run_files import RunFiles, check_run

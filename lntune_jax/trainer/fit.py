@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 
 from ..adapters.fingerprint import make_fingerprint
+from ..cli.console import TrainingProgress
 from ..cli.options import Recipe
-from ..cli.progress import TrainingProgress
 from ..tasks.base import Work, metric_of, peak_learning_rate, steps_per_epoch, total_steps
 from .history import History
 from .loader import make_item, open_loader

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cli.progress import TrainingProgress
+from ..cli.console import TrainingProgress
 from .history import Evaluation
 from .metrics import MetricsWriter
 from .nonfinite import MOST_SKIPPED, Fault, check_evaluation, refuse_fault

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..cli.progress import TrainingProgress
+from ..cli.console import TrainingProgress
 from ..training.state import TrainState
 from .history import Evaluation, History, rank
 from .metrics import MetricsWriter

@@ -3,15 +3,15 @@ import io
 import pytest
 from rich.console import Console
 
-from lntune_jax.cli import progress
-from lntune_jax.cli.progress import TrainingProgress
+from lntune_jax.cli import console as module
+from lntune_jax.cli.console import TrainingProgress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that each look moves on by four seconds."""
     seconds = iter(range(0, 1000, 4))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(seconds)))
 
 
 def test_without_a_terminal_a_line_comes_now_and_then(clock):
