@@ -27,8 +27,16 @@ def list_names(names: Sequence[str], write: Callable[[str], str] = repr, most: i
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A phrase to append to a message, empty when nothing is near.
+def nearest(name: str, known: Iterable[str], write: Callable[[str], str] = repr) -> str:
+    """Which of the known names a mistyped one is nearest to: a phrase to append to a message.
+
+    Args:
+        name: what was given.
+        known: what there is.
+        write: how a name is written in the message.
+
+    Returns:
+        An empty string where nothing is near.
 
     Example:
         >>> nearest("txt", ["text", "label"])
@@ -38,7 +46,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     by_lower = {each.lower(): each for each in known}
     matches = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
-    return f" (did you mean {by_lower[matches[0]]!r}?)" if matches else ""
+    return f" (did you mean {write(by_lower[matches[0]])}?)" if matches else ""
 
 
 def explain_other_model(

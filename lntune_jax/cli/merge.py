@@ -35,7 +35,7 @@ def run(settings: MergeSettings) -> None:
         settings.output,
         overwrite=settings.overwrite,
         norms_only=settings.norms_only,
-        task=settings.task,
+        task=settings.task and settings.task.upper(),
         labels=settings.labels or None,
         name_map=settings.name_map,
     )

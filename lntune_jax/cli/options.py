@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from .flags import Shown, also, shown
 
 Schedule = Literal["linear", "cosine", "constant"]
 Metric = Literal["accuracy", "macro_f1", "loss", "perplexity"]
@@ -21,16 +21,15 @@ Quantize = Literal["int8", "int4", "nf4", "fp8"]
 OnNan = Literal["stop", "skip"]
 Remat = Literal["none", "dots_saveable", "dots_with_no_batch_dims_saveable", "full"]
 Pooling = Literal["default", "own", "mean", "cls"]
-ConvertTask = Literal["SEQ_CLS", "TOKEN_CLS", "MASKED_LM", "CAUSAL_LM", "none"]
+InspectTask = Literal["auto", "seq_cls", "causal_lm", "none"]
+ConvertTask = Literal["seq_cls", "token_cls", "masked_lm", "causal_lm", "none"]
 LeafNames = Literal["auto", "flax", "torch"]
 MergeTask = Literal[
-    "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "MASKED_LM", "CAUSAL_LM", "SEQ_2_SEQ_LM"
+    "seq_cls", "token_cls", "question_ans", "masked_lm", "causal_lm", "seq_2_seq_lm"
 ]
 
-
-def shown(default: str, metavar: str):
-    """A flag's place-holder, and what its default is called."""
-    return arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+# Names that people know from Hugging Face.
+_MODEL, _OUTPUT = ("--model-name-or-path",), ("--output-dir",)
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Columns:
     """Name of the column with the text."""
     label_column: str = "label"
     """Name of the column with the label (words or numbers)."""
-    eval_data: Annotated[Path | None, shown("rows of --data", "FILE")] = None
+    eval_data: Annotated[Path | None, shown("rows of --data", "FILE", "--validation-file")] = None
     """A second table to evaluate on while training."""
     eval_fraction: Annotated[float | None, shown("0.1", "FLOAT")] = None
     """Share of --data kept out of training and evaluated on, the same share of every label."""
@@ -61,12 +60,14 @@ class Language:
 class Selection:
     """Which weights train."""
 
-    targets: Annotated[tuple[str, ...], shown("every norm", "PATTERN ...")] = ()
+    targets: Annotated[tuple[str, ...], shown("every norm", "PATTERN ...", "--target-modules")] = ()
     """Norm modules to train: ends of module paths, or regular expressions; none: no norm at all,
     so that --save-modules train alone."""
-    exclude: Annotated[tuple[str, ...], shown("none", "PATTERN ...")] = ()
+    exclude: Annotated[tuple[str, ...], shown("none", "PATTERN ...", "--exclude-modules")] = ()
     """Norm modules to leave frozen."""
-    save_modules: Annotated[tuple[str, ...], shown("the new head", "NAME ...")] = ()
+    save_modules: Annotated[
+        tuple[str, ...], shown("the new head", "NAME ...", "--modules-to-save")
+    ] = ()
     """Whole modules that train too and are saved with the norms."""
 
 
@@ -74,7 +75,9 @@ class Selection:
 class Encoding:
     """How text reaches the model."""
 
-    max_length: Annotated[int | None, shown("128; 256 for causal_lm", "INT")] = None
+    max_length: Annotated[
+        int | None, shown("128; 256 for causal_lm", "INT", "--max-seq-length")
+    ] = None
     """Tokens in a row at most; longer texts are cut (causal_lm: split into several rows)."""
     buckets: int = 4
     """Batches are padded to at most so many lengths: one compiled program each."""
@@ -143,9 +146,9 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a training step would hold on each device, shown when --length is given."""
+    """What a training step would hold on each device, shown when --max-length is given."""
 
-    length: Annotated[int | None, shown("off", "INT")] = None
+    max_length: Annotated[int | None, shown("off", "INT", "--length")] = None
     """Tokens in a row."""
     batch_size: int = 1
     """Rows on each device."""
@@ -183,12 +186,12 @@ class Processes:
 class InspectSettings:
     """Show what would train, from the model's config file alone (reads no weights)."""
 
-    model: Positional[str]
+    model: Annotated[str, Shown(metavar="MODEL", also=_MODEL, is_positional=True)]
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
-    task: Literal["auto", "SEQ_CLS", "CAUSAL_LM", "none"] = "auto"
-    """Which head the model gets; auto: SEQ_CLS for encoders and classifiers, else CAUSAL_LM."""
+    task: InspectTask = "auto"
+    """Which head the model gets; auto: seq_cls for encoders and classifiers, else causal_lm."""
     num_labels: Annotated[int | None, shown("the file's", "INT")] = None
-    """Classes of the SEQ_CLS head."""
+    """Classes of the seq_cls head."""
     trace: bool = False
     """Also say where the norms by name and those found by tracing the model differ."""
     selection: Selection = field(default_factory=Selection)
@@ -203,22 +206,26 @@ class TrainSettings:
     The output directory receives the adapter, metrics, checkpoints and a figure.
     """
 
-    model: str
+    model: Annotated[str, also(*_MODEL, metavar="MODEL")]
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
-    data: Path
+    data: Annotated[Path, also("--train-file", "--dataset", metavar="FILE")]
     """Table of texts and labels: .csv, .tsv, .jsonl or .parquet; for causal_lm also .txt, or
     columns prompt and completion, or messages."""
-    output: Path
+    output: Annotated[Path, also(*_OUTPUT, metavar="DIR")]
     """Directory that receives the run."""
     task: TrainTask = "seq_cls"
     """What is trained: a classifier of texts, or a causal language model."""
+    config: Annotated[Path | None, shown("none", "FILE")] = None
+    """A .yaml file of these flags, as each run writes one; flags on the command line win."""
     resume: bool = False
     """Continue the run in --output from its last checkpoint, or start it if there is none."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, also("--overwrite-output-dir")] = False
     """Replace the run in --output."""
     stop_after_steps: Annotated[int | None, shown("off", "INT")] = None
     """Stop this call after so many steps with a checkpoint, to go on with --resume."""
-    checkpoint_every: Annotated[int | None, shown("each evaluation", "STEPS")] = None
+    checkpoint_every: Annotated[int | None, shown("each evaluation", "STEPS", "--save-steps")] = (
+        None
+    )
     """Also save a checkpoint after every so many steps."""
     checkpoint_minutes: Annotated[float | None, shown("off", "MINUTES")] = None
     """Also save a checkpoint when so many minutes have passed since the last."""
@@ -239,7 +246,7 @@ class Trained:
     """Output directory of `lntune-jax train`, whose adapter is used."""
     adapter: Annotated[Path | None, shown("none", "DIR")] = None
     """An adapter directory; nothing beside it is read."""
-    model: Annotated[str | None, shown("the one trained on", "MODEL")] = None
+    model: Annotated[str | None, shown("the one trained on", "MODEL", *_MODEL)] = None
     """The base model, if it has moved since training."""
     labels: Annotated[tuple[str, ...], shown("the adapter's", "NAME ...")] = ()
     """Names of a classifier's classes in their order, where the adapter does not say them."""
@@ -247,7 +254,7 @@ class Trained:
     """How a classifier pools, where the adapter does not say: as `train --pooling`."""
     max_length: Annotated[int | None, shown("the adapter's", "INT")] = None
     """Tokens in a row at most, where the adapter does not say."""
-    batch_size: int = 64
+    batch_size: Annotated[int, also("--per-device-eval-batch-size")] = 64
     """Rows a batch."""
     buckets: int = 4
     """Batches are padded to at most so many lengths: one compiled program each."""
@@ -260,7 +267,7 @@ class EvaluateSettings:
     Of a language model: perplexity, with the adapter and without it.
     """
 
-    data: Path
+    data: Annotated[Path, also("--dataset", metavar="FILE")]
     """Table of texts and labels: .csv, .tsv, .jsonl or .parquet; for a language model as in
     training."""
     text_column: Annotated[str | None, shown("as in training", "NAME")] = None
@@ -278,7 +285,7 @@ class PredictSettings:
 
     text: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
     """Texts to label."""
-    data: Annotated[Path | None, shown("none", "FILE")] = None
+    data: Annotated[Path | None, shown("none", "FILE", "--dataset")] = None
     """Table of texts: .csv, .tsv, .jsonl or .parquet."""
     text_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the text."""
@@ -309,13 +316,13 @@ class GenerateSettings:
     the model in batches, and come out as .jsonl wherever there is no terminal.
     """
 
-    model: Annotated[str | None, shown("the adapter's", "MODEL")] = None
+    model: Annotated[str | None, shown("the adapter's", "MODEL", *_MODEL)] = None
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
     adapter: Annotated[Path | None, shown("none", "DIR")] = None
     """An adapter directory, ours or PEFT's, whose norms take the place of the model's."""
     prompt: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
     """Texts to continue."""
-    data: Annotated[Path | None, shown("none", "FILE")] = None
+    data: Annotated[Path | None, shown("none", "FILE", "--dataset")] = None
     """Table of texts: .csv, .tsv, .jsonl or .parquet."""
     text_column: str = "text"
     """Name of the column with the text."""
@@ -341,14 +348,14 @@ class ConvertSettings:
     The kind is recognised by the files; no value is rounded.
     """
 
-    adapter: Positional[Path]
+    adapter: Annotated[Path, Shown(also=("--run",), is_positional=True)]
     """An adapter directory of either kind, or an output directory of `lntune-jax train`."""
-    output: Positional[Path]
+    output: Annotated[Path, Shown(also=_OUTPUT, is_positional=True)]
     """Directory that receives the other kind."""
-    model: Annotated[str | None, shown("none", "MODEL")] = None
+    model: Annotated[str | None, shown("none", "MODEL", *_MODEL)] = None
     """The base model; needed from PEFT to ours, and where PEFT wants more than what trained."""
     task: Annotated[ConvertTask | None, shown("the adapter's", "TASK")] = None
-    """Task of the base, from PEFT to ours: SEQ_CLS, TOKEN_CLS, MASKED_LM, CAUSAL_LM, or none for
+    """Task of the base, from PEFT to ours: seq_cls, token_cls, masked_lm, causal_lm, or none for
     the bare model."""
     pooling: Pooling = "default"
     """How the classifier pools, from PEFT to ours: as `train --pooling`."""
@@ -368,17 +375,17 @@ class MergeSettings:
     What the adapter does not hold is copied from the base, bit for bit.
     """
 
-    adapter: Path
+    adapter: Annotated[Path, also("--run", metavar="DIR")]
     """An adapter directory, ours or PEFT's, or an output directory of `lntune-jax train`."""
-    output: Path
+    output: Annotated[Path, also(*_OUTPUT, metavar="DIR")]
     """Directory that receives the checkpoint."""
-    model: Annotated[str | None, shown("the adapter's", "MODEL")] = None
+    model: Annotated[str | None, shown("the adapter's", "MODEL", *_MODEL)] = None
     """The base model: directory of a Hugging Face model, or a hub id."""
     norms_only: bool = False
     """Write the tuned norms, and leave out the head and other saved modules."""
     task: Annotated[MergeTask | None, shown("the adapter's", "TASK")] = None
-    """Task of a head that the base lacks: SEQ_CLS, TOKEN_CLS, QUESTION_ANS, MASKED_LM, CAUSAL_LM
-    or SEQ_2_SEQ_LM."""
+    """Task of a head that the base lacks: seq_cls, token_cls, question_ans, masked_lm, causal_lm
+    or seq_2_seq_lm."""
     labels: Annotated[tuple[str, ...], shown("the adapter's", "NAME ...")] = ()
     """Names of a classifier's classes in their order, where the adapter does not say them."""
     name_map: Annotated[str | None, shown("none", "NAME")] = None
@@ -395,11 +402,11 @@ class CompareSettings:
     """
 
     adapters: Annotated[
-        Positional[tuple[Path, ...]],
-        arg(metavar="ADAPTER ...", help_behavior_hint="(required)"),
+        tuple[Path, ...],
+        Shown(metavar="ADAPTER ...", also=("--adapter", "--run"), is_positional=True),
     ]
     """Adapter directories, ours or PEFT's, or output directories of `lntune-jax train`."""
-    model: str
+    model: Annotated[str, also(*_MODEL, metavar="MODEL")]
     """The base model: directory of a Hugging Face model, a .gguf file, or a hub id."""
     figure: Path = Path("comparison.png")
     """The figure: a .png, .svg or .pdf file; one that is there is replaced."""
@@ -419,7 +426,7 @@ class DemoSettings:
 
     task: TrainTask = "seq_cls"
     """What is trained: a classifier of texts, or a causal language model."""
-    output: Path = Path("demo-output")
+    output: Annotated[Path, also(*_OUTPUT)] = Path("demo-output")
     """Directory that receives the runs and the figure; an earlier demo there is replaced."""
     full: bool = False
     """Also train every weight of the classifier, for comparison (several times slower)."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cli.base import model_location
-from ..cli.checks import flag_of
+from ..cli.flags import write_flag
 from ..errors import ConfigError
 from ..storage.directories import write_text
 from ..storage.sealed import read_json
@@ -190,13 +190,13 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], files: RunFiles) ->
         if name not in before and not now[name]:
             continue  # A flag that the run's version did not have, and that is off.
         if name.endswith("_sha256"):
-            flag = flag_of(name.removesuffix("_sha256"))
+            flag = write_flag(name.removesuffix("_sha256"))
             raise ConfigError(
                 f"cannot resume {files.directory}: the content of {flag} has changed since the "
                 "run was started; give --overwrite to start again"
             )
         raise ConfigError(
-            f"cannot resume {files.directory}: it was started with {flag_of(name)} "
+            f"cannot resume {files.directory}: it was started with {write_flag(name)} "
             f"{_shown(before.get(name))}, not {_shown(now.get(name))}; give the same value, or "
             "--overwrite to start again"
         )
