@@ -96,33 +96,38 @@ class Encoding:
 class Recipe:
     """How training goes."""
 
-    learning_rate: Annotated[float | None, shown("0.005; 0.001 for causal_lm", "FLOAT")] = None
+    learning_rate: Annotated[float | None, shown("0.005; 0.001 for causal_lm", "FLOAT", "--lr")] = (
+        None
+    )
     """Peak learning rate of the norms."""
     head_learning_rate: float = 1e-3
     """Peak learning rate of the saved modules (the head)."""
-    schedule: Schedule = "linear"
+    schedule: Annotated[Schedule, also("--lr-scheduler-type")] = "linear"
     """How the learning rate falls after the warm-up."""
-    warmup_fraction: float = 0.1
+    warmup_fraction: Annotated[float, also("--warmup-ratio")] = 0.1
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.0
     """AdamW weight decay of the saved modules; norms are never decayed."""
-    clip_norm: Annotated[float | None, shown("off", "FLOAT")] = None
+    clip_norm: Annotated[float | None, shown("off", "FLOAT", "--max-grad-norm")] = None
     """Largest gradient norm."""
     on_nan: OnNan = "stop"
     """Where a loss or gradient is NaN or infinite: stop, or skip that step's update."""
-    epochs: int = 3
+    epochs: Annotated[int, also("--num-train-epochs")] = 3
     """Passes over the training rows."""
     max_steps: Annotated[int | None, shown("off", "INT")] = None
     """Train for so many steps at most; the schedule ends there."""
-    batch_size: int = 32
+    batch_size: Annotated[int, also("--per-device-train-batch-size")] = 32
     """Rows a step."""
-    eval_batch_size: int = 64
+    eval_batch_size: Annotated[int, also("--per-device-eval-batch-size")] = 64
     """Rows a batch in evaluation."""
-    eval_every: Annotated[int | None, shown("each epoch", "STEPS")] = None
+    eval_every: Annotated[int | None, shown("each epoch", "STEPS", "--eval-steps")] = None
     """Evaluate after so many steps."""
-    best_by: Annotated[Metric | None, shown("accuracy; perplexity for causal_lm", "METRIC")] = None
+    best_by: Annotated[
+        Metric | None,
+        shown("accuracy; perplexity for causal_lm", "METRIC", "--metric-for-best-model"),
+    ] = None
     """The evaluation figure that picks the adapter to keep."""
-    patience: Annotated[int | None, shown("off", "INT")] = None
+    patience: Annotated[int | None, shown("off", "INT", "--early-stopping-patience")] = None
     """Stop after so many evaluations in a row without a better one."""
     dropout: bool = False
     """Train with the model's own dropout."""

@@ -22,6 +22,7 @@ from ..trainer.run_files import RunFiles, check_run, start_run
 from ..trainer.stopping import say_stopped, stops_of
 from ..trainer.trials import check_effect, is_asked, list_trials
 from .base import check_model_directory
+from .config_file import write_config
 from .console import duration, make_console, say, short_path
 from .options import TrainSettings
 from .sweep import run_sweep, show_sweep
@@ -71,6 +72,7 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
         check_effect(work, trials, settings.recipe.seed)
     wait_for_all("checked", mesh)
     start_run(files, settings, overwrite=settings.overwrite and files is shared)
+    write_config(files.config, settings)
     wait_for_all("started", mesh)
     if mesh is not None:
         check_shared(shared, settings)

@@ -22,7 +22,7 @@ from ..storage.sealed import read_json
 # Flags of `train` that change where a run stands, or on which devices, but not what it computes;
 # and the one with which a run goes on that has met a loss that is no number.
 _WITHOUT_EFFECT = (
-    *("output", "resume", "overwrite", "stop_after_steps"),
+    *("config", "output", "resume", "overwrite", "stop_after_steps"),
     *("checkpoint_every", "checkpoint_minutes"),
     *("distributed", "coordinator", "num_processes", "process_id", "mesh", "heartbeat_seconds"),
     "on_nan",
@@ -36,6 +36,7 @@ class RunFiles:
     directory: Path
     adapter: Path
     adapters: Path
+    config: Path
     checkpoints: Path
     figure: Path
     metrics: Path
@@ -72,6 +73,7 @@ class RunFiles:
 _ENTRIES = {
     "adapter": "adapter",
     "adapters": "adapters",
+    "config": "run.yaml",
     "checkpoints": "checkpoints",
     "figure": "curves.png",
     "metrics": "metrics.jsonl",
