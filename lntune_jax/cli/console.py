@@ -5,6 +5,7 @@ Progress is a bar in a terminal, a plain line now and then elsewhere.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -22,8 +23,13 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def make_console() -> Console:
-    """A console on standard output; 80 columns where there is no terminal to ask."""
+    """A console on standard output, for results; 80 columns where there is no terminal to ask."""
     return Console(highlight=False)
+
+
+def make_notes() -> Console:
+    """A console on standard error, for progress and notes: a pipe gets results alone."""
+    return Console(highlight=False, stderr=True)
 
 
 def say(console: Console, text: str) -> None:
@@ -124,6 +130,8 @@ def _make_bar(console: Console) -> Progress:
         TextColumn("left"),
         console=console,
         refresh_per_second=4,
+        # Results stand above the bar on a terminal; in a file or a pipe they stay where they go.
+        redirect_stdout=sys.stdout.isatty(),
     )
 
 

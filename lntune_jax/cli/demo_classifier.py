@@ -26,7 +26,7 @@ from ..trainer.metrics import read_metrics
 from ..trainer.run_files import RunFiles
 from ..trainer.stopping import TerminatedError
 from .base import load_base, position_limit, tuning_config
-from .console import byte_count, duration, make_console, say, short_path
+from .console import byte_count, duration, make_console, make_notes, say, short_path
 from .demo_data import DemoRows, find_model, read_rows
 from .described import ClassifierTask, describe
 from .figure import Curves, draw_figure
@@ -157,7 +157,7 @@ def _train(
     files = RunFiles.at(settings.output / name)
     files.clear()
     files.directory.mkdir(parents=True, exist_ok=True)
-    fitted = fit(work, recipe, files, console, title=method.name)
+    fitted = fit(work, recipe, files, make_notes(), title=method.name)
     if fitted.terminated:
         raise TerminatedError
     title = f"{method.name}: MiniLM on rotten_tomatoes"

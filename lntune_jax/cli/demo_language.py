@@ -25,7 +25,7 @@ from ..trainer.fit import fit
 from ..trainer.run_files import RunFiles
 from ..trainer.stopping import TerminatedError
 from .base import load_language_model, tuning_config
-from .console import byte_count, duration, make_console, say, short_path
+from .console import byte_count, duration, make_console, make_notes, say, short_path
 from .demo_data import find_language_model, read_reviews
 from .demo_report import LanguageOutcome, draw, show, show_samples
 from .described import LanguageTask, describe
@@ -165,7 +165,7 @@ def _train(
     files = RunFiles.at(settings.output / f"causal-lm-{name}-seed-{seed}")
     files.clear()
     files.directory.mkdir(parents=True, exist_ok=True)
-    fitted = fit(work, recipe, files, console, title=precision.name)
+    fitted = fit(work, recipe, files, make_notes(), title=precision.name)
     if fitted.terminated:
         raise TerminatedError
     title = f"SmolLM2-135M on imdb reviews, {precision.name}"

@@ -13,7 +13,7 @@ from ..data.tables import read_table
 from ..errors import DataError
 from ..tasks.scores import Scores, score
 from . import evaluate_language
-from .console import TrainingProgress, make_console, say
+from .console import TrainingProgress, make_console, make_notes, say
 from .described import LanguageTask, find_described
 from .options import EvaluateSettings
 from .trained_model import load_trained
@@ -38,7 +38,7 @@ def run(settings: EvaluateSettings) -> None:
     assert table.labels is not None
     classes = number_labels(table.labels, task.labels, table.path)
     trained = load_trained(described)
-    with TrainingProgress(console, "evaluating", 1) as progress:
+    with TrainingProgress(make_notes(), "evaluating", 1) as progress:
         logits, programs = trained.logits(
             table.texts, settings.trained.batch_size, settings.trained.buckets, progress.set
         )

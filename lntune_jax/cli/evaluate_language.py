@@ -10,7 +10,7 @@ from ..errors import ConfigError, DataError
 from ..tasks.causal_lm import MeanLoss, perplexity_of
 from ..tasks.train_language import make_rows, row_lengths
 from .base import load_language_model, position_limit
-from .console import TrainingProgress, make_console, say
+from .console import TrainingProgress, make_console, make_notes, say
 from .described import Described, LanguageTask
 from .options import EvaluateSettings
 
@@ -30,7 +30,8 @@ def run(settings: EvaluateSettings, described: Described, task: LanguageTask) ->
     tokenizer = load_tokenizer(described.model)
     model = load_language_model(described.model, dtype=task.dtype, quantize=described.quantize)
     limit = min(task.max_length, position_limit(model.config, tokenizer))
-    rows = make_rows(tokenizer, documents, model.config.vocab_size, limit, task.packing, console)
+    notes = make_notes()
+    rows = make_rows(tokenizer, documents, model.config.vocab_size, limit, task.packing, notes)
     buckets = row_lengths((rows,), 1 if task.packing else settings.trained.buckets, limit)
     losses = MeanLoss(model)
     figures = {}
@@ -39,7 +40,7 @@ def run(settings: EvaluateSettings, described: Described, task: LanguageTask) ->
         ("tuned", lnt.restore_adapter(described.directory, model.params)),
     ):
         halves = lnt.partition_params(params, described.config)
-        with TrainingProgress(console, title, 1) as progress:
+        with TrainingProgress(notes, title, 1) as progress:
             figures[title] = losses.measure(
                 *halves,
                 rows,

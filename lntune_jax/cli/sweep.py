@@ -77,7 +77,6 @@ def run_sweep(
     content["trials"] = rows
     write_text(files.sweep, json.dumps(content, indent=2) + "\n")
     draw_sweep(files.sweep_figure, Path(settings.model).name, trials, rows, metric, files.metrics)
-    show_sweep(files, console)
     if len(works) > 1 and settings.columns.eval_data is None:
         say(
             console,

@@ -23,7 +23,7 @@ from ..trainer.stopping import say_stopped, stops_of
 from ..trainer.trials import check_effect, is_asked, list_trials
 from .base import check_model_directory
 from .config_file import write_config
-from .console import duration, make_console, say, short_path
+from .console import duration, make_console, make_notes, say, short_path
 from .options import TrainSettings
 from .sweep import run_sweep, show_sweep
 
@@ -46,8 +46,8 @@ def run(settings: TrainSettings) -> None:
 
 
 def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) -> None:
-    console, task = make_console(), _TASKS[settings.task]
-    console.quiet = files is not shared
+    console, notes, task = make_console(), make_notes(), _TASKS[settings.task]
+    console.quiet = notes.quiet = files is not shared
     check_model_directory(settings.model)
     if settings.columns.eval_data is not None and settings.columns.eval_fraction is not None:
         raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
@@ -59,13 +59,13 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     data = task.read(settings)
     check_run(shared, settings, resume=settings.resume, overwrite=settings.overwrite)
     if settings.resume and shared.is_finished():
-        say(console, f"{short_path(shared.directory)} is finished; nothing to resume")
+        say(notes, f"{short_path(shared.directory)} is finished; nothing to resume")
         if shared.sweep.exists():
             show_sweep(shared, console)
         _show(console, settings, load_summary(shared), shared, task.results)
         return
-    say(console, f"reading {settings.model}")
-    works = task.prepare(settings, data, console, mesh)
+    say(notes, f"reading {settings.model}")
+    works = task.prepare(settings, data, notes, mesh)
     work = works[0]
     if is_asked(settings.sweep):
         trials = list_trials(settings.sweep, settings.recipe, settings.data)
@@ -77,25 +77,26 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     if mesh is not None:
         check_shared(shared, settings)
     if is_asked(settings.sweep):
-        summary = run_sweep(settings, works, files, console)
+        summary = run_sweep(settings, works, files, notes)
         if summary is not None:
+            show_sweep(files, console)
             _show(console, settings, summary, files, task.results)
         return
     fitted = fit(
         work,
         settings.recipe,
         files,
-        console,
+        notes,
         stops=stops_of(settings),
     )
     if not fitted.finished:
-        say_stopped(console, fitted.step, total_steps(work, settings.recipe), fitted.terminated)
+        say_stopped(notes, fitted.step, total_steps(work, settings.recipe), fitted.terminated)
         return
     title = f"{_name_method(settings)} of {Path(settings.model).name} on {settings.data.name}"
     name = "head" if settings.selection.targets == ("none",) else "LN tuning"
     summary = finish(work, settings.recipe, fitted, files, name=name, title=title)
     if fitted.history.stopped:
-        say(console, f"no better evaluation {settings.recipe.patience} times in a row: stopped")
+        say(notes, f"no better evaluation {settings.recipe.patience} times in a row: stopped")
     _show(console, settings, summary, files, task.results)
 
 

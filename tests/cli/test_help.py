@@ -54,7 +54,9 @@ def test_the_list_of_commands(run):
 
 def test_without_a_command_the_help_is_a_complaint(run):
     _, helped, _ = run("--help")
-    assert run() == (2, "", helped)
+    code, printed, _ = run()
+    assert (code, printed) == (2, "")
+    assert run.notes.splitlines()[0] == helped.splitlines()[0]
     assert run("help") == (0, helped, "")
 
 
