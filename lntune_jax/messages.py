@@ -1,4 +1,4 @@
-"""What messages have in common: lists of names, and warnings that point at the caller's line."""
+"""What messages have in common: lists of names, suggestions, warnings at the caller's line."""
 
 from __future__ import annotations
 
@@ -27,6 +27,28 @@ def list_names(names: Sequence[str], write: Callable[[str], str] = repr, most: i
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
+def nearest(name: str, known: Iterable[str], write: Callable[[str], str] = repr) -> str:
+    """Which of the known names a mistyped one is nearest to: a phrase to append to a message.
+
+    Args:
+        name: what was given.
+        known: what there is.
+        write: how a name is written in the message.
+
+    Returns:
+        An empty string where nothing is near.
+
+    Example:
+        >>> nearest("txt", ["text", "label"])
+        " (did you mean 'text'?)"
+        >>> nearest("quux", ["text", "label"])
+        ''
+    """
+    by_lower = {each.lower(): each for each in known}
+    matches = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
+    return f" (did you mean {write(by_lower[matches[0]])}?)" if matches else ""
+
+
 def explain_other_model(
     adapter: object, base: str | None, theirs: Sequence[str], ours: Sequence[str]
 ) -> str:
@@ -50,20 +72,6 @@ def explain_other_model(
         f"{list_names(theirs, most=1)}, and params has {found}. Pass params of that model; if the "
         "names alone differ, or one leaf holds all layers, pass a name_map"
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A phrase to append to a message, empty when nothing is near.
-
-    Example:
-        >>> nearest("txt", ["text", "label"])
-        " (did you mean 'text'?)"
-        >>> nearest("quux", ["text", "label"])
-        ''
-    """
-    by_lower = {each.lower(): each for each in known}
-    matches = difflib.get_close_matches(name.lower(), list(by_lower), n=1)
-    return f" (did you mean {by_lower[matches[0]]!r}?)" if matches else ""
 
 
 def need_package(package: str, extra: str, what: str, error: type[Exception]) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 # The packages that the extras bring.
-EXTRAS = "transformers huggingface_hub gguf qwix tyro matplotlib pyarrow tensorboardX"
+EXTRAS = "transformers huggingface_hub gguf qwix matplotlib pyarrow tensorboardX"
 
 
 def run(program, *words):

@@ -1,15 +1,18 @@
 """The public surface: documented, exemplified, and light to import."""
 
+import ast
 import doctest
+import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import lntune_jax as lnt
 
-PUBLIC = sorted(name for name in vars(lnt) if not name.startswith("_"))
+PUBLIC = sorted(lnt.__all__)
 CONTRACT = {
     "LNTuningConfig",
     "partition_params",
@@ -85,7 +88,7 @@ def run_python(code):
 
 
 def test_import_loads_no_optional_package():
-    heavy = "transformers torch safetensors orbax flax equinox huggingface_hub rich tyro pandas"
+    heavy = "transformers torch safetensors orbax flax equinox huggingface_hub rich yaml pandas"
     code = f"""
 import sys, lntune_jax
 print([name for name in {heavy.split()} if name in sys.modules])
@@ -102,6 +105,30 @@ import lntune_jax.integrations.torchax
 print([name for name in ("torch", "transformers") if name in sys.modules])
 """
     assert run_python(code).strip() == "[]"
+
+
+def test_names_are_imported_when_they_are_used():
+    """JAX takes a second, and the command line's help needs none."""
+    code = """
+import sys, lntune_jax as lnt
+before = "jax" in sys.modules
+lnt.select
+print(before, "jax" in sys.modules, "select" in vars(lnt))
+from lntune_jax import *
+print(adamw.__name__, "merge_params" in dir(lnt))
+"""
+    assert run_python(code).split() == ["False", "True", "True", "adamw", "True"]
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = lnt.nothing
+
+
+def test_type_checkers_see_the_names_that_a_program_imports():
+    tree = ast.parse(Path(lnt.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {name.name: node.module for node in block.body for name in node.names}
+    assert set(seen) == set(lnt.__all__)
+    for name, home in seen.items():
+        assert getattr(importlib.import_module(f"lntune_jax.{home}"), name) is getattr(lnt, name)
 
 
 def test_submodules_are_attributes_loaded_lazily():

@@ -10,7 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-_PACKAGES = ("tyro", "rich", "transformers", "huggingface_hub", "matplotlib", "pyarrow")
+_PACKAGES = ("yaml", "rich", "transformers", "huggingface_hub", "matplotlib", "pyarrow")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the packages of the command line are missing, 130 after Ctrl-C, 143 after SIGTERM, which
         training answers with a checkpoint.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] in (["--version"], ["-V"]):
+        print(_describe_version())
+        return 0
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         print(
@@ -34,4 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     from .app import main
 
-    return main(arguments)
+    return main(words)
+
+
+def _describe_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("lntune-jax")
+    except PackageNotFoundError:
+        own = "(a source tree)"
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"lntune-jax {own} (jax {version('jax')}, Python {python})"

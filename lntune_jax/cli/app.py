@@ -6,19 +6,20 @@ in training 143; anything else is our bug and shows its traceback.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..errors import LNTuningError
-from ..trainer.stopping import TerminatedError
-from . import demo_options, generate_options, options, trained_options, transfer_options
+from ..errors import ConfigError, LNTuningError
+from ..messages import nearest
+from . import options
 from .checks import check_settings
+from .config_file import read_config
+from .flags import make_settings, read_words
+from .help import describe_command, describe_program
 from .words import print_message
 
 
@@ -32,19 +33,17 @@ class Command(NamedTuple):
 COMMANDS = {
     "inspect": Command(options.InspectSettings, "inspect"),
     "train": Command(options.TrainSettings, "train"),
-    "evaluate": Command(trained_options.EvaluateSettings, "evaluate"),
-    "predict": Command(trained_options.PredictSettings, "predict"),
-    "generate": Command(generate_options.GenerateSettings, "generate"),
-    "convert": Command(transfer_options.ConvertSettings, "convert"),
-    "merge": Command(transfer_options.MergeSettings, "merge"),
-    "compare": Command(transfer_options.CompareSettings, "compare"),
-    "demo": Command(demo_options.DemoSettings, "demo"),
+    "evaluate": Command(options.EvaluateSettings, "evaluate"),
+    "predict": Command(options.PredictSettings, "predict"),
+    "generate": Command(options.GenerateSettings, "generate"),
+    "convert": Command(options.ConvertSettings, "convert"),
+    "merge": Command(options.MergeSettings, "merge"),
+    "compare": Command(options.CompareSettings, "compare"),
+    "demo": Command(options.DemoSettings, "demo"),
 }
 
 _PROGRAM = "lntune-jax"
-_DESCRIPTION = """LayerNorm tuning: train the norms of a pretrained model, save kilobytes.
-
-`lntune-jax COMMAND --help` explains one command."""
+_ABOUT = "LayerNorm tuning: train the norms of a pretrained model, save kilobytes."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,20 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        settings = _parse(words)
-        if settings is None:
+        if not words:
+            print(_help(None), end="", file=sys.stderr)
+            return 2
+        name, asks_for_help = _choose(words)
+        if asks_for_help:
+            print(_help(name), end="")
             return 0
+        assert name is not None
+        settings = _parse(name, words[1:])
         check_settings(settings)
-        # transformers would say at import that it found no PyTorch; here none is wanted.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        module = next(c.module for c in COMMANDS.values() if c.settings is type(settings))
-        importlib.import_module(f".{module}", __package__).run(settings)
+        return _do(COMMANDS[name], settings)
     except LNTuningError as error:
         print_message(f"{_PROGRAM}: error: {error}")
         return 2
-    except TerminatedError:
-        print(f"{_PROGRAM}: stopped by SIGTERM", file=sys.stderr)
-        return 143
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped", file=sys.stderr)
         return 130
@@ -86,56 +85,59 @@ def _run(words: list[str]) -> int:
         # The reader (`| head`) left. Nothing more can be printed, not even at exit.
         sys.stdout = None
         return 0
+
+
+def _do(command: Command, settings: Any) -> int:
+    # transformers would say at import that it found no PyTorch; here none is wanted.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from ..trainer.stopping import TerminatedError
+
+    try:
+        importlib.import_module(f".{command.module}", __package__).run(settings)
+    except TerminatedError:
+        print(f"{_PROGRAM}: stopped by SIGTERM", file=sys.stderr)
+        return 143
     return 0
 
 
-def _parse(words: list[str]) -> Any | None:
-    """The settings, or `None` when help was asked for and printed."""
-    import tyro
+def _choose(words: Sequence[str]) -> tuple[str | None, bool]:
+    """The command that the words begin with, and whether they ask for help.
 
-    markers = (
-        tyro.conf.FlagCreatePairsOff,
-        tyro.conf.OmitArgPrefixes,
-        tyro.conf.DisallowNone,
-        tyro.conf.PositionalMetavarFromFieldName,
-    )
-    named = words[0] if words and words[0] in COMMANDS else None
-    program = f"{_PROGRAM} {named}" if named else _PROGRAM
-    refusal = io.StringIO()
+    Raises:
+        ConfigError: There is no such command.
+    """
+    first, *rest = words
+    if first in ("--help", "-h", "help"):
+        first, rest = (rest[0], ["--help"]) if rest else ("", ["--help"])
+        if not first:
+            return None, True
+    if first not in COMMANDS:
+        kind = "flag" if first.startswith("-") else "command"
+        raise ConfigError(
+            f"unknown {kind} {first}{nearest(first, COMMANDS, str)}: expected one of "
+            f"{', '.join(COMMANDS)}; see {_PROGRAM} --help"
+        )
+    before = rest[: rest.index("--")] if "--" in rest else rest
+    return first, "--help" in before or "-h" in before
+
+
+def _help(name: str | None) -> str:
+    if name is None:
+        known = {name: command.settings for name, command in COMMANDS.items()}
+        return describe_program(_PROGRAM, _ABOUT, known)
+    return describe_command(f"{_PROGRAM} {name}", COMMANDS[name].settings)
+
+
+def _parse(name: str, words: Sequence[str]) -> Any:
+    """The settings of a command; a file of settings counts less than the words."""
+    settings = COMMANDS[name].settings
     try:
-        # tyro draws its refusals as boxes on stderr; ours are one line.
-        with contextlib.redirect_stderr(refusal):
-            if named:
-                return tyro.cli(
-                    COMMANDS[named].settings, prog=program, args=words[1:], config=markers
-                )
-            return tyro.extras.subcommand_cli_from_dict(
-                {name: command.settings for name, command in COMMANDS.items()},
-                prog=program,
-                description=_DESCRIPTION,
-                args=words,
-                config=markers,
-            )
-    except SystemExit as exit_request:
-        if not exit_request.code:
-            return None
-    raise LNTuningError(f"{_unboxed(refusal.getvalue())}; see {program} --help")
-
-
-def _unboxed(box: str) -> str:
-    """The sentences of one of tyro's boxes, without its frame, help texts and footer."""
-    sections: list[list[str]] = [[]]
-    for line in box.splitlines()[1:-1]:
-        text = line.strip(" │")
-        is_help_text = line.startswith("│" + 9 * " ")
-        if text and not text.strip("─"):
-            sections.append([])
-        elif text and not is_help_text:
-            sections[-1].append(text)
-    told = [" ".join(section) for section in sections]
-    hints = ("For full helptext", "Argument helptext")
-    kept = "; ".join(text for text in told if text and not text.startswith(hints))
-    return kept.rstrip(".") or "the command line cannot be read"
+        given = read_words(words, settings)
+        if file := given.pop("config", None):
+            given = {**read_config(file.texts[0], settings), **given}
+        return make_settings(settings, given)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; see {_PROGRAM} {name} --help") from None
 
 
 def _print_warning(message: Warning | str, *_: Any) -> None:

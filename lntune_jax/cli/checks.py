@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..storage.directories import refuse_url
+from .flags import write_flag
 
 
 class Rule(NamedTuple):
@@ -27,7 +28,7 @@ def check_settings(settings: Any) -> None:
     """Check every number of a settings dataclass against its rule, and that no path is a URL.
 
     Args:
-        settings: An instance of one of the dataclasses in `_settings`.
+        settings: An instance of one of the dataclasses of `options`.
 
     Raises:
         ConfigError: If one does not hold; the message names the flag.
@@ -45,20 +46,15 @@ def check_settings(settings: Any) -> None:
             continue
         for path in value if isinstance(value, tuple) else (value,):
             if isinstance(path, Path) or each.name == "model":
-                refuse_url(path, error=ConfigError, what=flag_of(each.name))
+                refuse_url(path, error=ConfigError, what=write_flag(each.name))
         if value is not None and each.name in _RULES:
             _check_value(each.name, value, _RULES[each.name])
-
-
-def flag_of(name: str) -> str:
-    """The flag of a settings field: `batch_size` is `--batch-size`."""
-    return "--" + name.replace("_", "-")
 
 
 def _check_value(name: str, value: Any, rule: Rule) -> None:
     for single in value if isinstance(value, tuple) else (value,):
         if not rule.holds(single):
-            raise ConfigError(f"{flag_of(name)} is {single}; it must be {rule.expected}")
+            raise ConfigError(f"{write_flag(name)} is {single}; it must be {rule.expected}")
 
 
 _AT_LEAST_ONE = Rule("1 or more", lambda value: value >= 1)
@@ -73,7 +69,6 @@ _RULES = {
     "temperature": _NOT_NEGATIVE,
     "top_k": _AT_LEAST_ONE,
     "top_p": Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "length": _AT_LEAST_ONE,
     "num_labels": _AT_LEAST_ONE,
     "buckets": _AT_LEAST_ONE,
     "learning_rate": _POSITIVE,
@@ -86,6 +81,8 @@ _RULES = {
     "batch_size": _AT_LEAST_ONE,
     "eval_batch_size": _AT_LEAST_ONE,
     "eval_every": _AT_LEAST_ONE,
+    "gradient_accumulation": _AT_LEAST_ONE,
+    "ema": Rule("0 or more, and below 1", lambda value: 0 <= value < 1),
     "checkpoint_every": _AT_LEAST_ONE,
     "checkpoint_minutes": _POSITIVE,
     "stop_after_steps": _AT_LEAST_ONE,

@@ -17,7 +17,7 @@ from ..tasks.loading import check_model_directory
 from .console import make_console, say, short_path
 from .figures import draw_comparison
 from .movement import BIASES, readable_names
-from .transfer_options import CompareSettings
+from .options import CompareSettings
 
 _FORMATS = (".png", ".svg", ".pdf")
 _MOST_COLUMNS = 12  # of adapters in a table; the figure has all

@@ -10,7 +10,7 @@ from ..errors import ConfigError, FreshWeightsWarning
 from ..messages import warn
 from ..tasks.loading import check_model_directory
 from .console import byte_count, make_console, say, short_path
-from .transfer_options import ConvertSettings
+from .options import ConvertSettings
 
 
 def run(settings: ConvertSettings) -> None:
@@ -145,7 +145,7 @@ def _count_labels(arrays: dict[str, Any]) -> int | None:
 def _choose_task(settings: ConvertSettings, parts: Any, layout: Any) -> str | None:
     """The task whose tree the adapter's leaves are in."""
     if settings.task is not None:
-        return None if settings.task == "none" else settings.task
+        return None if settings.task == "none" else settings.task.upper()
     names, task = list(parts.tuned.arrays), parts.tuned.config.task_type
     tasks = [known for known in layout.fresh if known]
     if task in tasks:
@@ -159,7 +159,7 @@ def _choose_task(settings: ConvertSettings, parts: Any, layout: Any) -> str | No
         return language
     raise ConfigError(
         f"{parts.found.directory} does not say which head its model had (task_type {task!r}): give "
-        f"--task as one of {', '.join(tasks)}"
+        f"--task as one of {', '.join(tasks).lower()}"
     )
 
 

@@ -23,12 +23,11 @@ from ..trainer.loop import Fitted
 from ..trainer.recipe import metric_of
 from ..trainer.run import RunFiles, Summary, load_summary
 from ..trainer.stopping import TerminatedError
-from .console import duration, make_console, say, short_path
+from .console import ProgressCallback, duration, make_console, make_notes, say, short_path
 from .demo_data import find_language_model, find_model, read_reviews, read_rows
-from .demo_options import DemoSettings
 from .figures import Curves, draw_figure
 from .movement import movements_of
-from .progress import ProgressCallback
+from .options import DemoSettings
 
 _PROMPT = "This film"
 
@@ -249,7 +248,7 @@ def _train(job: Job, method: Method, seed: int, output: Path, console: Console) 
         replace(method.recipe, seed=seed),
         output=files.directory,
         overwrite=True,
-        callbacks=[TensorBoard(files.tensorboard), ProgressCallback(console)],
+        callbacks=[TensorBoard(files.tensorboard), ProgressCallback(make_notes())],
     )
     if not result.finished:
         raise TerminatedError

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..errors import AdapterError, ConfigError
 from ..messages import warn
 from ..tasks import TASKS
-from .trained_options import Trained
+from .options import Trained
 
 
 class Described(NamedTuple):

@@ -17,7 +17,7 @@ from ..errors import ConfigError, LNTuningError
 from ..trainer.run import RunFiles, check_run
 from ..trainer.stopping import TerminatedError
 from .inspect import parse_mesh
-from .process_options import Processes
+from .options import Processes
 from .words import print_message
 
 # What all processes share; the rest of a run's files only the first one writes.

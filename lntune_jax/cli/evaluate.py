@@ -14,11 +14,10 @@ from ..errors import DataError
 from ..tasks import causal_lm
 from ..tasks.scores import Scores, score
 from . import evaluate_language
-from .console import make_console, say
+from .console import TrainingProgress, make_console, make_notes, say
 from .described import find_described
-from .progress import TrainingProgress
+from .options import EvaluateSettings
 from .trained_model import load_trained
-from .trained_options import EvaluateSettings
 
 # A wider confusion matrix would not fit into 80 columns.
 _MOST_CONFUSION_COLUMNS = 8
@@ -40,7 +39,7 @@ def run(settings: EvaluateSettings) -> None:
     assert table.labels is not None
     classes = number_labels(table.labels, task.labels, table.path)
     trained = load_trained(described)
-    with TrainingProgress(console, "evaluating", 1) as progress:
+    with TrainingProgress(make_notes(), "evaluating", 1) as progress:
         logits, programs = trained.logits(
             table.texts, settings.trained.batch_size, settings.trained.buckets, progress.set
         )

@@ -10,10 +10,9 @@ from ..errors import ConfigError, DataError
 from ..tasks import Encoding
 from ..tasks.causal_lm import MeanLoss, Record, make_rows, perplexity_of, row_lengths
 from ..tasks.loading import load_language_model, position_limit
-from .console import make_console, say
+from .console import TrainingProgress, make_console, make_notes, say
 from .described import Described
-from .progress import TrainingProgress
-from .trained_options import EvaluateSettings
+from .options import EvaluateSettings
 
 
 def run(settings: EvaluateSettings, described: Described, task: Record) -> None:
@@ -33,13 +32,14 @@ def run(settings: EvaluateSettings, described: Described, task: Record) -> None:
         described.model, Encoding(dtype=task.dtype, quantize=described.quantize)
     )
     limit = min(task.max_length, position_limit(model.config, tokenizer))
+    notes = make_notes()
     rows = make_rows(
         tokenizer,
         documents,
         model.config.vocab_size,
         limit,
         task.packing,
-        lambda line: say(console, line),
+        lambda line: say(notes, line),
     )
     buckets = row_lengths((rows,), 1 if task.packing else settings.trained.buckets, limit)
     losses = MeanLoss(model)
@@ -49,7 +49,7 @@ def run(settings: EvaluateSettings, described: Described, task: Record) -> None:
         ("tuned", lnt.restore_adapter(described.directory, model.params)),
     ):
         halves = lnt.partition_params(params, described.config)
-        with TrainingProgress(console, title, 1) as progress:
+        with TrainingProgress(notes, title, 1) as progress:
             figures[title] = losses.measure(
                 *halves,
                 rows,

@@ -15,10 +15,9 @@ from rich.text import Text
 from ..data.tables import read_table
 from ..errors import ConfigError, DataError
 from ..messages import warn
-from .console import make_console, say, short_path
-from .generate_options import GenerateSettings
+from .console import TrainingProgress, make_console, make_notes, say, short_path
 from .language_model import LanguageModel, load_language_model
-from .progress import TrainingProgress
+from .options import GenerateSettings
 from .text_stream import stream_text
 
 
@@ -91,11 +90,9 @@ def _write_all(
 ) -> None:
     console = make_console()
     count = 0
-    # In a pipe, progress lines would mix with the texts.
-    piped = settings.output is None and not console.is_terminal
     with (
         _open(settings.output) as file,
-        TrainingProgress(console, "generating", len(texts)) as progress,
+        TrainingProgress(make_notes(), "generating", len(texts)) as progress,
     ):
         found = _continue_all(settings, language, texts, prompts)
         for done, continued in enumerate(found, start=1):
@@ -108,8 +105,7 @@ def _write_all(
                 console.print(whole, soft_wrap=True)
             else:
                 say(console, line)
-            if not piped:
-                progress.update(done)
+            progress.update(done)
     if settings.output is not None:
         say(console, f"{len(texts):,} texts, {count:,} tokens in {short_path(settings.output)}")
 

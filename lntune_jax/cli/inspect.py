@@ -28,10 +28,10 @@ def run(settings: InspectSettings) -> None:
 
     memory = settings.memory
     found = config_from(find_directory(settings.model, None, ("config.json",)))
-    task = find_task(found) if settings.task == "auto" else settings.task
+    task = find_task(found) if settings.task == "auto" else settings.task.upper()
     options: dict[str, Any] = {
-        "task": None if task == "none" else task,
-        "dtype": "float32" if memory.length is None else memory.dtype,
+        "task": None if task == "NONE" else task,
+        "dtype": "float32" if memory.max_length is None else memory.dtype,
         "num_labels": settings.num_labels if task == "SEQ_CLS" else None,
         "remat": memory.remat,
         "scan_layers": memory.scan_layers,
@@ -49,7 +49,7 @@ def run(settings: InspectSettings) -> None:
         say(console, line)
     if settings.trace:
         say(console, compare_by_trace(model))
-    if memory.length is not None:
+    if memory.max_length is not None:
         # Full fine-tuning trains the kernels, which it needs in full.
         whole = models.from_config(found, **options) if memory.quantize else model
         say(console, _memory_table(model, whole, config, memory, mesh))
@@ -113,7 +113,7 @@ def _memory_table(model: Any, whole: Any, config: Any, memory: Memory, mesh: dic
             method,
             config=config,
             batch_size=memory.batch_size,
-            length=memory.length or 1,
+            length=memory.max_length or 1,
             mesh=mesh,
             remat=memory.remat,
         )
@@ -128,7 +128,7 @@ def _memory_table(model: Any, whole: Any, config: Any, memory: Memory, mesh: dic
     loop = ", layers in one loop" if memory.scan_layers else ""
     lines = [
         f"memory of a step on each device, in {unit}:",
-        f"{memory.batch_size} x {memory.length} tokens, {memory.dtype}, {where}, "
+        f"{memory.batch_size} x {memory.max_length} tokens, {memory.dtype}, {where}, "
         f"remat {memory.remat}{loop}",
         *([f"kernels in {memory.quantize} (but for full)"] if memory.quantize else []),
         _line("", [_COLUMNS[method] for method in found]),

@@ -11,7 +11,7 @@ from ..messages import warn
 from ..tasks.loading import check_model_directory
 from .console import byte_count, make_console, say, short_path
 from .described import base_of
-from .transfer_options import MergeSettings
+from .options import MergeSettings
 
 if TYPE_CHECKING:
     from ..models import MergedCheckpoint
@@ -35,7 +35,7 @@ def run(settings: MergeSettings) -> None:
         settings.output,
         overwrite=settings.overwrite,
         norms_only=settings.norms_only,
-        task=settings.task,
+        task=settings.task and settings.task.upper(),
         labels=settings.labels or None,
         name_map=settings.name_map,
     )

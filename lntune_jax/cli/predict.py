@@ -13,10 +13,9 @@ import numpy as np
 from ..data.tables import read_table
 from ..errors import ConfigError, DataError
 from ..tasks.scores import probabilities
-from .console import make_console, say, short_path
-from .progress import TrainingProgress
+from .console import TrainingProgress, make_console, make_notes, say, short_path
+from .options import PredictSettings
 from .trained_model import find_classifier, load_trained
-from .trained_options import PredictSettings
 
 
 def run(settings: PredictSettings) -> None:
@@ -30,12 +29,9 @@ def run(settings: PredictSettings) -> None:
         column = settings.text_column or described.task.text_column
         texts = read_table(settings.data, column).texts
     trained = load_trained(described)
-    with TrainingProgress(console, "predicting", 1) as progress:
-        # In a pipe, progress lines would mix with the predictions.
-        piped = settings.output is None and not console.is_terminal
-        advance = _ignore if piped else progress.set
+    with TrainingProgress(make_notes(), "predicting", 1) as progress:
         logits, _ = trained.logits(
-            texts, settings.trained.batch_size, settings.trained.buckets, advance
+            texts, settings.trained.batch_size, settings.trained.buckets, progress.set
         )
     shares = probabilities(logits)
     labels = trained.task.labels
@@ -49,10 +45,6 @@ def run(settings: PredictSettings) -> None:
             console.print(line, markup=False, no_wrap=True, overflow="ellipsis")
     else:
         say(console, render(texts, labels, shares).rstrip("\n"))
-
-
-def _ignore(done: int, total: int) -> None:
-    """Show no progress."""
 
 
 def _check_texts(settings: PredictSettings) -> None:

@@ -80,7 +80,6 @@ def run_sweep(
     tried = {str(trial.name): trial.values for trial in trials}
     lines = read_metrics(files.metrics)
     draw_sweep(files.sweep_figure, Path(settings.model).name, tried, lines, metric)
-    show_sweep(files, console)
     if len(tasks) > 1 and settings.columns.eval_data is None:
         say(
             console,

@@ -24,18 +24,18 @@ from ..trainer.recipe import Trial, check_best_by, metric_of, total_steps
 from ..trainer.run import RunFiles, Summary, check_run, finish_run, load_summary, start_run
 from ..trainer.stopping import Stops, TerminatedError
 from ..trainer.sweep import check_effect, is_asked, list_trials
-from .console import duration, make_console, say, short_path
+from .config_file import write_config
+from .console import ProgressCallback, duration, make_console, make_notes, say, short_path
 from .distributed import check_shared, joined, own_files, wait_for_all
 from .figures import Curves, draw_figure
 from .movement import movements_of
 from .options import TrainSettings
-from .progress import ProgressCallback
 from .sweep import run_sweep, show_sweep
 
 # Flags that change where a run stands, or on which devices, but not what it computes; and the one
 # with which a run goes on that has met a loss that is no number.
 _WITHOUT_EFFECT = (
-    *("output", "resume", "overwrite", "stop_after_steps"),
+    *("config", "output", "resume", "overwrite", "stop_after_steps"),
     *("checkpoint_every", "checkpoint_minutes"),
     *("distributed", "coordinator", "num_processes", "process_id", "mesh", "heartbeat_seconds"),
     "on_nan",
@@ -58,8 +58,8 @@ def run(settings: TrainSettings) -> None:
 
 
 def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) -> None:
-    console, kind = make_console(), TASKS[settings.task]
-    console.quiet = files is not shared
+    console, notes, kind = make_console(), make_notes(), TASKS[settings.task]
+    console.quiet = notes.quiet = files is not shared
     check_model_directory(settings.model)
     _check_flags(settings)
     check_best_by(settings.recipe, kind.METRICS)
@@ -72,19 +72,20 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     described = _describe(settings)
     check_run(shared, described, resume=settings.resume, overwrite=settings.overwrite)
     if settings.resume and shared.is_finished():
-        say(console, f"{short_path(shared.directory)} is finished; nothing to resume")
+        say(notes, f"{short_path(shared.directory)} is finished; nothing to resume")
         if shared.sweep.exists():
             show_sweep(shared, console)
         _show(console, settings, load_summary(shared), shared)
         return
-    say(console, f"reading {settings.model}")
-    tasks = kind.prepare(options, data, lambda line: say(console, line), mesh)
+    say(notes, f"reading {settings.model}")
+    tasks = kind.prepare(options, data, lambda line: say(notes, line), mesh)
     trials = (Trial(None, {}, recipe),)
     if is_asked(settings.sweep):
         trials = list_trials(settings.sweep, recipe, settings.data)
         check_effect(tasks[0], trials, recipe.seed)
     wait_for_all("checked", mesh)
     start_run(files, described, overwrite=settings.overwrite and files is shared)
+    write_config(files.config, settings)
     wait_for_all("started", mesh)
     if mesh is not None:
         check_shared(shared, described)
@@ -92,25 +93,26 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     callbacks = [
         JsonLines(files.metrics),
         TensorBoard(files.tensorboard),
-        ProgressCallback(console),
+        ProgressCallback(notes),
     ]
     if is_asked(settings.sweep):
-        summary = run_sweep(settings, tasks, files, console, callbacks, stops)
+        summary = run_sweep(settings, tasks, files, notes, callbacks, stops)
         if summary is not None:
+            show_sweep(files, console)
             _show(console, settings, summary, files)
         return
     outcome = run_loop(
         tasks, trials, recipe, checkpoints=files.checkpoints, callbacks=callbacks, stops=stops
     )
     if not outcome.finished:
-        say_stopped(console, outcome.step, total_steps(tasks[0], recipe), outcome.terminated)
+        say_stopped(notes, outcome.step, total_steps(tasks[0], recipe), outcome.terminated)
         return
     title = f"{_name_method(settings)} of {Path(settings.model).name} on {settings.data.name}"
     name = "head" if settings.targets.targets == ("none",) else "LN tuning"
     summary = finish_run(tasks[0], recipe, outcome, files)
     draw_run(files, tasks[0], metric_of(tasks[0], recipe), outcome.fitted[0], summary, name, title)
     if outcome.fitted[0].history.stopped:
-        say(console, f"no better evaluation {recipe.patience} times in a row: stopped")
+        say(notes, f"no better evaluation {recipe.patience} times in a row: stopped")
     _show(console, settings, summary, files)
 
 

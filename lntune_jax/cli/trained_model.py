@@ -16,7 +16,7 @@ from ..tasks import Encoding, causal_lm, text_classification
 from ..tasks.loading import check_model_directory, load_classifier, position_limit
 from ..tasks.text_classification import Classifier
 from .described import Described, find_described
-from .trained_options import Trained
+from .options import Trained
 
 
 @dataclass(frozen=True)

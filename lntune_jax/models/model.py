@@ -7,7 +7,6 @@ tree's shapes.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import os
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ import numpy as np
 
 from lntune_jax.errors import ModelError
 
+from ..messages import nearest
 from .families import base as fields
 from .families.names import find_stacks, unstack, write_name_map
 from .families.registry import FAMILIES, is_classifier
@@ -293,11 +293,9 @@ def read_options(given: Mapping[str, Any], function: Callable[..., Any]) -> Opti
                 for p in inspect.signature(function).parameters.values()
                 if p.kind != p.VAR_KEYWORD
             ]
-            near = difflib.get_close_matches(name, [*known, *own], n=1)
-            meant = f"; did you mean {near[0]!r}?" if near else "."
             raise TypeError(
-                f"{function.__name__} has no argument {name!r}{meant} Its options are "
-                f"{', '.join(known)}, and it takes {', '.join(own)}"
+                f"{function.__name__} has no argument {name!r}{nearest(name, [*known, *own])}. Its "
+                f"options are {', '.join(known)}, and it takes {', '.join(own)}"
             )
     return Options(**given)
 

@@ -8,7 +8,6 @@ own may say is checked in `_name_map_checks`.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import ConfigError, TreeError
-from ..messages import list_names
+from ..messages import nearest
 from .rules import LAYER
 from .rules import NameMap as NameMap
 from .rules import NameRule as NameRule
@@ -40,8 +39,7 @@ def get_name_map(name_map: str | NameMap | None) -> NameMap | None:
     from .tables import NAME_MAPS  # late: few programs need the tables
 
     if not isinstance(name_map, str) or name_map not in NAME_MAPS:
-        near = difflib.get_close_matches(name_map, NAME_MAPS) if isinstance(name_map, str) else []
-        hint = f" (did you mean {list_names(near)}?)" if near else ""
+        hint = nearest(name_map, NAME_MAPS) if isinstance(name_map, str) else ""
         raise ConfigError(
             f"name_map={name_map!r} is not known{hint}: pass a NameMap, or one of "
             f"{sorted(NAME_MAPS)}"

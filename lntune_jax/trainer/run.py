@@ -29,6 +29,7 @@ class RunFiles:
     directory: Path
     adapter: Path
     adapters: Path
+    config: Path
     checkpoints: Path
     figure: Path
     metrics: Path
@@ -65,6 +66,7 @@ class RunFiles:
 _ENTRIES = {
     "adapter": "adapter",
     "adapters": "adapters",
+    "config": "run.yaml",
     "checkpoints": "checkpoints",
     "figure": "curves.png",
     "metrics": "metrics.jsonl",

@@ -87,12 +87,19 @@ def make_rows():
 
 @pytest.fixture
 def run(capsys):
-    """Call the command line: exit code, what it printed, what it complained."""
+    """Call the command line: exit code, what it printed, what it complained.
+
+    `run.notes` is what else the last call wrote to standard error: notes and progress.
+    """
 
     def call(*words):
         code = main([str(word) for word in words])
         printed = capsys.readouterr()
-        return code, printed.out, printed.err
+        lines = printed.err.splitlines(keepends=True)
+        is_complaint = [line.startswith(("lntune-jax: ", "  ")) for line in lines]
+        pairs = list(zip(lines, is_complaint, strict=True))
+        call.notes = "".join(line for line, complains in pairs if not complains)
+        return code, printed.out, "".join(line for line, complains in pairs if complains)
 
     return call
 

@@ -61,9 +61,9 @@ def test_the_run_stops_and_names_step_rows_and_checkpoint(run, words, spoil, tmp
     assert "lower --learning-rate" in complaint
     assert "--resume --on-nan skip" in complaint
     # As it says: the run goes on from there, and every other step is learnt from.
-    code, printed, complaint = run(*words, "--output", output, "--resume", "--on-nan", "skip")
+    code, _, complaint = run(*words, "--output", output, "--resume", "--on-nan", "skip")
     assert (code, complaint) == (0, "")
-    assert "is nan (rows " in printed
+    assert "is nan (rows " in run.notes
     lines = [line for line in read_metrics(output / "metrics.jsonl") if line["split"] == "train"]
     assert [line["step"] for line in lines] == list(range(1, 11))
     skipped = [line["step"] for line in lines if line.get("skipped")]
@@ -85,16 +85,16 @@ def test_in_a_sweep_it_ends_or_skips_one_adapter(run, words, spoil, tmp_path):
     """Two seeds have batches of their own; only the bad row's batches lose their numbers."""
     turn = iter(range(100))
     spoil(lambda rows: next(turn) == 3)  # the second adapter's second step
-    code, printed, complaint = run(*words, "--seeds", "2", "--output", tmp_path / "stop")
+    code, _, complaint = run(*words, "--seeds", "2", "--output", tmp_path / "stop")
     assert (code, complaint) == (0, "")
-    assert "seed-1: the loss of step 2 is nan (rows " in printed
-    assert "it stops here, the others go on" in printed
+    assert "seed-1: the loss of step 2 is nan (rows " in run.notes
+    assert "it stops here, the others go on" in run.notes
     trials = {each["name"]: each for each in read_sweep(tmp_path / "stop")}
     assert trials["seed-1"]["ended"] == "no number at step 2"
     assert trials["seed-0"]["ended"] == "at the end"
     turn = iter(range(100))
     flags = ("--seeds", "2", "--on-nan", "skip", "--output", tmp_path / "skip")
-    code, printed, complaint = run(*words, *flags)
+    code, _, complaint = run(*words, *flags)
     assert (code, complaint) == (0, "")
     assert {each["ended"] for each in read_sweep(tmp_path / "skip")} == {"at the end"}
     lines = read_metrics(tmp_path / "skip" / "metrics.jsonl", "seed-1")

@@ -34,17 +34,17 @@ def classifier_words(model_directory, table):
 
 def test_a_classifier_over_int8(run, classifier_words, table, model_directory, tmp_path):
     output = tmp_path / "run"
-    code, printed, complaint = run(*classifier_words, "--quantize", "int8", "--output", output)
+    code, _, complaint = run(*classifier_words, "--quantize", "int8", "--output", output)
     assert (code, complaint) == (0, "")
     model = from_pretrained(
         model_directory, "SEQ_CLS", quantize="int8", pooling="mean", num_labels=2
     )
     kept = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    assert f"base in memory: {kept:,} bytes, the layers' kernels in int8 (" in printed
-    code, printed, _ = run("evaluate", "--run", output, "--data", table)
+    assert f"base in memory: {kept:,} bytes, the layers' kernels in int8 (" in run.notes
+    code, _, _ = run("evaluate", "--run", output, "--data", table)
     assert code == 0
     summary = json.loads((output / "summary.json").read_text())
-    code, printed, complaint = run("predict", "--run", output, "--text", "good word1")
+    code, _, complaint = run("predict", "--run", output, "--text", "good word1")
     assert (code, complaint) == (0, "")
     assert 0 <= summary["best"]["accuracy"] <= 1
     # Another base than the one trained over is no silent continuation.
@@ -59,7 +59,7 @@ def test_a_language_model_over_nf4(run, decoder, texts, tmp_path):
     words = ("train", "--model", decoder, "--data", texts, *FLAGS, "--epochs", 2)
     code, printed, complaint = run(*words, "--quantize", "nf4", "--output", output)
     assert (code, complaint) == (0, "")
-    assert "kernels in nf4 (" in printed
+    assert "kernels in nf4 (" in run.notes
     summary = json.loads((output / "summary.json").read_text())
     assert summary["best"]["perplexity"] < summary["first"]["perplexity"]
     figures = tmp_path / "figures.json"

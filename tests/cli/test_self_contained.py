@@ -215,13 +215,13 @@ def test_the_model_s_files_say_how_a_classifier_pools(run, model_directory, tabl
     (model / "1_Pooling").mkdir()
     (model / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}')
     words = ["--data", table, "--max-steps", 2, "--buckets", 1]
-    code, printed, said = run("train", "--model", model, *words, "--output", tmp_path / "follows")
+    code, _, said = run("train", "--model", model, *words, "--output", tmp_path / "follows")
     assert code == 0, said
-    assert "pooling: mean, as the model's files say" in printed
+    assert "pooling: mean, as the model's files say" in run.notes
     words += ["--pooling", "mean"]
-    code, printed, said = run("train", "--model", model, *words, "--output", tmp_path / "asked")
+    code, _, said = run("train", "--model", model, *words, "--output", tmp_path / "asked")
     assert code == 0, said
-    assert "as the model's files say" not in printed
+    assert "as the model's files say" not in run.notes
     for name in ("follows", "asked"):
         adapter = tmp_path / name / "adapter"
         assert lnt.load_adapter(adapter).task["pooling"] == "mean"

@@ -75,8 +75,8 @@ def test_chunks_and_a_resumed_sweep_give_the_same(finished, words, run, tmp_path
     flags = (*words, *SWEEP, *output, "--adapters-at-once", "3")
     code, printed, _ = run(*flags, "--stop-after-steps", "4")
     assert code == 0
-    assert "8 adapters, 3 of them in one pass" in printed
-    assert "stopped after step 4 of 6; go on with --resume" in printed
+    assert "8 adapters, 3 of them in one pass" in run.notes
+    assert "stopped after step 4 of 6; go on with --resume" in run.notes
     assert not (tmp_path / "parts" / "summary.json").exists()
     code, printed, _ = run(*flags, "--resume")
     assert code == 0
@@ -91,15 +91,15 @@ def test_chunks_and_a_resumed_sweep_give_the_same(finished, words, run, tmp_path
     assert [line["step"] for line in lines] == [1, 2, 3, 3, 4, 5, 6, 6]
     code, printed, _ = run(*flags, "--resume")
     assert code == 0
-    assert "nothing to resume" in printed
+    assert "nothing to resume" in run.notes
     assert "8 adapters" in printed
 
 
 def test_one_that_diverges_or_loses_patience_leaves_the_others_alone(words, run, tmp_path):
     flags = ("--sweep", "learning_rate=0.005,1e30", "--patience", "1", "--eval-every", "1")
-    code, printed, complaint = run(*words, *flags, "--output", tmp_path)
+    code, _, complaint = run(*words, *flags, "--output", tmp_path)
     assert (code, complaint) == (0, "")
-    assert "the others go on" in printed
+    assert "the others go on" in run.notes
     good, bad = json.loads((tmp_path / "sweep.json").read_text())["trials"]
     assert bad["ended"].startswith("no number at step")
     assert np.isfinite(good["loss"])

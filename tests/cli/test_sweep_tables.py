@@ -30,10 +30,10 @@ def test_each_table_gives_the_adapter_that_it_gives_alone(
     common += ("--buckets", "1", "--learning-rate", "0.02")
     many, alone = tmp_path / "many", tmp_path / "alone"
     flags = ("--data", table, "--more-data", other, "--epochs", "1", "--output", many)
-    code, printed, complaint = run(*common, *flags)
+    code, _, complaint = run(*common, *flags)
     assert (code, complaint) == (0, "")
-    assert "sweep: 2 adapters, 2 of them in one pass" in printed
-    assert "figures of two tables do not compare" in " ".join(printed.split())
+    assert "sweep: 2 adapters, 2 of them in one pass" in run.notes
+    assert "figures of two tables do not compare" in " ".join(run.notes.split())
     # The larger table has 54 rows to train on, and so 7 batches in its one epoch.
     data = (table, other)[number]
     flags = ("--data", data, "--max-steps", "7", "--epochs", "9", "--eval-every", "7")

@@ -124,9 +124,9 @@ def test_a_resumed_run_gives_the_same_bits(run, finished, words, tmp_path):
     output = tmp_path / "parts"
     words = (*words, "--output", output)
     for stop in (5, 6, 100):
-        code, printed, complaint = run(*words, "--resume", "--stop-after-steps", stop)
+        code, _, complaint = run(*words, "--resume", "--stop-after-steps", stop)
         assert (code, complaint) == (0, "")
-        assert ("go on with --resume" in printed) == (stop != 100)
+        assert ("go on with --resume" in run.notes) == (stop != 100)
     assert same_adapter(finished, output)
     assert without_times(finished) == without_times(output)
 
@@ -160,9 +160,9 @@ def test_a_finished_run_is_not_touched(run, finished, words):
     assert code == 2
     assert "holds a finished run" in complaint
     before = (finished / "summary.json").read_bytes()
-    code, printed, _ = run(*words, "--output", finished, "--resume")
+    code, _, _ = run(*words, "--output", finished, "--resume")
     assert code == 0
-    assert "nothing to resume" in printed
+    assert "nothing to resume" in run.notes
     assert (finished / "summary.json").read_bytes() == before
 
 
@@ -196,9 +196,9 @@ def test_changed_data_cannot_resume(run, table, short_words, tmp_path):
 def test_patience_stops_early_and_the_best_is_kept(run, short_words, tmp_path):
     output = tmp_path / "patient"
     flags = ("--eval-every", "2", "--patience", "1", "--best-by", "loss", "--learning-rate", "2")
-    code, printed, _ = run(*short_words, "--output", output, *flags)
+    code, _, _ = run(*short_words, "--output", output, *flags)
     assert code == 0
-    assert "stopped" in printed
+    assert "stopped" in run.notes
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] < summary["planned_steps"]
     evaluations = [x for x in read_metrics(output / "metrics.jsonl") if x["split"] == "eval"]

@@ -101,11 +101,9 @@ def test_only_norms_train(finished):
 def test_a_resumed_run_gives_the_same_bits(run, finished, words, tmp_path):
     output = tmp_path / "parts"
     for stop in (2, 3, 100):
-        code, printed, complaint = run(
-            *words, "--output", output, "--resume", "--stop-after-steps", stop
-        )
+        code, _, complaint = run(*words, "--output", output, "--resume", "--stop-after-steps", stop)
         assert (code, complaint) == (0, "")
-        assert ("go on with --resume" in printed) == (stop != 100)
+        assert ("go on with --resume" in run.notes) == (stop != 100)
     assert same_adapter(finished, output)
     assert without_times(finished) == without_times(output)
 
@@ -253,9 +251,9 @@ def test_every_form_trains(run, decoder, tmp_path, form):
     words = ("--model", decoder, "--data", data, "--output", tmp_path / "out", *FLAGS)
     code, printed, complaint = run("train", *words, "--max-steps", "1")
     assert (code, complaint) == (0, "")
-    assert "to train on: 11 documents" in printed
+    assert "to train on: 11 documents" in run.notes
     # Three words and the end of the turn, for each document.
-    assert "44 of them predicted" in printed
+    assert "44 of them predicted" in run.notes
     code, printed, _ = run("evaluate", "--run", tmp_path / "out", "--data", data)
     assert code == 0
     assert "48 tokens predicted" in printed
@@ -303,9 +301,9 @@ def test_faulty_data(run, decoder, tmp_path, name, content, fragments):
 
 def test_long_rows_are_cut_or_split_and_that_is_said(run, decoder, texts, tmp_path):
     words = ("train", "--model", decoder, *FLAGS, "--max-steps", "1", "--output", tmp_path / "out")
-    code, printed, _ = run(*words, "--data", texts)
+    code, _, _ = run(*words, "--data", texts)
     assert code == 0
-    assert f"are longer than {LENGTH} tokens and were split" in printed
+    assert f"are longer than {LENGTH} tokens and were split" in run.notes
     rows = [{"prompt": "w1 " * 20, "completion": "w2"}] * 3
     data = write_rows(tmp_path / "long.jsonl", rows)
     check(run(*words, "--overwrite", "--data", data), "no document has one to predict")

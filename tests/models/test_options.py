@@ -41,10 +41,10 @@ def test_every_option_reaches_the_model():
 @pytest.mark.parametrize(
     ("function", "given", "words"),
     [
-        (from_pretrained, "pool", "has no argument 'pool'; did you mean 'pooling'?"),
+        (from_pretrained, "pool", "has no argument 'pool' (did you mean 'pooling'?)"),
         (from_pretrained, "num_label", "did you mean 'num_labels'?"),
         (from_pretrained, "torch_dtype", "did you mean 'dtype'?"),
-        (from_config, "remats", "from_config has no argument 'remats'; did you mean 'remat'?"),
+        (from_config, "remats", "from_config has no argument 'remats' (did you mean 'remat'?)"),
         (from_config, "seed", "from_config has no argument 'seed'"),
         (from_config, "device_map", "no argument 'device_map'. Its options are dtype, pooling, "),
     ],
