@@ -35,9 +35,10 @@ def run(settings: EvaluateSettings) -> None:
         settings.data,
         settings.text_column or task.text_column,
         settings.label_column or task.label_column,
+        bad_rows="skip" if settings.skip_bad_rows else "refuse",
     )
     assert table.labels is not None
-    classes = number_labels(table.labels, task.labels, table.path)
+    classes = number_labels(table.labels, task.labels, table.path, table.places, table.unit)
     trained = load_trained(described)
     with TrainingProgress(console, "evaluating", 1) as progress:
         logits, programs = trained.logits(

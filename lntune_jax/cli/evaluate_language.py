@@ -24,7 +24,12 @@ def run(settings: EvaluateSettings, described: Described, task: LanguageTask) ->
     """
     if settings.label_column is not None:
         raise ConfigError("--label-column is for classifiers; this run trained a language model")
-    documents = read_documents(settings.data, task.form, settings.text_column or task.text_column)
+    documents = read_documents(
+        settings.data,
+        task.form,
+        settings.text_column or task.text_column,
+        bad_rows="skip" if settings.skip_bad_rows else "refuse",
+    )
     import lntune_jax as lnt
 
     console = make_console()

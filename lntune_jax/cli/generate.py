@@ -57,7 +57,8 @@ def _texts(settings: GenerateSettings) -> Sequence[str]:
     if (settings.data is None) == (not settings.prompt):
         raise ConfigError("give the texts with --prompt or with --data, one of them")
     if settings.data is not None:
-        return read_table(settings.data, settings.text_column).texts
+        bad_rows = "skip" if settings.skip_bad_rows else "refuse"
+        return read_table(settings.data, settings.text_column, bad_rows=bad_rows).texts
     if not all(settings.prompt):
         raise DataError("one of the texts of --prompt is empty")
     return settings.prompt

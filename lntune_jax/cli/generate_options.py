@@ -42,6 +42,8 @@ class GenerateSettings:
     """Table of texts: .csv, .tsv, .jsonl or .parquet."""
     text_column: str = "text"
     """Name of the column with the text."""
+    skip_bad_rows: bool = False
+    """Leave rows out that cannot be read, or have no text, and say how many."""
     output: Annotated[Path | None, shown("the terminal", "FILE")] = None
     """A .jsonl file for the new texts."""
     max_new_tokens: int = 64

@@ -38,6 +38,8 @@ class Columns:
     """A second table to evaluate on while training."""
     eval_fraction: Annotated[float | None, shown("0.1", "FLOAT")] = None
     """Share of --data kept out of training and evaluated on, the same share of every label."""
+    skip_bad_rows: bool = False
+    """Leave rows out that cannot be read, or have no text or label, and say how many."""
 
 
 @dataclass(frozen=True)

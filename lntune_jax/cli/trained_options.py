@@ -46,6 +46,8 @@ class EvaluateSettings:
     """Name of the column with the text."""
     label_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the label."""
+    skip_bad_rows: bool = False
+    """Leave rows out that cannot be read, or have no text or label, and say how many."""
     output: Annotated[Path | None, shown("none", "FILE")] = None
     """Also write the figures to this .json file."""
     trained: Trained = field(default_factory=Trained)

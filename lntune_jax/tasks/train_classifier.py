@@ -51,20 +51,27 @@ def _read_table(
     settings: TrainSettings, path: Path, flag: str, names: tuple[str, ...] | None = None
 ) -> Labelled:
     columns = settings.columns
-    table = read_table(path, columns.text_column, columns.label_column, flag=flag)
+    bad_rows = "skip" if columns.skip_bad_rows else "refuse"
+    table = read_table(
+        path, columns.text_column, columns.label_column, flag=flag, bad_rows=bad_rows
+    )
     assert table.labels is not None
     names = name_labels(table.labels, table.path) if names is None else names
-    classes = number_labels(table.labels, names, table.path)
+    classes = number_labels(table.labels, names, table.path, table.places, table.unit)
     texts = list(table.texts)
     if columns.eval_data is None:
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
         _, evaluation = split_rows(classes, fraction, settings.recipe.seed)
         return Labelled(texts, classes, evaluation, names)
     other = read_table(
-        columns.eval_data, columns.text_column, columns.label_column, flag="--eval-data"
+        columns.eval_data,
+        columns.text_column,
+        columns.label_column,
+        flag="--eval-data",
+        bad_rows=bad_rows,
     )
     assert other.labels is not None
-    more = number_labels(other.labels, names, other.path)
+    more = number_labels(other.labels, names, other.path, other.places, other.unit)
     evaluation = np.arange(len(texts), len(texts) + len(more))
     return Labelled([*texts, *other.texts], np.concatenate([classes, more]), evaluation, names)
 

@@ -33,10 +33,11 @@ def read(settings: TrainSettings) -> tuple[tuple[Documents, Documents], ...]:
     """
     _refuse_classifier_flags(settings)
     column = settings.columns.text_column
-    documents = read_documents(settings.data, settings.language.form, column)
+    bad_rows = "skip" if settings.columns.skip_bad_rows else "refuse"
+    documents = read_documents(settings.data, settings.language.form, column, bad_rows=bad_rows)
     # What counts as a document must be the same everywhere.
     more = [
-        read_documents(path, documents.form, column, flag="--more-data")
+        read_documents(path, documents.form, column, flag="--more-data", bad_rows=bad_rows)
         for path in settings.sweep.more_data
     ]
     return tuple(_hold_out(settings, part) for part in (documents, *more))
@@ -48,7 +49,11 @@ def _hold_out(settings: TrainSettings, documents: Documents) -> tuple[Documents,
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
         return split_documents(documents, fraction, settings.recipe.seed)
     other = read_documents(
-        columns.eval_data, documents.form, columns.text_column, flag="--eval-data"
+        columns.eval_data,
+        documents.form,
+        columns.text_column,
+        flag="--eval-data",
+        bad_rows="skip" if columns.skip_bad_rows else "refuse",
     )
     return documents, other
 
