@@ -19,6 +19,7 @@ from ..errors import LNTuningError
 from ..trainer.stopping import TerminatedError
 from . import demo_options, generate_options, options, trained_options, transfer_options
 from .checks import check_settings
+from .output import drop_stdout, flush_stdout
 from .words import print_message
 
 
@@ -60,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
-        return _run(words)
+        code = _run(words)
+        flush_stdout()
+        return code
 
 
 def _run(words: list[str]) -> int:
@@ -68,7 +71,7 @@ def _run(words: list[str]) -> int:
         settings = _parse(words)
         if settings is None:
             return 0
-        check_settings(settings)
+        settings = check_settings(settings)
         # transformers would say at import that it found no PyTorch; here none is wanted.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         module = next(c.module for c in COMMANDS.values() if c.settings is type(settings))
@@ -82,10 +85,6 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (`| head`) left. Nothing more can be printed, not even at exit.
-        sys.stdout = None
-        return 0
     return 0
 
 
@@ -119,6 +118,9 @@ def _parse(words: list[str]) -> Any | None:
     except SystemExit as exit_request:
         if not exit_request.code:
             return None
+    except BrokenPipeError:  # in printing help
+        drop_stdout()
+        return None
     raise LNTuningError(f"{_unboxed(refusal.getvalue())}; see {program} --help")
 
 

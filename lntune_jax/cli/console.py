@@ -6,10 +6,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from .output import drop_stdout
+
+
+class _Lasting(Console):
+    """A console whose reader (`| head -1`) may leave: the work goes on, and nothing is said."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        drop_stdout()
+
 
 def make_console() -> Console:
     """A console on standard output; 80 columns where there is no terminal to ask."""
-    return Console(highlight=False)
+    return _Lasting(highlight=False)
 
 
 def say(console: Console, text: str) -> None:

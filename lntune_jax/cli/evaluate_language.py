@@ -6,12 +6,13 @@ import json
 
 from ..data.documents import read_documents
 from ..data.encode import load_tokenizer, padding_of
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..tasks.causal_lm import MeanLoss, perplexity_of
 from ..tasks.train_language import make_rows, row_lengths
 from .base import load_language_model, position_limit
 from .console import make_console, say
 from .described import Described, LanguageTask
+from .output import check_output, write_output
 from .progress import TrainingProgress
 from .trained_options import EvaluateSettings
 
@@ -24,6 +25,7 @@ def run(settings: EvaluateSettings, described: Described, task: LanguageTask) ->
     """
     if settings.label_column is not None:
         raise ConfigError("--label-column is for classifiers; this run trained a language model")
+    check_output(settings.output, [settings.data])
     documents = read_documents(
         settings.data,
         task.form,
@@ -64,6 +66,9 @@ def run(settings: EvaluateSettings, described: Described, task: LanguageTask) ->
         "base_loss": figures["base"],
         "base_perplexity": perplexity_of(figures["base"]),
     }
+    # First the file: whoever reads what is printed may leave.
+    if settings.output is not None:
+        write_output(settings.output, json.dumps(content, indent=2) + "\n")
     say(
         console,
         f"perplexity {content['perplexity']:.4f}, loss {content['loss']:.4f} (without the adapter: "
@@ -74,8 +79,3 @@ def run(settings: EvaluateSettings, described: Described, task: LanguageTask) ->
         f"documents: {content['documents']:,} in {content['rows']:,} rows, "
         f"{content['targets']:,} tokens predicted",
     )
-    if settings.output is not None:
-        try:
-            settings.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"--output {settings.output} cannot be written: {error}") from error

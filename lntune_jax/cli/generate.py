@@ -18,6 +18,7 @@ from ..messages import warn
 from .console import make_console, say, short_path
 from .generate_options import GenerateSettings
 from .language_model import LanguageModel, load_language_model
+from .output import check_output, drop_stdout
 from .progress import TrainingProgress
 from .text_stream import stream_text
 
@@ -36,6 +37,7 @@ def run(settings: GenerateSettings) -> None:
     texts = _texts(settings)
     if settings.output is not None and settings.output.suffix.lower() != ".jsonl":
         raise ConfigError(f"--output {settings.output} must end in .jsonl")
+    check_output(settings.output, [settings.data])
     language = load_language_model(
         settings.model, settings.adapter, settings.dtype, settings.quantize
     )
@@ -78,10 +80,20 @@ def _print_stream(settings: GenerateSettings, language: LanguageModel, prompt: l
     )
     # Special tokens have no text, the stop token among them.
     for piece in stream_text(language.tokenizer, prompt, (int(column[0]) for column in columns)):
-        sys.stdout.write(piece)
+        if not _is_printed(piece):
+            return
+    _is_printed("\n")
+
+
+def _is_printed(text: str) -> bool:
+    """Print at once; false where the reader has left, and there is nothing more to do."""
+    try:
+        sys.stdout.write(text)
         sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    except BrokenPipeError:
+        drop_stdout()
+        return False
+    return True
 
 
 def _write_all(
@@ -107,8 +119,8 @@ def _write_all(
             elif console.is_terminal:
                 whole = Text.assemble((continued.prompt, "bold"), continued.text, "\n")
                 console.print(whole, soft_wrap=True)
-            else:
-                say(console, line)
+            elif not _is_printed(line + "\n"):
+                return
             if not piped:
                 progress.update(done)
     if settings.output is not None:
