@@ -104,6 +104,7 @@ _RULES = {
     "clip_norm": _POSITIVE,
     "epochs": _AT_LEAST_ONE,
     "max_steps": _AT_LEAST_ONE,
+    "max_train_rows": _AT_LEAST_ONE,
     "steps": _AT_LEAST_ONE,
     "batch_size": _AT_LEAST_ONE,
     "eval_batch_size": _AT_LEAST_ONE,

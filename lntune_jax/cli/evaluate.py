@@ -37,6 +37,7 @@ def run(settings: EvaluateSettings) -> None:
         settings.text_column or task.text_column,
         settings.label_column or task.label_column,
         bad_rows="skip" if settings.skip_bad_rows else "refuse",
+        split=settings.split,
     )
     assert table.labels is not None
     classes = number_labels(table.labels, task.labels, table.path, table.places, table.unit)

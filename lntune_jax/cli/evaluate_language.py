@@ -31,6 +31,7 @@ def run(settings: EvaluateSettings, described: Described, task: LanguageTask) ->
         task.form,
         settings.text_column or task.text_column,
         bad_rows="skip" if settings.skip_bad_rows else "refuse",
+        split=settings.split,
     )
     import lntune_jax as lnt
 

@@ -38,6 +38,12 @@ class Columns:
     """A second table to evaluate on while training."""
     eval_fraction: Annotated[float | None, shown("0.1", "FLOAT")] = None
     """Share of --data kept out of training and evaluated on, the same share of every label."""
+    train_split: Annotated[str | None, shown("train", "NAME")] = None
+    """The split to train on, where --data is a dataset: owner/name, or saved by save_to_disk."""
+    eval_split: Annotated[str | None, shown("rows of --data", "NAME")] = None
+    """The split of --data to evaluate on while training, where it is a dataset."""
+    max_train_rows: Annotated[int | None, shown("all", "INT")] = None
+    """Train on so many rows at most, drawn by --seed once the others are held out."""
     skip_bad_rows: bool = False
     """Leave rows out that cannot be read, or have no text or label, and say how many."""
 
@@ -183,8 +189,8 @@ class TrainSettings:
     model: str
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
     data: Path
-    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet; for causal_lm also .txt, or
-    columns prompt and completion, or messages."""
+    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet, or a dataset, owner/name; for
+    causal_lm also .txt, or columns prompt and completion, or messages."""
     output: Path
     """Directory that receives the run."""
     task: TrainTask = "seq_cls"

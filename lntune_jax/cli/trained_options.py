@@ -46,6 +46,8 @@ class EvaluateSettings:
     """Name of the column with the text."""
     label_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the label."""
+    split: str = "test"
+    """The split, where --data is a dataset: owner/name, or saved by save_to_disk."""
     skip_bad_rows: bool = False
     """Leave rows out that cannot be read, or have no text or label, and say how many."""
     output: Annotated[Path | None, shown("none", "FILE")] = None

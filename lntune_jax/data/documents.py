@@ -51,6 +51,7 @@ def read_documents(
     *,
     flag: str = "--data",
     bad_rows: BadRows = "refuse",
+    split: str | None = None,
 ) -> Documents:
     """Read a file of documents.
 
@@ -60,6 +61,7 @@ def read_documents(
         text_column: Name of the column with texts.
         flag: The flag that gave `path`, for messages.
         bad_rows: As for `tables.read_table`.
+        split: As for `tables.read_table`.
 
     Returns:
         The documents, in the file's order.
@@ -72,7 +74,7 @@ def read_documents(
         return _read_text(path, form, flag)
     forms = {"text": (text_column,), "completion": _PAIR, "messages": ("messages",)}
     candidates = [name for names in forms.values() for name in names]
-    raw = read_present(path, list(dict.fromkeys(candidates)), flag)
+    raw = read_present(path, list(dict.fromkeys(candidates)), flag, split)
     columns = raw.columns
     found = _choose_form(columns, forms, form, path)
     for name in forms[found]:

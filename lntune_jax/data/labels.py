@@ -122,6 +122,23 @@ def number_labels(
     return np.asarray([numbers[label] for label in labels], np.int32)
 
 
+def draw_rows(rows: np.ndarray, most: int | None, seed: int) -> np.ndarray:
+    """At most so many of some rows, in their order.
+
+    Args:
+        rows: Row numbers.
+        most: How many to keep; `None` keeps all.
+        seed: Which rows are drawn.
+
+    Example:
+        >>> draw_rows(np.arange(10), 3, seed=0).shape, draw_rows(np.arange(2), 3, seed=0).tolist()
+        ((3,), [0, 1])
+    """
+    if most is None or most >= len(rows):
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+
+
 def split_rows(classes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out the same share of every class.
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..errors import DataError
 from ..messages import warn
+from .hub_tables import is_dataset, read_dataset
 from .readers import RawTable, is_missing, read_raw
 from .suggestions import nearest
 
@@ -66,6 +67,7 @@ def read_table(
     *,
     flag: str = "--data",
     bad_rows: BadRows = "refuse",
+    split: str | None = None,
 ) -> Table:
     r"""Read the text column, and the label column if one is named.
 
@@ -79,6 +81,7 @@ def read_table(
         flag: The flag that gave `path`, for messages.
         bad_rows: What becomes of rows that lack a text or a label, or cannot be read: an error
             names them; or they are left out with a warning; or left out, for the caller to say.
+        split: Which split is read where `path` is a dataset; `None` takes files alone.
 
     Returns:
         The rows, in the file's order.
@@ -96,7 +99,7 @@ def read_table(
         (('good',), ('1',), (2,), 3)
     """
     wanted = [text_column] if label_column is None else [text_column, label_column]
-    raw = read_raw(path, wanted, flag)
+    raw = _read(path, wanted, flag, split)
     _check_columns(raw, wanted, path)
     _say_note(raw, path, flag)
     bad = [BadRow(place, raw.unit, reason) for place, reason in raw.malformed.items()]
@@ -126,13 +129,16 @@ def read_table(
     )
 
 
-def read_present(path: Path, candidates: Sequence[str], flag: str) -> RawTable:
+def read_present(
+    path: Path, candidates: Sequence[str], flag: str, split: str | None = None
+) -> RawTable:
     """Read those of some columns that a table has.
 
     Args:
         path: As for `read_table`.
         candidates: Names of columns.
         flag: The flag that gave `path`, for messages.
+        split: As for `read_table`.
 
     Returns:
         The values of each column that is there, by name, and where the rows are.
@@ -141,7 +147,7 @@ def read_present(path: Path, candidates: Sequence[str], flag: str) -> RawTable:
         DataError: If the file is missing, empty or of another kind, or has none of the columns:
             then the message lists what it has.
     """
-    raw = read_raw(path, candidates, flag)
+    raw = _read(path, candidates, flag, split)
     if raw.names or not raw.malformed:
         _check_any_column(raw, candidates, path)
     _say_note(raw, path, flag)
@@ -236,6 +242,12 @@ def write_label(value: Any) -> str | None:
     if is_missing(value):
         return None
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
+def _read(path: Path, wanted: Sequence[str], flag: str, split: str | None) -> RawTable:
+    if split is not None and is_dataset(path):
+        return read_dataset(path, wanted, flag, split)
+    return read_raw(path, wanted, flag)
 
 
 def _find_label_fault(value: Any, label: str | None, column: str) -> str:

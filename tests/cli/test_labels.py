@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lntune_jax import LNTuningError
-from lntune_jax.data.labels import name_labels, number_labels, sort_labels, split_rows
+from lntune_jax.data.labels import draw_rows, name_labels, number_labels, sort_labels, split_rows
 
 PATH = Path("data.csv")
 
@@ -88,3 +88,13 @@ def test_a_split_is_stratified_and_shares_no_row(classes, fraction, seed):
 def test_rows_that_cannot_be_split_ask_for_a_second_table():
     with pytest.raises(LNTuningError, match="--eval-data"):
         split_rows(np.array([0, 1]), 0.5, 0)
+
+
+def test_rows_are_drawn_by_the_seed_and_stay_in_order():
+    rows = np.arange(5, 105)
+    drawn = draw_rows(rows, 20, 3)
+    assert drawn.tolist() == sorted(set(drawn.tolist()) & set(rows.tolist()))
+    assert len(drawn) == 20
+    np.testing.assert_array_equal(drawn, draw_rows(rows, 20, 3))
+    assert drawn.tolist() != draw_rows(rows, 20, 4).tolist()
+    assert draw_rows(rows, None, 3) is rows
