@@ -15,7 +15,8 @@ from ..cli.described import ClassifierTask, describe
 from ..cli.options import TrainSettings
 from ..data.batches import Rows, choose_lengths
 from ..data.encode import encode_shared, load_tokenizer, padding_of
-from ..data.labels import name_labels, number_labels, split_rows
+from ..data.hub_tables import choose_evaluation
+from ..data.labels import draw_rows, name_labels, number_labels, split_rows
 from ..data.spread import check_batch_sizes
 from ..data.tables import read_table
 from ..errors import ConfigError
@@ -52,23 +53,30 @@ def _read_table(
 ) -> Labelled:
     columns = settings.columns
     bad_rows = "skip" if columns.skip_bad_rows else "refuse"
+    source, split, eval_flag = choose_evaluation(columns, settings.data)
     table = read_table(
-        path, columns.text_column, columns.label_column, flag=flag, bad_rows=bad_rows
+        path,
+        columns.text_column,
+        columns.label_column,
+        flag=flag,
+        bad_rows=bad_rows,
+        split=(columns.train_split or "train") if flag == "--data" else None,
     )
     assert table.labels is not None
     names = name_labels(table.labels, table.path) if names is None else names
     classes = number_labels(table.labels, names, table.path, table.places, table.unit)
     texts = list(table.texts)
-    if columns.eval_data is None:
+    if source is None:
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
         _, evaluation = split_rows(classes, fraction, settings.recipe.seed)
         return Labelled(texts, classes, evaluation, names)
     other = read_table(
-        columns.eval_data,
+        source,
         columns.text_column,
         columns.label_column,
-        flag="--eval-data",
+        flag=eval_flag,
         bad_rows=bad_rows,
+        split=split,
     )
     assert other.labels is not None
     more = number_labels(other.labels, names, other.path, other.places, other.unit)
@@ -102,6 +110,7 @@ def prepare(
         tokens = encode_shared(tokenizer, texts, limit, model.config.vocab_size, mesh)
         rows = Rows(tokens, classes)
         training = np.setdiff1d(np.arange(len(texts)), evaluation)
+        training = draw_rows(training, settings.columns.max_train_rows, settings.recipe.seed)
         parts.append((rows.take(training), rows.take(evaluation)))
     lengths = np.concatenate([rows.lengths for pair in parts for rows in pair])
     buckets = choose_lengths(lengths, encoding.buckets, limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from ..cli.base import load_language_model, position_limit, say_memory, tuning_config
@@ -14,6 +15,8 @@ from ..cli.options import TrainSettings
 from ..data.batches import choose_lengths
 from ..data.documents import Documents, read_documents, split_documents
 from ..data.encode import load_tokenizer, padding_of
+from ..data.hub_tables import choose_evaluation
+from ..data.labels import draw_rows
 from ..data.packing import LanguageRows, describe_fitting, fit_length, pack, separate
 from ..data.spread import check_batch_sizes
 from ..data.tokens import encode_shared
@@ -34,7 +37,13 @@ def read(settings: TrainSettings) -> tuple[tuple[Documents, Documents], ...]:
     _refuse_classifier_flags(settings)
     column = settings.columns.text_column
     bad_rows = "skip" if settings.columns.skip_bad_rows else "refuse"
-    documents = read_documents(settings.data, settings.language.form, column, bad_rows=bad_rows)
+    documents = read_documents(
+        settings.data,
+        settings.language.form,
+        column,
+        bad_rows=bad_rows,
+        split=settings.columns.train_split or "train",
+    )
     # What counts as a document must be the same everywhere.
     more = [
         read_documents(path, documents.form, column, flag="--more-data", bad_rows=bad_rows)
@@ -45,17 +54,25 @@ def read(settings: TrainSettings) -> tuple[tuple[Documents, Documents], ...]:
 
 def _hold_out(settings: TrainSettings, documents: Documents) -> tuple[Documents, Documents]:
     columns = settings.columns
-    if columns.eval_data is None:
+    source, split, flag = choose_evaluation(columns, settings.data)
+    if source is None:
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
-        return split_documents(documents, fraction, settings.recipe.seed)
+        training, evaluation = split_documents(documents, fraction, settings.recipe.seed)
+        return _draw(settings, training), evaluation
     other = read_documents(
-        columns.eval_data,
+        source,
         documents.form,
         columns.text_column,
-        flag="--eval-data",
+        flag=flag,
         bad_rows="skip" if columns.skip_bad_rows else "refuse",
+        split=split,
     )
-    return documents, other
+    return _draw(settings, documents), other
+
+
+def _draw(settings: TrainSettings, documents: Documents) -> Documents:
+    rows = np.arange(len(documents.values))
+    return documents.take(draw_rows(rows, settings.columns.max_train_rows, settings.recipe.seed))
 
 
 def prepare(
@@ -158,8 +175,6 @@ def make_rows(
 
 def row_lengths(parts: tuple[LanguageRows, ...], count: int, limit: int) -> tuple[int, ...]:
     """Padded lengths for all rows."""
-    import numpy as np
-
     return choose_lengths(np.concatenate([rows.lengths for rows in parts]), count, limit)
 
 
