@@ -15,7 +15,7 @@ import numpy as np
 
 from ..cli.options import DataForm
 from ..errors import ConfigError, DataError
-from .readers import is_missing
+from .readers import is_missing, read_text
 from .tables import BadRow, BadRows, find_text_fault, read_present, settle_bad_rows
 
 _PAIR = ("prompt", "completion")
@@ -150,10 +150,7 @@ def _read_text(path: Path, form: DataForm, flag: str) -> Documents:
         raise ConfigError(f"--form {form} needs a table; {flag} {path} is plain text")
     if not path.is_file():
         raise DataError(f"{flag} {path} is not a file")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{flag} {path} is no UTF-8 text: {error}") from error
+    content = read_text(path, flag)
     parts = (part.strip("\n") for part in re.split(r"\n[ \t]*\n", content))
     values = tuple(part for part in parts if part.strip())
     if not values:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..messages import warn
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _USUAL = {".csv": ",", ".tsv": "\t"}
@@ -32,6 +33,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
+
+# What Python makes of bytes that are no UTF-8.
+_STRANGE = re.compile("[\udc80-\udcff]")
 
 # Enough to find the header in, however many columns there are.
 _HEAD = 2**18
@@ -99,6 +103,29 @@ def read_raw(path: Path, wanted: Sequence[str], flag: str = "--data") -> RawTabl
     return _read_json_lines(text, wanted, encoding, f"{flag} {path}")
 
 
+def read_text(path: Path, flag: str) -> str:
+    """A whole file of plain text, its line ends made one kind.
+
+    Warns where it is not in UTF-8.
+
+    Raises:
+        DataError: If it cannot be read, or is no text; a bad byte is named with its line.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{flag} {path} cannot be read: {error.strerror or error}") from error
+    text, encoding = decode(data, f"{flag} {path}")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if encoding:
+        warn(f"{flag} {path} is read as {encoding} text", UserWarning)
+    strange = _STRANGE.search(text)
+    if strange is not None:
+        line = text.count("\n", 0, strange.start()) + 1
+        raise DataError(f"{flag} {path}: line {line} holds bytes that are no UTF-8; mend them")
+    return text
+
+
 def decode(data: bytes, where: str) -> tuple[str, str]:
     r"""Text from bytes whose encoding is not said anywhere.
 
@@ -136,7 +163,7 @@ def decode(data: bytes, where: str) -> tuple[str, str]:
             "recognised by the mark at its beginning)"
         )
     text = data.decode("utf-8", "surrogateescape")
-    strange = len(re.findall("[\udc80-\udcff]", text))
+    strange = len(_STRANGE.findall(text))
     # A few bad bytes in a file that else is UTF-8 do not make it another encoding's.
     if strange <= len(re.findall("[^\x00-\x7f\udc80-\udcff]", text)):
         return text, ""

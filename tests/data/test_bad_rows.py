@@ -176,3 +176,15 @@ def test_documents_report_their_rows_alike(tmp_path):
     with pytest.warns(UserWarning, match="3 bad rows"):
         documents = read_documents(path, "auto", "text", bad_rows="skip")
     assert documents.values == (("", "a"), ("", "b"))
+
+
+def test_plain_text_is_decoded_alike(tmp_path):
+    text = "caf\u00e9\r\nline\r\n\r\nna\u00efve\r\n"
+    path = write(tmp_path, "a.txt", text.encode())
+    assert read_documents(path, "auto", "text").values == ("caf\u00e9\nline", "na\u00efve")
+    write(tmp_path, "a.txt", text.encode("cp1252"))
+    with pytest.warns(UserWarning, match="as Windows-1252 text"):
+        assert read_documents(path, "auto", "text").values == ("caf\u00e9\nline", "na\u00efve")
+    write(tmp_path, "a.txt", text.encode() + b"caf\xe9")
+    with pytest.raises(LNTuningError, match="line 5 holds bytes that are no UTF-8"):
+        read_documents(path, "auto", "text")
