@@ -14,7 +14,8 @@ class _Lasting(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        drop_stdout()
+        if not self.stderr:
+            drop_stdout()
 
 
 def make_console() -> Console:
