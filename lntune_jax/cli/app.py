@@ -20,6 +20,7 @@ from .checks import check_settings
 from .config_file import read_config
 from .flags import make_settings, read_words
 from .help import describe_command, describe_program
+from .output import drop_stdout, flush_stdout
 from .words import print_message
 
 
@@ -59,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _print_warning
-        return _run(words)
+        code = _run(words)
+        flush_stdout()
+        return code
 
 
 def _run(words: list[str]) -> int:
@@ -69,22 +72,17 @@ def _run(words: list[str]) -> int:
             return 2
         name, asks_for_help = _choose(words)
         if asks_for_help:
-            print(_help(name), end="")
+            _print_help(name)
             return 0
         assert name is not None
         settings = _parse(name, words[1:])
-        check_settings(settings)
-        return _do(COMMANDS[name], settings)
+        return _do(COMMANDS[name], check_settings(settings))
     except LNTuningError as error:
         print_message(f"{_PROGRAM}: error: {error}")
         return 2
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (`| head`) left. Nothing more can be printed, not even at exit.
-        sys.stdout = None
-        return 0
 
 
 def _do(command: Command, settings: Any) -> int:
@@ -119,6 +117,13 @@ def _choose(words: Sequence[str]) -> tuple[str | None, bool]:
         )
     before = rest[: rest.index("--")] if "--" in rest else rest
     return first, "--help" in before or "-h" in before
+
+
+def _print_help(name: str | None) -> None:
+    try:
+        print(_help(name), end="")
+    except BrokenPipeError:
+        drop_stdout()
 
 
 def _help(name: str | None) -> str:

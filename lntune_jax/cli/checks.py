@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import ConfigError
 from ..storage.directories import refuse_url
 from .flags import write_flag
+
+_S = TypeVar("_S")
 
 
 class Rule(NamedTuple):
@@ -24,11 +26,15 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def check_settings(settings: Any) -> None:
+def check_settings(settings: _S) -> _S:
     """Check every number of a settings dataclass against its rule, and that no path is a URL.
 
     Args:
-        settings: An instance of one of the dataclasses of `options`.
+        settings: An instance of one of the dataclasses in `options`.
+
+    Returns:
+        The settings, with the home directory in place of a path's `~`: a shell leaves it in
+        `--data=~/x.csv`.
 
     Raises:
         ConfigError: If one does not hold; the message names the flag.
@@ -39,16 +45,32 @@ def check_settings(settings: Any) -> None:
         Traceback (most recent call last):
         lntune_jax.errors.ConfigError: --batch-size is 0; it must be 1 or more
     """
-    for each in fields(settings):
+    changed: dict[str, Any] = {}
+    for each in fields(settings):  # type: ignore[arg-type]
         value = getattr(settings, each.name)
         if is_dataclass(value):
-            check_settings(value)
+            changed[each.name] = check_settings(value)
             continue
-        for path in value if isinstance(value, tuple) else (value,):
-            if isinstance(path, Path) or each.name == "model":
-                refuse_url(path, error=ConfigError, what=write_flag(each.name))
+        if isinstance(value, tuple):
+            changed[each.name] = tuple(_check_path(each.name, single) for single in value)
+        else:
+            changed[each.name] = _check_path(each.name, value)
         if value is not None and each.name in _RULES:
             _check_value(each.name, value, _RULES[each.name])
+    return replace(settings, **changed)  # type: ignore[type-var]
+
+
+def _check_path(name: str, value: Any) -> Any:
+    """A path with its `~` replaced; anything else as it is."""
+    if not isinstance(value, Path) and (name != "model" or value is None):
+        return value
+    refuse_url(value, error=ConfigError, what=write_flag(name))
+    try:
+        whole = Path(value).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{write_flag(name)} {value}: there is no such user") from None
+    # A hub id, or a path as it was written.
+    return type(value)(whole) if str(value).startswith("~") else value
 
 
 def _check_value(name: str, value: Any, rule: Rule) -> None:
@@ -77,6 +99,7 @@ _RULES = {
     "clip_norm": _POSITIVE,
     "epochs": _AT_LEAST_ONE,
     "max_steps": _AT_LEAST_ONE,
+    "max_train_rows": _AT_LEAST_ONE,
     "steps": _AT_LEAST_ONE,
     "batch_size": _AT_LEAST_ONE,
     "eval_batch_size": _AT_LEAST_ONE,

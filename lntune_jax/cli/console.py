@@ -22,18 +22,28 @@ from rich.progress import (
 )
 
 from ..trainer.callbacks import Callback, RunInfo
+from .output import drop_stdout
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+class _Lasting(Console):
+    """A console whose reader (`| head -1`) may leave: the work goes on, and nothing is said."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        if not self.stderr:
+            drop_stdout()
+
+
 def make_console() -> Console:
     """A console on standard output, for results; 80 columns where there is no terminal to ask."""
-    return Console(highlight=False)
+    return _Lasting(highlight=False)
 
 
 def make_notes() -> Console:
     """A console on standard error, for progress and notes: a pipe gets results alone."""
-    return Console(highlight=False, stderr=True)
+    return _Lasting(highlight=False, stderr=True)
 
 
 def say(console: Console, text: str) -> None:

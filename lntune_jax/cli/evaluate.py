@@ -10,13 +10,13 @@ from rich.table import Table as RichTable
 
 from ..data.labels import number_labels
 from ..data.tables import read_table
-from ..errors import DataError
 from ..tasks import causal_lm
 from ..tasks.scores import Scores, score
 from . import evaluate_language
 from .console import TrainingProgress, make_console, make_notes, say
 from .described import find_described
 from .options import EvaluateSettings
+from .output import check_output, write_output
 from .trained_model import load_trained
 
 # A wider confusion matrix would not fit into 80 columns.
@@ -31,23 +31,27 @@ def run(settings: EvaluateSettings) -> None:
         evaluate_language.run(settings, described, task)
         return
     console = make_console()
+    check_output(settings.output, [settings.data])
     table = read_table(
         settings.data,
         settings.text_column or task.text_column,
         settings.label_column or task.label_column,
+        bad_rows="skip" if settings.skip_bad_rows else "refuse",
+        split=settings.split,
     )
     assert table.labels is not None
-    classes = number_labels(table.labels, task.labels, table.path)
+    classes = number_labels(table.labels, task.labels, table.path, table.places, table.unit)
     trained = load_trained(described)
     with TrainingProgress(make_notes(), "evaluating", 1) as progress:
         logits, programs = trained.logits(
             table.texts, settings.trained.batch_size, settings.trained.buckets, progress.set
         )
     scores = score(logits, classes)
+    # First the file: whoever reads what is printed may leave.
+    if settings.output is not None:
+        write_output(settings.output, _describe(settings, scores, task.labels))
     _show(console, scores, task.labels)
     say(console, f"rows: {len(table.texts):,}; programs compiled: {programs}")
-    if settings.output is not None:
-        _write(settings, scores, task.labels)
 
 
 def _show(console: Console, scores: Scores, labels: Sequence[str]) -> None:
@@ -81,8 +85,7 @@ def _show(console: Console, scores: Scores, labels: Sequence[str]) -> None:
     console.print(confusion, markup=False)
 
 
-def _write(settings: EvaluateSettings, scores: Scores, labels: Sequence[str]) -> None:
-    assert settings.output is not None
+def _describe(settings: EvaluateSettings, scores: Scores, labels: Sequence[str]) -> str:
     content = {
         "data": str(settings.data),
         "rows": int(scores.confusion.sum()),
@@ -95,7 +98,4 @@ def _write(settings: EvaluateSettings, scores: Scores, labels: Sequence[str]) ->
         "f1": scores.f1.tolist(),
         "confusion": scores.confusion.tolist(),
     }
-    try:
-        settings.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"--output {settings.output} cannot be written: {error}") from error
+    return json.dumps(content, indent=2) + "\n"

@@ -6,13 +6,14 @@ import json
 
 from ..data.documents import read_documents
 from ..data.encode import load_tokenizer, padding_of
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..tasks import Encoding
 from ..tasks.causal_lm import MeanLoss, Record, make_rows, perplexity_of, row_lengths
 from ..tasks.loading import load_language_model, position_limit
 from .console import TrainingProgress, make_console, make_notes, say
 from .described import Described
 from .options import EvaluateSettings
+from .output import check_output, write_output
 
 
 def run(settings: EvaluateSettings, described: Described, task: Record) -> None:
@@ -23,7 +24,14 @@ def run(settings: EvaluateSettings, described: Described, task: Record) -> None:
     """
     if settings.label_column is not None:
         raise ConfigError("--label-column is for classifiers; this run trained a language model")
-    documents = read_documents(settings.data, task.form, settings.text_column or task.text_column)
+    check_output(settings.output, [settings.data])
+    documents = read_documents(
+        settings.data,
+        task.form,
+        settings.text_column or task.text_column,
+        bad_rows="skip" if settings.skip_bad_rows else "refuse",
+        split=settings.split,
+    )
     import lntune_jax as lnt
 
     console = make_console()
@@ -68,6 +76,9 @@ def run(settings: EvaluateSettings, described: Described, task: Record) -> None:
         "base_loss": figures["base"],
         "base_perplexity": perplexity_of(figures["base"]),
     }
+    # First the file: whoever reads what is printed may leave.
+    if settings.output is not None:
+        write_output(settings.output, json.dumps(content, indent=2) + "\n")
     say(
         console,
         f"perplexity {content['perplexity']:.4f}, loss {content['loss']:.4f} (without the adapter: "
@@ -78,8 +89,3 @@ def run(settings: EvaluateSettings, described: Described, task: Record) -> None:
         f"documents: {content['documents']:,} in {content['rows']:,} rows, "
         f"{content['targets']:,} tokens predicted",
     )
-    if settings.output is not None:
-        try:
-            settings.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"--output {settings.output} cannot be written: {error}") from error

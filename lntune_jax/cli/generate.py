@@ -18,6 +18,7 @@ from ..messages import warn
 from .console import TrainingProgress, make_console, make_notes, say, short_path
 from .language_model import LanguageModel, load_language_model
 from .options import GenerateSettings
+from .output import check_output, drop_stdout
 from .text_stream import stream_text
 
 
@@ -35,6 +36,7 @@ def run(settings: GenerateSettings) -> None:
     texts = _texts(settings)
     if settings.output is not None and settings.output.suffix.lower() != ".jsonl":
         raise ConfigError(f"--output {settings.output} must end in .jsonl")
+    check_output(settings.output, [settings.data])
     language = load_language_model(
         settings.model, settings.adapter, settings.dtype, settings.quantize
     )
@@ -56,7 +58,8 @@ def _texts(settings: GenerateSettings) -> Sequence[str]:
     if (settings.data is None) == (not settings.prompt):
         raise ConfigError("give the texts with --prompt or with --data, one of them")
     if settings.data is not None:
-        return read_table(settings.data, settings.text_column).texts
+        bad_rows = "skip" if settings.skip_bad_rows else "refuse"
+        return read_table(settings.data, settings.text_column, bad_rows=bad_rows).texts
     if not all(settings.prompt):
         raise DataError("one of the texts of --prompt is empty")
     return settings.prompt
@@ -76,10 +79,20 @@ def _print_stream(settings: GenerateSettings, language: LanguageModel, prompt: l
     )
     # Special tokens have no text, the stop token among them.
     for piece in stream_text(language.tokenizer, prompt, (int(column[0]) for column in columns)):
-        sys.stdout.write(piece)
+        if not _is_printed(piece):
+            return
+    _is_printed("\n")
+
+
+def _is_printed(text: str) -> bool:
+    """Print at once; false where the reader has left, and there is nothing more to do."""
+    try:
+        sys.stdout.write(text)
         sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    except BrokenPipeError:
+        drop_stdout()
+        return False
+    return True
 
 
 def _write_all(
@@ -103,8 +116,8 @@ def _write_all(
             elif console.is_terminal:
                 whole = Text.assemble((continued.prompt, "bold"), continued.text, "\n")
                 console.print(whole, soft_wrap=True)
-            else:
-                say(console, line)
+            elif not _is_printed(line + "\n"):
+                return
             progress.update(done)
     if settings.output is not None:
         say(console, f"{len(texts):,} texts, {count:,} tokens in {short_path(settings.output)}")

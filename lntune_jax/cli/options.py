@@ -42,6 +42,9 @@ class ColumnFlags(Columns):
 
     eval_data: Annotated[Path | None, shown("rows of --data", "FILE", "--validation-file")] = None
     eval_fraction: Annotated[float | None, shown("0.1", "FLOAT")] = None
+    train_split: Annotated[str | None, shown("train", "NAME")] = None
+    eval_split: Annotated[str | None, shown("rows of --data", "NAME")] = None
+    max_train_rows: Annotated[int | None, shown("all", "INT")] = None
 
 
 @dataclass(frozen=True)
@@ -176,8 +179,8 @@ class TrainSettings:
     model: Annotated[str, also(*_MODEL, metavar="MODEL")]
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
     data: Annotated[Path, also("--train-file", "--dataset", metavar="FILE")]
-    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet; for causal_lm also .txt, or
-    columns prompt and completion, or messages."""
+    """Table of texts and labels: .csv, .tsv, .jsonl or .parquet, or a dataset, owner/name; for
+    causal_lm also .txt, or columns prompt and completion, or messages."""
     output: Annotated[Path, also(*_OUTPUT, metavar="DIR")]
     """Directory that receives the run."""
     task: TrainTask = "seq_cls"
@@ -241,6 +244,10 @@ class EvaluateSettings:
     """Name of the column with the text."""
     label_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the label."""
+    split: str = "test"
+    """The split, where --data is a dataset: owner/name, or saved by save_to_disk."""
+    skip_bad_rows: bool = False
+    """Leave rows out that cannot be read, or have no text or label, and say how many."""
     output: Annotated[Path | None, shown("none", "FILE")] = None
     """Also write the figures to this .json file."""
     trained: Trained = field(default_factory=Trained)
@@ -293,6 +300,8 @@ class GenerateSettings:
     """Table of texts: .csv, .tsv, .jsonl or .parquet."""
     text_column: str = "text"
     """Name of the column with the text."""
+    skip_bad_rows: bool = False
+    """Leave rows out that cannot be read, or have no text, and say how many."""
     output: Annotated[Path | None, shown("the terminal", "FILE")] = None
     """A .jsonl file for the new texts."""
     max_new_tokens: int = 64

@@ -7,15 +7,26 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from ..data.tables import read_table
+from ..data.tables import BadRow, describe_bad_rows, read_table
 from ..errors import ConfigError, DataError
+from ..messages import warn
 from ..tasks.scores import probabilities
 from .console import TrainingProgress, make_console, make_notes, say, short_path
 from .options import PredictSettings
+from .output import check_output, write_output
 from .trained_model import find_classifier, load_trained
+
+
+class Row(NamedTuple):
+    """A row of the output: the probabilities of its labels, or why it has none."""
+
+    text: str | None
+    shares: np.ndarray | None
+    error: str = ""
 
 
 def run(settings: PredictSettings) -> None:
@@ -23,28 +34,55 @@ def run(settings: PredictSettings) -> None:
     console = make_console()
     render = _renderer(settings.output)
     _check_texts(settings)
+    check_output(settings.output, [settings.data])
     described = find_classifier(settings.trained)
-    texts = settings.text
+    texts, bad = settings.text, ()
+    places: Sequence[int] = range(len(texts))
     if settings.data is not None:
         column = settings.text_column or described.task.text_column
-        texts = read_table(settings.data, column).texts
+        table = read_table(settings.data, column, bad_rows="mark")
+        texts, places, bad = table.texts, table.places, table.bad
+        _warn_of(bad, settings.data)
     trained = load_trained(described)
     with TrainingProgress(make_notes(), "predicting", 1) as progress:
         logits, _ = trained.logits(
             texts, settings.trained.batch_size, settings.trained.buckets, progress.set
         )
-    shares = probabilities(logits)
     labels = trained.task.labels
+    rows = _join(texts, places, probabilities(logits), bad)
     if settings.output is not None:
-        _write(settings.output, render(texts, labels, shares))
-        say(console, f"{len(texts):,} predictions in {short_path(settings.output)}")
+        write_output(settings.output, render(rows, labels))
+        marked = f", {len(bad):,} rows marked as bad" if bad else ""
+        say(console, f"{len(texts):,} predictions in {short_path(settings.output)}{marked}")
     elif console.is_terminal:
-        for text, row in zip(texts, shares, strict=True):
-            best = int(row.argmax())
-            line = f"{labels[best]}  {row[best]:.3f}  {' '.join(text.split())}"
+        for row in rows:
+            text = " ".join((row.text or "").split())
+            line = f"no label  {row.error}  {text}"
+            if row.shares is not None:
+                best = int(row.shares.argmax())
+                line = f"{labels[best]}  {row.shares[best]:.3f}  {text}"
             console.print(line, markup=False, no_wrap=True, overflow="ellipsis")
     else:
-        say(console, render(texts, labels, shares).rstrip("\n"))
+        say(console, render(rows, labels).rstrip("\n"))
+
+
+def _join(
+    texts: Sequence[str], places: Sequence[int], shares: np.ndarray, bad: Sequence[BadRow]
+) -> list[Row]:
+    """All rows in the file's order, those that could not be read among them."""
+    found = {place: Row(text, own) for place, text, own in zip(places, texts, shares, strict=True)}
+    found |= {row.place: Row(row.text, None, describe_bad_rows([row])) for row in bad}
+    return [found[place] for place in sorted(found)]
+
+
+def _warn_of(bad: Sequence[BadRow], path: Path) -> None:
+    if bad:
+        count = f"{len(bad):,} bad row{'s' * (len(bad) > 1)}"
+        warn(
+            f"--data {path} has {count}: {describe_bad_rows(bad)}; marked in the output, the "
+            "others are labelled",
+            UserWarning,
+        )
 
 
 def _check_texts(settings: PredictSettings) -> None:
@@ -61,29 +99,30 @@ def _renderer(output: Path | None):
     return _RENDERERS[suffix]
 
 
-def _as_json_lines(texts: Sequence[str], labels: Sequence[str], shares: np.ndarray) -> str:
-    lines = []
-    for text, row in zip(texts, shares, strict=True):
-        chances = {label: round(float(share), 6) for label, share in zip(labels, row, strict=True)}
-        line = {"text": text, "label": labels[int(row.argmax())], "probabilities": chances}
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    return "".join(lines)
+def _as_json_lines(rows: Sequence[Row], labels: Sequence[str]) -> str:
+    return "".join(json.dumps(_describe(row, labels), ensure_ascii=False) + "\n" for row in rows)
 
 
-def _as_csv(texts: Sequence[str], labels: Sequence[str], shares: np.ndarray) -> str:
+def _describe(row: Row, labels: Sequence[str]) -> dict[str, object]:
+    if row.shares is None:
+        return {"text": row.text, "error": row.error}
+    chances = {
+        label: round(float(share), 6) for label, share in zip(labels, row.shares, strict=True)
+    }
+    return {"text": row.text, "label": labels[int(row.shares.argmax())], "probabilities": chances}
+
+
+def _as_csv(rows: Sequence[Row], labels: Sequence[str]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["text", "label", *(f"probability_{label}" for label in labels)])
-    for text, row in zip(texts, shares, strict=True):
-        writer.writerow([text, labels[int(row.argmax())], *(f"{share:.6f}" for share in row)])
+    errors = ["error"] if any(row.error for row in rows) else []
+    writer.writerow(["text", "label", *(f"probability_{label}" for label in labels), *errors])
+    for row in rows:
+        own = [""] * (1 + len(labels))
+        if row.shares is not None:
+            own = [labels[int(row.shares.argmax())], *(f"{share:.6f}" for share in row.shares)]
+        writer.writerow([row.text or "", *own, *([row.error] if errors else [])])
     return buffer.getvalue()
 
 
 _RENDERERS = {".jsonl": _as_json_lines, ".csv": _as_csv}
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"--output {path} cannot be written: {error.strerror or error}") from error

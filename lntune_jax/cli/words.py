@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import sys
@@ -91,4 +92,5 @@ def print_message(message: str) -> None:
         line = textwrap.fill(
             line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
-    print(line, file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # `2>&1 | head`: the work goes on
+        print(line, file=sys.stderr)

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from .tables import check_texts, read_present
+from .readers import is_missing, read_text
+from .tables import BadRow, BadRows, find_text_fault, read_present, settle_bad_rows
 
 DataForm = Literal["auto", "text", "completion", "messages"]
 
@@ -45,7 +46,13 @@ class Documents:
 
 
 def read_documents(
-    path: Path, form: DataForm, text_column: str, *, flag: str = "--data"
+    path: Path,
+    form: DataForm,
+    text_column: str,
+    *,
+    flag: str = "--data",
+    bad_rows: BadRows = "refuse",
+    split: str | None = None,
 ) -> Documents:
     """Read a file of documents.
 
@@ -54,6 +61,8 @@ def read_documents(
         form: What a row of a table is; `auto` decides by the columns.
         text_column: Name of the column with texts.
         flag: The flag that gave `path`, for messages.
+        bad_rows: As for `tables.read_table`.
+        split: As for `tables.read_table`.
 
     Returns:
         The documents, in the file's order.
@@ -66,27 +75,51 @@ def read_documents(
         return _read_text(path, form, flag)
     forms = {"text": (text_column,), "completion": _PAIR, "messages": ("messages",)}
     candidates = [name for names in forms.values() for name in names]
-    columns = read_present(path, list(dict.fromkeys(candidates)), flag)
+    raw = read_present(path, list(dict.fromkeys(candidates)), flag, split)
+    columns = raw.columns
     found = _choose_form(columns, forms, form, path)
     for name in forms[found]:
         if name not in columns:
             raise DataError(f"{path} has no column {name!r}, which --form {found} needs")
+    bad = [BadRow(place, raw.unit, reason) for place, reason in raw.malformed.items()]
+    # Of each row that can be parsed, whether it can be used, and its number among them.
+    rows = range(1, len(raw.places) + 1)
     if found == "messages":
         if path.suffix.lower() in _TABLES_ONLY_NESTED:
             raise DataError(f"{path}: a chat needs .jsonl or .parquet, where a value can be a list")
         chats = columns["messages"]
         values = tuple(_checked_chat(chat, row, path) for row, chat in enumerate(chats, start=1))
     else:
-        for name in forms[found]:
-            # A prompt may be empty: then nothing comes before the completion.
-            kept = [each or "-" for each in columns[name]] if name == "prompt" else columns[name]
-            check_texts(kept, name, path)
+        given = [columns[name] for name in forms[found]]
+        faults = [_find_fault(forms[found], row) for row in zip(*given, strict=True)]
+        bad += [
+            BadRow(place, raw.unit, fault)
+            for place, fault in zip(raw.places, faults, strict=True)
+            if fault
+        ]
+        rows = [row for row in rows if not faults[row - 1]]
         if found == "text":
-            values = tuple(columns[text_column])
+            values = tuple(columns[text_column][row - 1] for row in rows)
         else:
-            prompts = [prompt or "" for prompt in columns["prompt"]]
-            values = tuple(zip(prompts, columns["completion"], strict=True))
-    return Documents(path, found, values, tuple(range(1, len(values) + 1)))
+            prompts, completions = given
+            values = tuple((_prompt(prompts[row - 1]), completions[row - 1]) for row in rows)
+    settle_bad_rows(sorted(bad), len(rows), path, flag, bad_rows)
+    return Documents(path, found, values, tuple(rows))
+
+
+def _prompt(value: Any) -> str:
+    return "" if is_missing(value) else value
+
+
+def _find_fault(names: tuple[str, ...], row: tuple[Any, ...]) -> str:
+    """What is wrong in a row of texts; empty if nothing is."""
+    for name, value in zip(names, row, strict=True):
+        # A prompt may be empty: then nothing comes before the completion.
+        is_optional = name == "prompt" and (is_missing(value) or not str(value).strip())
+        fault = "" if is_optional else find_text_fault(value, name)
+        if fault:
+            return fault
+    return ""
 
 
 def split_documents(
@@ -118,10 +151,7 @@ def _read_text(path: Path, form: DataForm, flag: str) -> Documents:
         raise ConfigError(f"--form {form} needs a table; {flag} {path} is plain text")
     if not path.is_file():
         raise DataError(f"{flag} {path} is not a file")
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{flag} {path} is no UTF-8 text: {error}") from error
+    content = read_text(path, flag)
     parts = (part.strip("\n") for part in re.split(r"\n[ \t]*\n", content))
     values = tuple(part for part in parts if part.strip())
     if not values:

@@ -130,6 +130,11 @@ class Task(Protocol):
         """The arrays of one batch of training rows, and how many tokens it has."""
         ...
 
+    @property
+    def unit(self) -> str:
+        """What `list_rows` counts: "row" or "line"."""
+        ...
+
     def list_rows(self, planned: PlannedBatch) -> list[int]:
         """The rows of the data file, from 1, that are in a batch of training rows."""
         ...
@@ -183,6 +188,7 @@ class FunctionTask:
     name_map: Any = None
     record: Mapping[str, Any] = field(default_factory=dict)
     evaluates_first: bool = False
+    unit: str = "row"
 
     @property
     def training_rows(self) -> int:
@@ -280,6 +286,7 @@ class ModelTask:
         record: What each adapter says of itself.
         mesh: The devices that share a batch, or `None` for one device.
         seed: The seed with which the model's new leaves were drawn.
+        unit: What `list_rows` counts: rows of the data file, or its lines.
     """
 
     model: Any
@@ -291,6 +298,7 @@ class ModelTask:
     record: Mapping[str, Any]
     mesh: Any = None
     seed: int = 0
+    unit: str = "row"
 
     @property
     def params(self) -> Any:

@@ -12,6 +12,8 @@ import numpy as np
 from ..data.batches import PlannedBatch, choose_lengths, plan_in_order
 from ..data.documents import Documents, read_documents, split_documents
 from ..data.encode import load_tokenizer, padding_of
+from ..data.hub_tables import choose_evaluation
+from ..data.labels import draw_rows
 from ..data.packing import LanguageRows, describe_fitting, fit_length, pack, separate
 from ..data.spread import check_batch_sizes, place_language_batch, row_devices
 from ..data.tokens import IGNORED, encode_shared
@@ -95,10 +97,14 @@ def read(options: TaskOptions) -> tuple[tuple[Documents, Documents], ...]:
         LNTuningError: The data is at fault.
     """
     column = options.columns.text_column
-    documents = read_documents(options.data, options.language.form, column)
+    bad_rows = "skip" if options.columns.skip_bad_rows else "refuse"
+    split = options.columns.train_split or "train"
+    documents = read_documents(
+        options.data, options.language.form, column, bad_rows=bad_rows, split=split
+    )
     # What counts as a document must be the same everywhere.
     more = [
-        read_documents(path, documents.form, column, flag="--more-data")
+        read_documents(path, documents.form, column, flag="--more-data", bad_rows=bad_rows)
         for path in options.more_data
     ]
     return tuple(_hold_out(options, part) for part in (documents, *more))
@@ -106,13 +112,25 @@ def read(options: TaskOptions) -> tuple[tuple[Documents, Documents], ...]:
 
 def _hold_out(options: TaskOptions, documents: Documents) -> tuple[Documents, Documents]:
     columns = options.columns
-    if columns.eval_data is None:
+    source, split, flag = choose_evaluation(columns, options.data)
+    if source is None:
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
-        return split_documents(documents, fraction, options.seed)
+        training, evaluation = split_documents(documents, fraction, options.seed)
+        return _draw(options, training), evaluation
     other = read_documents(
-        columns.eval_data, documents.form, columns.text_column, flag="--eval-data"
+        source,
+        documents.form,
+        columns.text_column,
+        flag=flag,
+        bad_rows="skip" if columns.skip_bad_rows else "refuse",
+        split=split,
     )
-    return documents, other
+    return _draw(options, documents), other
+
+
+def _draw(options: TaskOptions, documents: Documents) -> Documents:
+    rows = np.arange(len(documents.values))
+    return documents.take(draw_rows(rows, options.columns.max_train_rows, options.seed))
 
 
 def prepare(

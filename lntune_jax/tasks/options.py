@@ -9,26 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..data.columns import Columns
 from ..data.documents import DataForm
 
 ComputeType = Literal["float32", "bfloat16"]
 Quantize = Literal["int8", "int4", "nf4", "fp8"]
 Pooling = Literal["default", "own", "mean", "cls"]
 Remat = Literal["none", "dots_saveable", "dots_with_no_batch_dims_saveable", "full"]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of the table, and the rows to evaluate on."""
-
-    text_column: str = "text"
-    """Name of the column with the text."""
-    label_column: str = "label"
-    """Name of the column with the label (words or numbers)."""
-    eval_data: Path | None = None
-    """A second table to evaluate on while training."""
-    eval_fraction: float | None = None
-    """Share of --data kept out of training and evaluated on, the same share of every label."""
 
 
 @dataclass(frozen=True)

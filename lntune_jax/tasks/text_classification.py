@@ -11,7 +11,8 @@ import numpy as np
 
 from ..data.batches import PlannedBatch, Rows, choose_lengths, plan_in_order
 from ..data.encode import encode_shared, load_tokenizer, padding_of
-from ..data.labels import name_labels, number_labels, split_rows
+from ..data.hub_tables import choose_evaluation
+from ..data.labels import draw_rows, name_labels, number_labels, split_rows
 from ..data.spread import check_batch_sizes, place_batch, row_devices
 from ..data.tables import read_table
 from .base import Metric, ModelTask, write_record
@@ -96,12 +97,14 @@ class _Evaluator:
 
 
 class Labelled(NamedTuple):
-    """All texts and classes, the numbers of the rows to evaluate on, and the label names."""
+    """All texts and classes, the rows to evaluate on, the label names, and lines of the file."""
 
     texts: list[str]
     classes: np.ndarray
     evaluation: np.ndarray
     names: tuple[str, ...]
+    places: np.ndarray | None = None
+    unit: str = "row"
 
 
 def read(options: TaskOptions) -> tuple[Labelled, ...]:
@@ -119,22 +122,38 @@ def _read_table(
     options: TaskOptions, path: Path, flag: str, names: tuple[str, ...] | None = None
 ) -> Labelled:
     columns = options.columns
-    table = read_table(path, columns.text_column, columns.label_column, flag=flag)
+    bad_rows = "skip" if columns.skip_bad_rows else "refuse"
+    source, split, eval_flag = choose_evaluation(columns, options.data)
+    table = read_table(
+        path,
+        columns.text_column,
+        columns.label_column,
+        flag=flag,
+        bad_rows=bad_rows,
+        split=(columns.train_split or "train") if flag == "--data" else None,
+    )
     assert table.labels is not None
     names = name_labels(table.labels, table.path) if names is None else names
-    classes = number_labels(table.labels, names, table.path)
-    texts = list(table.texts)
-    if columns.eval_data is None:
+    classes = number_labels(table.labels, names, table.path, table.places, table.unit)
+    texts, places = list(table.texts), np.asarray(table.places)
+    if source is None:
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
         _, evaluation = split_rows(classes, fraction, options.seed)
-        return Labelled(texts, classes, evaluation, names)
+        return Labelled(texts, classes, evaluation, names, places, table.unit)
     other = read_table(
-        columns.eval_data, columns.text_column, columns.label_column, flag="--eval-data"
+        source,
+        columns.text_column,
+        columns.label_column,
+        flag=eval_flag,
+        bad_rows=bad_rows,
+        split=split,
     )
     assert other.labels is not None
-    more = number_labels(other.labels, names, other.path)
+    more = number_labels(other.labels, names, other.path, other.places, other.unit)
     evaluation = np.arange(len(texts), len(texts) + len(more))
-    return Labelled([*texts, *other.texts], np.concatenate([classes, more]), evaluation, names)
+    places = np.concatenate([places, other.places])
+    classes = np.concatenate([classes, more])
+    return Labelled([*texts, *other.texts], classes, evaluation, names, places, table.unit)
 
 
 def prepare(
@@ -156,10 +175,11 @@ def prepare(
     max_length = encoding.max_length or MAX_LENGTH
     limit = min(max_length, position_limit(model.config, tokenizer))
     parts = []
-    for texts, classes, evaluation, _ in data:
+    for texts, classes, evaluation, _, places, _ in data:
         tokens = encode_shared(tokenizer, texts, limit, model.config.vocab_size, mesh)
-        rows = Rows(tokens, classes)
+        rows = Rows(tokens, classes, places)
         training = np.setdiff1d(np.arange(len(texts)), evaluation)
+        training = draw_rows(training, options.columns.max_train_rows, options.seed)
         parts.append((rows.take(training), rows.take(evaluation)))
     lengths = np.concatenate([rows.lengths for pair in parts for rows in pair])
     buckets = choose_lengths(lengths, encoding.buckets, limit)
@@ -198,8 +218,9 @@ def prepare(
             write_record(NAME, record),
             mesh,
             options.seed,
+            table.unit,
         )
-        for training, evaluation in parts
+        for table, (training, evaluation) in zip(data, parts, strict=True)
     )
 
 

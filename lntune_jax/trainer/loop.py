@@ -179,7 +179,10 @@ def run_loop(
         recorder = Recorder(
             callbacks,
             names,
-            [str(trial.values.get("data", "--data")) for trial in trials],
+            [
+                (str(trial.values.get("data", "--data")), owner.unit)
+                for owner, trial in zip(owners, trials, strict=True)
+            ],
             np.outer(peaks, list_learning_rates(recipe, 1.0, total)),
             [owner.epoch_steps(recipe.batch_size) for owner in owners],
             find_checkpoint=saves.find_last,

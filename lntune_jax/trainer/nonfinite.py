@@ -31,6 +31,7 @@ class Fault(NamedTuple):
     norm: float
     rows: Sequence[int]
     table: str = "--data"
+    unit: str = "row"
 
     def describe(self) -> str:
         """What was no number, and in which rows.
@@ -46,7 +47,7 @@ class Fault(NamedTuple):
         else:
             what = f"the update of step {self.step} leaves weights that are NaN or infinite"
         rows = list_names([str(row) for row in self.rows], str, _MOST_ROWS)
-        return f"{what} (rows {rows} of {self.table})" if rows else what
+        return f"{what} ({self.unit}s {rows} of {self.table})" if rows else what
 
 
 def refuse_fault(fault: Fault, checkpoint: Path | None, skipped: int) -> None:

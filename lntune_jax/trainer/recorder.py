@@ -26,7 +26,7 @@ class Recorder:
         self,
         callbacks: Sequence[Callback],
         trials: Sequence[str | None],
-        tables: Sequence[str],
+        tables: Sequence[tuple[str, str]],
         learning_rates: np.ndarray,
         epoch_steps: Sequence[int],
         *,
@@ -39,7 +39,7 @@ class Recorder:
         Args:
             callbacks: Who is told.
             trials: The adapters' names; `None` for one that trains alone, whose fault ends the run.
-            tables: What messages call the table of each.
+            tables: What messages call the table of each, and its "row" or "line".
             learning_rates: Of every adapter and step, shape (adapters, steps): asking the schedule
                 for one would wait for the device.
             epoch_steps: Steps in an epoch, of each.
@@ -144,7 +144,7 @@ class Recorder:
         """Whether a step without finite numbers puts an adapter out; alone, it ends the run."""
         name, skipped = self._trials[number], records.skipped[number]
         rows, table = self._list_rows(number, step), self._tables[number]
-        fault = Fault(step, float(losses[number]), float(norms[number]), rows, table)
+        fault = Fault(step, float(losses[number]), float(norms[number]), rows, *table)
         is_out = not self._skips or skipped >= MOST_SKIPPED
         if name is None and is_out:
             refuse_fault(fault, self._find_checkpoint(), skipped if self._skips else 0)

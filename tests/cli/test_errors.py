@@ -93,7 +93,7 @@ def test_an_unknown_label_in_the_evaluation_table(run, table, tmp_path, model_di
     other.write_text("text,label\ngood,pos\nso so,neutral\n")
     words = ("--model", model_directory, "--data", table, "--output", tmp_path / "out")
     outcome = run("train", *words, "--eval-data", other)
-    check(outcome, "other.csv", "'neutral' in row 2", "'neg', 'pos'")
+    check(outcome, "other.csv", "'neutral' in line 3", "'neg', 'pos'")
 
 
 def test_ctrl_c_is_130(monkeypatch, capsys):

@@ -11,7 +11,7 @@ from lntune_jax.tasks import text_classification
 from lntune_jax.trainer.callbacks import read_metrics
 from lntune_jax.trainer.nonfinite import MOST_SKIPPED, Fault
 
-BAD_ROW = 8  # of the data file, from 1
+BAD_LINE = 9  # of the data file, whose first is its header
 
 
 @pytest.fixture
@@ -46,15 +46,15 @@ def is_finite(directory):
 
 
 def test_the_run_stops_and_names_step_rows_and_checkpoint(run, words, spoil, tmp_path):
-    spoil(lambda rows: BAD_ROW in rows)
+    spoil(lambda rows: BAD_LINE in rows)
     output = tmp_path / "run"
     code, _, complaint = run(*words, "--output", output)
     assert code == 2
     lines = read_metrics(output / "metrics.jsonl")
     last = lines[-1]["step"]
     assert f"the loss of step {last + 1} is nan" in complaint
-    rows = complaint.partition("(rows ")[2].partition(" of --data)")[0].split(", ")
-    assert str(BAD_ROW) in rows
+    rows = complaint.partition("(lines ")[2].partition(" of --data)")[0].split(", ")
+    assert str(BAD_LINE) in rows
     assert len(rows) == 8
     assert f"The last good checkpoint is {output / 'checkpoints' / str(last)};" in complaint
     assert (output / "checkpoints" / str(last)).is_dir()
@@ -87,7 +87,7 @@ def test_in_a_sweep_it_ends_or_skips_one_adapter(run, words, spoil, tmp_path):
     spoil(lambda rows: next(turn) == 3)  # the second adapter's second step
     code, _, complaint = run(*words, "--seeds", "2", "--output", tmp_path / "stop")
     assert (code, complaint) == (0, "")
-    assert "seed-1: the loss of step 2 is nan (rows " in run.notes
+    assert "seed-1: the loss of step 2 is nan (lines " in run.notes
     assert "it stops here, the others go on" in run.notes
     trials = {each["name"]: each for each in read_sweep(tmp_path / "stop")}
     assert trials["seed-1"]["ended"] == "no number at step 2"

@@ -80,14 +80,18 @@ def test_a_byte_order_mark_is_no_part_of_a_column_name(tmp_path):
         ("a.csv", "Text,label\na,b\n", ["no column 'text'", "'Text', 'label'", "did you mean"]),
         ("a.csv", "text,lable\na,b\n", ["no column 'label'", "'lable'", "--label-column"]),
         ("a.csv", "text,text,label\na,b,c\n", ["2 columns named 'text'"]),
-        ("a.csv", "text,label\na,b\n,c\n", ["no text", "row 2"]),
-        ("a.csv", "text,label\na,\n", ["no label", "row 1"]),
-        ("a.csv", "text,label\na,b,c,d\n", ["cannot be read as .csv", "Expected 2 columns"]),
-        ("a.jsonl", "not json\n", ["cannot be read as .jsonl"]),
-        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": "c"}\n', ["no label", "row 2"]),
-        ("a.jsonl", '{"text": 5, "label": "b"}\n', ["holds int, not text", "--text-column"]),
-        ("a.jsonl", '{"text": "a", "label": [1]}\n', ["holds list", "--label-column"]),
-        ("a.parquet", "PAR1", ["cannot be read as .parquet"]),
+        ("a.csv", "text,label\na,b\n,c\n", ["line 3: no text in column 'text'"]),
+        ("a.csv", "text,label\na,\n", ["line 2: no label in column 'label'", "no other row"]),
+        ("a.csv", "text,label\na,b,c,d\n", ["line 2: more or fewer values"]),
+        ("a.jsonl", "not json\n", ["no row that can be read", "line 1: no JSON"]),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": "c"}\n', ["line 2: no label"]),
+        ("a.jsonl", '{"text": 5, "label": "b"}\n', ["line 1: int, not text", "--text-column"]),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": [1]}\n',
+            ["line 1: list, not a word", "--label-column"],
+        ),
+        ("a.parquet", "PAR1", ["no Parquet file, or it is damaged"]),
         ("a.xlsx", "x", ["ends in .xlsx", ".csv, .tsv, .jsonl"]),
     ],
 )
@@ -102,8 +106,8 @@ def test_a_faulty_file_is_one_sentence(tmp_path, name, text, fragments):
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_bytes(b"text,label\n\xff\xfe,b\n")
-    with pytest.raises(LNTuningError, match=r"cannot be read as \.csv"):
+    path.write_bytes(b"text,label\n\x00\xfe,b\n")
+    with pytest.raises(LNTuningError, match=r"a\.csv holds zero bytes.* save it as UTF-8"):
         read_table(path, "text", "label")
 
 

@@ -282,7 +282,7 @@ def test_padding_and_missing_rows_are_not_predicted(decoder, texts):
         ("a.csv", "text\n", ["no rows"]),
         ("a.csv", "body\nw1\n", ["none of the columns", "'body'", "--text-column"]),
         ("a.csv", "prompt\nw1\n", ["no column 'completion'"]),
-        ("a.csv", "prompt,completion\nw1,\n", ["no text in column 'completion' of row 1"]),
+        ("a.csv", "prompt,completion\nw1,\n", ["line 2: no text in column 'completion'"]),
         ("a.csv", "text,prompt,completion\na,b,c\n", ["text and completion", "--form"]),
         ("a.csv", "messages\na\n", [".jsonl or .parquet"]),
         ("a.jsonl", '{"messages": "w1"}\n', ["holds str in row 1"]),
