@@ -228,13 +228,13 @@ def test_what_the_assistant_says_is_predicted(decoder, tmp_path):
     assert ASSISTANT in each.tokens
 
 
-def test_a_template_that_changes_earlier_messages_is_refused(decoder, tmp_path):
+def test_a_template_that_writes_no_contents_is_refused(decoder, tmp_path):
     changing = "{% for message in messages %}{{ messages | length }} {% endfor %}"
     changing = changing.replace("{{ messages | length }}", "w{{ messages | length }}")
     directory = make_decoder(tmp_path / "changing", changing)
     chat = [{"role": "user", "content": "w0"}, {"role": "assistant", "content": "w1"}]
     data = write_rows(tmp_path / "chat.jsonl", [{"messages": chat}])
-    with pytest.raises(DataError, match="changes earlier messages of row 1"):
+    with pytest.raises(DataError, match="changes the last answer of row 1"):
         encoded_from(directory, data)
 
 
