@@ -16,6 +16,7 @@ from ..data.tables import read_table
 from ..errors import ConfigError, DataError
 from ..messages import warn
 from .console import make_console, say, short_path
+from .described import check_run
 from .generate_options import GenerateSettings
 from .language_model import LanguageModel, load_language_model
 from .progress import TrainingProgress
@@ -36,12 +37,14 @@ def run(settings: GenerateSettings) -> None:
     texts = _texts(settings)
     if settings.output is not None and settings.output.suffix.lower() != ".jsonl":
         raise ConfigError(f"--output {settings.output} must end in .jsonl")
-    language = load_language_model(
-        settings.model, settings.adapter, settings.dtype, settings.quantize
-    )
+    if settings.run is not None and settings.adapter is not None:
+        raise ConfigError("give --run or --adapter, one of them: each names an adapter")
+    check_run(settings.run)
+    adapter = settings.adapter if settings.run is None else settings.run / "adapter"
+    language = load_language_model(settings.model, adapter, settings.dtype, settings.quantize)
     if language.is_for_chats and not settings.chat:
         warn(
-            f"{settings.adapter} was trained on chats, and the texts are taken as they are: --chat "
+            f"{adapter} was trained on chats, and the texts are taken as they are: --chat "
             "puts them into the model's template",
             UserWarning,
         )
@@ -58,15 +61,16 @@ def _texts(settings: GenerateSettings) -> Sequence[str]:
         raise ConfigError("give the texts with --prompt or with --data, one of them")
     if settings.data is not None:
         return read_table(settings.data, settings.text_column).texts
-    if not all(settings.prompt):
-        raise DataError("one of the texts of --prompt is empty")
     return settings.prompt
 
 
 def _check_prompts(prompts: Sequence[list[int]]) -> None:
     for number, prompt in enumerate(prompts, start=1):
         if not prompt:
-            raise DataError(f"the tokenizer gives no token for text {number}")
+            raise DataError(
+                f"the tokenizer gives no token for text {number}, so that there is nothing to "
+                "continue"
+            )
 
 
 def _print_stream(settings: GenerateSettings, language: LanguageModel, prompt: list[int]) -> None:
