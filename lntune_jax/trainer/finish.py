@@ -10,6 +10,7 @@ from ..cli.figure import Curves, draw_figure
 from ..cli.movement import Movement, measure_movement
 from ..cli.options import Recipe
 from ..errors import ConfigError
+from ..messages import warn
 from ..storage.directories import write_text
 from ..tasks.base import Work, metric_of, total_steps
 from .fit import Fitted
@@ -101,6 +102,13 @@ def finish(
     )
     figures = {name: value for name, value in asdict(summary).items() if value is not None}
     write_text(files.summary, json.dumps(figures, indent=2) + "\n")
+    if best.step == 0 < fitted.step:
+        whose = "" if trial is None else f"{trial}: "
+        warn(
+            f"{whose}no evaluation was better than the untouched base: the adapter is the base's; "
+            "lower --learning-rate, or train longer",
+            UserWarning,
+        )
     return summary
 
 
