@@ -117,10 +117,16 @@ def prepare(
 
 def results(summary: Summary, files: RunFiles) -> dict[str, str]:
     """The lines of the final table that only a language model has."""
+    from ..models.merging import find_adapter
+
+    form = (find_adapter(files.adapter).task or {}).get("form")
     return {
         "perplexity": f"{summary.best_perplexity:.4f} (before: {summary.first_perplexity:.4f})",
         "evaluation loss": f"{summary.best_loss:.4f}",
-        "use it": f"lntune-jax evaluate --run {short_path(files.directory)} --data ...",
+        "use it": (
+            f"lntune-jax generate --adapter {short_path(files.adapter)} "
+            f"{'--chat ' if form == 'messages' else ''}--prompt ..."
+        ),
     }
 
 

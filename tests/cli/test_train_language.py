@@ -332,3 +332,37 @@ def test_a_tokenizer_without_a_template_cannot_read_chats(decoder, tmp_path):
     data = write_rows(tmp_path / "chat.jsonl", [{"messages": chat}])
     with pytest.raises(DataError, match="has no chat template"):
         encoded_from(directory, data)
+
+
+@pytest.mark.filterwarnings("default:no evaluation was better")
+def test_a_run_that_made_nothing_better_says_so(run, decoder, texts, tmp_path):
+    """At this learning rate the first step ruins the model: the untouched base is kept."""
+    words = ("train", "--model", decoder, "--data", texts, *FLAGS, "--output", tmp_path / "out")
+    code, _, complaint = run(*words, "--learning-rate", "30", "--max-steps", "2")
+    assert code == 0
+    assert "warning: no evaluation was better than the untouched base" in complaint
+    assert "lower --learning-rate, or train longer" in complaint
+    assert complaint.count("\n") == 1
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["best_step"] == 0
+
+
+@pytest.mark.parametrize("form", ["text", "messages"])
+def test_the_summary_says_how_to_use_the_adapter(run, decoder, texts, tmp_path, monkeypatch, form):
+    """The words of the summary's last line run as they stand."""
+    monkeypatch.chdir(tmp_path)
+    chat = [{"role": "user", "content": "w0"}, {"role": "assistant", "content": "w1"}]
+    data = write_rows(tmp_path / "chats.jsonl", [{"messages": chat}] * 4)
+    data = texts if form == "text" else data
+    words = ("train", "--model", decoder, "--data", data, "--output", "out", *FLAGS)
+    code, printed, _ = run(*words, "--max-steps", "1")
+    assert code == 0
+    said = printed[printed.index("use it") :].replace("│", " ").split()
+    said = said[said.index("generate") : said.index("...")]
+    assert said == [
+        "generate",
+        "--adapter",
+        "out/adapter",
+        *["--chat"] * (form == "messages"),
+        "--prompt",
+    ]
+    assert run(*said, "w0", "--max-new-tokens", 2)[::2] == (0, "")
