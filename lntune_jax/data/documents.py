@@ -69,7 +69,7 @@ def read_documents(
     found = _choose_form(columns, forms, form, path)
     for name in forms[found]:
         if name not in columns:
-            raise DataError(f"{path} has no column {name!r}, which --form {found} needs")
+            raise DataError(f"{path} has no column {name!r}, which the form {found!r} needs")
     if found == "messages":
         if path.suffix.lower() in _TABLES_ONLY_NESTED:
             raise DataError(f"{path}: a chat needs .jsonl or .parquet, where a value can be a list")
@@ -114,7 +114,7 @@ def split_documents(
 
 def _read_text(path: Path, form: DataForm, flag: str) -> Documents:
     if form not in ("auto", "text"):
-        raise ConfigError(f"--form {form} needs a table; {flag} {path} is plain text")
+        raise ConfigError(f"{flag} {path} is plain text, and the form {form!r} needs a table")
     if not path.is_file():
         raise DataError(f"{flag} {path} is not a file")
     try:

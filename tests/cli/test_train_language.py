@@ -259,6 +259,12 @@ def test_every_form_trains(run, decoder, tmp_path, form):
     code, printed, _ = run("evaluate", "--run", tmp_path / "out", "--data", data)
     assert code == 0
     assert "48 tokens predicted" in printed
+    # Another kind of file: there is no --form to blame.
+    other = tmp_path / "other.txt"
+    other.write_text("w1 w2")
+    outcome = run("evaluate", "--run", tmp_path / "out", "--data", other)
+    check(outcome, f"the form '{form}' needs a table")
+    assert "--form" not in outcome[2]
 
 
 def test_padding_and_missing_rows_are_not_predicted(decoder, texts):
@@ -319,7 +325,7 @@ def test_long_rows_are_cut_or_split_and_that_is_said(run, decoder, texts, tmp_pa
         (("--best-by", "accuracy"), "--best-by accuracy goes with --task seq_cls"),
         (("--task", "seq_cls", "--no-packing"), "go with --task causal_lm"),
         (("--task", "seq_cls", "--best-by", "perplexity"), "goes with --task causal_lm"),
-        (("--form", "messages"), "--form messages needs a table"),
+        (("--form", "messages"), "the form 'messages' needs a table"),
     ],
 )
 def test_flags_of_the_other_task(run, words, tmp_path, flags, fragment):
