@@ -45,11 +45,7 @@ def find_described(trained: Trained) -> Described:
         raise ConfigError(
             "give --run, an output directory of `lntune-jax train`, or --adapter, one of them"
         )
-    if trained.run is not None and not (trained.run.expanduser() / "adapter").is_dir():
-        raise ConfigError(
-            f"--run {trained.run} holds no adapter: is it an output directory of `lntune-jax "
-            "train`, and has the run in it been finished?"
-        )
+    check_run(trained.run)
     from ..config import LNTuningConfig
     from ..models.merging import find_adapter, read_quantization
     from ..peft.files import PEFT
@@ -63,6 +59,19 @@ def find_described(trained: Trained) -> Described:
     task = _read_task(found.directory, found.task, config.task_type, trained)
     model = base_of(found.directory, trained.model)
     return Described(found.directory, task, config, model, read_quantization(found))
+
+
+def check_run(run: Path | None) -> None:
+    """Refuse a --run without an adapter.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if run is not None and not (run.expanduser() / "adapter").is_dir():
+        raise ConfigError(
+            f"--run {run} holds no adapter: is it an output directory of `lntune-jax train`, and "
+            "has the run in it been finished?"
+        )
 
 
 def base_of(adapter: Path, model: str | None) -> str:

@@ -16,6 +16,7 @@ from ..data.tables import read_table
 from ..errors import ConfigError, DataError
 from ..messages import warn
 from .console import TrainingProgress, make_console, make_notes, say, short_path
+from .described import check_run
 from .language_model import LanguageModel, load_language_model
 from .options import GenerateSettings
 from .output import check_output, drop_stdout
@@ -37,12 +38,14 @@ def run(settings: GenerateSettings) -> None:
     if settings.output is not None and settings.output.suffix.lower() != ".jsonl":
         raise ConfigError(f"--output {settings.output} must end in .jsonl")
     check_output(settings.output, [settings.data])
-    language = load_language_model(
-        settings.model, settings.adapter, settings.dtype, settings.quantize
-    )
+    if settings.run is not None and settings.adapter is not None:
+        raise ConfigError("give --run or --adapter, one of them: each names an adapter")
+    check_run(settings.run)
+    adapter = settings.adapter if settings.run is None else settings.run / "adapter"
+    language = load_language_model(settings.model, adapter, settings.dtype, settings.quantize)
     if language.is_for_chats and not settings.chat:
         warn(
-            f"{settings.adapter} was trained on chats, and the texts are taken as they are: --chat "
+            f"{adapter} was trained on chats, and the texts are taken as they are: --chat "
             "puts them into the model's template",
             UserWarning,
         )
@@ -60,15 +63,16 @@ def _texts(settings: GenerateSettings) -> Sequence[str]:
     if settings.data is not None:
         bad_rows = "skip" if settings.skip_bad_rows else "refuse"
         return read_table(settings.data, settings.text_column, bad_rows=bad_rows).texts
-    if not all(settings.prompt):
-        raise DataError("one of the texts of --prompt is empty")
     return settings.prompt
 
 
 def _check_prompts(prompts: Sequence[list[int]]) -> None:
     for number, prompt in enumerate(prompts, start=1):
         if not prompt:
-            raise DataError(f"the tokenizer gives no token for text {number}")
+            raise DataError(
+                f"the tokenizer gives no token for text {number}, so that there is nothing to "
+                "continue"
+            )
 
 
 def _print_stream(settings: GenerateSettings, language: LanguageModel, prompt: list[int]) -> None:

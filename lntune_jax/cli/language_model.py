@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.chats import render_chat
 from ..data.encode import load_tokenizer
-from ..errors import ConfigError, ModelError
+from ..data.tokens import prompt_tokens
+from ..errors import ConfigError, LNTuningError, ModelError
 from ..tasks.loading import check_model_directory
 from .described import base_of
 
@@ -37,18 +39,13 @@ class LanguageModel:
             ConfigError: If there is no chat template, or none that can be used.
         """
         if not chat:
-            return list(self.tokenizer(text)["input_ids"])
+            return prompt_tokens(self.tokenizer, [text])[0]
         if not self.tokenizer.chat_template:
             raise ConfigError("--chat: the model's tokenizer has no chat template; leave it out")
         message = [{"role": "user", "content": text}]
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                message, tokenize=False, add_generation_prompt=True
-            )
-        except ImportError as error:
-            raise ConfigError("--chat needs a package: pip install jinja2") from error
-        # Templates come with the model, and fail in ways of their own.
-        except Exception as error:
+            rendered = render_chat(self.tokenizer, message, asks=True)
+        except LNTuningError as error:
             raise ConfigError(f"--chat: the model's chat template fails ({error})") from error
         # The template writes special tokens itself.
         return list(self.tokenizer(rendered, add_special_tokens=False)["input_ids"])
@@ -70,7 +67,7 @@ def load_language_model(
         LNTuningError: If one of them is missing, damaged, or does not fit.
     """
     if name is None and adapter is None:
-        raise ConfigError("give --model, or --adapter with an adapter that names its base")
+        raise ConfigError("give --model, or --run or --adapter with an adapter that names its base")
     import lntune_jax as lnt
 
     from .. import models

@@ -290,6 +290,8 @@ class GenerateSettings:
     the model in batches, and come out as .jsonl wherever there is no terminal.
     """
 
+    run: Annotated[Path | None, shown("none", "DIR")] = None
+    """Output directory of `lntune-jax train`, whose adapter is used."""
     model: Annotated[str | None, shown("the adapter's", "MODEL", *_MODEL)] = None
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
     adapter: Annotated[Path | None, shown("none", "DIR")] = None
@@ -311,7 +313,7 @@ class GenerateSettings:
     choice: Choice = field(default_factory=Choice)
     dtype: ComputeType = "float32"
     """Number format of the weights."""
-    quantize: Annotated[Quantize | None, shown("as --adapter was trained", "KIND")] = None
+    quantize: Annotated[Quantize | None, shown("as the adapter was trained", "KIND")] = None
     """Keep the kernels of the layers in few bits: int8, int4, nf4 or fp8."""
     batch_size: int = 8
     """Texts that go through the model together."""

@@ -88,7 +88,7 @@ def run_sweep(
         )
     title, name = f"{best.name}, the best of {count}: {Path(settings.model).name}", str(best.name)
     own, fitted = tasks[best.table], outcome.fitted[order[0]]
-    summary = finish_run(own, recipe, outcome, files, number=order[0])
+    summary = finish_run(own, recipe, outcome, files, number=order[0], name=name)
     draw_run(files, own, metric, fitted, summary, name, title, trial=name)
     return summary
 

@@ -217,7 +217,9 @@ def _name_method(settings: TrainSettings) -> str:
 
 def _show(console: Console, settings: TrainSettings, summary: Summary, files: RunFiles) -> None:
     """The summary as a table of 80 columns at most."""
-    kind = TASKS[settings.task]
+    from ..models.merging import find_adapter
+
+    kind, record = TASKS[settings.task], find_adapter(files.adapter).task or {}
     table = RichTable(title=_name_method(settings), show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -236,7 +238,7 @@ def _show(console: Console, settings: TrainSettings, summary: Summary, files: Ru
         "time": duration(summary.seconds),
         "adapter": f"{short_path(files.adapter)} ({summary.adapter_bytes:,} bytes)",
         "figure": short_path(files.figure),
-        "use it": kind.USE.format(run=short_path(files.directory)),
+        "use it": kind.show_use(record, short_path(files.directory)),
     }
     for name, value in rows.items():
         table.add_row(name, value)

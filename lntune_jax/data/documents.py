@@ -80,7 +80,7 @@ def read_documents(
     found = _choose_form(columns, forms, form, path)
     for name in forms[found]:
         if name not in columns:
-            raise DataError(f"{path} has no column {name!r}, which --form {found} needs")
+            raise DataError(f"{path} has no column {name!r}, which the form {found!r} needs")
     bad = [BadRow(place, raw.unit, reason) for place, reason in raw.malformed.items()]
     # Of each row that can be parsed, whether it can be used, and its number among them.
     rows = range(1, len(raw.places) + 1)
@@ -148,7 +148,7 @@ def split_documents(
 
 def _read_text(path: Path, form: DataForm, flag: str) -> Documents:
     if form not in ("auto", "text"):
-        raise ConfigError(f"--form {form} needs a table; {flag} {path} is plain text")
+        raise ConfigError(f"{flag} {path} is plain text, and the form {form!r} needs a table")
     if not path.is_file():
         raise DataError(f"{flag} {path} is not a file")
     content = read_text(path, flag)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError
 from .batches import PlannedBatch
 from .documents import Documents
 from .tokens import IGNORED, Encoded
@@ -70,14 +71,19 @@ class Fitting:
 def fit_length(encoded: Sequence[Encoded], form: str, length: int) -> Fitting:
     """Make every document fit into a row.
 
-    A text is split into parts, each beginning with the last token of the one before: every token
-    but the text's first is predicted exactly once. A completion or a chat loses its end instead,
-    because a part without its prompt would teach something else.
+    A text that fits stays whole. A longer one is split, and every part begins with what the
+    tokenizer puts first (`Encoded.first`), or, where that is nothing, with the last token of the
+    part before: every token of the text but those repeated ones, and the first where nothing comes
+    before it, is predicted exactly once. A completion or a chat loses its end instead, because a
+    part without its prompt would teach something else.
 
     Args:
         encoded: The documents.
         form: `text`, `completion` or `messages`.
         length: Tokens in a row, 2 or more.
+
+    Raises:
+        ConfigError: If what the tokenizer puts first fills a row.
     """
     parts: list[Encoded] = []
     split = cut = 0
@@ -85,11 +91,10 @@ def fit_length(encoded: Sequence[Encoded], form: str, length: int) -> Fitting:
         is_longer = len(each.tokens) > length
         if form == "text":
             split += is_longer
-            starts = range(0, max(len(each.tokens) - 1, 1), length - 1)
-            parts += [_part(each, start, length) for start in starts]
+            parts += _split(each, length) if is_longer else [each]
         else:
             cut += is_longer
-            parts.append(_part(each, 0, length))
+            parts.append(Encoded(each.tokens[:length], each.labels[:length], each.number))
     kept = [part for part in parts if part.targets]
     return Fitting(kept, split, cut, len(parts) - len(kept))
 
@@ -181,10 +186,23 @@ def describe_fitting(fitting: Fitting, documents: Documents, length: int) -> lis
     return [f"{documents.path.name}: {line}" for line in lines]
 
 
-def _part(each: Encoded, start: int, length: int) -> Encoded:
-    labels = each.labels[start : start + length].copy()
-    labels[:1] = IGNORED
-    return Encoded(each.tokens[start : start + length], labels, each.number)
+def _split(each: Encoded, length: int) -> list[Encoded]:
+    first = each.first
+    if length <= first:
+        raise ConfigError(
+            f"--max-length {length} has no room for a text behind the {first} tokens that the "
+            "tokenizer puts first"
+        )
+    overlap = 0 if first else 1
+    step = length - first - overlap
+    parts = []
+    for start in range(first, len(each.tokens) - overlap, step):
+        own = slice(start, start + step + overlap)
+        labels = np.concatenate([each.labels[:first], each.labels[own]])
+        labels[:1] = IGNORED
+        tokens = np.concatenate([each.tokens[:first], each.tokens[own]])
+        parts.append(Encoded(tokens, labels, each.number, first))
+    return parts
 
 
 def _segments(lengths: Sequence[int]) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from .chats import Chat, encode_chats
 from .documents import Documents
 from .encode import check_vocabulary
 from .share import share_rows
@@ -29,11 +29,13 @@ class Encoded:
         labels: The same ids where the loss counts them, `IGNORED` elsewhere; never at the first
             token, which there is nothing to predict from.
         number: The row of the data file that it is from.
+        first: Tokens at its beginning that the tokenizer puts before every text.
     """
 
     tokens: np.ndarray
     labels: np.ndarray
     number: int = 0
+    first: int = 0
 
     @property
     def targets(self) -> int:
@@ -53,20 +55,17 @@ def encode_documents(tokenizer: Any, documents: Documents, vocabulary: int) -> l
         One entry a document, of any length.
 
     Raises:
-        DataError: If the tokenizer has no chat template, or one with which a chat does not begin
-            as its own beginning does.
+        DataError: If the tokenizer has no chat template, or one that cannot write some rows.
         ModelError: If the tokenizer gives an id that the model does not have.
     """
+    first = _count_first(tokenizer, documents)
     if documents.form == "text":
-        rows = tokenizer(list(documents.values))["input_ids"]
-        encoded = [_label(_with_end(ids, tokenizer), 0) for ids in rows]
+        rows = prompt_tokens(tokenizer, documents.values)
+        encoded = [_label(_with_end(ids, tokenizer), first, first) for ids in rows]
     elif documents.form == "completion":
-        encoded = _encode_pairs(tokenizer, documents.values)
+        encoded = _encode_pairs(tokenizer, documents.values, first)
     else:
-        encoded = [
-            _encode_chat(tokenizer, messages, documents, row)
-            for messages, row in zip(documents.values, documents.rows, strict=True)
-        ]
+        encoded = [_label_chat(chat) for chat in encode_chats(tokenizer, documents)]
     check_vocabulary([each.tokens for each in encoded if len(each.tokens)], vocabulary)
     pairs = zip(encoded, documents.rows, strict=True)
     return [replace(each, number=number) for each, number in pairs]
@@ -86,70 +85,57 @@ def encode_shared(
     rows = share_rows(make, len(documents.values), mesh)
     halves = (np.split(row, 2) for row in rows)
     pairs = zip(halves, documents.rows, strict=True)
-    return [Encoded(tokens, labels, number) for (tokens, labels), number in pairs]
+    first = _count_first(tokenizer, documents)
+    return [Encoded(tokens, labels, number, first) for (tokens, labels), number in pairs]
 
 
-def _encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
-    """Prompt and completion tokenised apart: what a model that generates will be given."""
-    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
-    completions = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
-    encoded = []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        before = prompt[:-1] if prompt and prompt[-1] == tokenizer.eos_token_id else prompt
-        encoded.append(_label(before + _with_end(completion, tokenizer), len(before)))
-    return encoded
+def first_tokens(tokenizer: Any) -> list[int]:
+    """The special tokens that a tokenizer puts before a text: Gemma's `<bos>`, GPT-2's none.
 
-
-def _encode_chat(
-    tokenizer: Any, messages: list[dict[str, Any]], documents: Documents, row: int
-) -> Encoded:
-    """A chat in the tokenizer's template; the loss counts what the assistant says.
-
-    An answer reaches from behind the words that ask for one (`add_generation_prompt`) to where the
-    template ends the message, its end-of-turn token included.
+    Some models read everything against their first token, and are lost without it.
     """
-    whole = _render(tokenizer, messages, documents, row)
-    labels = np.full(len(whole), IGNORED, np.int32)
-    tokens = np.asarray(whole, np.int32)
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _render(tokenizer, messages[:number], documents, row, asks=True) if number else []
-        until = _render(tokenizer, messages[: number + 1], documents, row)
-        for part in (before, until):
-            if whole[: len(part)] != part:
-                raise DataError(
-                    f"{documents.path}: the chat template changes earlier messages of row {row} "
-                    f"when message {number + 1} follows, so that the assistant's tokens cannot be "
-                    "told apart; give the rows as prompt and completion"
-                )
-        labels[len(before) : len(until)] = tokens[len(before) : len(until)]
+    # A tokenizer of few letters may have no token for the first of these.
+    for text in ("x", "a", "1", ".", " "):
+        own = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        whole = list(tokenizer(text)["input_ids"])
+        places = range(len(whole) - len(own) + 1)
+        if own:
+            return whole[: next((at for at in places if whole[at : at + len(own)] == own), 0)]
+    whole = list(tokenizer("")["input_ids"])
+    return whole[:-1] if whole and whole[-1] == tokenizer.eos_token_id else whole
+
+
+def prompt_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts that are to be continued: as the tokenizer begins them, without an end."""
+    first = first_tokens(tokenizer)
+    return [first + own for own in _plain(tokenizer, texts)]
+
+
+def _count_first(tokenizer: Any, documents: Documents) -> int:
+    # A chat's template writes them itself.
+    return 0 if documents.form == "messages" else len(first_tokens(tokenizer))
+
+
+def _plain(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [list(ids) for ids in found]
+
+
+def _encode_pairs(tokenizer: Any, pairs: Sequence[tuple[str, str]], first: int) -> list[Encoded]:
+    """Prompt and completion tokenised apart: what a model that generates will be given."""
+    prompts = prompt_tokens(tokenizer, [prompt for prompt, _ in pairs])
+    completions = _plain(tokenizer, [completion for _, completion in pairs])
+    return [
+        _label(prompt + _with_end(completion, tokenizer), len(prompt), first)
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def _label_chat(chat: Chat) -> Encoded:
+    tokens = np.asarray(chat.tokens, np.int32)
+    labels = np.where(chat.counted, tokens, IGNORED).astype(np.int32)
     labels[:1] = IGNORED
     return Encoded(tokens, labels)
-
-
-def _render(
-    tokenizer: Any,
-    messages: list[dict[str, Any]],
-    documents: Documents,
-    row: int,
-    *,
-    asks: bool = False,
-) -> list[int]:
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            f"{documents.path} holds messages, but the model's tokenizer has no chat template; "
-            "give the rows as prompt and completion"
-        )
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
-    # A template is a program of its own: whatever it raises is about this row.
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
-        raise DataError(
-            f"{documents.path}: the chat template cannot write row {row}: {reason}"
-        ) from error
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _with_end(ids: list[int], tokenizer: Any) -> list[int]:
@@ -157,8 +143,8 @@ def _with_end(ids: list[int], tokenizer: Any) -> list[int]:
     return ids if end is None or (ids and ids[-1] == end) else [*ids, end]
 
 
-def _label(ids: list[int], first: int) -> Encoded:
+def _label(ids: list[int], start: int, first: int) -> Encoded:
     tokens = np.asarray(ids, np.int32)
     labels = tokens.copy()
-    labels[: max(first, 1)] = IGNORED
-    return Encoded(tokens, labels)
+    labels[: max(start, 1)] = IGNORED
+    return Encoded(tokens, labels, first=first)

@@ -24,7 +24,6 @@ from .options import ComputeType, DataForm, TaskOptions
 
 NAME = "causal_lm"
 MAX_LENGTH = 256
-USE = "lntune-jax evaluate --run {run} --data ..."  # what a run is for
 METRICS = (Metric("perplexity", "perplexity", higher_is_better=False),)
 
 
@@ -88,6 +87,12 @@ class _Evaluator:
             trainable, frozen, rows, self._batch_size, task.buckets, task.padding
         )
         return {"loss": loss, "perplexity": perplexity_of(loss)}
+
+
+def show_use(record: Mapping[str, Any], run: str) -> str:
+    """What to do with a run."""
+    chat = "--chat " if record.get("form") == "messages" else ""
+    return f"lntune-jax generate --run {run} {chat}--prompt ..."
 
 
 def read(options: TaskOptions) -> tuple[tuple[Documents, Documents], ...]:

@@ -22,7 +22,6 @@ from .scores import score
 
 NAME = "seq_cls"
 MAX_LENGTH = 128
-USE = "lntune-jax predict --run {run} --text ..."  # what a run is for
 METRICS = (
     Metric("accuracy", "accuracy", is_share=True),
     Metric("macro_f1", "macro F1", is_share=True),
@@ -94,6 +93,12 @@ class _Evaluator:
         )
         scores = score(logits, np.asarray(rows.classes))
         return {"loss": scores.loss, "accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
+
+
+def show_use(record: Mapping[str, Any], run: str) -> str:
+    """What to do with a run."""
+    del record
+    return f"lntune-jax predict --run {run} --text ..."
 
 
 class Labelled(NamedTuple):

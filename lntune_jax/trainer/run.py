@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..messages import warn
 from ..storage.directories import write_text
 from ..storage.sealed import read_json
 from ..tasks.base import Task
@@ -210,7 +211,13 @@ class Summary:
 
 
 def finish_run(
-    task: Task, recipe: Recipe, outcome: Outcome, files: RunFiles, *, number: int = 0
+    task: Task,
+    recipe: Recipe,
+    outcome: Outcome,
+    files: RunFiles,
+    *,
+    number: int = 0,
+    name: str | None = None,
 ) -> Summary:
     """Save the adapter and write the summary, in this order.
 
@@ -220,6 +227,7 @@ def finish_run(
         outcome: What became of it.
         files: Where everything goes.
         number: Which of the outcome's adapters is the run's own.
+        name: Its name, of several.
     """
     import lntune_jax as lnt
 
@@ -252,6 +260,13 @@ def finish_run(
         compilations=outcome.compilations,
     )
     write_text(files.summary, json.dumps(asdict(summary), indent=2) + "\n")
+    if evaluations and best.step == 0 < outcome.step:
+        whose = "" if name is None else f"{name}: "
+        warn(
+            f"{whose}no evaluation was better than the untouched base: the adapter is the base's; "
+            "lower the learning rate, or train longer",
+            UserWarning,
+        )
     return summary
 
 

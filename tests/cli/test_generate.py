@@ -160,6 +160,43 @@ def test_adapters_of_both_kinds(call, language_model, tmp_path):
         assert [json.loads(line)["text"] for line in printed.splitlines()] == expected
 
 
+def test_a_run_stands_for_its_adapter(run, language_model, tmp_path):
+    """`--run RUN` is `--adapter RUN/adapter`, and its base needs no --model."""
+    data, output = tmp_path / "texts.txt", tmp_path / "run"
+    data.write_text("\n\n".join(["abcd abcd", "bcda bc", "dabc d", "a b c d"]))
+    words = ("--model", language_model, "--data", data, "--output", output, "--max-steps", 2)
+    flags = ("--task", "causal_lm", "--learning-rate", 0.05, "--max-length", 8)
+    assert run("train", *words, *flags)[0] == 0
+    flags = ("--max-new-tokens", NEW, "--prompt", *PROMPTS)
+    expected = run("generate", "--adapter", output / "adapter", *flags)
+    assert expected[0] == 0
+    assert run("generate", "--run", output, *flags) == expected
+    both = ("--run", output, "--adapter", output / "adapter")
+    check(run("generate", *both, *flags), "give --run or --adapter, one of them")
+    check(run("generate", "--run", tmp_path, *flags), f"--run {tmp_path} holds no adapter")
+    check(run("generate", *flags), "give --model, or --run or --adapter")
+
+
+def test_an_empty_prompt_goes_where_there_is_a_first_token(run, call, language_model, tmp_path):
+    other = shutil.copytree(language_model, tmp_path / "other")
+    backend = json.loads((other / "tokenizer.json").read_text())
+    first = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    backend["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": first,
+        "pair": [*first, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    (other / "tokenizer.json").write_text(json.dumps(backend))
+    words = ("generate", "--model", other, "--max-new-tokens", NEW)
+    code, printed, complaint = run(*words, "--prompt", "")
+    assert (code, complaint) == (0, "")
+    assert printed == expected_texts(language_model, ["<s>"])[0] + "\n"
+    code, printed, _ = run(*words, "--prompt", "abc")
+    assert printed == expected_texts(language_model, ["<s>abc"])[0] + "\n"
+    check(call("--prompt", ""), "the tokenizer gives no token for text 1")
+
+
 def test_chat(call, run, language_model, tmp_path):
     other = shutil.copytree(language_model, tmp_path / "other")
     (other / "chat_template.jinja").write_text(TEMPLATE)
@@ -186,7 +223,7 @@ def check(outcome, *fragments):
     [
         ([], ["--prompt or with --data"]),
         (["--prompt", "a", "--data", "b.csv"], ["--prompt or with --data"]),
-        (["--prompt", ""], ["one of the texts of --prompt is empty"]),
+        (["--prompt", ""], ["the tokenizer gives no token for text 1"]),
         (["--prompt", "a", "--output", "b.csv"], ["--output b.csv must end in .jsonl"]),
         (["--prompt", "a", "--temperature", "-1"], ["--temperature is -1"]),
         (["--prompt", "a", "--top-p", "0"], ["--top-p is 0.0; it must be above 0"]),
@@ -222,7 +259,7 @@ def test_chat_without_jinja2(run, language_model, tmp_path, monkeypatch):
     (other / "chat_template.jinja").write_text(TEMPLATE)
     monkeypatch.setattr(PreTrainedTokenizerFast, "apply_chat_template", refuse)
     outcome = run("generate", "--model", other, "--chat", "--prompt", "a")
-    check(outcome, "--chat needs a package: pip install jinja2")
+    check(outcome, "--chat", "needs a package: pip install jinja2")
 
 
 @pytest.mark.long

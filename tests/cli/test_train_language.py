@@ -226,13 +226,13 @@ def test_what_the_assistant_says_is_predicted(decoder, tmp_path):
     assert ASSISTANT in each.tokens
 
 
-def test_a_template_that_changes_earlier_messages_is_refused(decoder, tmp_path):
+def test_a_template_that_writes_no_contents_is_refused(decoder, tmp_path):
     changing = "{% for message in messages %}{{ messages | length }} {% endfor %}"
     changing = changing.replace("{{ messages | length }}", "w{{ messages | length }}")
     directory = make_decoder(tmp_path / "changing", changing)
     chat = [{"role": "user", "content": "w0"}, {"role": "assistant", "content": "w1"}]
     data = write_rows(tmp_path / "chat.jsonl", [{"messages": chat}])
-    with pytest.raises(DataError, match="changes earlier messages of row 1"):
+    with pytest.raises(DataError, match="changes the last answer of row 1"):
         encoded_from(directory, data)
 
 
@@ -257,6 +257,12 @@ def test_every_form_trains(run, decoder, tmp_path, form):
     code, printed, _ = run("evaluate", "--run", tmp_path / "out", "--data", data)
     assert code == 0
     assert "48 tokens predicted" in printed
+    # Another kind of file: there is no --form to blame.
+    other = tmp_path / "other.txt"
+    other.write_text("w1 w2")
+    outcome = run("evaluate", "--run", tmp_path / "out", "--data", other)
+    check(outcome, f"the form '{form}' needs a table")
+    assert "--form" not in outcome[2]
 
 
 def test_padding_and_missing_rows_are_not_predicted(decoder, texts):
@@ -317,7 +323,7 @@ def test_long_rows_are_cut_or_split_and_that_is_said(run, decoder, texts, tmp_pa
         (("--best-by", "accuracy"), "--best-by is 'accuracy'; this task measures perplexity, loss"),
         (("--task", "seq_cls", "--no-packing"), "go with --task causal_lm"),
         (("--task", "seq_cls", "--best-by", "perplexity"), "measures accuracy, macro_f1, loss"),
-        (("--form", "messages"), "--form messages needs a table"),
+        (("--form", "messages"), "the form 'messages' needs a table"),
     ],
 )
 def test_flags_of_the_other_task(run, words, tmp_path, flags, fragment):
@@ -330,3 +336,37 @@ def test_a_tokenizer_without_a_template_cannot_read_chats(decoder, tmp_path):
     data = write_rows(tmp_path / "chat.jsonl", [{"messages": chat}])
     with pytest.raises(DataError, match="has no chat template"):
         encoded_from(directory, data)
+
+
+@pytest.mark.filterwarnings("default:no evaluation was better")
+def test_a_run_that_made_nothing_better_says_so(run, decoder, texts, tmp_path):
+    """At this learning rate the first step ruins the model: the untouched base is kept."""
+    words = ("train", "--model", decoder, "--data", texts, *FLAGS, "--output", tmp_path / "out")
+    code, _, complaint = run(*words, "--learning-rate", "30", "--max-steps", "2")
+    assert code == 0
+    assert "warning: no evaluation was better than the untouched base" in complaint
+    assert "lower the learning rate, or train longer" in complaint
+    assert complaint.count("\n") == 1
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["best_step"] == 0
+
+
+@pytest.mark.parametrize("form", ["text", "messages"])
+def test_the_summary_says_how_to_use_the_adapter(run, decoder, texts, tmp_path, monkeypatch, form):
+    """The words of the summary's last line run as they stand."""
+    monkeypatch.chdir(tmp_path)
+    chat = [{"role": "user", "content": "w0"}, {"role": "assistant", "content": "w1"}]
+    data = write_rows(tmp_path / "chats.jsonl", [{"messages": chat}] * 4)
+    data = texts if form == "text" else data
+    words = ("train", "--model", decoder, "--data", data, "--output", "out", *FLAGS)
+    code, printed, _ = run(*words, "--max-steps", "1")
+    assert code == 0
+    said = printed[printed.index("use it") :].replace("│", " ").split()
+    said = said[said.index("generate") : said.index("...")]
+    assert said == [
+        "generate",
+        "--adapter",
+        "out/adapter",
+        *["--chat"] * (form == "messages"),
+        "--prompt",
+    ]
+    assert run(*said, "w0", "--max-new-tokens", 2)[::2] == (0, "")
