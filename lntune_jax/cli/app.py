@@ -17,7 +17,7 @@ from ..errors import ConfigError, LNTuningError
 from ..messages import nearest
 from . import options
 from .checks import check_settings
-from .config_file import read_config
+from .config_file import expand_resume, read_config
 from .flags import make_settings, read_words
 from .help import describe_command, describe_program
 from .output import drop_stdout, flush_stdout
@@ -137,6 +137,8 @@ def _parse(name: str, words: Sequence[str]) -> Any:
     """The settings of a command; a file of settings counts less than the words."""
     settings = COMMANDS[name].settings
     try:
+        if name == "train":
+            words = expand_resume(words)
         given = read_words(words, settings)
         if file := given.pop("config", None):
             given = {**read_config(file.texts[0], settings), **given}

@@ -9,7 +9,7 @@ A key is a flag without its dashes, or a group of them as `--help` shows it:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -23,6 +23,27 @@ from .flags import Flag, Given, find_flags, list_flags
 _NOT_OF_THE_RUN = frozenset(
     {"config", "resume", "overwrite", "stop_after_steps", "coordinator", "process_id"}
 )
+
+
+def expand_resume(words: Sequence[str]) -> list[str]:
+    """`--resume RUN` as the flags that say the same: the run's own, and where it is.
+
+    Raises:
+        ConfigError: There is no run.
+
+    Example:
+        >>> expand_resume(["--resume", "--output", "run"])
+        ['--resume', '--output', 'run']
+    """
+    words = list(words)
+    place = words.index("--resume") + 1 if "--resume" in words else len(words)
+    if place >= len(words) or words[place].startswith("-"):
+        return words
+    run = Path(words.pop(place))
+    file = run.expanduser() / "run.yaml"
+    if not file.is_file():
+        raise ConfigError(f"--resume {run}: there is no run.yaml, which `lntune-jax train` writes")
+    return [*words, "--config", str(file), "--output", str(run)]
 
 
 def read_config(file: str, settings: type) -> dict[str, Given]:

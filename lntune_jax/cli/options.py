@@ -187,8 +187,11 @@ class TrainSettings:
     """What is trained: a classifier of texts, or a causal language model."""
     config: Annotated[Path | None, shown("none", "FILE")] = None
     """A .yaml file of these flags, as each run writes one; flags on the command line win."""
+    dry_run: bool = False
+    """Read everything, say what would train and what a row looks like, and stop."""
     resume: bool = False
-    """Continue the run in --output from its last checkpoint, or start it if there is none."""
+    """Continue the run in --output from its last checkpoint, or start it if there is none; --resume
+    RUN continues that run and needs no other flag. --max-steps and --epochs may be raised."""
     overwrite: Annotated[bool, also("--overwrite-output-dir")] = False
     """Replace the run in --output."""
     stop_after_steps: Annotated[int | None, shown("off", "INT")] = None

@@ -27,6 +27,7 @@ from ..trainer.sweep import check_effect, is_asked, list_trials
 from .config_file import write_config
 from .console import ProgressCallback, duration, make_console, make_notes, say, short_path
 from .distributed import check_shared, joined, own_files, wait_for_all
+from .dry_run import describe_run
 from .figures import Curves, draw_figure
 from .movement import movements_of
 from .options import TrainSettings
@@ -35,7 +36,7 @@ from .sweep import run_sweep, show_sweep
 # Flags that change where a run stands, or on which devices, but not what it computes; and the one
 # with which a run goes on that has met a loss that is no number.
 _WITHOUT_EFFECT = (
-    *("config", "output", "resume", "overwrite", "stop_after_steps"),
+    *("config", "output", "resume", "overwrite", "stop_after_steps", "dry_run"),
     *("checkpoint_every", "checkpoint_minutes"),
     *("distributed", "coordinator", "num_processes", "process_id", "mesh", "heartbeat_seconds"),
     "on_nan",
@@ -70,8 +71,8 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
     options = task_options(settings)
     data = kind.read(options)
     described = _describe(settings)
-    check_run(shared, described, resume=settings.resume, overwrite=settings.overwrite)
-    if settings.resume and shared.is_finished():
+    grows = check_run(shared, described, resume=settings.resume, overwrite=settings.overwrite)
+    if settings.resume and shared.is_finished() and not grows and not settings.dry_run:
         say(notes, f"{short_path(shared.directory)} is finished; nothing to resume")
         if shared.sweep.exists():
             show_sweep(shared, console)
@@ -79,12 +80,15 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
         return
     say(notes, f"reading {settings.model}")
     tasks = kind.prepare(options, data, lambda line: say(notes, line), mesh)
+    if settings.dry_run:
+        describe_run(tasks[0], settings, console)
+        return
     trials = (Trial(None, {}, recipe),)
     if is_asked(settings.sweep):
         trials = list_trials(settings.sweep, recipe, settings.data)
         check_effect(tasks[0], trials, recipe.seed)
     wait_for_all("checked", mesh)
-    start_run(files, described, overwrite=settings.overwrite and files is shared)
+    start_run(files, described, overwrite=settings.overwrite and files is shared, grows=grows)
     write_config(files.config, settings)
     wait_for_all("started", mesh)
     if mesh is not None:
@@ -163,6 +167,10 @@ def _drawn(task: Task, metric: Metric) -> Metric:
 
 
 def _check_flags(settings: TrainSettings) -> None:
+    if settings.columns.no_eval and (is_asked(settings.sweep) or settings.recipe.patience):
+        raise ConfigError(
+            "--no-eval leaves a sweep and --patience nothing to compare: leave it out"
+        )
     if settings.columns.eval_data is not None and settings.columns.eval_fraction is not None:
         raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
     if settings.sweep.adapters_at_once is not None and not is_asked(settings.sweep):

@@ -24,5 +24,7 @@ class Columns:
     """The split of --data to evaluate on while training, where it is a dataset."""
     max_train_rows: int | None = None
     """Train on so many rows at most, drawn by --seed once the others are held out."""
+    no_eval: bool = False
+    """Hold no rows out and evaluate nothing: the last step's adapter is kept."""
     skip_bad_rows: bool = False
     """Leave rows out that cannot be read, or have no text or label, and say how many."""

@@ -49,6 +49,8 @@ def choose_evaluation(columns: Columns, path: Path) -> tuple[Path | None, str | 
         for name in ("eval_data", "eval_split", "eval_fraction")
         if getattr(columns, name) is not None
     ]
+    if columns.no_eval:
+        given.append("no_eval")
     if len(given) > 1:
         flags = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(f"{flags} contradict each other; give one of them")

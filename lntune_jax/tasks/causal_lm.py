@@ -95,7 +95,7 @@ def show_use(record: Mapping[str, Any], run: str) -> str:
     return f"lntune-jax generate --run {run} {chat}--prompt ..."
 
 
-def read(options: TaskOptions) -> tuple[tuple[Documents, Documents], ...]:
+def read(options: TaskOptions) -> tuple[tuple[Documents, Documents | None], ...]:
     """The documents to train on, and those to evaluate on, of each table.
 
     Raises:
@@ -115,9 +115,11 @@ def read(options: TaskOptions) -> tuple[tuple[Documents, Documents], ...]:
     return tuple(_hold_out(options, part) for part in (documents, *more))
 
 
-def _hold_out(options: TaskOptions, documents: Documents) -> tuple[Documents, Documents]:
+def _hold_out(options: TaskOptions, documents: Documents) -> tuple[Documents, Documents | None]:
     columns = options.columns
     source, split, flag = choose_evaluation(columns, options.data)
+    if columns.no_eval:
+        return _draw(options, documents), None
     if source is None:
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
         training, evaluation = split_documents(documents, fraction, options.seed)
@@ -140,7 +142,7 @@ def _draw(options: TaskOptions, documents: Documents) -> Documents:
 
 def prepare(
     options: TaskOptions,
-    data: Sequence[tuple[Documents, Documents]],
+    data: Sequence[tuple[Documents, Documents | None]],
     say: Callable[[str], None] = lambda line: None,
     mesh: Any = None,
 ) -> tuple[CausalLM, ...]:
@@ -164,16 +166,19 @@ def prepare(
         say("the tokenizer has no end-of-text token: documents end without one")
     pairs = []
     for table in data:
-        training, evaluation = (
-            make_rows(tokenizer, part, vocabulary, limit, packing, say, mesh) for part in table
-        )
-        pairs.append((training, evaluation))
-        for name, part, rows in zip(("train", "evaluate"), table, pairs[-1], strict=True):
+        pair: list[LanguageRows | None] = []
+        for name, part in zip(("train", "evaluate"), table, strict=True):
+            if part is None:
+                pair.append(None)
+                continue
+            rows = make_rows(tokenizer, part, vocabulary, limit, packing, say, mesh)
+            pair.append(rows)
             say(
                 f"to {name} on: {len(part.values):,} documents in {len(rows.tokens):,} rows, "
                 f"{int(rows.lengths.sum()):,} tokens, {rows.targets:,} of them predicted"
             )
-    every = tuple(rows for pair in pairs for rows in pair)
+        pairs.append(tuple(pair))
+    every = tuple(rows for pair in pairs for rows in pair if rows is not None)
     buckets = row_lengths(every, 1 if packing else encoding.buckets, limit)
     style = "packed into" if packing else "padded to"
     say(f"rows: {style} {', '.join(map(str, buckets))} tokens")

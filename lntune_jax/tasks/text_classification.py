@@ -141,6 +141,8 @@ def _read_table(
     names = name_labels(table.labels, table.path) if names is None else names
     classes = number_labels(table.labels, names, table.path, table.places, table.unit)
     texts, places = list(table.texts), np.asarray(table.places)
+    if columns.no_eval:
+        return Labelled(texts, classes, np.zeros(0, np.int64), names, places, table.unit)
     if source is None:
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
         _, evaluation = split_rows(classes, fraction, options.seed)

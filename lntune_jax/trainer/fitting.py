@@ -190,8 +190,8 @@ def _run(
     files = RunFiles.at(Path(output))
     names = [trial.name for trial in trials]
     settings = {**asdict(recipe), **({} if names == [None] else {"trials": names})}
-    check_run(files, settings, resume=resume, overwrite=overwrite)
-    start_run(files, settings, overwrite=overwrite)
+    grows = check_run(files, settings, resume=resume, overwrite=overwrite)
+    start_run(files, settings, overwrite=overwrite, grows=grows)
     outcome = run_loop(
         tasks,
         trials,

@@ -79,9 +79,13 @@ _ENTRIES = {
 }
 
 
+# A resumed run may get more of these; all else is the run's own.
+_MAY_GROW = ("max_steps", "epochs")
+
+
 def check_run(
     files: RunFiles, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
-) -> None:
+) -> bool:
     """Refuse an output directory in which this run may not start or go on.
 
     Args:
@@ -90,16 +94,28 @@ def check_run(
         resume: Go on with a run that is there.
         overwrite: Replace a run that is there.
 
+    Returns:
+        Whether a run that is there gets more steps than it was started with.
+
     Raises:
         ConfigError: If a run is there and neither flag is given, or both are, or the run was
-            started with other settings.
+            started with other settings; or what is there was made by something else.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other; give one of them")
     if files.directory.exists() and not files.directory.is_dir():
         raise ConfigError(f"--output {files.directory} is a file, not a directory")
-    if overwrite or not files.is_started():
-        return
+    if not files.is_started():
+        found = [name for name in _ENTRIES.values() if (files.directory / name).exists()]
+        if found:
+            raise ConfigError(
+                f"--output {files.directory} holds {', '.join(found)}, but no settings.json: it "
+                "was never a run of lntune-jax, so that nothing in it is replaced; give another "
+                "directory"
+            )
+        return False
+    if overwrite:
+        return False
     if not resume:
         state = "a finished run" if files.is_finished() else "an unfinished run"
         raise ConfigError(
@@ -113,7 +129,9 @@ def check_run(
             f"cannot resume {files.directory}: its settings.json is damaged ({error}); give "
             "--overwrite to start again"
         ) from error
-    _check_same(before, json.loads(json.dumps(settings)), files)
+    now = json.loads(json.dumps(settings))
+    _check_same(before, now, files)
+    return any(before.get(name) != now.get(name) for name in _MAY_GROW)
 
 
 def read_fields(file: Path) -> dict[str, Any]:
@@ -129,8 +147,16 @@ def read_fields(file: Path) -> dict[str, Any]:
     return fields
 
 
-def start_run(files: RunFiles, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+def start_run(
+    files: RunFiles, settings: Mapping[str, Any], *, overwrite: bool, grows: bool = False
+) -> None:
     """Make the output directory and write `settings.json`, unless a run goes on there.
+
+    Args:
+        files: The directory.
+        settings: As for `check_run`.
+        overwrite: Remove the run that is there.
+        grows: What `check_run` gave: the run gets more steps, and is no longer finished.
 
     Raises:
         ConfigError: If the directory cannot be written.
@@ -138,7 +164,9 @@ def start_run(files: RunFiles, settings: Mapping[str, Any], *, overwrite: bool) 
     try:
         if overwrite:
             files.clear()
-        if not files.is_started():
+        if grows:
+            files.summary.unlink(missing_ok=True)
+        if grows or not files.is_started():
             files.directory.mkdir(parents=True, exist_ok=True)
             text = json.dumps(settings, indent=2) + "\n"
             write_text(files.settings, text)
@@ -154,6 +182,8 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], files: RunFil
             continue
         if name not in before and not now[name]:
             continue  # A flag that the run's version did not have, and that is off.
+        if name in _MAY_GROW and _is_more(before.get(name), now.get(name)):
+            continue
         if name.endswith("_sha256"):
             flag = _flag_of(name.removesuffix("_sha256"))
             raise ConfigError(
@@ -165,6 +195,11 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], files: RunFil
             f"{_shown(before.get(name))}, not {_shown(now.get(name))}; give the same value, or "
             "--overwrite to start again"
         )
+
+
+def _is_more(before: int | None, now: int | None) -> bool:
+    """Whether a limit was raised; `None` is no limit."""
+    return before is not None and (now is None or now > before)
 
 
 def _shown(value: Any) -> str:
