@@ -34,7 +34,7 @@ def classifier_words(model_directory, table):
 
 def test_a_classifier_over_int8(run, classifier_words, table, model_directory, tmp_path):
     output = tmp_path / "run"
-    code, printed, complaint = run(*classifier_words, "--quantize", "int8", "--output", output)
+    code, _, complaint = run(*classifier_words, "--quantize", "int8", "--output", output)
     assert (code, complaint) == (0, "")
     model = from_pretrained(
         model_directory, "SEQ_CLS", quantize="int8", pooling="mean", num_labels=2
