@@ -115,7 +115,7 @@ def write_config(file: Path, settings: Any) -> None:
         settings: The settings of the run.
 
     Raises:
-        OSError: It cannot be written.
+        ConfigError: It cannot be written.
     """
     import yaml
 
@@ -127,7 +127,10 @@ def write_config(file: Path, settings: Any) -> None:
         if flag.name not in _NOT_OF_THE_RUN and value is not None and value != ():
             content[flag.name] = model_location(value) if flag.name == "model" else _plain(value)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    write_text(file, f"# lntune-jax train --config {file.name} --output DIR\n{text}")
+    try:
+        write_text(file, f"# lntune-jax train --config {file.name} --output DIR\n{text}")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror or error}") from error
 
 
 def _find(settings: Any, flag: Flag) -> Any:

@@ -104,7 +104,7 @@ def test_no_file_is_written_unasked(run, adapters, model_directory, tmp_path, mo
 
 def test_what_is_refused(run, adapters, model_directory, tmp_path):
     french, model = adapters / "french", ("--model", model_directory)
-    refused(run("compare", *model), "give at least one adapter directory")
+    refused(run("compare", *model), "missing ADAPTER")
     refused(run("compare", french), "--model")
     refused(run("compare", french, tmp_path, *model), "holds no adapter: expected lntune.json")
     refused(run("compare", french, french, *model), "is given twice: leave one out")

@@ -93,7 +93,7 @@ def test_a_short_demo_shows_three_precisions(run, tiny, tmp_path, monkeypatch):
     [
         (["--task", "causal_lm", "--full"], "--full goes with --task seq_cls"),
         (["--learning-rate", "1e-3"], "--learning-rate goes with --task causal_lm"),
-        (["--seeds"], "--seeds needs one number or more"),
+        (["--seeds"], "--seeds needs a value"),
     ],
 )
 def test_flags_that_do_not_go_together(run, flags, message):

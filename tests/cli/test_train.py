@@ -50,6 +50,7 @@ def test_a_run_leaves_its_files(finished):
         "checkpoints",
         "curves.png",
         "metrics.jsonl",
+        "run.yaml",
         "settings.json",
         "summary.json",
         "tensorboard",

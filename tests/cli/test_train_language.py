@@ -77,6 +77,7 @@ def test_perplexity_falls_and_the_run_leaves_its_files(finished):
         "checkpoints",
         "curves.png",
         "metrics.jsonl",
+        "run.yaml",
         "settings.json",
         "summary.json",
         "tensorboard",
