@@ -69,6 +69,8 @@ _SUBMODULES = frozenset(
         "models",
         "peft",
         "selection",
+        "tasks",
+        "trainer",
         "training",
     }
 )

@@ -47,6 +47,8 @@ def get_public_objects():
         lnt.errors,
         lnt.models,
         lnt.selection,
+        lnt.tasks,
+        lnt.trainer,
         lnt.training,
         lnt.hub,
         lnt.integrations.nnx,

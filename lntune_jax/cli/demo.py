@@ -20,8 +20,8 @@ from ..tasks import Encoding, Targets, TaskOptions, causal_lm, text_classificati
 from ..trainer import Recipe, TensorBoard, fit, read_metrics
 from ..trainer.history import History
 from ..trainer.loop import Fitted
-from ..trainer.recipe import metric_of
 from ..trainer.run import RunFiles, Summary, load_summary
+from ..trainer.schedules import metric_of
 from ..trainer.stopping import TerminatedError
 from .console import ProgressCallback, duration, make_console, make_notes, say, short_path
 from .demo_data import find_language_model, find_model, read_reviews, read_rows

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from ..data.encode import load_tokenizer
-from ..trainer.recipe import total_steps
+from ..trainer.schedules import total_steps
 from .console import say
 from .options import TrainSettings
 

@@ -83,8 +83,8 @@ def list_flags(settings: type, groups: tuple[type, ...] = ()) -> Iterator[Flag]:
     """The flags of a settings dataclass, those of its groups included.
 
     Example:
-        >>> from lntune_jax.cli.options import Recipe
-        >>> [flag.written for flag in list_flags(Recipe)][:2]
+        >>> from lntune_jax.cli.options import RecipeFlags
+        >>> [flag.written for flag in list_flags(RecipeFlags)][:2]
         ['--learning-rate', '--head-learning-rate']
     """
     hints = get_type_hints(settings, include_extras=True)
@@ -142,10 +142,10 @@ def read_words(words: Sequence[str], settings: type) -> dict[str, Given]:
             to none.
 
     Example:
-        >>> from lntune_jax.cli.options import Recipe
-        >>> read_words(["--lr", "0.1"], Recipe)
+        >>> from lntune_jax.cli.options import RecipeFlags
+        >>> read_words(["--lr", "0.1"], RecipeFlags)
         {'learning_rate': Given(place='--lr', texts=('0.1',))}
-        >>> read_words(["--epoch", "2"], Recipe)
+        >>> read_words(["--epoch", "2"], RecipeFlags)
         Traceback (most recent call last):
         lntune_jax.errors.ConfigError: unknown flag --epoch (did you mean --epochs?)
     """
@@ -242,8 +242,8 @@ def make_settings(settings: type, given: Mapping[str, Given]) -> Any:
         ConfigError: Something required is missing, or a value is not of its flag's type.
 
     Example:
-        >>> from lntune_jax.cli.options import Recipe
-        >>> make_settings(Recipe, {"epochs": Given("--epochs", ("two",))})
+        >>> from lntune_jax.cli.options import RecipeFlags
+        >>> make_settings(RecipeFlags, {"epochs": Given("--epochs", ("two",))})
         Traceback (most recent call last):
         lntune_jax.errors.ConfigError: --epochs is 'two'; it must be a whole number
     """

@@ -48,6 +48,11 @@ class ColumnFlags(Columns):
 
 
 @dataclass(frozen=True)
+class LanguageFlags(Language):
+    """Only for --task causal_lm."""
+
+
+@dataclass(frozen=True)
 class TargetFlags(Targets):
     """Which weights train."""
 
@@ -203,7 +208,7 @@ class TrainSettings:
     checkpoint_minutes: Annotated[float | None, shown("off", "MINUTES")] = None
     """Also save a checkpoint when so many minutes have passed since the last."""
     columns: ColumnFlags = field(default_factory=ColumnFlags)
-    language: Language = field(default_factory=Language)
+    language: LanguageFlags = field(default_factory=LanguageFlags)
     targets: TargetFlags = field(default_factory=TargetFlags)
     encoding: EncodingFlags = field(default_factory=EncodingFlags)
     recipe: RecipeFlags = field(default_factory=RecipeFlags)

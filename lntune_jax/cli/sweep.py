@@ -16,8 +16,9 @@ from ..tasks.base import Metric, Task
 from ..trainer.callbacks import Callback, read_metrics
 from ..trainer.fitting import rank_trials, save_all
 from ..trainer.loop import Fitted, run_loop
-from ..trainer.recipe import Trial, metric_of, share_steps, total_steps
+from ..trainer.recipe import Trial
 from ..trainer.run import RunFiles, Summary, finish_run, read_fields
+from ..trainer.schedules import metric_of, share_steps, total_steps
 from ..trainer.stopping import Stops
 from ..trainer.sweep import list_trials, write_value
 from .console import duration, say, short_path

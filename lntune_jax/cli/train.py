@@ -20,8 +20,9 @@ from ..tasks.base import LOSS, Metric, Task
 from ..tasks.loading import check_model_directory, model_location
 from ..trainer.callbacks import JsonLines, TensorBoard, read_metrics
 from ..trainer.loop import Fitted, run_loop
-from ..trainer.recipe import Trial, check_best_by, metric_of, total_steps
+from ..trainer.recipe import Trial
 from ..trainer.run import RunFiles, Summary, check_run, finish_run, load_summary, start_run
+from ..trainer.schedules import check_best_by, metric_of, total_steps
 from ..trainer.stopping import Stops, TerminatedError
 from ..trainer.sweep import check_effect, is_asked, list_trials
 from .config_file import write_config

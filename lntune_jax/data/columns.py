@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+DataForm = Literal["auto", "text", "completion", "messages"]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of the table, and the rows to evaluate on."""
+    """The columns of the table, and the rows to evaluate on.
+
+    Example:
+        >>> Columns(label_column="stars").text_column
+        'text'
+    """
 
     text_column: str = "text"
     """Name of the column with the text."""

@@ -9,15 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, DataError
+from .columns import DataForm
 from .readers import is_missing, read_text
 from .tables import BadRow, BadRows, find_text_fault, read_present, settle_bad_rows
-
-DataForm = Literal["auto", "text", "completion", "messages"]
 
 _PAIR = ("prompt", "completion")
 _TABLES_ONLY_NESTED = (".csv", ".tsv")

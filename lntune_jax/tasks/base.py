@@ -42,7 +42,18 @@ LOSS = Metric("loss", "evaluation loss", higher_is_better=False)
 
 
 class Evaluator(Protocol):
-    """Compiled programs that measure leaves on rows."""
+    """Compiled programs that measure leaves on rows.
+
+    Example:
+        >>> import jax.numpy as jnp, lntune_jax as lnt
+        >>> task = FunctionTask(
+        ...     {"norm": {"scale": jnp.ones(2)}}, lnt.LNTuningConfig(), lambda params, batch: 0.0,
+        ...     lambda step: None, evaluate=lambda params: {"loss": params["norm"]["scale"].sum()},
+        ... )
+        >>> evaluator = task.evaluator(8)
+        >>> evaluator(*lnt.partition_params(task.params, task.config))
+        {'loss': 2.0}
+    """
 
     @property
     def compilations(self) -> int:
@@ -58,6 +69,11 @@ class Task(Protocol):
     """What is trained, on what, and how it is measured.
 
     A task's file says all that is its own; the trainer and the command line know no task by name.
+
+    Example:
+        >>> from lntune_jax.tasks import CausalLM, FunctionTask, TextClassification
+        >>> [hasattr(kind, "planner") for kind in (CausalLM, FunctionTask, TextClassification)]
+        [True, True, True]
     """
 
     @property
@@ -287,6 +303,13 @@ class ModelTask:
         mesh: The devices that share a batch, or `None` for one device.
         seed: The seed with which the model's new leaves were drawn.
         unit: What `list_rows` counts: rows of the data file, or its lines.
+
+    Example:
+        >>> from types import SimpleNamespace as Space
+        >>> rows = Space(tokens=[[1, 2], [3]])
+        >>> task = ModelTask(Space(params={}, name_map=None), None, rows, None, (8,), 0, {})
+        >>> task.training_rows, task.evaluation_rows, task.epoch_steps(batch_size=2)
+        (2, 0, 1)
     """
 
     model: Any

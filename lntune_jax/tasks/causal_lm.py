@@ -48,7 +48,12 @@ class Record:
 
 @dataclass(frozen=True)
 class CausalLM(ModelTask):
-    """A language model to train; see `tasks.Task` and `tasks.ModelTask`."""
+    """A language model to train; see `tasks.Task` and `tasks.ModelTask`.
+
+    Example:
+        >>> [metric.name for metric in CausalLM.metrics], CausalLM.evaluates_first
+        (['perplexity'], True)
+    """
 
     training: LanguageRows
     evaluation: LanguageRows | None

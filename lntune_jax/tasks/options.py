@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..data.columns import Columns
-from ..data.documents import DataForm
+from ..data.columns import Columns, DataForm
 
 ComputeType = Literal["float32", "bfloat16"]
 Quantize = Literal["int8", "int4", "nf4", "fp8"]
@@ -20,7 +19,12 @@ Remat = Literal["none", "dots_saveable", "dots_with_no_batch_dims_saveable", "fu
 
 @dataclass(frozen=True)
 class Language:
-    """Only for --task causal_lm."""
+    """Only for --task causal_lm.
+
+    Example:
+        >>> Language(form="messages").no_packing
+        False
+    """
 
     form: DataForm = "auto"
     """What a row is: a text, a prompt and its completion, or a chat; auto tells by the columns."""
@@ -30,7 +34,12 @@ class Language:
 
 @dataclass(frozen=True)
 class Targets:
-    """Which weights train."""
+    """Which weights train.
+
+    Example:
+        >>> Targets(save_modules=("classifier",)).targets
+        ()
+    """
 
     targets: tuple[str, ...] = ()
     """Norm modules to train: ends of module paths, or regular expressions; none: no norm at all,
@@ -43,7 +52,12 @@ class Targets:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How text reaches the model."""
+    """How text reaches the model.
+
+    Example:
+        >>> Encoding(dtype="bfloat16").buckets
+        4
+    """
 
     max_length: int | None = None
     """Tokens in a row at most; longer texts are cut (causal_lm: split into several rows)."""
@@ -72,6 +86,10 @@ class TaskOptions:
         more_data: Tables beside it, each for adapters of its own.
         batch_size: Rows a step; on a mesh the devices share them.
         seed: Seed of the new head, and of the rows that are held out.
+
+    Example:
+        >>> TaskOptions("owner/name", Path("reviews.csv"), batch_size=8).columns.text_column
+        'text'
     """
 
     model: str

@@ -53,7 +53,12 @@ class Record:
 
 @dataclass(frozen=True)
 class TextClassification(ModelTask):
-    """A classifier of texts to train; see `tasks.Task` and `tasks.ModelTask`."""
+    """A classifier of texts to train; see `tasks.Task` and `tasks.ModelTask`.
+
+    Example:
+        >>> [metric.name for metric in TextClassification.metrics], TextClassification.learning_rate
+        (['accuracy', 'macro_f1'], 0.005)
+    """
 
     training: Rows
     evaluation: Rows | None

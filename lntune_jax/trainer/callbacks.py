@@ -27,6 +27,10 @@ class RunInfo(NamedTuple):
         trials: The adapters' names; `None` for an adapter that trains alone.
         metrics: What an evaluation gives beside the loss.
         settings: How it trains, as plain values.
+
+    Example:
+        >>> RunInfo("training", 9, 3, resumed=True, trials=[None], metrics=(), settings={}).kept
+        3
     """
 
     title: str
@@ -90,7 +94,17 @@ def begun(callbacks: Sequence[Callback], run: RunInfo) -> Iterator[None]:
 
 
 class JsonLines(Callback):
-    """One JSON line a step, and one an evaluation, in a file."""
+    """One JSON line a step, and one an evaluation, in a file.
+
+    Example:
+        >>> import tempfile
+        >>> lines = JsonLines(Path(tempfile.mkdtemp()) / "metrics.jsonl")
+        >>> lines.begin(RunInfo("training", 9, 0, False, [None], (), {}))
+        >>> lines.stepped(1, {"loss": 0.5})
+        >>> lines.end()
+        >>> read_metrics(lines.path)
+        [{'split': 'train', 'step': 1, 'loss': 0.5}]
+    """
 
     def __init__(self, path: Path):
         """Write to this file; a resumed run drops the lines that it will write again."""
@@ -126,7 +140,17 @@ class JsonLines(Callback):
 
 
 class TensorBoard(Callback):
-    """Event files for TensorBoard; needs tensorboardX."""
+    """Event files for TensorBoard; needs tensorboardX.
+
+    Example:
+        >>> import tempfile
+        >>> board = TensorBoard(Path(tempfile.mkdtemp()))
+        >>> board.begin(RunInfo("training", 9, 0, False, [None], (), {}))
+        >>> board.evaluated(1, {"loss": 0.5})
+        >>> board.end()
+        >>> len(list(board.directory.glob("events*")))
+        1
+    """
 
     def __init__(self, directory: Path):
         """Write below this directory."""
@@ -173,6 +197,10 @@ def read_metrics(lines: Path, trial: str | None = None) -> list[dict[str, Any]]:
     """The lines of a metrics file, or those of one trial; empty if there is none.
 
     A last line that a killed run left half written is skipped.
+
+    Example:
+        >>> read_metrics(Path("/no/such/metrics.jsonl"))
+        []
     """
     if not lines.exists():
         return []

@@ -13,8 +13,9 @@ from ..tasks.base import Task
 from .callbacks import Callback, JsonLines
 from .history import Evaluation, History
 from .loop import Outcome, run_loop
-from .recipe import Recipe, Trial, metric_of, share_steps
+from .recipe import Recipe, Trial
 from .run import RunFiles, check_run, finish_run, start_run
+from .schedules import metric_of, share_steps
 from .stopping import Stops
 
 
@@ -29,6 +30,13 @@ class Result:
         step: The last step done.
         finished: Whether the run came to its end; `False` where `stops` or SIGTERM ended it.
         diverged: The step at which the loss was no number, in a run of many; else `None`.
+
+    Example:
+        >>> import numpy as np, lntune_jax as lnt
+        >>> adapter = lnt.Adapter({"norm.scale": np.ones(2)}, lnt.LNTuningConfig(), None)
+        >>> trainable, config = Result(adapter, (), {"loss": 0.5}, step=3, finished=True).adapter
+        >>> list(trainable)
+        ['norm.scale']
     """
 
     adapter: Adapter
@@ -132,11 +140,10 @@ def fit_many(
         ...     lambda params, batch: jnp.mean((params["norm"]["scale"] - batch) ** 2),
         ...     lambda step: jnp.float32(2), steps_per_epoch=9,
         ... )
-        >>> recipe = trainer.Recipe(epochs=1)
         >>> slow, fast = (trainer.Recipe(epochs=1, learning_rate=rate) for rate in (1e-3, 1e-1))
         >>> results = trainer.fit_many(task, {"slow": slow, "fast": fast})
-        >>> [float(each.adapter.trainable["norm.scale"][0].round(2)) for each in results.values()]
-        [1.0, 1.48]
+        >>> [f"{each.adapter.trainable['norm.scale'][0]:.2f}" for each in results.values()]
+        ['1.00', '1.44']
     """
     every = list(tasks) if isinstance(tasks, Sequence) else [tasks]
     named = recipes if isinstance(recipes, Mapping) else {str(n): r for n, r in enumerate(recipes)}

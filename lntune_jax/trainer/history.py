@@ -22,6 +22,10 @@ class Evaluation:
     Attributes:
         step: Steps done.
         figures: By name; `loss` is always there.
+
+    Example:
+        >>> Evaluation(4, {"loss": 0.5, "accuracy": 0.75}).loss
+        0.5
     """
 
     step: int

@@ -27,9 +27,9 @@ from ..training.state import TrainState
 from .callbacks import Callback, RunInfo, begun
 from .history import Evaluation, History, Records
 from .nonfinite import find_checkpoint
-from .recipe import (
-    Recipe,
-    Trial,
+from .recipe import Recipe, Trial
+from .recorder import Recorder
+from .schedules import (
     list_learning_rates,
     make_many_optimizer,
     make_optimizer,
@@ -37,7 +37,6 @@ from .recipe import (
     peak_learning_rate,
     total_steps,
 )
-from .recorder import Recorder
 from .stopping import Stops, Watch, heed_sigterm
 
 

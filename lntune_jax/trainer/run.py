@@ -20,7 +20,8 @@ from ..storage.sealed import read_json
 from ..tasks.base import Task
 from .history import Evaluation
 from .loop import Outcome
-from .recipe import Recipe, metric_of, total_steps
+from .recipe import Recipe
+from .schedules import metric_of, total_steps
 
 
 @dataclass(frozen=True)

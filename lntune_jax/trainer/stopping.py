@@ -21,12 +21,16 @@ class TerminatedError(Exception):
 
 @dataclass(frozen=True)
 class Stops:
-    """What the flags say; nothing of it changes the run's result.
+    """When a call saves and ends; nothing of it changes the run's result.
 
     Attributes:
         after_steps: End the call after so many steps, with a checkpoint.
         save_every: Save a checkpoint after every so many steps, besides evaluations.
         save_minutes: Save one after so many minutes without.
+
+    Example:
+        >>> Stops(after_steps=100).save_every is None
+        True
     """
 
     after_steps: int | None = None

@@ -7,11 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..tasks.base import Task
 from .recipe import Recipe, Trial
+
+if TYPE_CHECKING:
+    from ..tasks.base import Task
 
 # What may differ between adapters that share a compiled step: numbers that it takes as values.
 SWEPT = ("learning_rate", "head_learning_rate", "weight_decay")

@@ -74,7 +74,7 @@ def test_what_is_written_repeats_the_settings(tmp_path, monkeypatch):
     again = _parse("train", ["--config", "run.yaml"])
     write_config(tmp_path / "again.yaml", again)
     assert yaml.safe_load((tmp_path / "again.yaml").read_text()) == content
-    assert (again.recipe, again.selection) == (settings.recipe, settings.selection)
+    assert (again.recipe, again.targets) == (settings.recipe, settings.targets)
 
 
 def test_a_run_is_repeated_from_the_file_that_it_wrote(run, table, tmp_path, model_directory):

@@ -63,7 +63,7 @@ def test_the_run_stops_and_names_step_rows_and_checkpoint(run, words, spoil, tmp
     # As it says: the run goes on from there, and every other step is learnt from.
     code, _, complaint = run(*words, "--output", output, "--resume", "--on-nan", "skip")
     assert (code, complaint) == (0, "")
-    assert "is nan (rows " in run.notes
+    assert "is nan (lines " in run.notes
     lines = [line for line in read_metrics(output / "metrics.jsonl") if line["split"] == "train"]
     assert [line["step"] for line in lines] == list(range(1, 11))
     skipped = [line["step"] for line in lines if line.get("skipped")]

@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from lntune_jax.cli.trained_options import EvaluateSettings, Trained
-from lntune_jax.cli.transfer_options import CompareSettings
 
 from lntune_jax import LNTuningError
 from lntune_jax.cli.checks import check_settings
-from lntune_jax.cli.options import TrainSettings
+from lntune_jax.cli.options import CompareSettings, EvaluateSettings, Trained, TrainSettings
 from lntune_jax.cli.output import check_output
 
 

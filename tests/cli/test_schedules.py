@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from lntune_jax.trainer.recipe import Recipe, learning_rate_schedule
+from lntune_jax.trainer.recipe import Recipe
+from lntune_jax.trainer.schedules import learning_rate_schedule
 
 
 @pytest.mark.parametrize(("name", "end"), [("linear", 0.0), ("cosine", 0.0), ("constant", 2.0)])

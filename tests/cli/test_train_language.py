@@ -348,7 +348,7 @@ def test_a_run_that_made_nothing_better_says_so(run, decoder, texts, tmp_path):
     assert "warning: no evaluation was better than the untouched base" in complaint
     assert "lower the learning rate, or train longer" in complaint
     assert complaint.count("\n") == 1
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["best_step"] == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["best"]["step"] == 0
 
 
 @pytest.mark.parametrize("form", ["text", "messages"])
@@ -365,8 +365,8 @@ def test_the_summary_says_how_to_use_the_adapter(run, decoder, texts, tmp_path, 
     said = said[said.index("generate") : said.index("...")]
     assert said == [
         "generate",
-        "--adapter",
-        "out/adapter",
+        "--run",
+        "out",
         *["--chat"] * (form == "messages"),
         "--prompt",
     ]

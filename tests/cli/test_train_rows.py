@@ -23,8 +23,8 @@ def test_bad_rows_stop_a_run_or_are_left_out(run, words, table, tmp_path):
     assert code == 0
     assert "3 bad rows" in complaint
     assert "60 rows are left" in complaint
-    assert "labels: neg, pos" in printed
-    assert "54 to train on, 6 to evaluate on" in printed
+    assert "labels: neg, pos" in run.notes
+    assert "54 to train on, 6 to evaluate on" in run.notes
     evaluate = ("evaluate", "--run", tmp_path / "out", "--data", data)
     assert run(*evaluate)[0] == 2
     code, printed, _ = run(*evaluate, "--skip-bad-rows")
@@ -33,9 +33,9 @@ def test_bad_rows_stop_a_run_or_are_left_out(run, words, table, tmp_path):
 
 
 def test_at_most_so_many_rows_train(run, words, table):
-    code, printed, _ = run(*words, "--data", table, "--max-train-rows", 20)
+    code, _, _ = run(*words, "--data", table, "--max-train-rows", 20)
     assert code == 0
-    assert "20 to train on, 6 to evaluate on" in printed
+    assert "20 to train on, 6 to evaluate on" in run.notes
     code, _, complaint = run(*words, "--data", table, "--max-train-rows", 0)
     assert code == 2
     assert "--max-train-rows is 0" in complaint
@@ -46,10 +46,10 @@ def test_at_most_so_many_documents_train(run, tmp_path):
     data.write_text("text\n" + "".join(f"w{row} w1 w2\n" for row in range(40)))
     decoder = make_decoder(tmp_path / "decoder")
     words = ("train", "--model", decoder, "--data", data, "--output", tmp_path / "out", *FLAGS)
-    code, printed, complaint = run(*words, "--max-steps", 1, "--max-train-rows", 10)
+    code, _, complaint = run(*words, "--max-steps", 1, "--max-train-rows", 10)
     assert code == 0, complaint
-    assert "to train on: 10 documents" in printed
-    assert "to evaluate on: 4 documents" in printed
+    assert "to train on: 10 documents" in run.notes
+    assert "to evaluate on: 4 documents" in run.notes
 
 
 def test_flags_of_datasets_need_one(run, words, table):
