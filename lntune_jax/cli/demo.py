@@ -53,7 +53,7 @@ class Job:
         kind: The task's module.
         measure: Test figures of leaves: `measure(task, leaves, frozen, rows)` gives a number, and
             an array that must be the same after a restore.
-        describe: Words for that number.
+        describe: Words for that number, before and after.
         prefix: Of the runs' directories.
     """
 
@@ -63,7 +63,7 @@ class Job:
     data: Sequence[Any]
     kind: Any
     measure: Callable[..., tuple[float, np.ndarray]]
-    describe: Callable[[float], str]
+    describe: Callable[[float, float], str]
     prefix: str = ""
 
 
@@ -174,7 +174,7 @@ def _classifier(settings: DemoSettings, console: Console) -> Job:
         data,
         text_classification,
         measure,
-        lambda value: f"test accuracy {value:.4f}",
+        lambda before, after: f"test accuracy {after:.4f}",
     )
 
 
@@ -221,7 +221,7 @@ def _language(settings: DemoSettings, console: Console) -> Job:
         [(training, validation), (test, test)],
         causal_lm,
         measure,
-        lambda value: f"test perplexity {value:.2f}",
+        lambda before, after: f"test perplexity {before:.2f} -> {after:.2f}",
         "causal-lm-",
     )
 
@@ -255,7 +255,7 @@ def _train(job: Job, method: Method, seed: int, output: Path, console: Console) 
     shutil.rmtree(files.checkpoints)
     after, values = job.measure(task, result.adapter.trainable, frozen, rows)
     summary = load_summary(files)
-    told = f"{job.describe(after)} (before: {before:.4g}) after {duration(summary.seconds)}"
+    told = f"{job.describe(before, after)} after {duration(summary.seconds)}"
     say(console, f"{method.name}: {told}, {summary.compilations} programs compiled")
     fitted = Fitted(start, result.adapter.trainable, History(result.history))
     return Outcome(task, fitted, summary, files, before, after, values)
