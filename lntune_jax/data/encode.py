@@ -12,8 +12,12 @@ from ..errors import ModelError
 from .share import share_rows
 
 
-def load_tokenizer(model: str) -> Any:
+def load_tokenizer(model: str, **options: Any) -> Any:
     """The tokenizer of a model directory, a GGUF file or a hub id.
+
+    Args:
+        model: Where it is.
+        options: What it is made with in place of what its files say.
 
     Raises:
         ModelError: If there is none that can be read.
@@ -26,7 +30,7 @@ def load_tokenizer(model: str) -> Any:
     if found is not None:
         return tokenizer_from_gguf(found)
     try:
-        return AutoTokenizer.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(model, **options)
     # A damaged file surfaces as whatever the parser underneath raises, plain Exception included.
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
