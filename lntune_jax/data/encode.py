@@ -12,12 +12,8 @@ from ..errors import ModelError
 from .share import share_rows
 
 
-def load_tokenizer(model: str, **options: Any) -> Any:
+def load_tokenizer(model: str) -> Any:
     """The tokenizer of a model directory, a GGUF file or a hub id.
-
-    Args:
-        model: Where it is.
-        options: What it is made with in place of what its files say.
 
     Raises:
         ModelError: If there is none that can be read.
@@ -30,7 +26,7 @@ def load_tokenizer(model: str, **options: Any) -> Any:
     if found is not None:
         return tokenizer_from_gguf(found)
     try:
-        return AutoTokenizer.from_pretrained(model, **options)
+        return AutoTokenizer.from_pretrained(model)
     # A damaged file surfaces as whatever the parser underneath raises, plain Exception included.
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)

@@ -46,7 +46,7 @@ def encode_sentences(
     A word that becomes no piece, as a blank, begins at none.
 
     Args:
-        tokenizer: From `load_tokenizer`, with `add_prefix_space=True`.
+        tokenizer: From `load_tokenizer`.
         sentences: The words of each.
         max_length: Longer rows are cut to this many tokens.
         vocabulary: How many token ids the model has.
@@ -63,7 +63,7 @@ def encode_sentences(
         )
 
     def make(numbers: Sequence[int]) -> list[np.ndarray]:
-        own = [list(sentences[number]) for number in numbers]
+        own = [[_with_blank(word) for word in sentences[number]] for number in numbers]
         if not own:
             return []
         found = tokenizer(own, is_split_into_words=True, truncation=True, max_length=max_length)
@@ -75,6 +75,11 @@ def encode_sentences(
         encoded.append(EncodedSentence(tokens, firsts, int(row[0])))
     check_vocabulary([each.tokens for each in encoded], vocabulary)
     return encoded
+
+
+def _with_blank(word: str) -> str:
+    """A word as it stands in a text: byte-level tokenizers have other pieces for one without."""
+    return f" {word}" if word.strip() else ""
 
 
 def _join(encoding: Any, padding: int) -> np.ndarray:
@@ -114,7 +119,7 @@ def make_rows(
     """Rows whose labels stand at the first pieces of words.
 
     Args:
-        tokenizer: From `load_tokenizer`, with `add_prefix_space=True`.
+        tokenizer: From `load_tokenizer`.
         table: Words and labels.
         names: The known labels, by class number.
         limit: Tokens in a row at most.

@@ -175,7 +175,7 @@ def prepare(
 
     check_batch_sizes(mesh, batch_size=options.batch_size)
     names, encoding = data[0].names, options.encoding
-    tokenizer = load_tokenizer(options.model, add_prefix_space=True)
+    tokenizer = load_tokenizer(options.model)
     model = load_classifier(
         options.model, encoding, labels=len(names), seed=options.seed, mesh=mesh, task="TOKEN_CLS"
     )
@@ -429,7 +429,7 @@ def predict_described(described: Any, settings: Any) -> Iterator[dict[str, Any]]
 def _load(described: Any) -> tuple[Any, Any, int]:
     """The tokenizer, the base, and how many tokens a row has at most."""
     record: Record = described.task
-    tokenizer = load_tokenizer(described.model, add_prefix_space=True)
+    tokenizer = load_tokenizer(described.model)
     encoding = Encoding(dtype=record.dtype, quantize=described.quantize)
     count = len(record.labels)
     model = load_classifier(

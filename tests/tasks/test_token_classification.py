@@ -177,7 +177,7 @@ def test_the_first_piece_of_a_word_has_its_label(model_directory, tmp_path):
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((model_directory / name).read_bytes())
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ngood\n##ly\nbad\n")
-    tokenizer = load_tokenizer(str(tmp_path), add_prefix_space=True)
+    tokenizer = load_tokenizer(str(tmp_path))
     words = ["goodly", "\u200b", "bad", "goodly", "bad"]
     whole, cut = (encode_sentences(tokenizer, [words], limit, 8)[0] for limit in (20, 6))
     assert whole.tokens.tolist() == [2, 5, 6, 7, 5, 6, 7, 3]
@@ -187,6 +187,27 @@ def test_the_first_piece_of_a_word_has_its_label(model_directory, tmp_path):
     told = " ".join(describe_losses([cut], [5], 6))
     assert "1 row is longer than 6 tokens and cut: 1 of 5 words are lost" in told
     assert "1 word becomes no piece" in told
+
+
+@pytest.mark.parametrize("kind", ["RobertaTokenizer", "PreTrainedTokenizerFast", "metaspace"])
+def test_pieces_are_those_of_words_in_a_text(tmp_path, kind):
+    """Of byte-level tokenizers a word without a blank before it has other pieces."""
+    from tokenizers import ByteLevelBPETokenizer, SentencePieceBPETokenizer
+
+    made = SentencePieceBPETokenizer() if kind == "metaspace" else ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    made.train_from_iterator(["x good bad x good bad"] * 9, 300, 1, special_tokens=special)
+    made.save(str(tmp_path / "tokenizer.json"))
+    name = "PreTrainedTokenizerFast" if kind == "metaspace" else kind
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    (tmp_path / "config.json").write_text('{"model_type": "roberta"}')
+    tokenizer = load_tokenizer(str(tmp_path))
+    found = encode_sentences(tokenizer, [["good", "bad"]], 20, 400)[0]
+    in_text = tokenizer(" x good bad", add_special_tokens=False)["input_ids"][1:]
+    assert found.tokens[found.firsts != IGNORED].tolist() == in_text
+    assert len(in_text) == 2
+    # An empty word has no piece.
+    assert encode_sentences(tokenizer, [["", "bad"]], 20, 400)[0].firsts.max() == 1
 
 
 def test_train_evaluate_predict(run, trained, sentences, tmp_path):
