@@ -39,7 +39,7 @@ def run(settings: MergeSettings) -> None:
         labels=settings.labels or None,
         name_map=settings.name_map,
     )
-    if found.kind == OURS and found.pooling is None and _holds_classifier(merged):
+    if found.kind == OURS and found.pooling is None and _holds_pooled(merged):
         warn(
             f"the adapter {found.directory} does not say how its classifier pools: the checkpoint "
             "is right if it reads what transformers' classifiers read, and not the mean over "
@@ -49,8 +49,10 @@ def run(settings: MergeSettings) -> None:
     _show(console, model, merged)
 
 
-def _holds_classifier(merged: MergedCheckpoint) -> bool:
-    return any(name.partition(".")[0] in ("classifier", "score") for name in merged.tuned)
+def _holds_pooled(merged: MergedCheckpoint) -> bool:
+    # One that labels tokens does not pool.
+    pools = not (merged.architecture or "").endswith("ForTokenClassification")
+    return pools and any(name.partition(".")[0] in ("classifier", "score") for name in merged.tuned)
 
 
 def _show(console: Console, model: str, merged: MergedCheckpoint) -> None:

@@ -24,7 +24,8 @@ from ..trainer.recipe import Recipe, Schedule
 from ..trainer.sweep import Grid
 from .flags import Shown, also, shown
 
-TrainTask = Literal["seq_cls", "causal_lm"]
+TrainTask = Literal["seq_cls", "token_cls", "causal_lm"]
+DemoTask = Literal["seq_cls", "causal_lm"]
 InspectTask = Literal["auto", "seq_cls", "causal_lm", "none"]
 ConvertTask = Literal["seq_cls", "token_cls", "masked_lm", "causal_lm", "none"]
 LeafNames = Literal["auto", "flax", "torch"]
@@ -90,7 +91,7 @@ class RecipeFlags(Recipe):
     eval_every: Annotated[int | None, shown("each epoch", "STEPS", "--eval-steps")] = None
     best_by: Annotated[
         str | None,
-        shown("accuracy; perplexity for causal_lm", "METRIC", "--metric-for-best-model"),
+        shown("the first shown", "METRIC", "--metric-for-best-model"),
     ] = None
     patience: Annotated[int | None, shown("off", "INT", "--early-stopping-patience")] = None
     gradient_accumulation: Annotated[int, also("--gradient-accumulation-steps")] = 1
@@ -177,7 +178,8 @@ class InspectSettings:
 class TrainSettings:
     """Train the norms of a pretrained model: a text classifier, or a language model.
 
-    A classifier gets a new head, which trains too; a language model is --task causal_lm.
+    A classifier gets a new head, which trains too; one of words, for named entities, is
+    --task token_cls, a language model --task causal_lm.
     The output directory receives the adapter, metrics, checkpoints and a figure.
     """
 
@@ -185,11 +187,12 @@ class TrainSettings:
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
     data: Annotated[Path, also("--train-file", "--dataset", metavar="FILE")]
     """Table of texts and labels: .csv, .tsv, .jsonl or .parquet, or a dataset, owner/name; for
-    causal_lm also .txt, or columns prompt and completion, or messages."""
+    causal_lm also .txt, or columns prompt and completion, or messages; for token_cls lists of
+    words and labels, or CoNLL text (.conll, .txt)."""
     output: Annotated[Path, also(*_OUTPUT, metavar="DIR")]
     """Directory that receives the run."""
     task: TrainTask = "seq_cls"
-    """What is trained: a classifier of texts, or a causal language model."""
+    """What is trained: a classifier of texts or of words, or a causal language model."""
     config: Annotated[Path | None, shown("none", "FILE")] = None
     """A .yaml file of these flags, as each run writes one; flags on the command line win."""
     dry_run: bool = False
@@ -410,7 +413,7 @@ class DemoSettings:
     The adapter is saved, restored into a fresh base, and predictions compared.
     """
 
-    task: TrainTask = "seq_cls"
+    task: DemoTask = "seq_cls"
     """What is trained: a classifier of texts, or a causal language model."""
     output: Annotated[Path, also(*_OUTPUT)] = Path("demo-output")
     """Directory that receives the runs and the figure; an earlier demo there is replaced."""

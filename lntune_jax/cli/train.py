@@ -176,6 +176,8 @@ def _check_flags(settings: TrainSettings) -> None:
         raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
     if settings.sweep.adapters_at_once is not None and not is_asked(settings.sweep):
         raise ConfigError("--adapters-at-once goes with --sweep or --seeds; here is one adapter")
+    if settings.task == "token_cls" and settings.encoding.pooling != "default":
+        raise ConfigError("--pooling goes with --task seq_cls; a label for each word is not pooled")
     if settings.task != "causal_lm":
         if settings.language.no_packing or settings.language.form != "auto":
             raise ConfigError("--no-packing and --form go with --task causal_lm")

@@ -114,7 +114,15 @@ def read_dataset(path: Path, wanted: Sequence[str], flag: str, split: str) -> Ra
 
 def _name_classes(values: list[Any], feature: Any) -> list[Any]:
     """Class numbers as names, where the dataset has them; -1 stands for no label."""
+    # Of a list of class labels, the feature of its entries has them.
+    feature = feature if hasattr(feature, "names") else getattr(feature, "feature", None)
     names = getattr(feature, "names", None)
     if names is None:
         return values
-    return [None if value in (None, -1) else names[value] for value in values]
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(each) for each in value]
+        return None if value in (None, -1) else names[value]
+
+    return [name(value) for value in values]

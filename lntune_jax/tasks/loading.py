@@ -12,7 +12,13 @@ from .options import Encoding, Targets
 
 
 def load_classifier(
-    model: str, encoding: Encoding, *, labels: int, seed: int, mesh: Any = None
+    model: str,
+    encoding: Encoding,
+    *,
+    labels: int,
+    seed: int,
+    mesh: Any = None,
+    task: str = "SEQ_CLS",
 ) -> Any:
     """Load a pretrained model with a classification head.
 
@@ -22,6 +28,7 @@ def load_classifier(
         labels: Classes of the head.
         seed: Seed of the weights that the checkpoint lacks.
         mesh: The devices of the run, or `None` for one device.
+        task: What is classified: texts, or tokens (`TOKEN_CLS`).
 
     Returns:
         A model of `lntune_jax.models`.
@@ -37,7 +44,7 @@ def load_classifier(
             model,
             encoding,
             mesh,
-            {"task": "SEQ_CLS", "num_labels": labels, "pooling": pooling, "seed": seed},
+            {"task": task, "num_labels": labels, "pooling": pooling, "seed": seed},
         )
 
 

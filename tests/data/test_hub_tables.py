@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
 
 import pytest
 
@@ -12,6 +12,7 @@ from lntune_jax import LNTuningError
 from lntune_jax.cli.options import Columns
 from lntune_jax.data.documents import read_documents
 from lntune_jax.data.hub_tables import choose_evaluation
+from lntune_jax.data.sentences import read_sentences
 from lntune_jax.data.tables import read_table
 
 HUB = Path("owner/reviews")
@@ -53,6 +54,25 @@ def hub(monkeypatch):
 
     module.get_dataset_split_names, module.load_dataset = names, load
     monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+@pytest.mark.usefixtures("hub")
+def test_lists_of_labels_have_their_names(monkeypatch):
+    """As the words of conll2003 have."""
+    names = SimpleNamespace(feature=SimpleNamespace(names=["O", "B-PER"]))
+
+    class Words(Split):
+        column_names = ("tokens", "ner_tags")
+        features = MappingProxyType({"tokens": object(), "ner_tags": names})
+
+        def __init__(self):
+            self._columns = {"tokens": [["Ada", "sings"]], "ner_tags": [[1, 0]]}
+
+        def __len__(self):
+            return 1
+
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda path, split: Words())
+    assert read_sentences(HUB, split="train").labels == (("B-PER", "O"),)
 
 
 @pytest.mark.usefixtures("hub")
