@@ -35,7 +35,7 @@ from ..trainer.stopping import Stops, TerminatedError
 from ..trainer.sweep import check_effect, is_asked, list_trials
 from .config_file import write_config
 from .console import ProgressCallback, duration, make_console, make_notes, say, short_path
-from .distributed import check_shared, joined, own_files, wait_for_all
+from .distributed import check_shared, describe_devices, joined, own_files, wait_for_all
 from .figures import Curves, draw_figure
 from .movement import movements_of
 from .options import TrainSettings
@@ -101,6 +101,9 @@ def _run(
         # Another process may have come here first, and left again.
         check_run(shared, described, resume=settings.resume, overwrite=settings.overwrite)
     say(notes, f"reading {settings.model}")
+    unused = describe_devices(mesh)
+    if unused is not None:
+        say(notes, unused)
     tasks = kind.prepare(options, data, lambda line: say(notes, line), mesh)
     trials = (Trial(None, {}, recipe),)
     if is_asked(settings.sweep):
