@@ -35,17 +35,19 @@ _CURE = "start all processes again, with --resume"
 
 @contextlib.contextmanager
 def joined(settings: Processes) -> Iterator[Any]:
-    """Join the other processes and give the mesh of all their devices; `None` without any.
+    """Join the other processes and give the mesh of all their devices.
 
-    An error ends the process at once, with a message: at its ordinary end it would wait for the
-    others, which wait for it.
+    A process alone gives the mesh of --mesh over its own devices, or `None`. With others, an error
+    ends the process at once, with a message: at its ordinary end it would wait for the others,
+    which wait for it.
 
     Raises:
         ConfigError: The flags do not go together, or no coordinator is found.
     """
     if not settings.distributed:
         _refuse_lone_flags(settings)
-        yield None
+        sizes = parse_mesh(settings.mesh)
+        yield _make_mesh(sizes) if sizes else None
         return
     sizes = parse_mesh(settings.mesh)
     _initialize(settings)
@@ -115,9 +117,8 @@ def check_shared(files: RunFiles, settings: Mapping[str, Any]) -> None:
 
 
 def _refuse_lone_flags(settings: Processes) -> None:
-    given = ("coordinator", "num_processes", "process_id", "mesh")
-    for name in given:
-        if getattr(settings, name) not in (None, ""):
+    for name in ("coordinator", "num_processes", "process_id"):
+        if getattr(settings, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')} goes with --distributed")
 
 
@@ -158,14 +159,36 @@ def _make_mesh(sizes: dict[str, int]) -> Any:
     from ..models.estimating import check_mesh
 
     sizes = check_mesh(sizes) or {"data": jax.device_count()}
-    count = math.prod(sizes.values())
-    if count != jax.device_count():
+    count, devices = math.prod(sizes.values()), jax.devices()
+    if jax.process_count() > 1 and count != len(devices):
         raise ConfigError(
             f"--mesh has {count} devices, and the {jax.process_count()} processes have "
-            f"{jax.device_count()}: every device must be on the mesh"
+            f"{len(devices)}: every device must be on the mesh"
+        )
+    if count > len(devices):
+        raise ConfigError(
+            f"--mesh has {count} devices, and JAX finds {len(devices)} here; give smaller sizes, "
+            "or --distributed where the devices belong to several processes"
         )
     kinds = (jax.sharding.AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds)
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices[:count]
+    )
+
+
+def describe_devices(mesh: Any) -> str | None:
+    """A line about devices that are here and not used; `None` where all are.
+
+    Example:
+        >>> describe_devices(None)
+    """
+    import jax
+
+    found = jax.device_count()
+    used = 1 if mesh is None else mesh.size
+    if used == found:
+        return None
+    return f"training uses {used} of {found} devices; --mesh data={found} divides batches over all"
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Processes:
-    """One run in several processes, each with devices of its own."""
+    """One run on several devices, of this process or of several."""
 
     distributed: bool = False
     """Join the other processes of the run: each is started with the same command."""
@@ -145,8 +145,9 @@ class Processes:
     """How many there are; else $JAX_NUM_PROCESSES."""
     process_id: Annotated[int | None, shown("found by the launcher", "INT")] = None
     """Which of them this is, from 0; else $JAX_PROCESS_ID."""
-    mesh: Annotated[str, shown("data=DEVICES", "AXIS=SIZE,...")] = ""
-    """All devices along the axes data, fsdp and tensor, for example data=2,fsdp=4."""
+    mesh: Annotated[str, shown("one device; all if distributed", "AXIS=SIZE,...")] = ""
+    """Devices along the axes data, fsdp and tensor, for example data=2,fsdp=4: a batch is divided
+    over data and fsdp, the weights over fsdp and tensor."""
     heartbeat_seconds: int = 100
     """A process that is not heard of for so long counts as lost, and the run ends."""
 

@@ -6,6 +6,7 @@ goes on are the trainer's.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
@@ -21,13 +22,13 @@ from ..tasks.loading import check_model_directory, model_location
 from ..trainer.callbacks import JsonLines, TensorBoard, read_metrics
 from ..trainer.loop import Fitted, run_loop
 from ..trainer.recipe import Trial
-from ..trainer.run import RunFiles, Summary, check_run, finish_run, load_summary, start_run
+from ..trainer.run import RunFiles, Summary, check_run, finish_run, load_summary, locked, start_run
 from ..trainer.schedules import check_best_by, metric_of, total_steps
 from ..trainer.stopping import Stops, TerminatedError
 from ..trainer.sweep import check_effect, is_asked, list_trials
 from .config_file import write_config
 from .console import ProgressCallback, duration, make_console, make_notes, say, short_path
-from .distributed import check_shared, joined, own_files, wait_for_all
+from .distributed import check_shared, describe_devices, joined, own_files, wait_for_all
 from .dry_run import describe_run
 from .figures import Curves, draw_figure
 from .movement import movements_of
@@ -55,11 +56,21 @@ def run(settings: TrainSettings) -> None:
                 "clock of its own; give --checkpoint-every"
             )
     shared = RunFiles.at(settings.output)
-    with joined(settings.processes) as mesh, own_files(shared, mesh) as files:
-        _run(settings, shared, files, mesh)
+    with (
+        joined(settings.processes) as mesh,
+        own_files(shared, mesh) as files,
+        contextlib.ExitStack() as stack,
+    ):
+        _run(settings, shared, files, mesh, stack)
 
 
-def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) -> None:
+def _run(
+    settings: TrainSettings,
+    shared: RunFiles,
+    files: RunFiles,
+    mesh: Any,
+    stack: contextlib.ExitStack,
+) -> None:
     console, notes, kind = make_console(), make_notes(), TASKS[settings.task]
     console.quiet = notes.quiet = files is not shared
     check_model_directory(settings.model)
@@ -79,7 +90,16 @@ def _run(settings: TrainSettings, shared: RunFiles, files: RunFiles, mesh: Any) 
             show_sweep(shared, console)
         _show(console, settings, load_summary(shared), shared)
         return
+    if (
+        files is shared and not settings.dry_run
+    ):  # Of several processes the first one holds it for all.
+        stack.enter_context(locked(shared))
+        # Another process may have come here first, and left again.
+        grows = check_run(shared, described, resume=settings.resume, overwrite=settings.overwrite)
     say(notes, f"reading {settings.model}")
+    unused = describe_devices(mesh)
+    if unused is not None:
+        say(notes, unused)
     tasks = kind.prepare(options, data, lambda line: say(notes, line), mesh)
     if settings.dry_run:
         describe_run(tasks[0], settings, console)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import jax
 
 from ..adapters import Adapter
 from ..errors import ConfigError
@@ -14,7 +17,7 @@ from .callbacks import Callback, JsonLines
 from .history import Evaluation, History
 from .loop import Outcome, run_loop
 from .recipe import Recipe, Trial
-from .run import RunFiles, check_run, finish_run, start_run
+from .run import RunFiles, check_run, finish_run, locked, start_run
 from .schedules import metric_of, share_steps
 from .stopping import Stops
 
@@ -197,24 +200,28 @@ def _run(
     files = RunFiles.at(Path(output))
     names = [trial.name for trial in trials]
     settings = {**asdict(recipe), **({} if names == [None] else {"trials": names})}
-    grows = check_run(files, settings, resume=resume, overwrite=overwrite)
-    start_run(files, settings, overwrite=overwrite, grows=grows)
-    outcome = run_loop(
-        tasks,
-        trials,
-        recipe,
-        checkpoints=files.checkpoints,
-        callbacks=[JsonLines(files.metrics), *callbacks],
-        stops=stops,
-        at_once=at_once,
-    )
-    if outcome.finished:
-        order = rank_trials(outcome, tasks[0], recipe)
-        if names != [None]:
-            save_all(tasks, trials, outcome, files)
-        if order:
-            best = order[0]
-            finish_run(tasks[trials[best].table], recipe, outcome, files, number=best)
+    check_run(files, settings, resume=resume, overwrite=overwrite)
+    # Of several processes the first one holds it for all.
+    with locked(files) if jax.process_index() == 0 else contextlib.nullcontext():
+        # Another process may have come here first, and left again.
+        grows = check_run(files, settings, resume=resume, overwrite=overwrite)
+        start_run(files, settings, overwrite=overwrite, grows=grows)
+        outcome = run_loop(
+            tasks,
+            trials,
+            recipe,
+            checkpoints=files.checkpoints,
+            callbacks=[JsonLines(files.metrics), *callbacks],
+            stops=stops,
+            at_once=at_once,
+        )
+        if outcome.finished:
+            order = rank_trials(outcome, tasks[0], recipe)
+            if names != [None]:
+                save_all(tasks, trials, outcome, files)
+            if order:
+                best = order[0]
+                finish_run(tasks[trials[best].table], recipe, outcome, files, number=best)
     return outcome
 
 

@@ -330,7 +330,7 @@ def _make_batches(
             for owner, each in zip(owners, planned, strict=True)
         ]
         batches = (batch for batch, _ in parts)
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches), [n for _, n in parts]
+        return jax.tree.map(lambda *leaves: _stack_rows(leaves), *batches), [n for _, n in parts]
 
     def list_rows(number: int, step: int) -> list[int]:
         return owners[number].list_rows(planners[number](step - 1))
@@ -340,6 +340,16 @@ def _make_batches(
 
 def _stack(trees: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     return {path: np.stack([tree[path] for tree in trees]) for path in trees[0]}
+
+
+def _stack_rows(leaves: Sequence[Any]) -> Any:
+    """A leaf of each adapter's batch, in one; on a mesh each adapter's rows stay divided."""
+    stacked = np.stack([np.asarray(leaf) for leaf in leaves])
+    sharding = getattr(leaves[0], "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return stacked
+    spec = jax.P(None, *sharding.spec)
+    return jax.device_put(stacked, jax.sharding.NamedSharding(sharding.mesh, spec))
 
 
 class _Saves:

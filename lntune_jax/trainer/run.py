@@ -6,9 +6,11 @@ and marks the run as finished.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,11 @@ from .history import Evaluation
 from .loop import Outcome
 from .recipe import Recipe
 from .schedules import metric_of, total_steps
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: two processes in one run are not noticed there.
+    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,11 @@ class RunFiles:
         """The files of the run in `directory`, whether they exist or not."""
         whole = directory.expanduser().resolve()
         return cls(whole, **{name: whole / entry for name, entry in _ENTRIES.items()})
+
+    @property
+    def lock(self) -> Path:
+        """The file that the training process holds locked; `clear` leaves it alone."""
+        return self.directory / "run.lock"
 
     def is_finished(self) -> bool:
         """Whether a run has been completed here."""
@@ -175,6 +187,76 @@ def start_run(
         raise ConfigError(
             f"--output {files.directory} cannot be written: {error.strerror or error}"
         ) from error
+
+
+@contextlib.contextmanager
+def locked(files: RunFiles) -> Iterator[None]:
+    """Within it no other process trains in the directory; the system lets go at any death.
+
+    Args:
+        files: The directory, which is made where it is missing.
+
+    Raises:
+        ConfigError: Another process is training there, or the directory cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> files = RunFiles.at(Path(tempfile.mkdtemp()))
+        >>> with locked(files):
+        ...     print(files.lock.exists())
+        True
+        >>> files.lock.exists()
+        False
+    """
+    is_new = not files.directory.exists()
+    try:
+        handle = _take(files)
+        if handle is not None:
+            os.ftruncate(handle.fileno(), 0)
+            os.write(handle.fileno(), f"{os.getpid()}\n".encode())
+    except OSError as error:
+        raise ConfigError(
+            f"--output {files.directory} cannot be written: {error.strerror or error}"
+        ) from error
+    with handle or contextlib.nullcontext():
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if handle is not None:
+                    # Still locked: whoever has it open sees that it has left the directory.
+                    files.lock.unlink()
+                if is_new:
+                    files.directory.rmdir()  # where nothing has been written
+
+
+def _take(files: RunFiles) -> Any:
+    """The lock file, open and locked; `None` where the system or its disk has no locks."""
+    while True:
+        files.directory.mkdir(parents=True, exist_ok=True)
+        if fcntl is None:
+            return None
+        handle = files.lock.open("ab+", buffering=0)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # One that its holder has removed in the meantime locks nobody out.
+            if os.path.samestat(os.fstat(handle.fileno()), files.lock.stat()):
+                return handle
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read(20).decode(errors="replace").strip()
+            handle.close()
+            raise ConfigError(
+                f"another process is training in {files.directory}"
+                + (f" (pid {holder})" if holder else "")
+                + "; wait for it, end it, or give another --output"
+            ) from None
+        except FileNotFoundError:
+            pass
+        except OSError:  # a network's disk without locks
+            handle.close()
+            return None
+        handle.close()
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], files: RunFiles) -> None:

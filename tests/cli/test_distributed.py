@@ -186,7 +186,6 @@ def test_when_the_coordinator_is_killed_the_other_ends(train, tmp_path):
 
 def test_what_cannot_be_is_refused_before_anything_starts(train, run, tmp_path):
     cases = [
-        (["--mesh", "data=2"], "--mesh goes with --distributed"),
         (["--process-id", 0], "--process-id goes with --distributed"),
         (["--distributed", "--seeds", 2], "does not go with --sweep, --seeds or --more-data"),
         (["--distributed", "--checkpoint-minutes", 1], "a clock of its own; give --checkpoint-e"),

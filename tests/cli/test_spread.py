@@ -60,7 +60,7 @@ def test_what_the_devices_cannot_share():
     check_batch_sizes(mesh, batch_size=8)
     with pytest.raises(ConfigError, match="--batch-size is 9, which 2 devices cannot share alike"):
         check_batch_sizes(mesh, batch_size=9)
-    with pytest.raises(ConfigError, match="--mesh has 999 devices, and the 1 processes have"):
+    with pytest.raises(ConfigError, match="--mesh has 999 devices, and JAX finds"):
         _make_mesh({"fsdp": 999})
     with pytest.raises(ConfigError, match="mesh has the axis 'model'; supported: data, fsdp"):
         _make_mesh({"model": 1})
