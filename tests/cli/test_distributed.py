@@ -96,7 +96,7 @@ def check_same(one, other):
     for path, leaf in left.items():
         np.testing.assert_allclose(right[path], leaf, rtol=1e-3, atol=2e-4, err_msg=path)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
-    assert summaries[0]["best_step"] == summaries[1]["best_step"]
+    assert summaries[0]["best"]["step"] == summaries[1]["best"]["step"]
 
 
 def wait_for_steps(both, folder):
