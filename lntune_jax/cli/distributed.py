@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 from ..errors import ConfigError, LNTuningError
 from ..trainer.run import RunFiles, check_run
 from ..trainer.stopping import TerminatedError
+from .agreement import LeaveTogetherError, check_agreement, failing_together
 from .inspect import parse_mesh
 from .options import Processes
 from .words import print_message
@@ -34,15 +38,20 @@ _CURE = "start all processes again, with --resume"
 
 
 @contextlib.contextmanager
-def joined(settings: Processes) -> Iterator[Any]:
+def joined(settings: Processes, describe: Callable[[], Mapping[str, Any]] = dict) -> Iterator[Any]:
     """Join the other processes and give the mesh of all their devices.
 
     A process alone gives the mesh of --mesh over its own devices, or `None`. With others, an error
     ends the process at once, with a message: at its ordinary end it would wait for the others,
     which wait for it.
 
+    Args:
+        settings: The flags.
+        describe: Gives what all processes must have alike, by its name.
+
     Raises:
-        ConfigError: The flags do not go together, or no coordinator is found.
+        ConfigError: The flags do not go together, no coordinator is found, or the processes differ
+            in something; the message names it.
     """
     if not settings.distributed:
         _refuse_lone_flags(settings)
@@ -55,13 +64,25 @@ def joined(settings: Processes) -> Iterator[Any]:
 
     name = f"process {jax.process_index()} of {jax.process_count()}"
     reason = "it was killed, or another one was lost"
-    with _watched(f"lntune-jax: error: {name} has ended: {reason}; {_CURE}") as watcher:
+    seconds = settings.heartbeat_seconds
+    late = f"{name} had SIGTERM {seconds} seconds ago, and the others come to no step's end"
+    with (
+        _watched(f"lntune-jax: error: {name} has ended: {reason}; {_CURE}") as watcher,
+        _ends_after_sigterm(seconds, lambda: _end(watcher, f"{late}; {_CURE}", 143)),
+    ):
         try:
+            with failing_together():
+                described = describe()
+            check_agreement(described)
             yield _make_mesh(sizes)
         except TerminatedError:  # All of them leave at the same step.
             _release(watcher)
             jax.distributed.shutdown()
             raise
+        except LeaveTogetherError as error:
+            _release(watcher)
+            jax.distributed.shutdown()
+            raise error.__cause__ or error from None
         except KeyboardInterrupt:
             _end(watcher, f"{name}: stopped", 130)
         except Exception as error:
@@ -198,6 +219,59 @@ def _watched(message: str) -> Iterator[subprocess.Popen[bytes]]:
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     yield watcher
     _release(watcher)
+
+
+@contextlib.contextmanager
+def _ends_after_sigterm(seconds: int, end: Callable[[], None]) -> Iterator[None]:
+    """Call `end` if the context is not left so long after the first SIGTERM.
+
+    JAX's own handler, in C, notes a signal for the step at which all leave. Python's stands before
+    it and hands the first one on. It is heard of through a pipe, by a thread, because the main
+    thread may be waiting for another process for ever.
+    """
+    if os.name == "nt" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    theirs = _get_handler(signal.SIGTERM)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    is_left = threading.Event()
+
+    def listen() -> None:
+        while came := os.read(reader, 1):
+            if came[0] == signal.SIGTERM:
+                _set_handler(signal.SIGTERM, theirs)
+                os.kill(os.getpid(), signal.SIGTERM)
+                if not is_left.wait(seconds):
+                    end()
+                return
+
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        is_left.set()
+        signal.set_wakeup_fd(before)
+        _set_handler(signal.SIGTERM, theirs)
+        os.close(writer)
+        listener.join()
+        os.close(reader)
+
+
+def _get_handler(number: int) -> int | None:
+    """The handler of a signal as C has it: Python cannot name one that is not its own."""
+    get = ctypes.pythonapi.PyOS_getsig
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.c_int]
+    return get(number)
+
+
+def _set_handler(number: int, handler: int | None) -> None:
+    put = ctypes.pythonapi.PyOS_setsig
+    put.restype, put.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+    put(number, handler)
 
 
 def _release(watcher: subprocess.Popen[bytes]) -> None:

@@ -26,11 +26,20 @@ from ..trainer.run import RunFiles, Summary, check_run, finish_run, load_summary
 from ..trainer.schedules import check_best_by, metric_of, total_steps
 from ..trainer.stopping import Stops, TerminatedError
 from ..trainer.sweep import check_effect, is_asked, list_trials
+from .agreement import (
+    check_agreement,
+    describe_files,
+    describe_program,
+    describe_rows,
+    describe_tasks,
+    failing_together,
+)
 from .config_file import write_config
 from .console import ProgressCallback, duration, make_console, make_notes, say, short_path
 from .distributed import check_shared, describe_devices, joined, own_files, wait_for_all
 from .dry_run import describe_run
 from .figures import Curves, draw_figure
+from .flags import write_flag
 from .movement import movements_of
 from .options import TrainSettings
 from .sweep import run_sweep, show_sweep
@@ -57,7 +66,7 @@ def run(settings: TrainSettings) -> None:
             )
     shared = RunFiles.at(settings.output)
     with (
-        joined(settings.processes) as mesh,
+        joined(settings.processes, lambda: _describe_process(settings, shared)) as mesh,
         own_files(shared, mesh) as files,
         contextlib.ExitStack() as stack,
     ):
@@ -73,6 +82,9 @@ def _run(
 ) -> None:
     console, notes, kind = make_console(), make_notes(), TASKS[settings.task]
     console.quiet = notes.quiet = files is not shared
+    is_one_of_many = settings.processes.distributed
+    alone = stack.enter_context(contextlib.ExitStack())
+    alone.enter_context(failing_together())
     check_model_directory(settings.model)
     _check_flags(settings)
     check_best_by(settings.recipe, kind.METRICS)
@@ -100,7 +112,12 @@ def _run(
     unused = describe_devices(mesh)
     if unused is not None:
         say(notes, unused)
+    alone.close()
+    if is_one_of_many:
+        check_agreement(describe_rows(data))
     tasks = kind.prepare(options, data, lambda line: say(notes, line), mesh)
+    if is_one_of_many:
+        check_agreement(describe_tasks(tasks, recipe.batch_size))
     if settings.dry_run:
         describe_run(tasks[0], settings, console)
         return
@@ -221,6 +238,36 @@ def _describe(settings: TrainSettings) -> dict[str, Any]:
     if described.get("more_data"):
         described["more_data_sha256"] = [_checksum(path) for path in described["more_data"]]
     return described
+
+
+def _describe_process(settings: TrainSettings, files: RunFiles) -> dict[str, Any]:
+    """What must be the same in every process of a run, by the name that messages give it."""
+    described = _describe(settings)
+    found = {
+        (
+            f"content of {write_flag(name.removesuffix(_SUM))}"
+            if name.endswith(_SUM)
+            else write_flag(name)
+        ): value
+        for name, value in described.items()
+    }
+    for owner, names in (
+        (settings, ("resume", "overwrite", "stop_after_steps", "checkpoint_every")),
+        (settings.recipe, ("on_nan",)),
+        (settings.processes, ("mesh",)),
+    ):
+        found |= {write_flag(name): getattr(owner, name) or None for name in names}
+    state = "finished" if files.is_finished() else "unfinished"
+    return {
+        **found,
+        "--output": str(files.directory),
+        "run in --output": state if files.is_started() else "unset",
+        **describe_files(settings.model),
+        **describe_program(),
+    }
+
+
+_SUM = "_sha256"
 
 
 def _checksum(path: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax.trainer.callbacks import read_metrics
+from lntune_jax.trainer.run import RunFiles, locked
 from tests.support.runs import WORDS, make_decoder
 
 pytestmark = pytest.mark.long
@@ -24,7 +25,7 @@ LIMIT = 600  # seconds, for a machine under load
 class Run:
     """Processes of one run, and what they print."""
 
-    def __init__(self, folder, count, words, last=()):
+    def __init__(self, folder, count, words, last=(), program=None):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -37,6 +38,8 @@ class Run:
             own = last if rank == count - 1 else ()
             command = [sys.executable, "-m", "lntune_jax", *words, *flags, "--process-id", rank]
             command += own
+            if program is not None:
+                command = [sys.executable, "-c", program, flags[2], rank]
             with log.open("w") as output:
                 self.processes.append(
                     subprocess.Popen(
@@ -93,7 +96,7 @@ def check_same(one, other):
     for path, leaf in left.items():
         np.testing.assert_allclose(right[path], leaf, rtol=1e-3, atol=2e-4, err_msg=path)
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
-    assert summaries[0]["best_step"] == summaries[1]["best_step"]
+    assert summaries[0]["best"]["step"] == summaries[1]["best"]["step"]
 
 
 def wait_for_steps(both, folder):
@@ -133,12 +136,62 @@ def test_two_processes_one_killed_and_four_that_go_on(train, run, tmp_path):
     check_same(tmp_path / "one", tmp_path / "some")
 
 
-def test_processes_with_other_flags_are_no_run(train, tmp_path):
-    with Run(tmp_path, 2, train("run"), last=["--learning-rate", 0.5]) as both:
+def test_processes_that_were_told_other_things_are_no_run(train, table, tmp_path):
+    shorter = tmp_path / table.name
+    shorter.write_text("\n".join(table.read_text().splitlines()[:-9]) + "\n")
+    last = ["--learning-rate", 0.5, "--stop-after-steps", 3, "--data", shorter]
+    with Run(tmp_path, 2, train("run"), last=last) as both:
         codes, texts = both.wait()
-    assert codes[1] == 2, texts
-    assert "it was started with --learning-rate 0.001, not 0.5" in texts[1], texts
-    assert codes[0] not in (0, None)
+    assert codes == [2, 2], texts
+    for text in texts:
+        assert "process 1 has --learning-rate 0.5 and process 0 0.001" in text
+        assert "process 1 has --stop-after-steps 3 and process 0 unset" in text
+        assert "process 1 has another content of --data than process 0" in text
+        assert "has ended" not in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_one_process_cannot_do_ends_both_at_once(train, tmp_path):
+    """The first one finds the directory in use; the second one has no fault of its own."""
+    began = time.monotonic()
+    with locked(RunFiles.at(tmp_path / "run")), Run(tmp_path, 2, train("run")) as both:
+        codes, texts = both.wait()
+    assert codes == [2, 2], texts
+    assert "another process is training in" in texts[0]
+    assert "process 0 of 2 could not do its part" in texts[1]
+    assert "another process is training in" in texts[1]
+    assert time.monotonic() - began < 90  # less than a heartbeat
+
+
+STUCK = """
+import sys, time
+from jax.experimental.multihost_utils import process_allgather
+from lntune_jax.cli.distributed import joined
+from lntune_jax.cli.options import Processes
+place, rank = sys.argv[1], int(sys.argv[2])
+flags = Processes(True, place, 2, rank, heartbeat_seconds=10)
+with joined(flags):
+    print("here", flush=True)
+    if rank == 0:
+        process_allgather(1)
+    time.sleep(500)
+"""
+
+
+def test_sigterm_ends_processes_that_wait_for_each_other_for_ever(tmp_path):
+    with Run(tmp_path, 2, [], program=STUCK) as both:
+        deadline = time.monotonic() + LIMIT
+        while not all("here" in text for text in both.texts()):
+            assert time.monotonic() < deadline, both.texts()
+            time.sleep(0.1)
+        began = time.monotonic()
+        for process in both.processes:
+            process.send_signal(signal.SIGTERM)
+        codes, texts = both.wait()
+    assert time.monotonic() - began < 40
+    assert 143 in codes, texts
+    assert 0 not in codes
+    assert "had SIGTERM 10 seconds ago" in "".join(texts)
 
 
 def test_a_language_model_in_two_processes(run, tmp_path):
