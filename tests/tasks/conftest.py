@@ -1,0 +1,11 @@
+"""The fixtures of the command line's tests: see `tests.support.tiny_bert`."""
+
+from tests.support.tiny_bert import (  # noqa: F401
+    _strict_promotion,
+    fast_compilation,
+    make_rows,
+    make_run,
+    model_directory,
+    run,
+    table,
+)
