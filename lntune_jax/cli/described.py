@@ -93,7 +93,7 @@ def _read_task(
 ) -> Any:
     flags = {name: getattr(trained, name) for name in ("labels", "pooling", "max_length")}
     given = {name: value for name, value in flags.items() if value}
-    guess = "causal_lm" if task_type == "CAUSAL_LM" else "seq_cls"
+    guess = _GUESSES.get(task_type or "", "seq_cls")
     name = str((said or {}).get("task", guess))
     if name not in TASKS:
         raise ConfigError(
@@ -103,6 +103,12 @@ def _read_task(
     if name == "causal_lm" and given.keys() - {"max_length"}:
         raise ConfigError(
             f"--labels and --pooling are for classifiers; {adapter} is of a language model"
+        )
+    unknown = given.keys() - {each.name for each in fields(TASKS[name].Record)}
+    if unknown:
+        raise ConfigError(
+            f"--{sorted(unknown)[0].replace('_', '-')} says nothing of {adapter}, which is for the "
+            f"task {name}: leave it out"
         )
     if said is not None and "task" in said:
         return _make_task(TASKS[name].Record, {**said, **given}, adapter)
@@ -119,6 +125,10 @@ def _read_task(
             UserWarning,
         )
     return task
+
+
+# What an adapter is for that does not say so itself, by the type of task that PEFT knows.
+_GUESSES = {"CAUSAL_LM": "causal_lm", "FEATURE_EXTRACTION": "similarity"}
 
 
 def _make_task(kind: Any, values: Mapping[str, Any], adapter: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -11,10 +12,11 @@ from rich.table import Table as RichTable
 from ..data.labels import number_labels
 from ..data.tables import read_table
 from ..tasks import causal_lm
+from ..tasks.registry import task_of
 from ..tasks.scores import Scores, score
 from . import evaluate_language
 from .console import TrainingProgress, make_console, make_notes, say
-from .described import find_described
+from .described import Described, find_described
 from .options import EvaluateSettings
 from .output import check_output, write_output
 from .trained_model import load_trained
@@ -24,9 +26,12 @@ _MOST_CONFUSION_COLUMNS = 8
 
 
 def run(settings: EvaluateSettings) -> None:
-    """Print accuracy, F1, a row a class and the confusion matrix, or a perplexity."""
+    """Print accuracy, F1, a row a class and the confusion matrix, or another task's figures."""
     described = find_described(settings.trained)
-    task = described.task
+    task, kind = described.task, task_of(described.task)
+    if hasattr(kind, "evaluate_described"):
+        _run_own(kind, described, settings)
+        return
     if isinstance(task, causal_lm.Record):
         evaluate_language.run(settings, described, task)
         return
@@ -52,6 +57,18 @@ def run(settings: EvaluateSettings) -> None:
         write_output(settings.output, _describe(settings, scores, task.labels))
     _show(console, scores, task.labels)
     say(console, f"rows: {len(table.texts):,}; programs compiled: {programs}")
+
+
+def _run_own(kind: Any, described: Described, settings: EvaluateSettings) -> None:
+    """What a task says of itself."""
+    console = make_console()
+    check_output(settings.output, [settings.data])
+    with console.capture() as printed:
+        content = kind.evaluate_described(described, settings, console, make_notes())
+    # First the file: whoever reads what is printed may leave.
+    if settings.output is not None:
+        write_output(settings.output, json.dumps(content, indent=2) + "\n")
+    console.out(printed.get(), end="", highlight=False)
 
 
 def _show(console: Console, scores: Scores, labels: Sequence[str]) -> None:

@@ -24,7 +24,8 @@ from ..trainer.recipe import Recipe, Schedule
 from ..trainer.sweep import Grid
 from .flags import Shown, also, shown
 
-TrainTask = Literal["seq_cls", "causal_lm"]
+TrainTask = Literal["seq_cls", "causal_lm", "similarity"]
+DemoTask = Literal["seq_cls", "causal_lm"]
 InspectTask = Literal["auto", "seq_cls", "causal_lm", "none"]
 ConvertTask = Literal["seq_cls", "token_cls", "masked_lm", "causal_lm", "none"]
 LeafNames = Literal["auto", "flax", "torch"]
@@ -72,9 +73,9 @@ class EncodingFlags(Encoding):
 class RecipeFlags(Recipe):
     """How training goes."""
 
-    learning_rate: Annotated[float | None, shown("0.005; 0.001 for causal_lm", "FLOAT", "--lr")] = (
-        None
-    )
+    learning_rate: Annotated[
+        float | None, shown("0.005; 0.001 for other tasks", "FLOAT", "--lr")
+    ] = None
     schedule: Annotated[Schedule, also("--lr-scheduler-type")] = "linear"
     warmup_fraction: Annotated[float, also("--warmup-ratio")] = 0.1
     clip_norm: Annotated[float | None, shown("off", "FLOAT", "--max-grad-norm")] = None
@@ -85,7 +86,7 @@ class RecipeFlags(Recipe):
     eval_every: Annotated[int | None, shown("each epoch", "STEPS", "--eval-steps")] = None
     best_by: Annotated[
         str | None,
-        shown("accuracy; perplexity for causal_lm", "METRIC", "--metric-for-best-model"),
+        shown("the first shown", "METRIC", "--metric-for-best-model"),
     ] = None
     patience: Annotated[int | None, shown("off", "INT", "--early-stopping-patience")] = None
     gradient_accumulation: Annotated[int, also("--gradient-accumulation-steps")] = 1
@@ -180,11 +181,12 @@ class TrainSettings:
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
     data: Annotated[Path, also("--train-file", "--dataset", metavar="FILE")]
     """Table of texts and labels: .csv, .tsv, .jsonl or .parquet, or a dataset, owner/name; for
-    causal_lm also .txt, or columns prompt and completion, or messages."""
+    causal_lm also .txt, or columns prompt and completion, or messages; for similarity columns
+    sentence1, sentence2 and score, or anchor and positive, with negative or without."""
     output: Annotated[Path, also(*_OUTPUT, metavar="DIR")]
     """Directory that receives the run."""
     task: TrainTask = "seq_cls"
-    """What is trained: a classifier of texts, or a causal language model."""
+    """What is trained: a classifier of texts, a causal language model, or embeddings of texts."""
     config: Annotated[Path | None, shown("none", "FILE")] = None
     """A .yaml file of these flags, as each run writes one; flags on the command line win."""
     resume: bool = False
@@ -234,7 +236,7 @@ class Trained:
 class EvaluateSettings:
     """Measure a trained adapter on a table: accuracy, F1, a row a class, confusion.
 
-    Of a language model: perplexity, with the adapter and without it.
+    Of a language model: perplexity, of embeddings: correlations, with the adapter and without it.
     """
 
     data: Annotated[Path, also("--dataset", metavar="FILE")]
@@ -255,7 +257,7 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """Label new texts with a trained adapter."""
+    """Label new texts with a trained adapter, or give their embeddings."""
 
     text: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
     """Texts to label."""
@@ -402,7 +404,7 @@ class DemoSettings:
     The adapter is saved, restored into a fresh base, and predictions compared.
     """
 
-    task: TrainTask = "seq_cls"
+    task: DemoTask = "seq_cls"
     """What is trained: a classifier of texts, or a causal language model."""
     output: Annotated[Path, also(*_OUTPUT)] = Path("demo-output")
     """Directory that receives the runs and the figure; an earlier demo there is replaced."""

@@ -1,4 +1,4 @@
-"""`lntune-jax predict`: labels and probabilities for new texts."""
+"""`lntune-jax predict`: labels and probabilities for new texts, or what another task gives."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..data.tables import BadRow, describe_bad_rows, read_table
 from ..errors import ConfigError, DataError
 from ..messages import warn
+from ..tasks.registry import task_of
 from ..tasks.scores import probabilities
 from .console import TrainingProgress, make_console, make_notes, say, short_path
+from .described import Described, find_described
 from .options import PredictSettings
 from .output import check_output, write_output
-from .trained_model import find_classifier, load_trained
+from .trained_model import check_classifier, load_trained
 
 
 class Row(NamedTuple):
@@ -35,7 +37,12 @@ def run(settings: PredictSettings) -> None:
     render = _renderer(settings.output)
     _check_texts(settings)
     check_output(settings.output, [settings.data])
-    described = find_classifier(settings.trained)
+    described = find_described(settings.trained)
+    kind = task_of(described.task)
+    if hasattr(kind, "predict_described"):
+        _run_own(kind, described, settings)
+        return
+    check_classifier(described)
     texts, bad = settings.text, ()
     places: Sequence[int] = range(len(texts))
     if settings.data is not None:
@@ -64,6 +71,25 @@ def run(settings: PredictSettings) -> None:
             console.print(line, markup=False, no_wrap=True, overflow="ellipsis")
     else:
         say(console, render(rows, labels).rstrip("\n"))
+
+
+def _run_own(kind: Any, described: Described, settings: PredictSettings) -> None:
+    """What a task itself gives for each text, as lines of JSON."""
+    if settings.output is not None and settings.output.suffix.lower() != ".jsonl":
+        raise ConfigError(
+            f"--output {settings.output} must end in .jsonl: {described.directory} is of the task "
+            f"{kind.NAME}"
+        )
+    console, count, bad, lines = make_console(), 0, 0, list[str]()
+    for row in kind.predict_described(described, settings):
+        count, bad = count + 1, bad + ("error" in row)
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    if settings.output is None:
+        say(console, "".join(lines).rstrip("\n"))
+        return
+    write_output(settings.output, "".join(lines))
+    marked = f", {bad:,} rows marked as bad" if bad else ""
+    say(console, f"{count - bad:,} predictions in {short_path(settings.output)}{marked}")
 
 
 def _join(

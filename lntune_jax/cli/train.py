@@ -172,7 +172,9 @@ def _check_flags(settings: TrainSettings) -> None:
             raise ConfigError("--no-packing and --form go with --task causal_lm")
         return
     if settings.encoding.pooling != "default":
-        raise ConfigError("--pooling goes with --task seq_cls; a language model does not pool")
+        raise ConfigError(
+            "--pooling does not go with --task causal_lm: a language model does not pool"
+        )
     if settings.columns.label_column != "label":
         raise ConfigError("--label-column goes with --task seq_cls; a language model has no labels")
 

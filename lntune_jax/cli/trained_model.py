@@ -15,8 +15,7 @@ from ..errors import ConfigError
 from ..tasks import Encoding, causal_lm, text_classification
 from ..tasks.loading import check_model_directory, load_classifier, position_limit
 from ..tasks.text_classification import Classifier
-from .described import Described, find_described
-from .options import Trained
+from .described import Described
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,17 @@ class TrainedModel:
         return logits, classifier.compilations
 
 
-def find_classifier(trained: Trained) -> Described:
-    """The adapter of a classifier that the flags name.
+def check_classifier(described: Described) -> None:
+    """Refuse the adapter of a language model.
 
     Raises:
-        LNTuningError: It is another's, or as for `find_described`.
+        ConfigError: It is one.
     """
-    described = find_described(trained)
     if isinstance(described.task, causal_lm.Record):
         raise ConfigError(
             f"{described.directory} is the adapter of a language model, which does not label "
             "texts; `lntune-jax evaluate` measures its perplexity"
         )
-    return described
 
 
 def load_trained(described: Described) -> TrainedModel:

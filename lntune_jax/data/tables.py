@@ -129,7 +129,11 @@ def read_table(
 
 
 def read_present(
-    path: Path, candidates: Sequence[str], flag: str, split: str | None = None
+    path: Path,
+    candidates: Sequence[str],
+    flag: str,
+    split: str | None = None,
+    hint: str = "choose a column of texts with --text-column",
 ) -> RawTable:
     """Read those of some columns that a table has.
 
@@ -138,6 +142,7 @@ def read_present(
         candidates: Names of columns.
         flag: The flag that gave `path`, for messages.
         split: As for `read_table`.
+        hint: What to do where none of the columns is there.
 
     Returns:
         The values of each column that is there, by name, and where the rows are.
@@ -148,7 +153,7 @@ def read_present(
     """
     raw = _read(path, candidates, flag, split)
     if raw.names or not raw.malformed:
-        _check_any_column(raw, candidates, path)
+        _check_any_column(raw, candidates, path, hint)
     _say_note(raw, path, flag)
     if not raw.places and not raw.malformed:
         raise DataError(f"{flag} {path} holds a header but no rows")
@@ -299,7 +304,7 @@ def _malformed(raw: RawTable) -> list[tuple[int, str, str]]:
     return [(place, raw.unit, reason) for place, reason in raw.malformed.items()]
 
 
-def _check_any_column(raw: RawTable, wanted: Sequence[str], path: Path) -> None:
+def _check_any_column(raw: RawTable, wanted: Sequence[str], path: Path, hint: str) -> None:
     names = raw.names
     for column in wanted:
         if names.count(column) > 1:
@@ -307,5 +312,5 @@ def _check_any_column(raw: RawTable, wanted: Sequence[str], path: Path) -> None:
     if not set(wanted) & set(names):
         raise DataError(
             f"{path} has none of the columns {', '.join(map(repr, wanted))}; it has "
-            f"{', '.join(map(repr, names))}; choose a column of texts with --text-column"
+            f"{', '.join(map(repr, names))}; {hint}"
         )

@@ -2,6 +2,13 @@
 
 from typing import Any
 
-from . import causal_lm, text_classification
+from . import causal_lm, text_classification, text_similarity
 
-TASKS: dict[str, Any] = {each.NAME: each for each in (text_classification, causal_lm)}
+TASKS: dict[str, Any] = {
+    each.NAME: each for each in (text_classification, causal_lm, text_similarity)
+}
+
+
+def task_of(record: Any) -> Any:
+    """The task whose `Record` this is."""
+    return next(each for each in TASKS.values() if isinstance(record, each.Record))
