@@ -41,6 +41,7 @@ _MODEL, _OUTPUT = ("--model-name-or-path",), ("--output-dir",)
 class ColumnFlags(Columns):
     """The columns of the table, and the rows to evaluate on."""
 
+    text_pair_column: Annotated[str | None, shown("none", "NAME")] = None
     eval_data: Annotated[Path | None, shown("rows of --data", "FILE", "--validation-file")] = None
     eval_fraction: Annotated[float | None, shown("0.1", "FLOAT")] = None
     train_split: Annotated[str | None, shown("train", "NAME")] = None
@@ -244,6 +245,8 @@ class EvaluateSettings:
     training."""
     text_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the text."""
+    text_pair_column: Annotated[str | None, shown("as in training", "NAME")] = None
+    """Name of the column with the second text, of a classifier of two."""
     label_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the label."""
     split: str = "test"
@@ -261,10 +264,14 @@ class PredictSettings:
 
     text: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
     """Texts to label."""
+    text_pair: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
+    """The second text of each, of a classifier of two."""
     data: Annotated[Path | None, shown("none", "FILE", "--dataset")] = None
     """Table of texts: .csv, .tsv, .jsonl or .parquet."""
     text_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the text."""
+    text_pair_column: Annotated[str | None, shown("as in training", "NAME")] = None
+    """Name of the column with the second text, of a classifier of two."""
     output: Annotated[Path | None, shown("the terminal", "FILE")] = None
     """Where predictions go: .jsonl or .csv."""
     trained: Trained = field(default_factory=Trained)

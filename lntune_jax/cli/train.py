@@ -167,6 +167,8 @@ def _check_flags(settings: TrainSettings) -> None:
         raise ConfigError("--eval-data and --eval-fraction contradict each other; give one of them")
     if settings.sweep.adapters_at_once is not None and not is_asked(settings.sweep):
         raise ConfigError("--adapters-at-once goes with --sweep or --seeds; here is one adapter")
+    if settings.task != "seq_cls" and settings.columns.text_pair_column is not None:
+        raise ConfigError("--text-pair-column goes with --task seq_cls")
     if settings.task != "causal_lm":
         if settings.language.no_packing or settings.language.form != "auto":
             raise ConfigError("--no-packing and --form go with --task causal_lm")
