@@ -129,14 +129,19 @@ def _read_task(
 
 
 # What an adapter is for that does not say so itself, by the type of task that PEFT knows.
-_GUESSES = {"CAUSAL_LM": "causal_lm", "TOKEN_CLS": "token_cls"}
+_GUESSES = {
+    "CAUSAL_LM": "causal_lm",
+    "TOKEN_CLS": "token_cls",
+    "FEATURE_EXTRACTION": "similarity",
+}
 
 
 def _make_task(kind: Any, values: Mapping[str, Any], adapter: Path) -> Any:
     own = {}
     for each in fields(kind):
         wanted = (list, tuple) if each.name == "labels" else type(each.default)
-        value = values.get(each.name)
+        # What is empty by default is younger than adapters that do not say it.
+        value = values.get(each.name, "" if each.default == "" else None)
         if each.name == "pooling" and value == "default":
             value = "own"  # as it was written when that alone was the default
         own[each.name] = value

@@ -56,6 +56,8 @@ def describe_row(task: Any, settings: TrainSettings) -> list[str]:
     """The first row of the first batch, as the model gets it; `[...]` is what the loss counts."""
     planned = task.planner(settings.recipe.seed, settings.recipe.batch_size)(0)
     batch, _ = task.assemble(planned, settings.recipe.batch_size)
+    if "input_ids" not in batch:
+        return []
     ids = np.asarray(batch["input_ids"])[0]
     labels = np.asarray(batch["labels"])[0] if "labels" in batch else None
     tokenizer = load_tokenizer(settings.model)

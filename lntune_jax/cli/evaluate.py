@@ -41,6 +41,7 @@ def run(settings: EvaluateSettings) -> None:
         settings.data,
         settings.text_column or task.text_column,
         settings.label_column or task.label_column,
+        pair_column=settings.text_pair_column or task.text_pair_column or None,
         bad_rows="skip" if settings.skip_bad_rows else "refuse",
         split=settings.split,
     )
@@ -49,7 +50,11 @@ def run(settings: EvaluateSettings) -> None:
     trained = load_trained(described)
     with TrainingProgress(make_notes(), "evaluating", 1) as progress:
         logits, programs = trained.logits(
-            table.texts, settings.trained.batch_size, settings.trained.buckets, progress.set
+            table.texts,
+            settings.trained.batch_size,
+            settings.trained.buckets,
+            progress.set,
+            table.pairs,
         )
     scores = score(logits, classes)
     # First the file: whoever reads what is printed may leave.

@@ -24,7 +24,7 @@ from ..trainer.recipe import Recipe, Schedule
 from ..trainer.sweep import Grid
 from .flags import Shown, also, shown
 
-TrainTask = Literal["seq_cls", "token_cls", "causal_lm"]
+TrainTask = Literal["seq_cls", "token_cls", "causal_lm", "similarity"]
 DemoTask = Literal["seq_cls", "causal_lm"]
 InspectTask = Literal["auto", "seq_cls", "causal_lm", "none"]
 ConvertTask = Literal["seq_cls", "token_cls", "masked_lm", "causal_lm", "none"]
@@ -41,6 +41,7 @@ _MODEL, _OUTPUT = ("--model-name-or-path",), ("--output-dir",)
 class ColumnFlags(Columns):
     """The columns of the table, and the rows to evaluate on."""
 
+    text_pair_column: Annotated[str | None, shown("none", "NAME")] = None
     eval_data: Annotated[Path | None, shown("rows of --data", "FILE", "--validation-file")] = None
     eval_fraction: Annotated[float | None, shown("0.1", "FLOAT")] = None
     train_split: Annotated[str | None, shown("train", "NAME")] = None
@@ -78,9 +79,9 @@ class EncodingFlags(Encoding):
 class RecipeFlags(Recipe):
     """How training goes."""
 
-    learning_rate: Annotated[float | None, shown("0.005; 0.001 for causal_lm", "FLOAT", "--lr")] = (
-        None
-    )
+    learning_rate: Annotated[
+        float | None, shown("0.005; 0.001 for other tasks", "FLOAT", "--lr")
+    ] = None
     schedule: Annotated[Schedule, also("--lr-scheduler-type")] = "linear"
     warmup_fraction: Annotated[float, also("--warmup-ratio")] = 0.1
     clip_norm: Annotated[float | None, shown("off", "FLOAT", "--max-grad-norm")] = None
@@ -189,11 +190,13 @@ class TrainSettings:
     data: Annotated[Path, also("--train-file", "--dataset", metavar="FILE")]
     """Table of texts and labels: .csv, .tsv, .jsonl or .parquet, or a dataset, owner/name; for
     causal_lm also .txt, or columns prompt and completion, or messages; for token_cls lists of
-    words and labels, or CoNLL text (.conll, .txt)."""
+    words and labels, or CoNLL text (.conll, .txt); for similarity columns sentence1, sentence2 and
+    score, or anchor and positive, with negative or without."""
     output: Annotated[Path, also(*_OUTPUT, metavar="DIR")]
     """Directory that receives the run."""
     task: TrainTask = "seq_cls"
-    """What is trained: a classifier of texts or of words, or a causal language model."""
+    """What is trained: a classifier of texts or of words, a causal language model, or embeddings
+    of texts."""
     config: Annotated[Path | None, shown("none", "FILE")] = None
     """A .yaml file of these flags, as each run writes one; flags on the command line win."""
     dry_run: bool = False
@@ -246,7 +249,7 @@ class Trained:
 class EvaluateSettings:
     """Measure a trained adapter on a table: accuracy, F1, a row a class, confusion.
 
-    Of a language model: perplexity, with the adapter and without it.
+    Of a language model: perplexity, of embeddings: correlations, with the adapter and without it.
     """
 
     data: Annotated[Path, also("--dataset", metavar="FILE")]
@@ -254,6 +257,8 @@ class EvaluateSettings:
     training."""
     text_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the text."""
+    text_pair_column: Annotated[str | None, shown("as in training", "NAME")] = None
+    """Name of the column with the second text, of a classifier of two."""
     label_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the label."""
     split: str = "test"
@@ -267,14 +272,18 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class PredictSettings:
-    """Label new texts with a trained adapter."""
+    """Label new texts with a trained adapter, or give their embeddings."""
 
     text: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
     """Texts to label."""
+    text_pair: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
+    """The second text of each, of a classifier of two."""
     data: Annotated[Path | None, shown("none", "FILE", "--dataset")] = None
     """Table of texts: .csv, .tsv, .jsonl or .parquet."""
     text_column: Annotated[str | None, shown("as in training", "NAME")] = None
     """Name of the column with the text."""
+    text_pair_column: Annotated[str | None, shown("as in training", "NAME")] = None
+    """Name of the column with the second text, of a classifier of two."""
     output: Annotated[Path | None, shown("the terminal", "FILE")] = None
     """Where predictions go: .jsonl or .csv."""
     trained: Trained = field(default_factory=Trained)

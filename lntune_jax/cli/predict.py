@@ -29,6 +29,7 @@ class Row(NamedTuple):
     text: str | None
     shares: np.ndarray | None
     error: str = ""
+    pair: str | None = None
 
 
 def run(settings: PredictSettings) -> None:
@@ -45,25 +46,30 @@ def run(settings: PredictSettings) -> None:
     check_classifier(described)
     texts, bad = settings.text, ()
     places: Sequence[int] = range(len(texts))
+    second = settings.text_pair_column or described.task.text_pair_column or None
+    pairs = settings.text_pair or None
     if settings.data is not None:
         column = settings.text_column or described.task.text_column
-        table = read_table(settings.data, column, bad_rows="mark")
-        texts, places, bad = table.texts, table.places, table.bad
+        table = read_table(settings.data, column, pair_column=second, bad_rows="mark")
+        texts, pairs, places, bad = table.texts, table.pairs, table.places, table.bad
         _warn_of(bad, settings.data)
+    elif (second is None) != (pairs is None):
+        what = "one text" if second is None else "two texts: give the second with --text-pair"
+        raise ConfigError(f"the classifier {described.directory} tells of {what}")
     trained = load_trained(described)
     with TrainingProgress(make_notes(), "predicting", 1) as progress:
         logits, _ = trained.logits(
-            texts, settings.trained.batch_size, settings.trained.buckets, progress.set
+            texts, settings.trained.batch_size, settings.trained.buckets, progress.set, pairs
         )
     labels = trained.task.labels
-    rows = _join(texts, places, probabilities(logits), bad)
+    rows = _join(texts, pairs, places, probabilities(logits), bad)
     if settings.output is not None:
         write_output(settings.output, render(rows, labels))
         marked = f", {len(bad):,} rows marked as bad" if bad else ""
         say(console, f"{len(texts):,} predictions in {short_path(settings.output)}{marked}")
     elif console.is_terminal:
         for row in rows:
-            text = " ".join((row.text or "").split())
+            text = " ".join(f"{row.text or ''} {row.pair or ''}".split())
             line = f"no label  {row.error}  {text}"
             if row.shares is not None:
                 best = int(row.shares.argmax())
@@ -93,10 +99,18 @@ def _run_own(kind: Any, described: Described, settings: PredictSettings) -> None
 
 
 def _join(
-    texts: Sequence[str], places: Sequence[int], shares: np.ndarray, bad: Sequence[BadRow]
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    places: Sequence[int],
+    shares: np.ndarray,
+    bad: Sequence[BadRow],
 ) -> list[Row]:
     """All rows in the file's order, those that could not be read among them."""
-    found = {place: Row(text, own) for place, text, own in zip(places, texts, shares, strict=True)}
+    seconds = [None] * len(texts) if pairs is None else pairs
+    found = {
+        place: Row(text, own, pair=pair)
+        for place, text, pair, own in zip(places, texts, seconds, shares, strict=True)
+    }
     found |= {row.place: Row(row.text, None, describe_bad_rows([row])) for row in bad}
     return [found[place] for place in sorted(found)]
 
@@ -114,7 +128,12 @@ def _warn_of(bad: Sequence[BadRow], path: Path) -> None:
 def _check_texts(settings: PredictSettings) -> None:
     if (settings.data is None) == (not settings.text):
         raise ConfigError("give the texts with --text or with --data, one of them")
-    if not all(text.strip() for text in settings.text):
+    if settings.text_pair and len(settings.text_pair) != len(settings.text):
+        raise ConfigError(
+            f"--text has {len(settings.text)} texts and --text-pair {len(settings.text_pair)}; "
+            "give a second text for each"
+        )
+    if not all(text.strip() for text in (*settings.text, *settings.text_pair)):
         raise DataError("one of the texts of --text is empty")
 
 
@@ -132,22 +151,27 @@ def _as_json_lines(rows: Sequence[Row], labels: Sequence[str]) -> str:
 def _describe(row: Row, labels: Sequence[str]) -> dict[str, object]:
     if row.shares is None:
         return {"text": row.text, "error": row.error}
+    pair = {} if row.pair is None else {"text_pair": row.pair}
     chances = {
         label: round(float(share), 6) for label, share in zip(labels, row.shares, strict=True)
     }
-    return {"text": row.text, "label": labels[int(row.shares.argmax())], "probabilities": chances}
+    label = labels[int(row.shares.argmax())]
+    return {"text": row.text, **pair, "label": label, "probabilities": chances}
 
 
 def _as_csv(rows: Sequence[Row], labels: Sequence[str]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     errors = ["error"] if any(row.error for row in rows) else []
-    writer.writerow(["text", "label", *(f"probability_{label}" for label in labels), *errors])
+    second = ["text_pair"] if any(row.pair is not None for row in rows) else []
+    chances = (f"probability_{label}" for label in labels)
+    writer.writerow(["text", *second, "label", *chances, *errors])
     for row in rows:
         own = [""] * (1 + len(labels))
         if row.shares is not None:
             own = [labels[int(row.shares.argmax())], *(f"{share:.6f}" for share in row.shares)]
-        writer.writerow([row.text or "", *own, *([row.error] if errors else [])])
+        pair = [row.pair or ""] if second else []
+        writer.writerow([row.text or "", *pair, *own, *([row.error] if errors else [])])
     return buffer.getvalue()
 
 

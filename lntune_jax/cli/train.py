@@ -205,6 +205,8 @@ def _drawn(task: Task, metric: Metric) -> Metric:
 
 
 def _check_flags(settings: TrainSettings) -> None:
+    if settings.columns.no_eval and settings.task not in ("seq_cls", "causal_lm"):
+        raise ConfigError(f"--no-eval does not go with --task {settings.task} yet: leave it out")
     if settings.columns.no_eval and (is_asked(settings.sweep) or settings.recipe.patience):
         raise ConfigError(
             "--no-eval leaves a sweep and --patience nothing to compare: leave it out"
@@ -215,12 +217,16 @@ def _check_flags(settings: TrainSettings) -> None:
         raise ConfigError("--adapters-at-once goes with --sweep or --seeds; here is one adapter")
     if settings.task == "token_cls" and settings.encoding.pooling != "default":
         raise ConfigError("--pooling goes with --task seq_cls; a label for each word is not pooled")
+    if settings.task != "seq_cls" and settings.columns.text_pair_column is not None:
+        raise ConfigError("--text-pair-column goes with --task seq_cls")
     if settings.task != "causal_lm":
         if settings.language.no_packing or settings.language.form != "auto":
             raise ConfigError("--no-packing and --form go with --task causal_lm")
         return
     if settings.encoding.pooling != "default":
-        raise ConfigError("--pooling goes with --task seq_cls; a language model does not pool")
+        raise ConfigError(
+            "--pooling does not go with --task causal_lm: a language model does not pool"
+        )
     if settings.columns.label_column != "label":
         raise ConfigError("--label-column goes with --task seq_cls; a language model has no labels")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data.batches import Rows, choose_lengths
-from ..data.encode import encode, load_tokenizer, padding_of
+from ..data.encode import encode_inputs, load_tokenizer, padding_of
 from ..errors import ConfigError
 from ..tasks import Encoding, causal_lm, text_classification
 from ..tasks.loading import check_model_directory, load_classifier, position_limit
@@ -42,6 +42,7 @@ class TrainedModel:
         batch_size: int,
         buckets: int,
         advance: Callable[[int, int], None] = lambda done, total: None,
+        pairs: Sequence[str] | None = None,
     ) -> tuple[np.ndarray, int]:
         """Logits of texts, and how many programs were compiled for them.
 
@@ -50,6 +51,7 @@ class TrainedModel:
             batch_size: Rows a batch.
             buckets: How many padded lengths there may be.
             advance: Called with the batches done and their total.
+            pairs: The second texts, of a classifier of two.
 
         Returns:
             float32 array of shape (texts, labels), and a count.
@@ -57,8 +59,8 @@ class TrainedModel:
         import lntune_jax as lnt
 
         limit = min(self.task.max_length, position_limit(self.model.config, self.tokenizer))
-        tokens = encode(self.tokenizer, texts, limit, self.model.config.vocab_size)
-        rows = Rows(tokens, np.zeros(len(tokens), np.int32))
+        tokens, types = encode_inputs(self.tokenizer, texts, pairs, limit, self.model.config)
+        rows = Rows(tokens, np.zeros(len(tokens), np.int32), types=types)
         lengths = choose_lengths(rows.lengths, buckets, limit)
         trainable, frozen = lnt.partition_params(self.params, self.config)
         classifier = Classifier(self.model.apply)

@@ -24,11 +24,13 @@ class Rows:
         classes: Class numbers, shape (rows,).
         numbers: The row of the data file that each one is, from 1; `None` where they are all of
             them, in order.
+        types: Which text of a pair each token belongs to, 0 or 1; `None` where nothing reads it.
     """
 
     tokens: tuple[np.ndarray, ...]
     classes: np.ndarray
     numbers: np.ndarray | None = None
+    types: tuple[np.ndarray, ...] | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -39,7 +41,8 @@ class Rows:
         """The rows with these numbers, in this order."""
         own = np.arange(1, len(self.tokens) + 1) if self.numbers is None else self.numbers
         tokens = tuple(self.tokens[number] for number in numbers)
-        return Rows(tokens, self.classes[numbers], own[numbers])
+        types = self.types and tuple(self.types[number] for number in numbers)
+        return Rows(tokens, self.classes[numbers], own[numbers], types)
 
     def list_numbers(self, rows: np.ndarray) -> list[int]:
         """The rows of the data file that some of these are."""
@@ -151,8 +154,8 @@ def assemble(batch: PlannedBatch, rows: Rows, batch_size: int, padding: int) -> 
         padding: Token id of padding.
 
     Returns:
-        `input_ids` and `attention_mask` of shape (batch_size, length), `classes` and `weights`
-        of shape (batch_size,).
+        `input_ids`, `attention_mask` and, of rows with types, `token_type_ids` of shape
+        (batch_size, length), `classes` and `weights` of shape (batch_size,).
     """
     missing = batch_size - len(batch.rows)
     numbers = np.concatenate([batch.rows, np.repeat(batch.rows[:1], missing)])
@@ -162,12 +165,18 @@ def assemble(batch: PlannedBatch, rows: Rows, batch_size: int, padding: int) -> 
         tokens = rows.tokens[number]
         input_ids[position, : len(tokens)] = tokens
         attention_mask[position, : len(tokens)] = 1
-    return {
+    arrays = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "classes": rows.classes[numbers].astype(np.int32),
         "weights": (np.arange(batch_size) < len(batch.rows)).astype(np.float32),
     }
+    if rows.types is not None:
+        types = np.zeros((batch_size, batch.length), np.int32)
+        for position, number in enumerate(numbers):
+            types[position, : len(rows.types[number])] = rows.types[number]
+        arrays["token_type_ids"] = types
+    return arrays
 
 
 def assemble_span(

@@ -20,6 +20,8 @@ class Columns:
 
     text_column: str = "text"
     """Name of the column with the text."""
+    text_pair_column: str | None = None
+    """Name of the column with a second text, where seq_cls tells of two texts."""
     label_column: str = "label"
     """Name of the column with the label (words or numbers)."""
     eval_data: Path | None = None

@@ -72,6 +72,56 @@ def encode_shared(
     return tuple(share_rows(make, len(texts), mesh))
 
 
+def encode_inputs(
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    max_length: int,
+    config: Any,
+    mesh: Any = None,
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...] | None]:
+    """Token ids of texts or of pairs of texts, and which text of a pair each token belongs to.
+
+    Args:
+        tokenizer: From `load_tokenizer`.
+        texts: The texts.
+        pairs: The second text of each; `None` where there are none.
+        max_length: Longer rows are cut to this many tokens, of a pair the longer text first.
+        config: The model's config.
+        mesh: `None` in a run of one process; of several each tokenises a share.
+
+    Returns:
+        One int32 array of shape (tokens,) a row, and the same of 0 and 1; `None` for these where
+        there are no pairs, or the model or the tokenizer does not tell them apart.
+
+    Raises:
+        ModelError: If the tokenizer gives an id that the model does not have.
+    """
+    if pairs is None:
+        return encode_shared(tokenizer, texts, max_length, config.vocab_size, mesh), None
+    # RoBERTa's family has one type for both, DistilBERT's and decoders none.
+    are_read = (getattr(config, "type_vocab_size", None) or 0) > 1
+    are_read = are_read and "token_type_ids" in tokenizer.model_input_names
+
+    def make(numbers: Sequence[int]) -> list[np.ndarray]:
+        if not numbers:
+            return []
+        parts = ([column[number] for number in numbers] for column in (texts, pairs))
+        encoded = tokenizer(*parts, truncation=True, max_length=max_length)
+        ids = [own or [padding_of(tokenizer)] for own in encoded["input_ids"]]
+        halves = [ids, encoded["token_type_ids"]] if are_read else [ids]
+        return [np.concatenate(each).astype(np.int32) for each in zip(*halves, strict=True)]
+
+    rows = share_rows(make, len(texts), mesh)
+    if not are_read:
+        tokens, types = tuple(rows), None
+    else:
+        halves = [np.split(row, 2) for row in rows]
+        tokens, types = (tuple(half[part] for half in halves) for part in (0, 1))
+    check_vocabulary(tokens, config.vocab_size)
+    return tokens, types
+
+
 def check_vocabulary(rows: Sequence[np.ndarray], vocabulary: int) -> None:
     """Refuse token ids that the model does not have.
 

@@ -6,7 +6,7 @@ header of a csv; a Parquet file has row numbers) and the flag to change.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -45,6 +45,7 @@ class Table:
     Attributes:
         path: The file, for messages.
         texts: One text a row.
+        pairs: A second text a row, or `None` if none were asked for.
         labels: One label a row as it is written in the file, or `None` if none were asked for.
         places: Where each row is: the line in which it begins, or its number in Parquet.
         unit: `line` or `row`.
@@ -57,6 +58,7 @@ class Table:
     places: tuple[int, ...]
     unit: str
     bad: tuple[BadRow, ...] = ()
+    pairs: tuple[str, ...] | None = None
 
 
 def read_table(
@@ -64,6 +66,7 @@ def read_table(
     text_column: str,
     label_column: str | None = None,
     *,
+    pair_column: str | None = None,
     flag: str = "--data",
     bad_rows: BadRows = "refuse",
     split: str | None = None,
@@ -77,6 +80,7 @@ def read_table(
         path: A `.csv`, `.tsv`, `.jsonl`, `.ndjson` or `.parquet` file.
         text_column: Name of the column with the text.
         label_column: Name of the column with the label; `None` reads texts only.
+        pair_column: Name of the column with a second text; `None` reads none.
         flag: The flag that gave `path`, for messages.
         bad_rows: What becomes of rows that lack a text or a label, or cannot be read: an error
             names them; or they are left out with a warning; or left out, for the caller to say.
@@ -97,16 +101,21 @@ def read_table(
         >>> table.texts, table.labels, table.places, table.bad[0].place
         (('good',), ('1',), (2,), 3)
     """
-    wanted = [text_column] if label_column is None else [text_column, label_column]
-    raw = _read(path, wanted, flag, split)
+    named = {"--text-column": text_column, "--text-pair-column": pair_column}
+    named |= {"--label-column": label_column}
+    wanted = {flag: name for flag, name in named.items() if name is not None}
+    raw = _read(path, list(wanted.values()), flag, split)
     _check_columns(raw, wanted, path)
     _say_note(raw, path, flag)
     bad = [BadRow(place, raw.unit, reason) for place, reason in raw.malformed.items()]
-    texts, labels, places = [], [], []
+    texts, pairs, labels, places = [], [], [], []
     values = raw.columns[text_column]
     found = values if label_column is None else raw.columns[label_column]
-    for place, text, value in zip(raw.places, values, found, strict=True):
+    seconds = values if pair_column is None else raw.columns[pair_column]
+    for place, text, second, value in zip(raw.places, values, seconds, found, strict=True):
         reason = find_text_fault(text, text_column)
+        if not reason and pair_column is not None:
+            reason = find_text_fault(second, pair_column).replace("--text-", "--text-pair-")
         label = None if label_column is None else write_label(value)
         if not reason and label_column is not None:
             reason = _find_label_fault(value, label, label_column)
@@ -114,6 +123,7 @@ def read_table(
             bad.append(BadRow(place, raw.unit, reason, _printable(text)))
             continue
         texts.append(text)
+        pairs.append(second)
         labels.append(label)
         places.append(place)
     bad.sort()
@@ -125,11 +135,16 @@ def read_table(
         tuple(places),
         raw.unit,
         tuple(bad),
+        None if pair_column is None else tuple(pairs),
     )
 
 
 def read_present(
-    path: Path, candidates: Sequence[str], flag: str, split: str | None = None
+    path: Path,
+    candidates: Sequence[str],
+    flag: str,
+    split: str | None = None,
+    hint: str = "choose a column of texts with --text-column",
 ) -> RawTable:
     """Read those of some columns that a table has.
 
@@ -138,6 +153,7 @@ def read_present(
         candidates: Names of columns.
         flag: The flag that gave `path`, for messages.
         split: As for `read_table`.
+        hint: What to do where none of the columns is there.
 
     Returns:
         The values of each column that is there, by name, and where the rows are.
@@ -148,7 +164,7 @@ def read_present(
     """
     raw = _read(path, candidates, flag, split)
     if raw.names or not raw.malformed:
-        _check_any_column(raw, candidates, path)
+        _check_any_column(raw, candidates, path, hint)
     _say_note(raw, path, flag)
     if not raw.places and not raw.malformed:
         raise DataError(f"{flag} {path} holds a header but no rows")
@@ -277,14 +293,14 @@ def _say_note(raw: RawTable, path: Path, flag: str) -> None:
         warn(f"{flag} {path} is read {raw.note}", UserWarning)
 
 
-def _check_columns(raw: RawTable, wanted: Sequence[str], path: Path) -> None:
+def _check_columns(raw: RawTable, wanted: Mapping[str, str], path: Path) -> None:
     names = raw.names
     if not names and raw.malformed:
         raise DataError(
             f"{path} has no row that can be read: "
             f"{describe_bad_rows(BadRow(*each) for each in _malformed(raw))}"
         )
-    for column, flag in zip(wanted, ("--text-column", "--label-column"), strict=False):
+    for flag, column in wanted.items():
         if names.count(column) > 1:
             raise DataError(f"{path} has {names.count(column)} columns named {column!r}")
         if column not in names:
@@ -299,7 +315,7 @@ def _malformed(raw: RawTable) -> list[tuple[int, str, str]]:
     return [(place, raw.unit, reason) for place, reason in raw.malformed.items()]
 
 
-def _check_any_column(raw: RawTable, wanted: Sequence[str], path: Path) -> None:
+def _check_any_column(raw: RawTable, wanted: Sequence[str], path: Path, hint: str) -> None:
     names = raw.names
     for column in wanted:
         if names.count(column) > 1:
@@ -307,5 +323,5 @@ def _check_any_column(raw: RawTable, wanted: Sequence[str], path: Path) -> None:
     if not set(wanted) & set(names):
         raise DataError(
             f"{path} has none of the columns {', '.join(map(repr, wanted))}; it has "
-            f"{', '.join(map(repr, names))}; choose a column of texts with --text-column"
+            f"{', '.join(map(repr, names))}; {hint}"
         )

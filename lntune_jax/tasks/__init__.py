@@ -19,6 +19,7 @@ if _TYPE_CHECKING:
     from .options import TaskOptions as TaskOptions
     from .registry import TASKS as TASKS
     from .text_classification import TextClassification as TextClassification
+    from .text_similarity import TextSimilarity as TextSimilarity
     from .token_classification import TokenClassification as TokenClassification
 
 # Imported when first used: the command line reads settings from here, and `--help` must not wait.
@@ -37,6 +38,7 @@ _PLACES = {
     "Task": "base",
     "TaskOptions": "options",
     "TextClassification": "text_classification",
+    "TextSimilarity": "text_similarity",
     "TokenClassification": "token_classification",
 }
 
@@ -55,6 +57,7 @@ __all__ = [
     "Task",
     "TaskOptions",
     "TextClassification",
+    "TextSimilarity",
     "TokenClassification",
 ]
 

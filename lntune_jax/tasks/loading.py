@@ -8,6 +8,8 @@ from typing import Any
 
 from ..config import TASK_HEADS
 from ..errors import ConfigError, FreshWeightsWarning, ModelError
+from ..messages import warn
+from ..storage.sealed import read_json
 from .options import Encoding, Targets
 
 
@@ -63,6 +65,54 @@ def load_language_model(model: str, encoding: Encoding, *, mesh: Any = None) -> 
         ModelError: If `model` is none of these, or holds a model that is not supported.
     """
     return _load(model, encoding, mesh, {"task": "CAUSAL_LM"})
+
+
+def load_encoder(model: str, encoding: Encoding, *, mesh: Any = None) -> tuple[Any, Any]:
+    """Load a pretrained model without a head; nothing in it is drawn at random.
+
+    Args:
+        model: Directory, GGUF file, or hub id.
+        encoding: Its number format, pooling and rematerialisation.
+        mesh: The devices of the run, or `None` for one device.
+
+    Returns:
+        A model of `lntune_jax.models`, and how its hidden states become one vector: `mean` or
+        `cls`, as the encoding says, or else the model's files, or else `mean`.
+
+    Raises:
+        ModelError: If `model` is none of these, or holds a model that is not supported.
+        ConfigError: If the encoding asks for a classifier's own pooling.
+    """
+    if encoding.pooling == "own":
+        raise ConfigError(
+            "--pooling own is what a classifier's architecture does; an embedding is the mean over "
+            "tokens or the first token: give --pooling mean or cls"
+        )
+    loaded = _load(model, encoding, mesh, {"task": None})
+    if encoding.pooling != "default":
+        return loaded, encoding.pooling
+    from ..models.loading import find_directory
+    from ..models.loading.sources import read_pooling
+
+    path = find_directory(model, None)
+    if not path.is_dir():
+        return loaded, "mean"
+    pooling = read_pooling(path) or "mean"
+    _warn_of_parts(path / "modules.json")
+    return loaded, pooling
+
+
+def _warn_of_parts(listing: Path) -> None:
+    """Say which of sentence-transformers' parts of a model are not run."""
+    parts = read_json(listing) if listing.is_file() else []
+    kinds = [str(part.get("type")).rpartition(".")[2] for part in parts if isinstance(part, dict)]
+    others = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+    if others:
+        warn(
+            f"{listing} names parts that are not run here ({', '.join(others)}): embeddings are "
+            "the pooled hidden states, of length 1",
+            UserWarning,
+        )
 
 
 def _load(model: str, encoding: Encoding, mesh: Any, options: dict[str, Any]) -> Any:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from . import causal_lm, text_classification, token_classification
+from . import causal_lm, text_classification, text_similarity, token_classification
 
 TASKS: dict[str, Any] = {
-    each.NAME: each for each in (text_classification, token_classification, causal_lm)
+    each.NAME: each
+    for each in (text_classification, token_classification, causal_lm, text_similarity)
 }
 
 

@@ -1,4 +1,4 @@
-"""Accuracy, F1 and the confusion matrix, from logits in float64 on the host."""
+"""Accuracy, F1, the confusion matrix and correlations, in float64 on the host."""
 
 from __future__ import annotations
 
@@ -63,6 +63,31 @@ def score(logits: np.ndarray, classes: np.ndarray) -> Scores:
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis, in float64; shape (rows, classes)."""
     return np.exp(_log_softmax(logits))
+
+
+def rank(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1; equal values share the mean of theirs.
+
+    Example:
+        >>> rank(np.array([0.5, 0.1, 0.5, 0.9])).tolist()
+        [2.5, 1.0, 2.5, 4.0]
+    """
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
+
+
+def correlate(left: np.ndarray, right: np.ndarray) -> float:
+    """Pearson's correlation; 0 where one side is constant and it has no value.
+
+    Example:
+        >>> correlate(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0]))
+        1.0
+        >>> correlate(np.array([1.0, 1.0]), np.array([0.0, 1.0]))
+        0.0
+    """
+    left, right = left - left.mean(), right - right.mean()
+    both = np.sqrt((left @ left) * (right @ right))
+    return float(np.clip(left @ right / both, -1, 1)) if both > 0 else 0.0
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.batches import PlannedBatch, Rows, choose_lengths, plan_in_order
-from ..data.encode import encode_shared, load_tokenizer, padding_of
+from ..data.encode import encode_inputs, load_tokenizer, padding_of
 from ..data.hub_tables import choose_evaluation
 from ..data.labels import draw_rows, name_labels, number_labels, split_rows
 from ..data.spread import check_batch_sizes, place_batch, row_devices
@@ -40,6 +40,7 @@ class Record:
         seed: Seed of weights that the base model lacks and that did not train.
         text_column: The training table's column of texts.
         label_column: The training table's column of labels.
+        text_pair_column: Its column of second texts; empty where a row is one text.
     """
 
     labels: tuple[str, ...]
@@ -49,6 +50,7 @@ class Record:
     seed: int = 0
     text_column: str = "text"
     label_column: str = "label"
+    text_pair_column: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,10 @@ def show_use(record: Mapping[str, Any], run: str) -> str:
 
 
 class Labelled(NamedTuple):
-    """All texts and classes, the rows to evaluate on, the label names, and lines of the file."""
+    """All texts and classes, the rows to evaluate on, the label names, and lines of the file.
+
+    `pairs` are the second texts, where a row is two.
+    """
 
     texts: list[str]
     classes: np.ndarray
@@ -115,6 +120,7 @@ class Labelled(NamedTuple):
     names: tuple[str, ...]
     places: np.ndarray | None = None
     unit: str = "row"
+    pairs: list[str] | None = None
 
 
 def read(options: TaskOptions) -> tuple[Labelled, ...]:
@@ -138,6 +144,7 @@ def _read_table(
         path,
         columns.text_column,
         columns.label_column,
+        pair_column=columns.text_pair_column,
         flag=flag,
         bad_rows=bad_rows,
         split=(columns.train_split or "train") if flag == "--data" else None,
@@ -146,16 +153,19 @@ def _read_table(
     names = name_labels(table.labels, table.path) if names is None else names
     classes = number_labels(table.labels, names, table.path, table.places, table.unit)
     texts, places = list(table.texts), np.asarray(table.places)
+    pairs = None if table.pairs is None else list(table.pairs)
     if columns.no_eval:
-        return Labelled(texts, classes, np.zeros(0, np.int64), names, places, table.unit)
+        none = np.zeros(0, np.int64)
+        return Labelled(texts, classes, none, names, places, table.unit, pairs)
     if source is None:
         fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
         _, evaluation = split_rows(classes, fraction, options.seed)
-        return Labelled(texts, classes, evaluation, names, places, table.unit)
+        return Labelled(texts, classes, evaluation, names, places, table.unit, pairs)
     other = read_table(
         source,
         columns.text_column,
         columns.label_column,
+        pair_column=columns.text_pair_column,
         flag=eval_flag,
         bad_rows=bad_rows,
         split=split,
@@ -165,7 +175,8 @@ def _read_table(
     evaluation = np.arange(len(texts), len(texts) + len(more))
     places = np.concatenate([places, other.places])
     classes = np.concatenate([classes, more])
-    return Labelled([*texts, *other.texts], classes, evaluation, names, places, table.unit)
+    texts, pairs = [*texts, *other.texts], pairs and [*pairs, *(other.pairs or ())]
+    return Labelled(texts, classes, evaluation, names, places, table.unit, pairs)
 
 
 def prepare(
@@ -187,9 +198,9 @@ def prepare(
     max_length = encoding.max_length or MAX_LENGTH
     limit = min(max_length, position_limit(model.config, tokenizer))
     parts = []
-    for texts, classes, evaluation, _, places, _ in data:
-        tokens = encode_shared(tokenizer, texts, limit, model.config.vocab_size, mesh)
-        rows = Rows(tokens, classes, places)
+    for texts, classes, evaluation, _, places, _, pairs in data:
+        tokens, types = encode_inputs(tokenizer, texts, pairs, limit, model.config, mesh)
+        rows = Rows(tokens, classes, places, types)
         training = np.setdiff1d(np.arange(len(texts)), evaluation)
         training = draw_rows(training, options.columns.max_train_rows, options.seed)
         parts.append((rows.take(training), rows.take(evaluation)))
@@ -218,6 +229,7 @@ def prepare(
         seed=options.seed,
         text_column=options.columns.text_column,
         label_column=options.columns.label_column,
+        text_pair_column=options.columns.text_pair_column or "",
     )
     return tuple(
         TextClassification(
@@ -252,7 +264,11 @@ def classification_loss(apply: Callable[..., Any]) -> Callable[..., Any]:
 
     def loss_fn(params: Any, batch: Mapping[str, Any], rng: Any = None) -> Any:
         output = apply(
-            params, batch["input_ids"], attention_mask=batch["attention_mask"], dropout_rng=rng
+            params,
+            batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            **_types_of(batch),
+            dropout_rng=rng,
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(
             output.logits.astype(jnp.float32), batch["classes"]
@@ -260,6 +276,11 @@ def classification_loss(apply: Callable[..., Any]) -> Callable[..., Any]:
         return WeightedLoss((losses * batch["weights"]).sum(), batch["weights"].sum())
 
     return loss_fn
+
+
+def _types_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What `apply` is told of pairs; a decoder has no such argument."""
+    return {name: batch[name] for name in ("token_type_ids",) if name in batch}
 
 
 class Classifier:
@@ -276,12 +297,11 @@ class Classifier:
 
         self.compilations = 0
 
-        def logits_of(trainable: Any, frozen: Any, input_ids: Any, attention_mask: Any) -> Any:
+        def logits_of(trainable: Any, frozen: Any, batch: Any) -> Any:
             self.compilations += 1  # Runs when JAX traces, which is once a shape.
-            params = lnt.merge_params(trainable, frozen)
-            return apply(params, input_ids, attention_mask=attention_mask).logits.astype(
-                jnp.float32
-            )
+            params, mask = lnt.merge_params(trainable, frozen), batch["attention_mask"]
+            output = apply(params, batch["input_ids"], attention_mask=mask, **_types_of(batch))
+            return output.logits.astype(jnp.float32)
 
         # Every process reads all logits, to come to the same figures.
         whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
@@ -323,9 +343,7 @@ class Classifier:
         pending = []
         for done, planned in enumerate(plan, start=1):
             batch = place_batch(planned, rows, batch_size, padding, self._mesh)
-            pending.append(
-                self._logits_of(trainable, frozen, batch["input_ids"], batch["attention_mask"])
-            )
+            pending.append(self._logits_of(trainable, frozen, batch))
             advance(done, len(plan))
         first = np.asarray(pending[0])
         logits = np.zeros((len(rows.tokens), first.shape[1]), np.float32)

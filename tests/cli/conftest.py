@@ -1,9 +1,11 @@
-"""The fixtures of `tests.support.command_line`."""
+"""The fixtures of the command line's tests: see `tests.support.tiny_bert`."""
 
-from tests.support.command_line import _strict_promotion as _strict_promotion
-from tests.support.command_line import fast_compilation as fast_compilation
-from tests.support.command_line import make_rows as make_rows
-from tests.support.command_line import make_run as make_run
-from tests.support.command_line import model_directory as model_directory
-from tests.support.command_line import run as run
-from tests.support.command_line import table as table
+from tests.support.tiny_bert import (  # noqa: F401
+    _strict_promotion,
+    fast_compilation,
+    make_rows,
+    make_run,
+    model_directory,
+    run,
+    table,
+)

@@ -1,4 +1,7 @@
-"""A tiny random BERT with a tokenizer, and tables whose labels follow from a word."""
+"""A tiny random BERT with a tokenizer, tables whose labels follow from a word, and runs.
+
+Fixtures: a conftest imports those that its folder needs.
+"""
 
 import json
 import os

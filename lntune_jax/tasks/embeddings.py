@@ -1,0 +1,131 @@
+"""Embeddings of texts: how hidden states become one vector, and how well vectors tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..data.batches import Rows, plan_in_order
+from ..data.examples import EncodedExamples
+from ..data.spread import place_batch, row_devices
+from .scores import correlate, rank
+
+# What sentence-transformers multiplies cosines with before the softmax.
+SCALE = 20.0
+# Anchors that are compared with all candidates at once.
+_ANCHORS_AT_ONCE = 512
+
+
+def make_embed(apply: Callable[..., Any], pooling: str) -> Callable[..., Any]:
+    """A function `embed(params, input_ids, attention_mask, rng=None)` to vectors of length 1.
+
+    Args:
+        apply: A bare model's pure function of params and token ids.
+        pooling: `mean` or `cls`.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from ..models import mean_pool
+
+    def embed(params: Any, input_ids: Any, attention_mask: Any, rng: Any = None) -> Any:
+        output = apply(params, input_ids, attention_mask=attention_mask, dropout_rng=rng)
+        hidden = output.last_hidden_state.astype(jnp.float32)
+        vectors = hidden[:, 0] if pooling == "cls" else mean_pool(hidden, attention_mask)
+        squares = jnp.square(vectors).sum(axis=-1, keepdims=True)
+        return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+    return embed
+
+
+class Embedder:
+    """Embeddings of many texts, through one compiled program a padded length."""
+
+    def __init__(self, embed: Callable[..., Any], mesh: Any = None):
+        """Wrap a function of `make_embed`, for one device or a mesh."""
+        import jax
+
+        import lntune_jax as lnt
+
+        from ..training.xla_cpu import compiler_options
+
+        self.compilations = 0
+
+        def vectors_of(trainable: Any, frozen: Any, input_ids: Any, attention_mask: Any) -> Any:
+            self.compilations += 1  # Runs when JAX traces, which is once a shape.
+            return embed(lnt.merge_params(trainable, frozen), input_ids, attention_mask)
+
+        # Every process reads all vectors, to come to the same figures.
+        whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
+        self._mesh = mesh
+        self._vectors_of = jax.jit(
+            vectors_of, compiler_options=compiler_options(), out_shardings=whole
+        )
+
+    def embed(
+        self,
+        trainable: Any,
+        frozen: Any,
+        tokens: Sequence[np.ndarray],
+        batch_size: int,
+        buckets: Sequence[int],
+        padding: int,
+    ) -> np.ndarray:
+        """Vectors of length 1 in the texts' order, float32 of shape (texts, width)."""
+        rows = Rows(tuple(tokens), np.zeros(len(tokens), np.int32))
+        # A few texts need no full batch of repeated ones.
+        batch_size = min(batch_size, len(tokens))
+        batch_size += -batch_size % row_devices(self._mesh)
+        pending = []
+        for planned in plan_in_order(rows.lengths, batch_size, buckets):
+            batch = place_batch(planned, rows, batch_size, padding, self._mesh)
+            values = self._vectors_of(
+                trainable, frozen, batch["input_ids"], batch["attention_mask"]
+            )
+            pending.append((planned.rows, values))
+        found = np.zeros((len(tokens), pending[0][1].shape[1]), np.float32)
+        for numbers, values in pending:
+            found[numbers] = np.asarray(values)[: len(numbers)]
+        return found
+
+
+def measure(rows: EncodedExamples, vectors: np.ndarray) -> dict[str, float]:
+    """The figures of embeddings, computed in float64.
+
+    Args:
+        rows: The rows.
+        vectors: Of each row's texts, shape (rows, texts, width), of length 1.
+
+    Returns:
+        `loss`, and what the rows' form allows. The loss of pairs and triplets is that of training
+        with all rows in one batch.
+    """
+    vectors = vectors.astype(np.float64)
+    first, second = vectors[:, 0], vectors[:, 1]
+    cosines = (first * second).sum(axis=-1)
+    if rows.form == "scored":
+        return {
+            "loss": float(np.square(cosines - rows.scores).mean()),
+            "spearman": correlate(rank(cosines), rank(rows.scores)),
+            "pearson": correlate(cosines, rows.scores),
+        }
+    # A text that is several rows' positive is right for each of them.
+    known: dict[bytes, int] = {}
+    texts = np.asarray([known.setdefault(row[1].tobytes(), len(known)) for row in rows.tokens])
+    candidates = np.concatenate(list(vectors[:, 1:].swapaxes(0, 1)))
+    loss, right, count = 0.0, 0, len(first)
+    for start in range(0, count, _ANCHORS_AT_ONCE):
+        own = np.arange(start, min(start + _ANCHORS_AT_ONCE, count))
+        found = first[own] @ candidates.T
+        logits = SCALE * found
+        most = logits.max(axis=1)
+        sums = np.log(np.exp(logits - most[:, None]).sum(axis=1)) + most
+        loss += float((sums - SCALE * cosines[own]).sum())
+        right += int((texts[found[:, :count].argmax(axis=1)] == texts[own]).sum())
+    figures = {"loss": loss / count, "accuracy_at_1": right / count}
+    if rows.form == "triplets":
+        wrong = (first * vectors[:, 2]).sum(axis=-1)
+        figures["triplet_accuracy"] = float((cosines > wrong).mean())
+    return figures
