@@ -168,7 +168,7 @@ def test_a_base_that_is_not_named(run, make_alone, save_own, tmp_path, model_dir
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ({"task": "token_cls"}, ["'token_cls'", "seq_cls, causal_lm"]),
+        ({"task": "masked_lm"}, ["'masked_lm'", "seq_cls, token_cls, causal_lm"]),
         ({"task": "seq_cls"}, ["labels"]),
         ({"task": "seq_cls", "labels": "neg"}, ["labels", "'neg'"]),
         ({"task": "seq_cls", "labels": ["neg", "pos"]}, ["pooling", "None"]),
