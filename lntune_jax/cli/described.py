@@ -57,6 +57,8 @@ def find_described(trained: Trained) -> Described:
         )
     config = LNTuningConfig.from_pretrained(found.directory)
     task = _read_task(found.directory, found.task, config.task_type, trained)
+    if hasattr(task, "labels"):
+        _check_labels(found.directory, len(task.labels))
     model = base_of(found.directory, trained.model)
     return Described(found.directory, task, config, model, read_quantization(found))
 
@@ -113,10 +115,11 @@ def _read_task(
         )
     if said is not None and "task" in said:
         return _make_task(TASKS[name].Record, {**said, **given}, adapter)
+    others = [f"--{each.replace('_', '-')}" for each in flags if each in known - {"labels"}]
     if "labels" in known and not trained.labels:
         raise ConfigError(
             f"the adapter {adapter} does not say what it was trained for: give --labels, the names "
-            "of its classes in their order, with --pooling and --max-length as in its training"
+            f"of its classes in their order, with {' and '.join(others)} as in its training"
         )
     task = TASKS[name].Record(**given)
     if trained.max_length is None:
@@ -152,3 +155,16 @@ def _make_task(kind: Any, values: Mapping[str, Any], adapter: Path) -> Any:
                 f"{each.name} is {str(value)[:80]!r}. Train it again, or save it without task="
             )
     return kind(**{**own, **({"labels": tuple(own["labels"])} if "labels" in own else {})})
+
+
+def _check_labels(adapter: Path, count: int) -> None:
+    """Refuse labels of another number than the adapter's head has outputs, if it holds one."""
+    import lntune_jax as lnt
+
+    leaves = lnt.load_adapter(adapter).trainable
+    found = next((leaves[name].shape[-1] for name in _OUTPUTS if name in leaves), count)
+    if found != count:
+        raise ConfigError(f"{count} labels (--labels), but {adapter} tells {found} classes apart")
+
+
+_OUTPUTS = ("classifier.bias", "classifier.out_proj.bias", "score.kernel")

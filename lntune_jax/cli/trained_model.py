@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,22 +92,8 @@ def load_trained(described: Described) -> TrainedModel:
     check_model_directory(name)
     import lntune_jax as lnt
 
-    _check_labels(described.directory, len(task.labels))
     tokenizer = load_tokenizer(name)
     encoding = Encoding(pooling=task.pooling, dtype=task.dtype, quantize=described.quantize)
     model = load_classifier(name, encoding, labels=len(task.labels), seed=task.seed)
     params = lnt.restore_adapter(described.directory, model.params)
     return TrainedModel(task, described.config, params, model, tokenizer)
-
-
-def _check_labels(adapter: Path, count: int) -> None:
-    """Refuse labels of another number than the adapter's head has outputs, if it holds one."""
-    import lntune_jax as lnt
-
-    leaves = lnt.load_adapter(adapter).trainable
-    found = next((leaves[name].shape[-1] for name in _OUTPUTS if name in leaves), count)
-    if found != count:
-        raise ConfigError(f"{count} labels (--labels), but {adapter} tells {found} classes apart")
-
-
-_OUTPUTS = ("classifier.bias", "classifier.out_proj.bias", "score.kernel")

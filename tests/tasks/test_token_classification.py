@@ -300,6 +300,19 @@ def test_what_is_refused(run, trained, model_directory, sentences, tmp_path):
     refused(run("evaluate", "--run", trained, "--data", other, "--pooling", "cls"), "--pooling")
 
 
+def test_an_adapter_by_way_of_peft_needs_labels(run, trained, model_directory, tmp_path):
+    peft, back = tmp_path / "peft", tmp_path / "back"
+    assert run("convert", trained, peft)[::2] == (0, "")
+    assert run("convert", peft, back, "--model", model_directory)[::2] == (0, "")
+    text = ("--text", "good word1 bad")
+    words = ("predict", "--adapter", back, "--model", model_directory, *text, "--max-length", 128)
+    refused(run(*words), "give --labels", "with --max-length")
+    refused(run(*words, "--labels", "A", "B"), "2 labels", "4 classes")
+    refused(run(*words, "--labels", "A", "B", "C", "D", "--pooling", "mean"), "--pooling")
+    names = ("--labels", "B-LOC", "B-PER", "I-PER", "O")
+    assert run(*words, *names)[1] == run("predict", "--run", trained, *text)[1]
+
+
 @pytest.mark.filterwarnings("default")  # The command line prints warnings.
 def test_a_cut_text_says_how_many_words_are_lost(run, model_directory, sentences, tmp_path):
     words = ("train", "--model", model_directory, "--data", sentences, "--output", tmp_path / "out")
