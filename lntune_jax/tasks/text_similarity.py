@@ -64,7 +64,12 @@ class Record:
 
 @dataclass(frozen=True)
 class TextSimilarity(ModelTask):
-    """An encoder of texts to train; see `tasks.Task` and `tasks.ModelTask`."""
+    """An encoder of texts to train; see `tasks.Task` and `tasks.ModelTask`.
+
+    Example:
+        >>> TextSimilarity.learning_rate, TextSimilarity.evaluates_first
+        (0.001, True)
+    """
 
     training: EncodedExamples
     evaluation: EncodedExamples

@@ -63,7 +63,12 @@ class Record:
 
 @dataclass(frozen=True)
 class TokenClassification(ModelTask):
-    """A model of word labels to train; see `tasks.Task` and `tasks.ModelTask`."""
+    """A model of word labels to train; see `tasks.Task` and `tasks.ModelTask`.
+
+    Example:
+        >>> [metric.name for metric in TokenClassification.metrics]
+        ['entity_f1', 'token_accuracy']
+    """
 
     training: LanguageRows
     evaluation: LanguageRows | None
