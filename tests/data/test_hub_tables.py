@@ -1,4 +1,4 @@
-"""Datasets through the `datasets` package: the real one where it is installed, else its shape."""
+"""Datasets through the shape of the `datasets` package; tests/parity has the real one."""
 
 import importlib.util
 import sys
@@ -126,22 +126,3 @@ def test_where_the_rows_to_evaluate_on_are():
             choose_evaluation(columns, HUB)
     with pytest.raises(LNTuningError, match=r"--train-split goes with a dataset.*a\.csv is none"):
         choose_evaluation(Columns(train_split="train"), Path("a.csv"))
-
-
-def test_datasets_saved_to_disk(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
-    )
-    splits = {
-        name: datasets.Dataset.from_dict(rows, features=features) for name, rows in ROWS.items()
-    }
-    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "several"))
-    splits["validation"].save_to_disk(str(tmp_path / "one"))
-    with pytest.warns(UserWarning, match="row 3: no label"):
-        table = read_table(tmp_path / "several", "text", "label", split="train", bad_rows="skip")
-    assert (table.texts, table.labels) == (("good", "bad"), ("pos", "neg"))
-    one = read_table(tmp_path / "one", "text", "label", split="train")
-    assert (one.texts, one.labels) == (("fine",), ("pos",))
-    with pytest.raises(LNTuningError, match="no split 'test'; it has 'train', 'validation'"):
-        read_table(tmp_path / "several", "text", split="test")

@@ -164,7 +164,8 @@ def test_a_text_that_is_two_rows_positive_is_right_for_both():
 
 
 def test_correlations_are_those_of_scipy():
-    stats = pytest.importorskip("scipy.stats")
+    from scipy import stats
+
     draw = np.random.default_rng(0)
     left, right = draw.normal(size=200).round(1), draw.integers(0, 6, 200) / 5
     np.testing.assert_array_equal(rank(left), stats.rankdata(left))
