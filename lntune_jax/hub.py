@@ -96,7 +96,7 @@ def push_adapter(
     """
     path = resolve_path(directory, error=AdapterError)
     facts = _read_facts(path)
-    _check_id(repo_id)
+    check_id(repo_id)
     _warn_of_path(facts.config)
     hub = _import_hub()
     try:
@@ -164,7 +164,7 @@ def make_card(directory: str | os.PathLike[str], repo_id: str) -> str:
         <BLANKLINE>
     """
     path = resolve_path(directory, error=AdapterError)
-    _check_id(repo_id)
+    check_id(repo_id)
     return _write_card(_read_facts(path), repo_id)
 
 
@@ -194,7 +194,7 @@ def fetch_adapter(repo_id: str, *, revision: str | None = None, token: str | Non
         ...     print(error)
         '../adapter' is no id on the hub: expected 'owner/name'
     """
-    _check_id(repo_id)
+    check_id(repo_id)
     hub = _import_hub()
     try:
         found = Path(
@@ -273,7 +273,15 @@ def from_pretrained(
     return restore_adapter(directory, params, cast=cast, name_map=name_map)
 
 
-def _check_id(repo_id: str) -> None:
+def check_id(repo_id: str) -> None:
+    """Refuse what is no id on the hub.
+
+    Raises:
+        AdapterError: It is not "owner/name", or "name".
+
+    Example:
+        >>> check_id("me/adapter")
+    """
     if not isinstance(repo_id, str) or not _ID.fullmatch(repo_id):
         raise AdapterError(f"{str(repo_id)!r} is no id on the hub: expected 'owner/name'")
 

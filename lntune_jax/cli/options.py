@@ -214,6 +214,8 @@ class TrainSettings:
     """Also save a checkpoint after every so many steps."""
     checkpoint_minutes: Annotated[float | None, shown("off", "MINUTES")] = None
     """Also save a checkpoint when so many minutes have passed since the last."""
+    push_to_hub: Annotated[str | None, shown("nowhere", "OWNER/NAME", "--hub-model-id")] = None
+    """Upload the adapter, with a card, to this repository of the hub when the run is finished."""
     columns: ColumnFlags = field(default_factory=ColumnFlags)
     language: LanguageFlags = field(default_factory=LanguageFlags)
     targets: TargetFlags = field(default_factory=TargetFlags)

@@ -48,7 +48,7 @@ from .sweep import run_sweep, show_sweep
 # with which a run goes on that has met a loss that is no number.
 _WITHOUT_EFFECT = (
     *("config", "output", "resume", "overwrite", "stop_after_steps", "dry_run"),
-    *("checkpoint_every", "checkpoint_minutes"),
+    *("checkpoint_every", "checkpoint_minutes", "push_to_hub"),
     *("distributed", "coordinator", "num_processes", "process_id", "mesh", "heartbeat_seconds"),
     "on_nan",
 )
@@ -101,6 +101,7 @@ def _run(
         if shared.sweep.exists():
             show_sweep(shared, console)
         _show(console, settings, load_summary(shared), shared)
+        _push(settings, shared, console)
         return
     if (
         files is shared and not settings.dry_run
@@ -142,6 +143,7 @@ def _run(
         if summary is not None:
             show_sweep(files, console)
             _show(console, settings, summary, files)
+            _push(settings, files, console)
         return
     outcome = run_loop(
         tasks, trials, recipe, checkpoints=files.checkpoints, callbacks=callbacks, stops=stops
@@ -156,6 +158,7 @@ def _run(
     if outcome.fitted[0].history.stopped:
         say(notes, f"no better evaluation {recipe.patience} times in a row: stopped")
     _show(console, settings, summary, files)
+    _push(settings, files, console)
 
 
 def task_options(settings: TrainSettings) -> TaskOptions:
@@ -204,7 +207,21 @@ def _drawn(task: Task, metric: Metric) -> Metric:
     return task.metrics[0] if metric == LOSS and task.metrics else metric
 
 
+def _push(settings: TrainSettings, files: RunFiles, console: Console) -> None:
+    """Upload the adapter of a finished run, where that is asked for."""
+    if settings.push_to_hub is None or console.quiet:
+        return
+    from ..hub import push_adapter
+
+    commit = push_adapter(files.adapter, settings.push_to_hub)
+    say(console, f"pushed to {settings.push_to_hub}: commit {commit}")
+
+
 def _check_flags(settings: TrainSettings) -> None:
+    if settings.push_to_hub is not None:
+        from ..hub import check_id
+
+        check_id(settings.push_to_hub)
     if settings.columns.no_eval and settings.task not in ("seq_cls", "causal_lm"):
         raise ConfigError(f"--no-eval does not go with --task {settings.task} yet: leave it out")
     if settings.columns.no_eval and (is_asked(settings.sweep) or settings.recipe.patience):
