@@ -24,7 +24,7 @@ TEST_ENV := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_N
 # Five minutes of processor time together: what is added here must be quick.
 QUICK := test_config.py test_imports.py test_partition.py test_public.py test_sharding.py names selection storage \
 	$(patsubst %,training/test_%.py,checkpoint optimizer precision step_counts training warnings) \
-	adapters/test_adapter.py bank/test_bank.py cli/test_help.py discovery/test_discover_forms.py \
+	adapters/test_adapter.py bank/test_bank.py cli/test_help.py trainer/test_fit.py discovery/test_discover_forms.py \
 	models/families/test_bert_refusals.py peft/test_peft_reference.py sources/test_source_nnx.py
 
 # What `make lowest` runs beside these: where a library's version shows.
