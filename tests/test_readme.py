@@ -34,13 +34,30 @@ def test_the_loop_of_the_readme(tmp_path, monkeypatch, capsys):
     jax.tree.map(np.testing.assert_array_equal, names["params"], base)  # restored, untrained
 
 
+def test_the_trainer_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    batch = make_batch()
+    names = {
+        "params": make_params(),
+        "config": lnt.LNTuningConfig(),
+        "loss": loss_fn,
+        "get_batch": lambda step: batch,
+        "evaluate": lambda params: {"loss": loss_fn(params, batch)},
+    }
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam needs it
+        exec(BLOCKS[1].replace("steps_per_epoch=100", "steps_per_epoch=5"), names)
+    assert names["result"].finished
+    assert len(names["result"].history) == 3
+    assert set(lnt.load_adapter("run/adapter").trainable) == set(names["result"].adapter.trainable)
+
+
 def test_the_way_from_peft_and_back(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params, config = make_params(), lnt.LNTuningConfig()
     tuned = jax.tree.map(lambda x: x + 1, lnt.partition_params(params, config).trainable)
     lnt.export_peft("peft_adapter", tuned, config)
     names = {"lnt": lnt, "params": params}
-    exec(BLOCKS[1], names)
+    exec(BLOCKS[2], names)
     assert np.all(np.asarray(names["params"]["ln_f"]["scale"]) == 2)
     written = [Path(name) / "adapter_model.safetensors" for name in ("peft_adapter", "for_peft")]
     assert written[0].read_bytes() == written[1].read_bytes()

@@ -25,6 +25,7 @@ from ..trainer.sweep import Grid
 from .flags import Shown, also, shown
 
 TrainTask = Literal["seq_cls", "token_cls", "causal_lm", "similarity"]
+Board = Literal["tensorboard", "wandb", "trackio", "none"]
 DemoTask = Literal["seq_cls", "causal_lm"]
 InspectTask = Literal["auto", "seq_cls", "causal_lm", "none"]
 ConvertTask = Literal["seq_cls", "token_cls", "masked_lm", "causal_lm", "none"]
@@ -214,6 +215,8 @@ class TrainSettings:
     """Also save a checkpoint after every so many steps."""
     checkpoint_minutes: Annotated[float | None, shown("off", "MINUTES")] = None
     """Also save a checkpoint when so many minutes have passed since the last."""
+    report_to: tuple[Board, ...] = ("tensorboard",)
+    """Who gets the figures beside metrics.jsonl: tensorboard, wandb, trackio, or none."""
     push_to_hub: Annotated[str | None, shown("nowhere", "OWNER/NAME", "--hub-model-id")] = None
     """Upload the adapter, with a card, to this repository of the hub when the run is finished."""
     columns: ColumnFlags = field(default_factory=ColumnFlags)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from ..errors import ConfigError
 from ..tasks import TASKS, TaskOptions
 from ..tasks.base import LOSS, Metric, Task
 from ..tasks.loading import check_model_directory, model_location
-from ..trainer.callbacks import JsonLines, TensorBoard, read_metrics
+from ..trainer.callbacks import (
+    Callback,
+    JsonLines,
+    TensorBoard,
+    Trackio,
+    WeightsAndBiases,
+    read_metrics,
+)
 from ..trainer.loop import Fitted, run_loop
 from ..trainer.recipe import Trial
 from ..trainer.run import RunFiles, Summary, check_run, finish_run, load_summary, locked, start_run
@@ -48,7 +56,7 @@ from .sweep import run_sweep, show_sweep
 # with which a run goes on that has met a loss that is no number.
 _WITHOUT_EFFECT = (
     *("config", "output", "resume", "overwrite", "stop_after_steps", "dry_run"),
-    *("checkpoint_every", "checkpoint_minutes", "push_to_hub"),
+    *("checkpoint_every", "checkpoint_minutes", "push_to_hub", "report_to"),
     *("distributed", "coordinator", "num_processes", "process_id", "mesh", "heartbeat_seconds"),
     "on_nan",
 )
@@ -133,11 +141,7 @@ def _run(
     if mesh is not None:
         check_shared(shared, described)
     stops = Stops(settings.stop_after_steps, settings.checkpoint_every, settings.checkpoint_minutes)
-    callbacks = [
-        JsonLines(files.metrics),
-        TensorBoard(files.tensorboard),
-        ProgressCallback(notes),
-    ]
+    callbacks = [JsonLines(files.metrics), *_boards(settings, files), ProgressCallback(notes)]
     if is_asked(settings.sweep):
         summary = run_sweep(settings, tasks, files, notes, callbacks, stops)
         if summary is not None:
@@ -205,6 +209,20 @@ def draw_run(
 def _drawn(task: Task, metric: Metric) -> Metric:
     """The metric of a figure's second panel: not the loss, which has one of its own."""
     return task.metrics[0] if metric == LOSS and task.metrics else metric
+
+
+def _boards(settings: TrainSettings, files: RunFiles) -> list[Callback]:
+    """The dashboards that --report-to names."""
+    name = files.directory.name
+    makers: dict[str, Callable[[], Callback]] = {
+        "tensorboard": lambda: TensorBoard(files.tensorboard),
+        "wandb": lambda: WeightsAndBiases(name=name),
+        "trackio": lambda: Trackio(name=name),
+    }
+    chosen = dict.fromkeys(settings.report_to)
+    if "none" in chosen and len(chosen) > 1:
+        raise ConfigError("--report-to none stands alone")
+    return [makers[each]() for each in chosen if each != "none"]
 
 
 def _push(settings: TrainSettings, files: RunFiles, console: Console) -> None:

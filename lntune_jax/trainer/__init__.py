@@ -9,6 +9,8 @@ if _TYPE_CHECKING:
     from .callbacks import JsonLines as JsonLines
     from .callbacks import RunInfo as RunInfo
     from .callbacks import TensorBoard as TensorBoard
+    from .callbacks import Trackio as Trackio
+    from .callbacks import WeightsAndBiases as WeightsAndBiases
     from .callbacks import read_metrics as read_metrics
     from .fitting import Result as Result
     from .fitting import fit as fit
@@ -27,6 +29,8 @@ _PLACES = {
     "RunInfo": "callbacks",
     "Stops": "stopping",
     "TensorBoard": "callbacks",
+    "Trackio": "callbacks",
+    "WeightsAndBiases": "callbacks",
     "fit": "fitting",
     "fit_many": "fitting",
     "read_metrics": "callbacks",
@@ -41,6 +45,8 @@ __all__ = [
     "RunInfo",
     "Stops",
     "TensorBoard",
+    "Trackio",
+    "WeightsAndBiases",
     "fit",
     "fit_many",
     "read_metrics",

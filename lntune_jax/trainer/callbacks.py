@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -178,6 +179,53 @@ class TensorBoard(Callback):
     def _write(self, split: str, step: int, figures: Mapping[str, Any], trial: str | None) -> None:
         for tag, value in name_scalars(split, figures, trial):
             self._writer.add_scalar(tag, value, step)
+
+
+class WeightsAndBiases(Callback):
+    """A run of Weights & Biases; needs wandb.
+
+    Example:
+        >>> import importlib.util
+        >>> if importlib.util.find_spec("wandb"):
+        ...     board = WeightsAndBiases(project="reviews", mode="offline")
+    """
+
+    _package = "wandb"
+
+    def __init__(self, project: str = "lntune-jax", **options: Any):
+        """Report to this project; the options are those of `wandb.init`."""
+        need_package(self._package, self._package, type(self).__name__, ConfigError)
+        self.project, self.options = project, options
+
+    def begin(self, run: RunInfo) -> None:
+        """Start a run with the recipe as its config."""
+        board = importlib.import_module(self._package)
+        settings = {"config": dict(run.settings), **self.options}
+        self._run = board.init(project=self.project, **settings)
+
+    def stepped(self, step: int, figures: Mapping[str, Any], trial: str | None = None) -> None:
+        """Log `train/...`."""
+        self._run.log(dict(name_scalars("train", figures, trial)), step=step)
+
+    def evaluated(self, step: int, figures: Mapping[str, float], trial: str | None = None) -> None:
+        """Log `eval/...`."""
+        self._run.log(dict(name_scalars("eval", figures, trial)), step=step)
+
+    def end(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class Trackio(WeightsAndBiases):
+    """A run of trackio, which keeps its figures on this machine; needs trackio.
+
+    Example:
+        >>> import importlib.util
+        >>> if importlib.util.find_spec("trackio"):
+        ...     board = Trackio(project="reviews")
+    """
+
+    _package = "trackio"
 
 
 def name_scalars(

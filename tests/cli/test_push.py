@@ -1,4 +1,4 @@
-"""`train --push-to-hub`: the adapter of a finished run, on a hub that is a stand-in."""
+"""`train --push-to-hub` on a hub that is a stand-in, and `--report-to`."""
 
 import subprocess
 import sys
@@ -30,3 +30,17 @@ def test_what_is_no_repository_is_found_first(run, model_directory, table, tmp_p
     assert code == 2
     assert "'a/b/c' is no id on the hub" in complaint
     assert not (tmp_path / "run").exists()
+
+
+def test_dashboards_are_those_that_are_named(run, model_directory, table, tmp_path, monkeypatch):
+    words = ("train", "--model", model_directory, "--data", table, "--max-steps", 1, "--buckets", 1)
+    code, _, complaint = run(*words, "--output", tmp_path / "run", "--report-to", "none")
+    assert (code, complaint) == (0, "")
+    assert not (tmp_path / "run" / "tensorboard").exists()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    code, _, complaint = run(*words, "--output", tmp_path / "other", "--report-to", "wandb")
+    assert code == 2
+    assert "pip install 'lntune-jax[wandb]'" in complaint
+    code, _, complaint = run(*words, "--output", tmp_path / "x", "--report-to", "none", "wandb")
+    assert code == 2
+    assert "--report-to none stands alone" in complaint
