@@ -143,8 +143,9 @@ def _make_task(kind: Any, values: Mapping[str, Any], adapter: Path) -> Any:
     own = {}
     for each in fields(kind):
         wanted = (list, tuple) if each.name == "labels" else type(each.default)
-        # What is empty by default is younger than adapters that do not say it.
-        value = values.get(each.name, "" if each.default == "" else None)
+        # What is empty or off by default is younger than adapters that do not say it.
+        is_younger = each.default == "" or each.default is False
+        value = values.get(each.name, each.default if is_younger else None)
         if each.name == "pooling" and value == "default":
             value = "own"  # as it was written when that alone was the default
         own[each.name] = value

@@ -254,6 +254,8 @@ def _check_flags(settings: TrainSettings) -> None:
         raise ConfigError("--pooling goes with --task seq_cls; a label for each word is not pooled")
     if settings.task != "seq_cls" and settings.columns.text_pair_column is not None:
         raise ConfigError("--text-pair-column goes with --task seq_cls")
+    if settings.encoding.new_head and settings.task not in ("seq_cls", "token_cls"):
+        raise ConfigError(f"--new-head is for classifiers; --task {settings.task} has no head")
     if settings.task != "causal_lm":
         if settings.language.no_packing or settings.language.form != "auto":
             raise ConfigError("--no-packing and --form go with --task causal_lm")

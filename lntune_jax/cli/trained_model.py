@@ -93,7 +93,12 @@ def load_trained(described: Described) -> TrainedModel:
     import lntune_jax as lnt
 
     tokenizer = load_tokenizer(name)
-    encoding = Encoding(pooling=task.pooling, dtype=task.dtype, quantize=described.quantize)
+    encoding = Encoding(
+        pooling=task.pooling,
+        dtype=task.dtype,
+        quantize=described.quantize,
+        new_head=task.new_head,
+    )
     model = load_classifier(name, encoding, labels=len(task.labels), seed=task.seed)
     params = lnt.restore_adapter(described.directory, model.params)
     return TrainedModel(task, described.config, params, model, tokenizer)

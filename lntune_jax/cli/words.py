@@ -17,7 +17,15 @@ _FLAGS = {
     "modules_to_save": "--save-modules",
     **{
         name: "--" + name.replace("_", "-")
-        for name in ("name_map", "best_by", "overwrite", "norms_only", "scan_layers", "quantize")
+        for name in (
+            "name_map",
+            "best_by",
+            "new_head",
+            "overwrite",
+            "norms_only",
+            "scan_layers",
+            "quantize",
+        )
     },
     "max_new_tokens": "--max-new-tokens",
 }

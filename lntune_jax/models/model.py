@@ -30,7 +30,7 @@ from .loading.sources import (
     read_stop_tokens,
     with_labels,
 )
-from .loading.weights import canonical_keys, load_leaves, match
+from .loading.weights import canonical_keys, load_leaves, match, without_head
 from .nn.quantized import check_kind, quantized_shapes
 from .nn.skeleton import nest
 from .types import POOLINGS, GivenOptions, Options
@@ -123,6 +123,7 @@ def from_pretrained(
     mesh: Any = None,
     specs: Callable[[str, Any], Any] | None = None,
     seed: int = 0,
+    new_head: bool = False,
     revision: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Unpack[GivenOptions],
@@ -146,6 +147,8 @@ def from_pretrained(
         specs: in place of that, `specs(path, leaf)` gives the `PartitionSpec` of a leaf, from its
             path with dots and its shape and dtype.
         seed: for leaves that the checkpoint lacks.
+        new_head: draw a classifier's head anew, also where the checkpoint has one: of another
+            number of labels, or for other labels.
         revision: a branch, tag or commit on the hub.
         progress: called as `progress(done, total)`, in bytes, after each tensor.
         options: how the model is made and computes, each by its name: `dtype`, `pooling`,
@@ -181,6 +184,8 @@ def from_pretrained(
         stops = read_stop_tokens(config, path) if task == "CAUSAL_LM" else ()
         layout = FAMILIES[config.model_type].checkpoint_names
         names = canonical_keys(weights, layout.prefix)
+        if new_head:
+            names = without_head(names, task)
         check_layers(config, len(names), weights.directory)
         pooler = any(name.startswith("pooler.") for name in names)
         blueprint = draw_up(config, task, made, pooler=pooler)

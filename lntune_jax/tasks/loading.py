@@ -46,7 +46,13 @@ def load_classifier(
             model,
             encoding,
             mesh,
-            {"task": task, "num_labels": labels, "pooling": pooling, "seed": seed},
+            {
+                "task": task,
+                "num_labels": labels,
+                "pooling": pooling,
+                "seed": seed,
+                "new_head": encoding.new_head,
+            },
         )
 
 

@@ -66,6 +66,8 @@ class Encoding:
     pooling: Pooling = "default"
     """What a classifier reads of an encoder: what the model's files say (default), what its
     architecture does (own), the mean over tokens, or the first token (cls)."""
+    new_head: bool = False
+    """Draw a classifier's head anew, also where the model has one (of other or more labels)."""
     dtype: ComputeType = "float32"
     """Number format of the frozen weights; what trains is kept in float32."""
     scan_layers: bool = False

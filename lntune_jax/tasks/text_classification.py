@@ -41,6 +41,7 @@ class Record:
         text_column: The training table's column of texts.
         label_column: The training table's column of labels.
         text_pair_column: Its column of second texts; empty where a row is one text.
+        new_head: Whether the head was drawn anew, though the base model has one.
     """
 
     labels: tuple[str, ...]
@@ -51,6 +52,7 @@ class Record:
     text_column: str = "text"
     label_column: str = "label"
     text_pair_column: str = ""
+    new_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ def prepare(
         text_column=options.columns.text_column,
         label_column=options.columns.label_column,
         text_pair_column=options.columns.text_pair_column or "",
+        new_head=encoding.new_head,
     )
     return tuple(
         TextClassification(

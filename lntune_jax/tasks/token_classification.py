@@ -51,6 +51,7 @@ class Record:
         seed: Seed of weights that the base model lacks and that did not train.
         text_column: The training table's column of words.
         label_column: The training table's column of labels.
+        new_head: Whether the head was drawn anew, though the base model has one.
     """
 
     labels: tuple[str, ...] = ()
@@ -59,6 +60,7 @@ class Record:
     seed: int = 0
     text_column: str = "text"
     label_column: str = "label"
+    new_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,8 @@ def prepare(
         )
     padding = padding_of(tokenizer)
     text_column, label_column = data[0].training.columns
-    record = Record(names, max_length, encoding.dtype, options.seed, text_column, label_column)
+    how = names, max_length, encoding.dtype, options.seed, text_column, label_column
+    record = Record(*how, encoding.new_head)
     return tuple(
         TokenClassification(
             model,
@@ -362,7 +365,7 @@ def _load(described: Any) -> tuple[Any, Any, int]:
     """The tokenizer, the base, and how many tokens a row has at most."""
     record: Record = described.task
     tokenizer = load_tokenizer(described.model)
-    encoding = Encoding(dtype=record.dtype, quantize=described.quantize)
+    encoding = Encoding(dtype=record.dtype, quantize=described.quantize, new_head=record.new_head)
     count = len(record.labels)
     model = load_classifier(
         described.model, encoding, labels=count, seed=record.seed, task="TOKEN_CLS"

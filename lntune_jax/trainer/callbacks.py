@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..messages import need_package
-from ..storage.directories import write_text
+from ..storage.directories import refuse_url, write_text
 from ..tasks.base import Metric
 
 
@@ -250,6 +250,7 @@ def read_metrics(lines: Path, trial: str | None = None) -> list[dict[str, Any]]:
         >>> read_metrics(Path("/no/such/metrics.jsonl"))
         []
     """
+    refuse_url(lines, error=ConfigError)
     if not lines.exists():
         return []
     figures = []

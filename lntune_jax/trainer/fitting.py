@@ -6,12 +6,12 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import jax
 
 from ..adapters import Adapter
 from ..errors import ConfigError
+from ..storage.directories import resolve_path
 from ..tasks.base import Task
 from .callbacks import Callback, JsonLines
 from .history import Evaluation, History
@@ -197,7 +197,7 @@ def _run(
         if resume or overwrite:
             raise ConfigError("resume and overwrite go with output=, the directory of a run")
         return run_loop(tasks, trials, recipe, callbacks=callbacks, stops=stops, at_once=at_once)
-    files = RunFiles.at(Path(output))
+    files = RunFiles.at(resolve_path(output, error=ConfigError))
     names = [trial.name for trial in trials]
     settings = {**asdict(recipe), **({} if names == [None] else {"trials": names})}
     check_run(files, settings, resume=resume, overwrite=overwrite)

@@ -26,6 +26,10 @@ def make_bank() -> Any:
     return lnt.bank.make_bank(PARAMS, {"a": LEAVES}, on_host=True)
 
 
+def make_task() -> Any:
+    return lnt.tasks.FunctionTask(PARAMS, CONFIG, lambda params, batch: 0.0, lambda step: None)
+
+
 # Every public function that takes a path, by the argument.
 CALLS: dict[str, Callable[[Any], Any]] = {
     "save_adapter(path)": lambda path: lnt.save_adapter(path, LEAVES, CONFIG, base=PARAMS),
@@ -53,6 +57,11 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "models.merge_checkpoint(model)": lambda path: lnt.models.merge_checkpoint(path, "a", "o"),
     "models.merge_checkpoint(adapter)": lambda path: lnt.models.merge_checkpoint("b", path, "o"),
     "models.merge_checkpoint(output)": lambda path: lnt.models.merge_checkpoint("b", "a", path),
+    "trainer.fit(output)": lambda path: lnt.trainer.fit(make_task(), output=path),
+    "trainer.fit_many(output)": lambda path: lnt.trainer.fit_many(
+        make_task(), [lnt.trainer.Recipe()], output=path
+    ),
+    "trainer.read_metrics(lines)": lambda path: lnt.trainer.read_metrics(path),
     "LNTuningConfig.from_pretrained(directory)": lnt.LNTuningConfig.from_pretrained,
     "LNTuningConfig.save_pretrained(directory)": CONFIG.save_pretrained,
 }

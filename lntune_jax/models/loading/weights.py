@@ -167,6 +167,19 @@ def match(
     return Plan(sources, tuple(fresh), names[tied[0]] if needed else None, unknown)
 
 
+def without_head(names: dict[str, str], task: str | None) -> dict[str, str]:
+    """The checkpoint's keys without those of the task's head, which is then drawn anew.
+
+    Raises:
+        ModelError: the task has no classifier.
+    """
+    if task not in ("SEQ_CLS", "TOKEN_CLS"):
+        raise ModelError(
+            f"new_head=True draws a classifier; the task is {task!r}, expected SEQ_CLS or TOKEN_CLS"
+        )
+    return {key: name for key, name in names.items() if key.split(".")[0] not in _HEADS}
+
+
 def _find(name: str, names: dict[str, str], layout: Layout) -> str | None:
     return next((n for n in (name, layout.synonyms.get(name)) if n in names), None)
 
@@ -198,7 +211,10 @@ def _report(
         f"  {fault}: {list_names(names, str, LISTED)}" for fault, names in faults.items() if names
     ]
     if any(entry.startswith(("classifier.", "score.")) for entry in wrong):
-        lines.append("  a classifier of another size: leave num_labels out, or pass the file's")
+        lines.append(
+            "  a classifier of another size: leave num_labels out, pass the file's, or draw a new "
+            "one with new_head=True"
+        )
     if lines:
         raise ModelError("\n".join([f"{weights.directory} does not fit the model:", *lines]))
 

@@ -200,6 +200,7 @@ def _plan(
         raise AdapterError(
             f"the adapter {parts.found.directory} holds no norms: leave norms_only out"
         )
+    _check_head(parts, arrays)
     fresh = () if norms_only else parts.fresh
     # A head stands beside what the base holds without a prefix, so that all keys get it.
     prefix = names.added if fresh else ""
@@ -230,6 +231,24 @@ def _plan(
     unused = tuple(name for name in tuned.arrays if name not in arrays)
     listed = {"tuned": tuple(values), "added": fresh, "left_out": left_out, "unused": unused}
     return _Plan(files, values, fields, texts, listed)
+
+
+def _check_head(parts: Parts, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse a head of another size than the checkpoint's own.
+
+    Raises:
+        AdapterError: the message says how to merge the norms.
+    """
+    for name, array in arrays.items():
+        key = parts.names.keys.get(name)
+        if key is None or parts.checkpoint.shape(key) == array.shape:
+            continue
+        raise AdapterError(
+            f"the adapter {parts.found.directory} does not fit {parts.checkpoint.directory}: "
+            f"{name!r} has shape {array.shape}, in the checkpoint {parts.checkpoint.shape(key)}. "
+            "Pass the checkpoint it was trained on; for a head that was drawn anew, merge the "
+            "norms alone with norms_only=True"
+        )
 
 
 def _fit_class(

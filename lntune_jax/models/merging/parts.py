@@ -277,6 +277,8 @@ def _read_peft(
 def _check_shapes(found: Found, tuned: Tuned, names: Names, checkpoint: Weights) -> None:
     wrong = []
     for name, array in tuned.arrays.items():
+        if is_head(name):
+            continue  # Where the norms alone are merged, it may have other labels.
         shape = checkpoint.shape(names.keys[name]) if name in names.keys else array.shape
         if shape != array.shape:
             wrong.append(f"{name!r} has shape {array.shape}, in the checkpoint {shape}")
