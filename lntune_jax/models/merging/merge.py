@@ -32,7 +32,7 @@ from .shards import write_file
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from lntune_jax.names.maps import NameMap
 
