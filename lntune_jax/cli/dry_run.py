@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ def describe_row(task: Any, settings: TrainSettings) -> list[str]:
     words = [f"[{word}]" if yes else word for word, yes in zip(tokens, counted, strict=False)]
     rest = f" ... and {shown - _MOST_TOKENS:,} more" if shown > _MOST_TOKENS else ""
     place = ", ".join(map(str, task.list_rows(planned)[:1]))
-    lines = [f"a row ({task.unit} {place}): {' '.join(words)}{rest}"]
+    row = f"a row ({task.unit} {place}): {' '.join(words)}{rest}"
+    lines = textwrap.wrap(row, 80, subsequent_indent="  ", break_on_hyphens=False)
     if labels is not None:
         lines.append("the loss counts what is in brackets")
     elif "classes" in batch:
