@@ -6,24 +6,16 @@ function walks a settings object, its groups included, and names the flag that b
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from ..storage.directories import refuse_url
+from ..trainer.recipe import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE, RULES, Rule
 from .flags import write_flag
 
 _S = TypeVar("_S")
-
-
-class Rule(NamedTuple):
-    """What the value of one flag must be."""
-
-    expected: str
-    holds: Callable[[Any], bool]
 
 
 def check_settings(settings: _S) -> _S:
@@ -79,41 +71,24 @@ def _check_value(name: str, value: Any, rule: Rule) -> None:
             raise ConfigError(f"{write_flag(name)} is {single}; it must be {rule.expected}")
 
 
-_AT_LEAST_ONE = Rule("1 or more", lambda value: value >= 1)
-_POSITIVE = Rule("a number above 0", lambda value: math.isfinite(value) and value > 0)
-_NOT_NEGATIVE = Rule("0 or more", lambda value: math.isfinite(value) and value >= 0)
-
 _RULES = {
+    **RULES,
     "eval_fraction": Rule("between 0 and 1, for example 0.1", lambda value: 0 < value < 1),
-    "warmup_fraction": Rule("0 or more, and below 1", lambda value: 0 <= value < 1),
     "max_length": Rule("8 or more", lambda value: value >= 8),
-    "max_new_tokens": _AT_LEAST_ONE,
-    "temperature": _NOT_NEGATIVE,
-    "top_k": _AT_LEAST_ONE,
+    "max_new_tokens": AT_LEAST_ONE,
+    "temperature": NOT_NEGATIVE,
+    "top_k": AT_LEAST_ONE,
     "top_p": Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
-    "num_labels": _AT_LEAST_ONE,
-    "buckets": _AT_LEAST_ONE,
-    "learning_rate": _POSITIVE,
-    "head_learning_rate": _POSITIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "clip_norm": _POSITIVE,
-    "epochs": _AT_LEAST_ONE,
-    "max_steps": _AT_LEAST_ONE,
-    "max_train_rows": _AT_LEAST_ONE,
-    "steps": _AT_LEAST_ONE,
-    "batch_size": _AT_LEAST_ONE,
-    "eval_batch_size": _AT_LEAST_ONE,
-    "eval_every": _AT_LEAST_ONE,
-    "gradient_accumulation": _AT_LEAST_ONE,
-    "ema": Rule("0 or more, and below 1", lambda value: 0 <= value < 1),
-    "checkpoint_every": _AT_LEAST_ONE,
-    "checkpoint_minutes": _POSITIVE,
-    "stop_after_steps": _AT_LEAST_ONE,
-    "patience": _AT_LEAST_ONE,
-    "adapters_at_once": _AT_LEAST_ONE,
-    "num_processes": _AT_LEAST_ONE,
-    "process_id": _NOT_NEGATIVE,
-    "heartbeat_seconds": _AT_LEAST_ONE,
-    "seed": Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+    "num_labels": AT_LEAST_ONE,
+    "buckets": AT_LEAST_ONE,
+    "max_train_rows": AT_LEAST_ONE,
+    "steps": AT_LEAST_ONE,
+    "checkpoint_every": AT_LEAST_ONE,
+    "checkpoint_minutes": POSITIVE,
+    "stop_after_steps": AT_LEAST_ONE,
+    "adapters_at_once": AT_LEAST_ONE,
+    "num_processes": AT_LEAST_ONE,
+    "process_id": NOT_NEGATIVE,
+    "heartbeat_seconds": AT_LEAST_ONE,
     "seeds": Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
 }

@@ -20,6 +20,7 @@ from ..errors import ConfigError, LNTuningError
 from ..trainer.run import RunFiles, check_run
 from ..trainer.stopping import TerminatedError
 from .agreement import LeaveTogetherError, check_agreement, failing_together
+from .flags import write_flag
 from .inspect import parse_mesh
 from .options import Processes
 from .words import print_message
@@ -134,7 +135,7 @@ def check_shared(files: RunFiles, settings: Mapping[str, Any]) -> None:
             f"--output {files.directory} is not the directory that the first process sees: name "
             "one on a disk that all of them share"
         )
-    check_run(files, settings, resume=True, overwrite=False)
+    check_run(files, settings, resume=True, overwrite=False, write=write_flag)
 
 
 def _refuse_lone_flags(settings: Processes) -> None:

@@ -103,7 +103,7 @@ def _run(
     options = task_options(settings)
     data = kind.read(options)
     described = _describe(settings)
-    grows = check_run(shared, described, resume=settings.resume, overwrite=settings.overwrite)
+    grows = _check_run(shared, described, settings)
     if settings.resume and shared.is_finished() and not grows and not settings.dry_run:
         say(notes, f"{short_path(shared.directory)} is finished; nothing to resume")
         if shared.sweep.exists():
@@ -116,7 +116,7 @@ def _run(
     ):  # Of several processes the first one holds it for all.
         stack.enter_context(locked(shared))
         # Another process may have come here first, and left again.
-        grows = check_run(shared, described, resume=settings.resume, overwrite=settings.overwrite)
+        grows = _check_run(shared, described, settings)
     say(notes, f"reading {settings.model}")
     unused = describe_devices(mesh)
     if unused is not None:
@@ -163,6 +163,11 @@ def _run(
         say(notes, f"no better evaluation {recipe.patience} times in a row: stopped")
     _show(console, settings, summary, files)
     _push(settings, files, console)
+
+
+def _check_run(files: RunFiles, described: dict[str, Any], settings: TrainSettings) -> bool:
+    flags = {"resume": settings.resume, "overwrite": settings.overwrite}
+    return check_run(files, described, **flags, write=write_flag)
 
 
 def task_options(settings: TrainSettings) -> TaskOptions:

@@ -21,6 +21,10 @@ _FLAGS = {
             "name_map",
             "best_by",
             "new_head",
+            "resume",
+            "output",
+            "on_nan",
+            "clip_norm",
             "overwrite",
             "norms_only",
             "scan_layers",
@@ -30,8 +34,8 @@ _FLAGS = {
     "max_new_tokens": "--max-new-tokens",
 }
 # Plain words too: flags only where a value is given to them.
-_WITH_VALUES = {"overwrite", "quantize"}
-_VALUE = r"=True|=False|=\[\]|=\(\)|=\([^()]*\)|='[^']*'|=(?=\s|$)| is True"
+_WITH_VALUES = {"overwrite", "quantize", "resume", "output", "on_nan", "clip_norm"}
+_VALUE = r"=True|=False|=\[\]|=\(\)|=\([^()]*\)|='[^']*'|=[0-9]+|=(?=\s|$)| is True"
 _ARGUMENT = re.compile(rf"(?<![\w'./-])({'|'.join(_FLAGS)})(?![\w'/-])({_VALUE})?")
 _PHRASES = {
     "pass base=params": "give the base with --model",
@@ -77,7 +81,7 @@ def _write_flag(found: re.Match[str]) -> str:
         return f"{flag} none"
     if value == "=False":
         return f"no {flag}"
-    words = " ".join(re.findall(r"'([^']*)'", value))
+    words = value[1:] if value[1:].isdecimal() else " ".join(re.findall(r"'([^']*)'", value))
     return flag + (" is given" if value == " is True" else f" {words}" if words else "")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.batches import PlannedBatch, make_planner
 from ..errors import ConfigError
+from ..messages import shorten
 
 
 @dataclass(frozen=True)
@@ -271,6 +272,9 @@ class _FunctionEvaluator:
 
         assert self._task.evaluate is not None
         found = self._task.evaluate(lnt.merge_params(trainable, frozen))
+        if not isinstance(found, Mapping):
+            kind = type(found).__name__
+            raise ConfigError(f"evaluate gives {kind}; expected figures by name, 'loss' among them")
         wanted = [LOSS.name, *(metric.name for metric in self._task.metrics)]
         missing = [name for name in wanted if name not in found]
         if missing:
@@ -278,7 +282,16 @@ class _FunctionEvaluator:
                 f"evaluate gives no {missing[0]!r}; expected figures named "
                 f"{', '.join(map(repr, wanted))}, found {', '.join(map(repr, found)) or 'none'}"
             )
-        return {name: float(value) for name, value in found.items()}
+        return {name: _as_number(name, value) for name, value in found.items()}
+
+
+def _as_number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"evaluate gives {name!r} = {shorten(repr(value), 80)}; expected a number"
+        ) from None
 
 
 def start_leaves(task: Any) -> dict[str, Any]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import jax
 
 from ..adapters import Adapter
 from ..errors import ConfigError
+from ..messages import shorten
 from ..storage.directories import resolve_path
 from ..tasks.base import Task
 from .callbacks import Callback, JsonLines
 from .history import Evaluation, History
 from .loop import Outcome, run_loop
-from .recipe import Recipe, Trial
+from .recipe import Recipe, Trial, check_recipe
 from .run import RunFiles, check_run, finish_run, locked, start_run
 from .schedules import metric_of, share_steps
 from .stopping import Stops
@@ -97,7 +101,9 @@ def fit(
         >>> result.metrics["loss"] < 0.1, len(result.history), sorted(result.adapter.trainable)
         (True, 2, ['norm.bias', 'norm.scale'])
     """
-    recipe = recipe or Recipe()
+    recipe = Recipe() if recipe is None else recipe
+    check_recipe(recipe)
+    _check([task], recipe, callbacks)
     trial = Trial(None, {}, recipe)
     outcome = _run([task], [trial], recipe, output, callbacks, resume, overwrite, stops, None)
     return _results([task], [trial], recipe, outcome)[0]
@@ -154,6 +160,7 @@ def fit_many(
         raise ConfigError("recipes or tasks is empty; expected one adapter or more")
     first = next(iter(named.values()))
     for name, recipe in named.items():
+        check_recipe(recipe, f"recipes[{name!r}]")
         for field, value in asdict(recipe).items():
             if field not in SWEPT and value != getattr(first, field):
                 raise ConfigError(
@@ -161,6 +168,7 @@ def fit_many(
                     f"{getattr(first, field)!r}: adapters that share a step may differ in "
                     f"{', '.join(SWEPT)}"
                 )
+    _check(every, first, callbacks)
     shared = share_steps(every, first)
     steps = {each: getattr(shared, each) for each in ("max_steps", "epochs", "eval_every")}
     trials = [
@@ -176,6 +184,37 @@ def fit_many(
     outcome = _run(every, trials, shared, output, callbacks, resume, overwrite, stops, at_once)
     results = _results(every, trials, shared, outcome)
     return {str(trial.name): result for trial, result in zip(trials, results, strict=True)}
+
+
+def _check(tasks: Sequence[Any], recipe: Recipe, callbacks: Sequence[Any]) -> None:
+    """Refuse what is no task or no callback, before anything is traced."""
+    for task in tasks:
+        if not hasattr(task, "planner"):
+            raise ConfigError(
+                f"task is {type(task).__name__}; expected one of lntune_jax.tasks, such as a "
+                "FunctionTask"
+            )
+        if not task.epoch_steps(recipe.batch_size):
+            raise ConfigError("the task has no batch in an epoch: is its data empty?")
+        if recipe.dropout and not _takes_rng(task.loss_fn()):
+            raise ConfigError(
+                "recipe.dropout gives the loss a key for each step, and the task's loss takes no "
+                "rng: write loss(params, batch, rng=None), or leave dropout out"
+            )
+        try:
+            json.dumps(task.record)
+        except TypeError as error:
+            raise ConfigError(f"the task's record is not JSON: {error}") from None
+    for each in callbacks:
+        if not isinstance(each, Callback):
+            raise ConfigError(
+                f"callbacks has {shorten(repr(each), 80)}; expected a trainer.Callback"
+            )
+
+
+def _takes_rng(loss: Any) -> bool:
+    kinds = inspect.signature(loss).parameters.values()
+    return any(each.name == "rng" or each.kind is each.VAR_KEYWORD for each in kinds)
 
 
 # What may differ between adapters that share a compiled step.

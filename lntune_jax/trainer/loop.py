@@ -416,19 +416,19 @@ def check_extra(
     if missing:
         raise ConfigError(
             f"cannot resume {directory}: its checkpoints hold no {missing[0]!r}, so that another "
-            "version of lntune-jax has written them; give --overwrite to start again"
+            "version of lntune-jax has written them; pass overwrite=True to start again"
         )
     difference = explain_difference(extra["base"], frozen)
     if difference is not None:
         raise ConfigError(
-            f"cannot resume {directory}: the base at --model is not the one that the run was "
-            f"started with ({difference}); give that one, or --overwrite to start again"
+            f"cannot resume {directory}: the base is not the one that the run was "
+            f"started with ({difference}); pass that one, or overwrite=True to start again"
         )
     for before, now in zip(extra["tasks"], tasks, strict=False):
         for name in sorted({*before, *now}):
             if before.get(name) != now.get(name):
                 raise ConfigError(
                     f"cannot resume {directory}: its task was started with {name} = "
-                    f"{shorten(str(before.get(name)))}, not {shorten(str(now.get(name)))}; give "
-                    "--overwrite to start again"
+                    f"{shorten(str(before.get(name)))}, not {shorten(str(now.get(name)))}; pass "
+                    "overwrite=True to start again"
                 )

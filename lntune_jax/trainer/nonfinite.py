@@ -12,7 +12,7 @@ from ..errors import LNTuningError
 from ..messages import list_names
 
 MOST_SKIPPED = 10  # steps in a row: more, and no batch is to blame
-_ADVICE = "lower --learning-rate or --head-learning-rate, or set --clip-norm 1"
+_ADVICE = "lower the learning rates, or clip the gradient (clip_norm=1)"
 _MOST_ROWS = 64
 
 
@@ -68,7 +68,7 @@ def refuse_fault(fault: Fault, checkpoint: Path | None, skipped: int) -> None:
         )
     raise LNTuningError(
         f"{fault.describe()}. {_name_checkpoint(checkpoint)}; {_ADVICE}. If it is these rows, mend "
-        "them, or go on with --resume --on-nan skip"
+        "them, or go on with resume=True and on_nan='skip'"
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args
+
+from ..errors import ConfigError
 
 Schedule = Literal["linear", "cosine", "constant"]
 OnNan = Literal["stop", "skip"]
@@ -73,3 +76,64 @@ class Trial:
     values: Mapping[str, float | str]
     recipe: Recipe
     table: int = 0
+
+
+class Rule(NamedTuple):
+    """What a value must be."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+AT_LEAST_ONE = Rule("1 or more", lambda value: value >= 1)
+POSITIVE = Rule("a number above 0", lambda value: math.isfinite(value) and value > 0)
+NOT_NEGATIVE = Rule("0 or more", lambda value: math.isfinite(value) and value >= 0)
+
+RULES = {
+    "learning_rate": POSITIVE,
+    "head_learning_rate": POSITIVE,
+    "schedule": Rule(
+        f"one of {', '.join(get_args(Schedule))}", lambda value: value in get_args(Schedule)
+    ),
+    "warmup_fraction": Rule("0 or more, and below 1", lambda value: 0 <= value < 1),
+    "weight_decay": NOT_NEGATIVE,
+    "clip_norm": POSITIVE,
+    "on_nan": Rule(f"one of {', '.join(get_args(OnNan))}", lambda value: value in get_args(OnNan)),
+    "epochs": AT_LEAST_ONE,
+    "max_steps": AT_LEAST_ONE,
+    "batch_size": AT_LEAST_ONE,
+    "eval_batch_size": AT_LEAST_ONE,
+    "eval_every": AT_LEAST_ONE,
+    "patience": AT_LEAST_ONE,
+    "gradient_accumulation": AT_LEAST_ONE,
+    "ema": Rule("0 or more, and below 1", lambda value: 0 <= value < 1),
+    "seed": Rule("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
+}
+_WHOLE = ("epochs", "max_steps", "batch_size", "eval_batch_size", "eval_every", "patience", "seed")
+
+
+def check_recipe(recipe: Recipe, name: str = "recipe") -> None:
+    """Refuse values that make no sense.
+
+    Raises:
+        ConfigError: The message names the field.
+
+    Example:
+        >>> check_recipe(Recipe(batch_size=0))
+        Traceback (most recent call last):
+        lntune_jax.errors.ConfigError: recipe.batch_size is 0; it must be a whole number, 1 or more
+    """
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(f"{name} is {type(recipe).__name__}; expected a trainer.Recipe")
+    for each in fields(Recipe):
+        value, rule = getattr(recipe, each.name), RULES.get(each.name)
+        if (value is None and each.default is None) or rule is None:
+            continue
+        is_whole = each.name not in _WHOLE or (isinstance(value, int) and value is not True)
+        try:
+            holds = is_whole and rule.holds(value)
+        except TypeError:
+            holds = False
+        if not holds:
+            kind = "a whole number, " if each.name in _WHOLE else ""
+            raise ConfigError(f"{name}.{each.name} is {value!r}; it must be {kind}{rule.expected}")

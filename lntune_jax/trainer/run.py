@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,12 @@ _MAY_GROW = ("max_steps", "epochs")
 
 
 def check_run(
-    files: RunFiles, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+    files: RunFiles,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+    write: Callable[[str], str] = lambda name: f"{name} =",
 ) -> bool:
     """Refuse an output directory in which this run may not start or go on.
 
@@ -106,6 +111,7 @@ def check_run(
         settings: All that the run's result depends on, as plain JSON.
         resume: Go on with a run that is there.
         overwrite: Replace a run that is there.
+        write: What a message calls one of the settings.
 
     Returns:
         Whether a run that is there gets more steps than it was started with.
@@ -115,15 +121,15 @@ def check_run(
             started with other settings; or what is there was made by something else.
     """
     if resume and overwrite:
-        raise ConfigError("--resume and --overwrite contradict each other; give one of them")
+        raise ConfigError("resume=True and overwrite=True contradict each other; pass one of them")
     if files.directory.exists() and not files.directory.is_dir():
-        raise ConfigError(f"--output {files.directory} is a file, not a directory")
+        raise ConfigError(f"output={str(files.directory)!r} is a file, not a directory")
     if not files.is_started():
         found = [name for name in _ENTRIES.values() if (files.directory / name).exists()]
         if found:
             raise ConfigError(
-                f"--output {files.directory} holds {', '.join(found)}, but no settings.json: it "
-                "was never a run of lntune-jax, so that nothing in it is replaced; give another "
+                f"output={str(files.directory)!r} holds {', '.join(found)}, but no settings.json: "
+                "it was never a run of lntune-jax, so that nothing in it is replaced; give another "
                 "directory"
             )
         return False
@@ -132,18 +138,18 @@ def check_run(
     if not resume:
         state = "a finished run" if files.is_finished() else "an unfinished run"
         raise ConfigError(
-            f"--output {files.directory} holds {state}; give --resume to go on with it, "
-            "--overwrite to replace it, or another directory"
+            f"output={str(files.directory)!r} holds {state}; pass resume=True to go on with it, "
+            "overwrite=True to replace it, or another directory"
         )
     try:
         before = read_fields(files.settings)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"cannot resume {files.directory}: its settings.json is damaged ({error}); give "
-            "--overwrite to start again"
+            f"cannot resume {files.directory}: its settings.json is damaged ({error}); pass "
+            "overwrite=True to start again"
         ) from error
     now = json.loads(json.dumps(settings))
-    _check_same(before, now, files)
+    _check_same(before, now, files, write)
     return any(before.get(name) != now.get(name) for name in _MAY_GROW)
 
 
@@ -185,7 +191,7 @@ def start_run(
             write_text(files.settings, text)
     except OSError as error:
         raise ConfigError(
-            f"--output {files.directory} cannot be written: {error.strerror or error}"
+            f"output={str(files.directory)!r} cannot be written: {error.strerror or error}"
         ) from error
 
 
@@ -216,7 +222,7 @@ def locked(files: RunFiles) -> Iterator[None]:
             os.write(handle.fileno(), f"{os.getpid()}\n".encode())
     except OSError as error:
         raise ConfigError(
-            f"--output {files.directory} cannot be written: {error.strerror or error}"
+            f"output={str(files.directory)!r} cannot be written: {error.strerror or error}"
         ) from error
     with handle or contextlib.nullcontext():
         try:
@@ -249,7 +255,7 @@ def _take(files: RunFiles) -> Any:
             raise ConfigError(
                 f"another process is training in {files.directory}"
                 + (f" (pid {holder})" if holder else "")
-                + "; wait for it, end it, or give another --output"
+                + "; wait for it, end it, or give another directory"
             ) from None
         except FileNotFoundError:
             pass
@@ -259,7 +265,12 @@ def _take(files: RunFiles) -> Any:
         handle.close()
 
 
-def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], files: RunFiles) -> None:
+def _check_same(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    files: RunFiles,
+    write: Callable[[str], str],
+) -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) == now.get(name):
             continue
@@ -268,15 +279,15 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], files: RunFil
         if name in _MAY_GROW and _is_more(before.get(name), now.get(name)):
             continue
         if name.endswith("_sha256"):
-            flag = _flag_of(name.removesuffix("_sha256"))
+            flag = write(name.removesuffix("_sha256"))
             raise ConfigError(
                 f"cannot resume {files.directory}: the content of {flag} has changed since the "
-                "run was started; give --overwrite to start again"
+                "run was started; pass overwrite=True to start again"
             )
         raise ConfigError(
-            f"cannot resume {files.directory}: it was started with {_flag_of(name)} "
-            f"{_shown(before.get(name))}, not {_shown(now.get(name))}; give the same value, or "
-            "--overwrite to start again"
+            f"cannot resume {files.directory}: it was started with {write(name)} "
+            f"{_shown(before.get(name))}, not {_shown(now.get(name))}; pass the same value, or "
+            "overwrite=True to start again"
         )
 
 
@@ -289,10 +300,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or "unset"
     return "unset" if value is None else str(value)
-
-
-def _flag_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -403,5 +410,6 @@ def load_summary(files: RunFiles) -> Summary:
         return Summary(**read_fields(files.summary))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{files.summary} is damaged ({error}): delete it and give --resume to write it again"
+            f"{files.summary} is damaged ({error}): delete it, and pass resume=True to write it "
+            "again"
         ) from error

@@ -58,8 +58,8 @@ def test_the_run_stops_and_names_step_rows_and_checkpoint(run, words, spoil, tmp
     assert len(rows) == 8
     assert f"The last good checkpoint is {output / 'checkpoints' / str(last)};" in complaint
     assert (output / "checkpoints" / str(last)).is_dir()
-    assert "lower --learning-rate" in complaint
-    assert "--resume --on-nan skip" in complaint
+    assert "lower the learning rates" in complaint
+    assert "--resume and --on-nan skip" in complaint
     # As it says: the run goes on from there, and every other step is learnt from.
     code, _, complaint = run(*words, "--output", output, "--resume", "--on-nan", "skip")
     assert (code, complaint) == (0, "")

@@ -211,7 +211,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_advice(run, short_words, tmp
     flags = ("--learning-rate", "1e30", "--head-learning-rate", "1e30", "--warmup-fraction", "0")
     code, _, complaint = run(*short_words, "--output", tmp_path / "nan", *flags)
     assert code == 2
-    assert "lower --learning-rate" in complaint
+    assert "lower the learning rates" in complaint
 
 
 def test_the_model_may_move(run, short_words, model_directory, tmp_path):

@@ -319,7 +319,7 @@ def test_long_rows_are_cut_or_split_and_that_is_said(run, decoder, texts, tmp_pa
 @pytest.mark.parametrize(
     ("flags", "fragment"),
     [
-        (("--pooling", "mean"), "--pooling goes with --task seq_cls"),
+        (("--pooling", "mean"), "--pooling does not go with --task causal_lm"),
         (("--label-column", "stars"), "--label-column goes with --task seq_cls"),
         (("--best-by", "accuracy"), "--best-by is 'accuracy'; this task measures perplexity, loss"),
         (("--task", "seq_cls", "--no-packing"), "go with --task causal_lm"),

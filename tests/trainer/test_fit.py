@@ -98,9 +98,9 @@ def test_a_run_may_get_more_steps_and_nothing_else(tmp_path):
     # The warm-up is a share of the steps: only the number of steps is the same.
     assert at_once.step == result.step
     other = trainer.Recipe(max_steps=30, schedule="constant", learning_rate=0.06)
-    with pytest.raises(ConfigError, match=r"started with --learning-rate 0\.05, not 0\.06"):
+    with pytest.raises(ConfigError, match=r"started with learning_rate = 0\.05, not 0\.06"):
         trainer.fit(make_task(), other, output=tmp_path / "run", resume=True)
-    with pytest.raises(ConfigError, match="started with --max-steps 20, not 10"):
+    with pytest.raises(ConfigError, match="started with max_steps = 20, not 10"):
         trainer.fit(make_task(), recipe, output=tmp_path / "run", resume=True)
 
 
@@ -214,3 +214,60 @@ def test_a_loss_that_is_no_number_ends_the_run_or_is_skipped():
     result = trainer.fit(task, trainer.Recipe(epochs=3, learning_rate=0.2, on_nan="skip"))
     assert result.finished
     assert all(np.isfinite(leaf).all() for leaf in result.adapter.trainable.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "recipe.epochs is 0; it must be a whole number, 1 or more"),
+        ({"batch_size": 2.5}, r"recipe.batch_size is 2\.5; it must be a whole number"),
+        ({"max_steps": True}, "recipe.max_steps is True"),
+        ({"learning_rate": -1.0}, "recipe.learning_rate is -1.0; it must be a number above 0"),
+        ({"learning_rate": "fast"}, "recipe.learning_rate is 'fast'"),
+        ({"head_learning_rate": None}, "recipe.head_learning_rate is None"),
+        ({"warmup_fraction": 2.0}, "recipe.warmup_fraction is 2.0; it must be 0 or more, and"),
+        ({"schedule": "liner"}, "recipe.schedule is 'liner'; it must be one of linear, cosine"),
+        ({"on_nan": "skp"}, "recipe.on_nan is 'skp'; it must be one of stop, skip"),
+        ({"seed": -1}, "recipe.seed is -1"),
+        ({"eval_every": 0}, "recipe.eval_every is 0"),
+        ({"ema": 1.5}, "recipe.ema is 1.5"),
+        ({"dropout": True}, "the task's loss takes no rng"),
+    ],
+)
+def test_recipes_that_make_no_sense(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        trainer.fit(make_task(), trainer.Recipe(**changes))
+    with pytest.raises(ConfigError, match=message.replace("recipe.", r"recipes\['a'\]\.", 1)[:30]):
+        trainer.fit_many(make_task(), {"a": trainer.Recipe(**changes)})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: trainer.fit(None), "task is NoneType; expected one of lntune_jax.tasks"),
+        (lambda: trainer.fit(make_task(), {"epochs": 1}), "recipe is dict; expected a trainer.Re"),
+        (lambda: trainer.fit(make_task(), callbacks=[print]), "callbacks has <built-in function"),
+        (lambda: trainer.fit(make_task(steps_per_epoch=0)), "no batch in an epoch"),
+        (lambda: trainer.fit(make_task(record={"x": object()})), "the task's record is not JSON"),
+        (lambda: trainer.fit(make_task(), resume=True), "resume and overwrite go with output="),
+        (
+            lambda: trainer.fit(make_task(evaluate=lambda params: None), RECIPE),
+            "evaluate gives NoneType; expected figures by name",
+        ),
+        (
+            lambda: trainer.fit(make_task(evaluate=lambda p: {"loss": "x"}, metrics=()), RECIPE),
+            "evaluate gives 'loss' = 'x'; expected a number",
+        ),
+    ],
+)
+def test_what_is_no_task_or_callback(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+def test_messages_name_arguments_of_python(tmp_path):
+    recipe = trainer.Recipe(max_steps=1)
+    trainer.fit(make_task(), recipe, output=tmp_path / "run")
+    with pytest.raises(ConfigError, match="pass resume=True to go on with it") as caught:
+        trainer.fit(make_task(), recipe, output=tmp_path / "run")
+    assert "--" not in str(caught.value)
