@@ -64,7 +64,7 @@ def test_many_faults_are_counted(tmp_path):
 
 
 def test_another_number_of_labels_than_the_file():
-    with pytest.raises(ModelError, match="leave num_labels out, or pass the file's"):
+    with pytest.raises(ModelError, match="pass the file's, or draw a new one with new_head=True"):
         from_pretrained(REFERENCE / "bert_seq_cls", "SEQ_CLS", num_labels=7)
 
 
