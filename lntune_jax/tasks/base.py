@@ -356,6 +356,20 @@ class ModelTask:
         """Rows to evaluate on."""
         return 0 if self.evaluation is None else len(self.evaluation.tokens)
 
+    def program(self) -> Any:
+        """A new program that measures rows, which has compiled nothing yet."""
+        raise NotImplementedError
+
+    def measure(
+        self, program: Any, trainable: Any, frozen: Any, rows: Any, batch_size: int
+    ) -> dict[str, float]:
+        """The figures of these leaves on rows, `loss` among them."""
+        raise NotImplementedError
+
+    def evaluator(self, batch_size: int) -> Evaluator:
+        """Measures leaves on the evaluation rows, or on others."""
+        return _ModelEvaluator(self, batch_size)
+
     def epoch_steps(self, batch_size: int) -> int:
         """Batches in an epoch."""
         return -(-self.training_rows // batch_size)
@@ -387,6 +401,19 @@ class ModelTask:
         trainable = start_leaves(self)
         drawn = [path for path in self.model.fresh if path.rpartition(".")[2] not in _CONSTANT]
         return [path for path in drawn if path not in trainable]
+
+
+class _ModelEvaluator:
+    def __init__(self, task: ModelTask, batch_size: int):
+        self._task, self._batch_size, self._program = task, batch_size, task.program()
+
+    @property
+    def compilations(self) -> int:
+        return self._program.compilations
+
+    def __call__(self, trainable: Any, frozen: Any, rows: Any = None) -> dict[str, float]:
+        rows = self._task.evaluation if rows is None else rows
+        return self._task.measure(self._program, trainable, frozen, rows, self._batch_size)
 
 
 _CONSTANT = ("scale", "bias")  # new leaves that every seed makes alike

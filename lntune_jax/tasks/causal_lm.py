@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from ..data.batches import PlannedBatch, choose_lengths, plan_in_order
+from ..data.batches import PlannedBatch, choose_lengths
 from ..data.documents import Documents, read_documents, split_documents
 from ..data.encode import load_tokenizer, padding_of
 from ..data.hub_tables import choose_evaluation
 from ..data.labels import draw_rows
 from ..data.packing import LanguageRows, describe_fitting, fit_length, pack, separate
-from ..data.spread import check_batch_sizes, place_language_batch, row_devices
+from ..data.spread import check_batch_sizes, place_language_batch
 from ..data.tokens import IGNORED, encode_shared
 from ..errors import DataError
 from .base import Metric, ModelTask, write_record
 from .loading import describe_memory, load_language_model, position_limit, tuning_config
 from .options import ComputeType, DataForm, TaskOptions
+from .programs import Program
 
 NAME = "causal_lm"
 MAX_LENGTH = 256
@@ -66,32 +67,21 @@ class CausalLM(ModelTask):
         """The mean loss of a batch, over its targets."""
         return language_loss(self.model, weighted=True)
 
-    def evaluator(self, batch_size: int) -> _Evaluator:
-        """Loss and perplexity on the evaluation rows."""
-        return _Evaluator(self, batch_size)
+    def program(self) -> MeanLoss:
+        """The mean loss of rows."""
+        return MeanLoss(self.model, self.mesh)
+
+    def measure(
+        self, program: MeanLoss, trainable: Any, frozen: Any, rows: Any, batch_size: int
+    ) -> dict[str, float]:
+        """Loss and perplexity."""
+        loss = program.measure(trainable, frozen, rows, batch_size, self.buckets, self.padding)
+        return {"loss": loss, "perplexity": perplexity_of(loss)}
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
         """The arrays of one batch, and its tokens without padding."""
         batch = place_language_batch(planned, self.training, batch_size, self.padding, self.mesh)
         return batch, int(self.training.lengths[planned.rows].sum())
-
-
-class _Evaluator:
-    def __init__(self, task: CausalLM, batch_size: int):
-        self._task, self._batch_size = task, batch_size
-        self._losses = MeanLoss(task.model, task.mesh)
-
-    @property
-    def compilations(self) -> int:
-        return self._losses.compilations
-
-    def __call__(self, trainable: Any, frozen: Any, rows: Any = None) -> dict[str, float]:
-        task = self._task
-        rows = task.evaluation if rows is None else rows
-        loss = self._losses.measure(
-            trainable, frozen, rows, self._batch_size, task.buckets, task.padding
-        )
-        return {"loss": loss, "perplexity": perplexity_of(loss)}
 
 
 def show_use(record: Mapping[str, Any], run: str) -> str:
@@ -235,32 +225,12 @@ def row_lengths(parts: tuple[LanguageRows, ...], count: int, limit: int) -> tupl
     return choose_lengths(np.concatenate([rows.lengths for rows in parts]), count, limit)
 
 
-class MeanLoss:
-    """The mean loss of many rows, through one compiled program a padded length."""
+class MeanLoss(Program):
+    """The mean loss of many rows."""
 
     def __init__(self, model: Any, mesh: Any = None):
         """Wrap a language model of `lntune_jax.models`, for one device or a mesh."""
-        import jax
-
-        import lntune_jax as lnt
-
-        from ..training.xla_cpu import compiler_options
-
-        self.compilations = 0
-        loss_fn = language_loss(model)
-
-        def loss_of(trainable: Any, frozen: Any, batch: Any) -> Any:
-            self.compilations += 1  # Runs when JAX traces, which is once a shape.
-            return loss_fn(lnt.merge_params(trainable, frozen), batch)
-
-        # Every process reads the loss, to come to the same figures.
-        whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
-        self._mesh = mesh
-        self._loss_of = jax.jit(
-            loss_of,
-            compiler_options=compiler_options(),
-            out_shardings=whole,
-        )
+        super().__init__(language_loss(model), mesh)
 
     def measure(
         self,
@@ -272,29 +242,21 @@ class MeanLoss:
         padding: int,
         advance: Callable[[int, int], None] = lambda done, total: None,
     ) -> float:
-        """The mean over all targets of all rows, summed in float64.
+        """The mean over all targets of all rows, summed in float64; arguments as of `run`."""
 
-        Args:
-            trainable: Flat dict of the trained leaves.
-            frozen: The rest of the model.
-            rows: The rows.
-            batch_size: Rows a batch, at most.
-            buckets: Padded lengths.
-            padding: Token id of padding.
-            advance: Called with the batches done and their total.
-        """
-        batch_size = min(batch_size, len(rows.tokens))
-        batch_size += -batch_size % row_devices(self._mesh)
-        plan = plan_in_order(rows.lengths, batch_size, buckets)
-        pending, counts = [], []
-        for done, planned in enumerate(plan, start=1):
-            batch = place_language_batch(planned, rows, batch_size, padding, self._mesh)
-            pending.append(self._loss_of(trainable, frozen, batch))
-            labels = (rows.labels[number] for number in planned.rows)
-            counts.append(sum(int((each != IGNORED).sum()) for each in labels))
-            advance(done, len(plan))
-        means = np.asarray([float(loss) for loss in pending], np.float64)
-        return float(means @ np.asarray(counts, np.float64) / sum(counts))
+        def place(planned: PlannedBatch, size: int) -> Any:
+            return place_language_batch(planned, rows, size, padding, self.mesh)
+
+        found = self.run(trainable, frozen, rows.lengths, batch_size, buckets, place, advance)
+        counts = np.asarray(
+            [sum(_count_targets(rows.labels[n]) for n in planned.rows) for planned, _ in found]
+        )
+        means = np.asarray([float(loss) for _, loss in found], np.float64)
+        return float(means @ counts.astype(np.float64) / counts.sum())
+
+
+def _count_targets(labels: np.ndarray) -> int:
+    return int((labels != IGNORED).sum())
 
 
 def language_loss(model: Any, *, weighted: bool = False) -> Callable[..., Any]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.batches import Rows, plan_in_order
+from ..data.batches import PlannedBatch, Rows
 from ..data.examples import EncodedExamples
-from ..data.spread import place_batch, row_devices
+from ..data.spread import place_batch
+from .programs import Program
 from .scores import correlate, rank
 
 # What sentence-transformers multiplies cosines with before the softmax.
@@ -40,28 +41,13 @@ def make_embed(apply: Callable[..., Any], pooling: str) -> Callable[..., Any]:
     return embed
 
 
-class Embedder:
-    """Embeddings of many texts, through one compiled program a padded length."""
+class Embedder(Program):
+    """Embeddings of many texts."""
 
     def __init__(self, embed: Callable[..., Any], mesh: Any = None):
         """Wrap a function of `make_embed`, for one device or a mesh."""
-        import jax
-
-        import lntune_jax as lnt
-
-        from ..training.xla_cpu import compiler_options
-
-        self.compilations = 0
-
-        def vectors_of(trainable: Any, frozen: Any, input_ids: Any, attention_mask: Any) -> Any:
-            self.compilations += 1  # Runs when JAX traces, which is once a shape.
-            return embed(lnt.merge_params(trainable, frozen), input_ids, attention_mask)
-
-        # Every process reads all vectors, to come to the same figures.
-        whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
-        self._mesh = mesh
-        self._vectors_of = jax.jit(
-            vectors_of, compiler_options=compiler_options(), out_shardings=whole
+        super().__init__(
+            lambda params, batch: embed(params, batch["input_ids"], batch["attention_mask"]), mesh
         )
 
     def embed(
@@ -75,19 +61,15 @@ class Embedder:
     ) -> np.ndarray:
         """Vectors of length 1 in the texts' order, float32 of shape (texts, width)."""
         rows = Rows(tuple(tokens), np.zeros(len(tokens), np.int32))
-        # A few texts need no full batch of repeated ones.
-        batch_size = min(batch_size, len(tokens))
-        batch_size += -batch_size % row_devices(self._mesh)
-        pending = []
-        for planned in plan_in_order(rows.lengths, batch_size, buckets):
-            batch = place_batch(planned, rows, batch_size, padding, self._mesh)
-            values = self._vectors_of(
-                trainable, frozen, batch["input_ids"], batch["attention_mask"]
-            )
-            pending.append((planned.rows, values))
-        found = np.zeros((len(tokens), pending[0][1].shape[1]), np.float32)
-        for numbers, values in pending:
-            found[numbers] = np.asarray(values)[: len(numbers)]
+
+        def place(planned: PlannedBatch, size: int) -> Any:
+            batch = place_batch(planned, rows, size, padding, self.mesh)
+            return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+        batches = self.run(trainable, frozen, rows.lengths, batch_size, buckets, place)
+        found = np.zeros((len(tokens), batches[0][1].shape[1]), np.float32)
+        for planned, values in batches:
+            found[planned.rows] = np.asarray(values)[: len(planned.rows)]
         return found
 
 

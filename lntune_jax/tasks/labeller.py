@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data.batches import plan_in_order
+from ..data.batches import PlannedBatch
 from ..data.packing import LanguageRows
 from ..data.pieces import place_pieces
-from ..data.spread import row_devices
 from ..data.tokens import IGNORED
+from .programs import Program
 
 
 def label_pieces(
@@ -37,28 +37,17 @@ def label_pieces(
     return jnp.where(counts, losses, 0.0).sum(), counts.sum().astype(jnp.float32), logits
 
 
-class Labeller:
-    """The loss and the likeliest classes of many rows, one compiled program a padded length."""
+class Labeller(Program):
+    """The loss and the likeliest classes of many rows."""
 
     def __init__(self, apply: Callable[..., Any], mesh: Any = None):
         """Wrap a model's pure function of params and token ids, for one device or a mesh."""
-        import jax
 
-        import lntune_jax as lnt
-
-        from ..training.xla_cpu import compiler_options
-
-        self.compilations = 0
-
-        def run(trainable: Any, frozen: Any, batch: Mapping[str, Any]) -> Any:
-            self.compilations += 1  # Runs when JAX traces, which is once a shape.
-            total, _, logits = label_pieces(apply, lnt.merge_params(trainable, frozen), batch)
+        def label(params: Any, batch: Mapping[str, Any]) -> Any:
+            total, _, logits = label_pieces(apply, params, batch)
             return total, logits.argmax(axis=-1)
 
-        # Every process reads all classes, to come to the same figures.
-        whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
-        self._mesh = mesh
-        self._run = jax.jit(run, compiler_options=compiler_options(), out_shardings=whole)
+        super().__init__(label, mesh)
 
     def label(
         self,
@@ -69,25 +58,14 @@ class Labeller:
         buckets: Sequence[int],
         padding: int,
     ) -> tuple[float, list[np.ndarray]]:
-        """The mean loss, and for each row the classes of its labelled pieces.
+        """The mean loss, and each row's classes of labelled pieces; arguments as of `run`."""
 
-        Args:
-            trainable: Flat dict of the trained leaves.
-            frozen: The rest of the model.
-            rows: The rows.
-            batch_size: Rows a batch, at most.
-            buckets: Padded lengths.
-            padding: Token id of padding.
-        """
-        batch_size = min(batch_size, len(rows.tokens))
-        batch_size += -batch_size % row_devices(self._mesh)
-        plan = plan_in_order(rows.lengths, batch_size, buckets)
-        pending = [
-            self._run(trainable, frozen, place_pieces(each, rows, batch_size, padding, self._mesh))
-            for each in plan
-        ]
+        def place(planned: PlannedBatch, size: int) -> Any:
+            return place_pieces(planned, rows, size, padding, self.mesh)
+
         total, found = 0.0, {}
-        for planned, (loss, classes) in zip(plan, pending, strict=True):
+        batches = self.run(trainable, frozen, rows.lengths, batch_size, buckets, place)
+        for planned, (loss, classes) in batches:
             total += float(loss)
             for number, own in zip(planned.rows.tolist(), np.asarray(classes), strict=False):
                 labels = rows.labels[number]

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.batches import PlannedBatch, Rows, choose_lengths, plan_in_order
+from ..data.batches import PlannedBatch, Rows, choose_lengths
 from ..data.encode import encode_inputs, load_tokenizer, padding_of
 from ..data.hub_tables import choose_evaluation
 from ..data.labels import draw_rows, name_labels, number_labels, split_rows
-from ..data.spread import check_batch_sizes, place_batch, row_devices
+from ..data.spread import check_batch_sizes, place_batch
 from ..data.tables import read_table
 from .base import Metric, ModelTask, write_record
 from .loading import describe_memory, load_classifier, position_limit, tuning_config
 from .options import ComputeType, Pooling, TaskOptions
+from .programs import Program
 from .scores import score
 
 NAME = "seq_cls"
@@ -75,33 +76,22 @@ class TextClassification(ModelTask):
         """The mean cross entropy of a batch."""
         return classification_loss(self.model.apply)
 
-    def evaluator(self, batch_size: int) -> _Evaluator:
-        """Accuracy, F1 and loss on the evaluation rows."""
-        return _Evaluator(self, batch_size)
+    def program(self) -> Classifier:
+        """The logits of rows."""
+        return Classifier(self.model.apply, self.mesh)
+
+    def measure(
+        self, program: Classifier, trainable: Any, frozen: Any, rows: Any, batch_size: int
+    ) -> dict[str, float]:
+        """Accuracy, F1 and loss."""
+        logits = program.logits(trainable, frozen, rows, batch_size, self.buckets, self.padding)
+        scores = score(logits, np.asarray(rows.classes))
+        return {"loss": scores.loss, "accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
         """The arrays of one batch, and the tokens of its real rows, without padding."""
         batch = place_batch(planned, self.training, batch_size, self.padding, self.mesh)
         return batch, sum(len(self.training.tokens[number]) for number in planned.rows)
-
-
-class _Evaluator:
-    def __init__(self, task: TextClassification, batch_size: int):
-        self._task, self._batch_size = task, batch_size
-        self._classifier = Classifier(task.model.apply, task.mesh)
-
-    @property
-    def compilations(self) -> int:
-        return self._classifier.compilations
-
-    def __call__(self, trainable: Any, frozen: Any, rows: Any = None) -> dict[str, float]:
-        task = self._task
-        rows = task.evaluation if rows is None else rows
-        logits = self._classifier.logits(
-            trainable, frozen, rows, self._batch_size, task.buckets, task.padding
-        )
-        scores = score(logits, np.asarray(rows.classes))
-        return {"loss": scores.loss, "accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
 
 
 def show_use(record: Mapping[str, Any], run: str) -> str:
@@ -286,34 +276,19 @@ def _types_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in ("token_type_ids",) if name in batch}
 
 
-class Classifier:
-    """Logits of many rows, through one compiled program a padded length."""
+class Classifier(Program):
+    """Logits of many rows."""
 
     def __init__(self, apply: Callable[..., Any], mesh: Any = None):
         """Wrap a model's pure function of params and token ids, for one device or a mesh."""
-        import jax
         import jax.numpy as jnp
 
-        import lntune_jax as lnt
-
-        from ..training.xla_cpu import compiler_options
-
-        self.compilations = 0
-
-        def logits_of(trainable: Any, frozen: Any, batch: Any) -> Any:
-            self.compilations += 1  # Runs when JAX traces, which is once a shape.
-            params, mask = lnt.merge_params(trainable, frozen), batch["attention_mask"]
+        def logits_of(params: Any, batch: Any) -> Any:
+            mask = batch["attention_mask"]
             output = apply(params, batch["input_ids"], attention_mask=mask, **_types_of(batch))
             return output.logits.astype(jnp.float32)
 
-        # Every process reads all logits, to come to the same figures.
-        whole = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P())
-        self._mesh = mesh
-        self._logits_of = jax.jit(
-            logits_of,
-            compiler_options=compiler_options(),
-            out_shardings=whole,
-        )
+        super().__init__(logits_of, mesh)
 
     def logits(
         self,
@@ -325,31 +300,13 @@ class Classifier:
         padding: int,
         advance: Callable[[int, int], None] = lambda done, total: None,
     ) -> np.ndarray:
-        """Logits in the rows' order.
+        """Logits in the rows' order, float32 of shape (rows, classes); arguments as of `run`."""
 
-        Args:
-            trainable: Flat dict of the trained leaves.
-            frozen: The rest of the model.
-            rows: The rows.
-            batch_size: Rows a batch, at most.
-            buckets: Padded lengths.
-            padding: Token id of padding.
-            advance: Called with the batches done and their total.
+        def place(planned: PlannedBatch, size: int) -> Any:
+            return place_batch(planned, rows, size, padding, self.mesh)
 
-        Returns:
-            float32 array of shape (rows, classes).
-        """
-        # A few rows need no full batch of repeated ones.
-        batch_size = min(batch_size, len(rows.tokens))
-        batch_size += -batch_size % row_devices(self._mesh)
-        plan = plan_in_order(rows.lengths, batch_size, buckets)
-        pending = []
-        for done, planned in enumerate(plan, start=1):
-            batch = place_batch(planned, rows, batch_size, padding, self._mesh)
-            pending.append(self._logits_of(trainable, frozen, batch))
-            advance(done, len(plan))
-        first = np.asarray(pending[0])
-        logits = np.zeros((len(rows.tokens), first.shape[1]), np.float32)
-        for planned, values in zip(plan, pending, strict=True):
+        found = self.run(trainable, frozen, rows.lengths, batch_size, buckets, place, advance)
+        logits = np.zeros((len(rows.tokens), found[0][1].shape[1]), np.float32)
+        for planned, values in found:
             logits[planned.rows] = np.asarray(values)[: len(planned.rows)]
         return logits

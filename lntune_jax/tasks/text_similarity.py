@@ -87,9 +87,17 @@ class TextSimilarity(ModelTask):
         embed = make_embed(self.model.apply, self.record["pooling"])
         return similarity_loss(embed, self.training.form)
 
-    def evaluator(self, batch_size: int) -> _Evaluator:
-        """Correlations, or how often the positive is found, on the evaluation rows."""
-        return _Evaluator(self, batch_size)
+    def program(self) -> Embedder:
+        """The embeddings of texts."""
+        return Embedder(make_embed(self.model.apply, self.record["pooling"]), self.mesh)
+
+    def measure(
+        self, program: Embedder, trainable: Any, frozen: Any, rows: Any, batch_size: int
+    ) -> dict[str, float]:
+        """Correlations, or how often the positive is found."""
+        texts = [tokens for row in rows.tokens for tokens in row]
+        found = program.embed(trainable, frozen, texts, batch_size, self.buckets, self.padding)
+        return measure(rows, found.reshape(len(rows.tokens), -1, found.shape[-1]))
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
         """The arrays of one batch, and the tokens of its real rows, without padding."""
@@ -100,25 +108,6 @@ class TextSimilarity(ModelTask):
         batch = spread_rows(make, batch_size, self.mesh)
         rows = (self.training.tokens[number] for number in planned.rows)
         return batch, sum(len(tokens) for row in rows for tokens in row)
-
-
-class _Evaluator:
-    def __init__(self, task: TextSimilarity, batch_size: int):
-        self._task, self._batch_size = task, batch_size
-        self._embedder = Embedder(make_embed(task.model.apply, task.record["pooling"]), task.mesh)
-
-    @property
-    def compilations(self) -> int:
-        return self._embedder.compilations
-
-    def __call__(self, trainable: Any, frozen: Any, rows: Any = None) -> dict[str, float]:
-        task = self._task
-        rows = task.evaluation if rows is None else rows
-        texts = [tokens for row in rows.tokens for tokens in row]
-        found = self._embedder.embed(
-            trainable, frozen, texts, self._batch_size, task.buckets, task.padding
-        )
-        return measure(rows, found.reshape(len(rows.tokens), -1, found.shape[-1]))
 
 
 def show_use(record: Mapping[str, Any], run: str) -> str:

@@ -91,38 +91,29 @@ class TokenClassification(ModelTask):
 
         return loss_fn
 
-    def evaluator(self, batch_size: int) -> _Evaluator:
-        """Entity F1, accuracy and loss on the evaluation rows."""
-        return _Evaluator(self, batch_size)
+    def program(self) -> Labeller:
+        """The loss and the classes of pieces."""
+        return Labeller(self.model.apply, self.mesh)
 
-    def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
-        """The arrays of one batch, and the tokens of its real rows, without padding."""
-        batch = place_pieces(planned, self.training, batch_size, self.padding, self.mesh)
-        return batch, sum(len(self.training.tokens[number]) for number in planned.rows)
-
-
-class _Evaluator:
-    def __init__(self, task: TokenClassification, batch_size: int):
-        self._task, self._batch_size = task, batch_size
-        self._labeller = Labeller(task.model.apply, task.mesh)
-
-    @property
-    def compilations(self) -> int:
-        return self._labeller.compilations
-
-    def __call__(self, trainable: Any, frozen: Any, rows: Any = None) -> dict[str, float]:
-        task = self._task
-        rows = task.evaluation if rows is None else rows
-        loss, classes = self._labeller.label(
-            trainable, frozen, rows, self._batch_size, task.buckets, task.padding
+    def measure(
+        self, program: Labeller, trainable: Any, frozen: Any, rows: Any, batch_size: int
+    ) -> dict[str, float]:
+        """Entity F1, accuracy and loss."""
+        loss, classes = program.label(
+            trainable, frozen, rows, batch_size, self.buckets, self.padding
         )
-        names = task.record["labels"]
+        names = self.record["labels"]
         true, predicted = _name_targets(rows, names), _name_classes(classes, names)
         return {
             "loss": loss,
             "entity_f1": score_entities(true, predicted)[0].f1,
             "token_accuracy": _accuracy(true, predicted),
         }
+
+    def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
+        """The arrays of one batch, and the tokens of its real rows, without padding."""
+        batch = place_pieces(planned, self.training, batch_size, self.padding, self.mesh)
+        return batch, sum(len(self.training.tokens[number]) for number in planned.rows)
 
 
 def show_use(record: Mapping[str, Any], run: str) -> str:
