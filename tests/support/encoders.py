@@ -33,6 +33,20 @@ TASKS = {
 }
 
 
+TOLERANCE = 1e-5
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, name: str = "") -> None:
+    """Compare with what PyTorch computed, both in float32.
+
+    What rounding adds to a sum follows the terms, not the sum: a value near 0 beside others of 4 is
+    as far off as these. XLA's fusions, and with them the last bits, differ by machine.
+    """
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=TOLERANCE * max(1, np.abs(expected).max()), err_msg=name
+    )
+
+
 def reference(name: str) -> dict[str, np.ndarray]:
     """Inputs, and what PyTorch computes from them."""
     with np.load(REFERENCE / name / "reference.npz") as arrays:

@@ -21,14 +21,11 @@ import lntune_jax as lnt
 from lntune_jax.models import ModelOutput, from_config, from_pretrained, mean_pool
 from lntune_jax.models.families.registry import FAMILIES
 from lntune_jax.models.nn.layers import ACTIVATIONS, LayerNorm
-from tests.support.encoders import TASKS, reference
+from tests.support.encoders import TASKS, assert_close, reference
 from tests.support.paths import REFERENCE
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 CASES = ("padded", "plain", "longest", "positions")
-TOLERANCE = 1e-5
-# Beside it, of values above 1: float32 rounds those coarser, and XLA's fusions differ by machine.
-RELATIVE = 1e-5
 
 
 def case_inputs(arrays: dict[str, np.ndarray], case: str) -> dict[str, np.ndarray]:
@@ -49,9 +46,7 @@ def test_matches_pytorch(name):
         for field in ModelOutput._fields:
             if f"{case}.{field}" in arrays:
                 found = np.asarray(getattr(output, field))
-                np.testing.assert_allclose(
-                    found, arrays[f"{case}.{field}"], atol=TOLERANCE, rtol=RELATIVE
-                )
+                assert_close(found, arrays[f"{case}.{field}"], f"{case}.{field}")
                 compared += 1
     assert compared >= len(cases)
 
@@ -65,9 +60,7 @@ def test_mean_pooling_matches_pytorch(name):
     run = jax.jit(model.apply)
     for case in ("padded", "plain"):
         logits = run(model.params, **case_inputs(arrays, case)).logits
-        np.testing.assert_allclose(
-            logits, arrays[f"{case}.mean_logits"], atol=TOLERANCE, rtol=RELATIVE
-        )
+        assert_close(logits, arrays[f"{case}.mean_logits"], case)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -85,7 +78,7 @@ def test_activation_in_the_config_is_the_one_used(name):
     other = from_config(exact.config)
     hidden = jax.jit(other.apply)(exact.params, arrays["input_ids"]).last_hidden_state
     expected = arrays[f"{name}.last_hidden_state"]
-    np.testing.assert_allclose(hidden, expected, atol=TOLERANCE, rtol=RELATIVE)
+    assert_close(hidden, expected)
 
 
 def test_paths_are_pytorch_module_paths():
@@ -152,8 +145,7 @@ def test_gradients_of_norms_match_pytorch(name):
 
     found = jax.jit(jax.grad(loss))(trainable, frozen)
     for path, key in own.items():
-        error = np.abs(found[path] - expected[key]).max()
-        assert error <= TOLERANCE * max(1, np.abs(expected[key]).max()), key
+        assert_close(found[path], expected[key], key)
 
 
 @pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_masked_lm"])
@@ -207,10 +199,10 @@ def test_minilm_matches_pytorch(minilm):
     hidden = output.last_hidden_state
     expected = arrays["last_hidden_state"]
     chosen = np.asarray(hidden)[:, arrays["positions"]]
-    np.testing.assert_allclose(chosen, expected, atol=TOLERANCE, rtol=RELATIVE)
-    np.testing.assert_allclose(output.pooler_output, arrays["pooler_output"], atol=TOLERANCE)
+    assert_close(chosen, expected)
+    assert_close(output.pooler_output, arrays["pooler_output"])
     mean = mean_pool(hidden, arrays["attention_mask"])
-    np.testing.assert_allclose(mean, arrays["mean"], atol=TOLERANCE, rtol=RELATIVE)
+    assert_close(mean, arrays["mean"])
 
 
 def test_minilm_counts(minilm):
