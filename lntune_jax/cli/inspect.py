@@ -19,7 +19,7 @@ _ROWS = ("weights", "gradients", "optimizer", "activations", "working", "gathere
 def run(settings: InspectSettings) -> None:
     """Print the trainable leaves, PEFT's line, the adapter's size, and the memory of a step."""
     mesh = parse_mesh(settings.memory.mesh)
-    check_model_directory(settings.model)
+    check_model_directory(settings.model, settings.revision)
     import lntune_jax as lnt
 
     from .. import models
@@ -27,7 +27,7 @@ def run(settings: InspectSettings) -> None:
     from ..models.loading import config_from, find_directory
 
     memory = settings.memory
-    found = config_from(find_directory(settings.model, None, ("config.json",)))
+    found = config_from(find_directory(settings.model, settings.revision, ("config.json",)))
     task = find_task(found) if settings.task == "auto" else settings.task.upper()
     options: dict[str, Any] = {
         "task": None if task == "NONE" else task,

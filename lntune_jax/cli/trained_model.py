@@ -89,16 +89,18 @@ def load_trained(described: Described) -> TrainedModel:
     """
     task, name = described.task, described.model
     assert isinstance(task, text_classification.Record)
-    check_model_directory(name)
+    check_model_directory(name, described.revision)
     import lntune_jax as lnt
 
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, described.revision)
     encoding = Encoding(
         pooling=task.pooling,
         dtype=task.dtype,
         quantize=described.quantize,
         new_head=task.new_head,
     )
-    model = load_classifier(name, encoding, labels=len(task.labels), seed=task.seed)
+    model = load_classifier(
+        name, encoding, labels=len(task.labels), seed=task.seed, revision=described.revision
+    )
     params = lnt.restore_adapter(described.directory, model.params)
     return TrainedModel(task, described.config, params, model, tokenizer)
