@@ -38,7 +38,7 @@ def run(settings: EvaluateSettings, described: Described, task: Record) -> None:
     tokenizer = load_tokenizer(described.model, described.revision)
     encoding = Encoding(dtype=task.dtype, quantize=described.quantize)
     model = load_language_model(described.model, encoding, revision=described.revision)
-    limit = min(task.max_length, position_limit(model.config, tokenizer))
+    limit = min(task.max_length, position_limit(model, tokenizer))
     notes = make_notes()
     rows = make_rows(
         tokenizer,

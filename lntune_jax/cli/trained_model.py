@@ -57,7 +57,7 @@ class TrainedModel:
         """
         import lntune_jax as lnt
 
-        limit = min(self.task.max_length, position_limit(self.model.config, self.tokenizer))
+        limit = min(self.task.max_length, position_limit(self.model, self.tokenizer))
         tokens, types = encode_inputs(self.tokenizer, texts, pairs, limit, self.model.config)
         rows = Rows(tokens, np.zeros(len(tokens), np.int32), types=types)
         lengths = choose_lengths(rows.lengths, buckets, limit)

@@ -152,7 +152,7 @@ def prepare(
         options.model, model.params, model.fresh, options.targets, "CAUSAL_LM", options.revision
     )
     max_length = encoding.max_length or MAX_LENGTH
-    limit = min(max_length, position_limit(model.config, tokenizer))
+    limit = min(max_length, position_limit(model, tokenizer))
     say(str(lnt.report_params(model.params, config, name_map=model.name_map)))
     for line in describe_memory(model):
         say(line)

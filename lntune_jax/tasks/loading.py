@@ -233,13 +233,9 @@ def _read_targets(targets: tuple[str, ...]) -> tuple[str, ...] | None:
     return () if targets == ("none",) else targets or None
 
 
-def position_limit(config: Any, tokenizer: Any) -> int:
-    """The most tokens that a model can read at once."""
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    # RoBERTa's family counts positions from behind the padding id.
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= (config.pad_token_id or 0) + 1
-    return min(positions, tokenizer.model_max_length)
+def position_limit(model: Any, tokenizer: Any) -> int:
+    """The most tokens that a model can read at once, by its own files and by its tokenizer's."""
+    return min(model.max_length, tokenizer.model_max_length)
 
 
 def _module_to_save(path: str) -> str:

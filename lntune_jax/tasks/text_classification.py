@@ -195,7 +195,7 @@ def prepare(
         options.model, model.params, model.fresh, options.targets, revision=options.revision
     )
     max_length = encoding.max_length or MAX_LENGTH
-    limit = min(max_length, position_limit(model.config, tokenizer))
+    limit = min(max_length, position_limit(model, tokenizer))
     parts = []
     for texts, classes, evaluation, _, places, _, pairs in data:
         tokens, types = encode_inputs(tokenizer, texts, pairs, limit, model.config, mesh)

@@ -179,7 +179,7 @@ def prepare(
         options.revision,
     )
     max_length = encoding.max_length or MAX_LENGTH
-    limit = min(max_length, position_limit(model.config, tokenizer))
+    limit = min(max_length, position_limit(model, tokenizer))
     every = [part for table in data for part in table]
     scale = choose_scale(every, say=say)
 
@@ -358,7 +358,7 @@ class _Trained(NamedTuple):
     record: Record
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        limit = min(self.record.max_length, position_limit(self.model.config, self.tokenizer))
+        limit = min(self.record.max_length, position_limit(self.model, self.tokenizer))
         return encode(self.tokenizer, texts, limit, self.model.config.vocab_size)
 
     def embed(self, tokens: Sequence[np.ndarray], trained: Any, is_tuned: bool) -> np.ndarray:

@@ -188,7 +188,7 @@ def prepare(
         options.model, model.params, model.fresh, options.targets, "TOKEN_CLS", options.revision
     )
     max_length = encoding.max_length or MAX_LENGTH
-    limit = min(max_length, position_limit(model.config, tokenizer))
+    limit = min(max_length, position_limit(model, tokenizer))
     say(str(lnt.report_params(model.params, config, name_map=model.name_map)))
     for line in describe_memory(model):
         say(line)
@@ -374,7 +374,7 @@ def _load(described: Any) -> tuple[Any, Any, int]:
         task="TOKEN_CLS",
         revision=described.revision,
     )
-    return tokenizer, model, min(record.max_length, position_limit(model.config, tokenizer))
+    return tokenizer, model, min(record.max_length, position_limit(model, tokenizer))
 
 
 def _label_all(
