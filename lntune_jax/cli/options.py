@@ -27,7 +27,7 @@ from .flags import Shown, also, shown
 TrainTask = Literal["seq_cls", "token_cls", "causal_lm", "similarity"]
 Board = Literal["tensorboard", "wandb", "trackio", "none"]
 DemoTask = Literal["seq_cls", "causal_lm"]
-InspectTask = Literal["auto", "seq_cls", "causal_lm", "none"]
+InspectTask = Literal["auto", "seq_cls", "token_cls", "causal_lm", "similarity", "none"]
 ConvertTask = Literal["seq_cls", "token_cls", "masked_lm", "causal_lm", "none"]
 LeafNames = Literal["auto", "flax", "torch"]
 MergeTask = Literal[
@@ -167,9 +167,10 @@ class InspectSettings:
     revision: Annotated[str | None, shown("the newest", "NAME", "--model-revision")] = None
     """A branch, tag or commit of the model on the hub."""
     task: InspectTask = "auto"
-    """Which head the model gets; auto: seq_cls for encoders and classifiers, else causal_lm."""
+    """Which head the model gets: similarity and none give it none; auto: seq_cls for encoders and
+    classifiers, else causal_lm."""
     num_labels: Annotated[int | None, shown("the file's", "INT")] = None
-    """Classes of the seq_cls head."""
+    """Classes of the head of seq_cls or token_cls."""
     trace: bool = False
     """Also say where the norms by name and those found by tracing the model differ."""
     all: bool = False
