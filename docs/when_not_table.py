@@ -30,8 +30,8 @@ def make_table(record: dict) -> str:
                 f"| {saved:,.2f} MB |"
             )
     machine = record["machine"]
-    kind = machine.get("cpu_model", machine["cpu"])
-    lines += ["", f"{record['date']}, jax {record['versions']['jax']}, {machine['cores']} x {kind}."]
+    kind, version = machine.get("cpu_model", machine["cpu"]), record["versions"]["jax"]
+    lines += ["", f"{record['date']}, jax {version}, {machine['cores']} x {kind}."]
     return "\n".join(lines)
 
 
