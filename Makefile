@@ -2,6 +2,7 @@
 # `make quick` is for while you work: the linters, the core's tests, and one file of each other part.
 # `make parity` compares with PEFT in PyTorch, in an environment of its own.
 # `make lowest` tests with the lowest version of every dependency that pyproject.toml admits.
+# `make wheel` builds the distributions, and uses the wheel without any extra.
 # `make bench` measures what a step costs, and writes docs/benchmarks.md (benchmarks/).
 # `make compat` runs the libraries that people have models in, in an environment each (compat/).
 # Another Python: make test PYTHON=python3.13 VENV=.venv313
@@ -43,7 +44,7 @@ BENCH_TORCH := peft_step bfloat16_parity products
 BENCH_LONG := longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases
 BENCH_LONG_TORCH := torchax_step torchax_types torchax_ways generation
 
-.PHONY: demo test quick parity lowest compat lint types bench bench-long page clean
+.PHONY: demo test quick parity lowest compat wheel lint types bench bench-long page clean
 .PHONY: $(addprefix measure-,$(BENCH) $(BENCH_TORCH) $(BENCH_LONG) $(BENCH_LONG_TORCH))
 # What measures time has the machine to itself, whatever -j says.
 .NOTPARALLEL:
@@ -68,6 +69,11 @@ compat:
 
 lowest: $(VENV)-lowest/.lowest
 	$(TEST_ENV) $(VENV)-lowest/bin/python -m pytest -W ignore::DeprecationWarning -n $(WORKERS) --dist worksteal -m "not long" $(addprefix tests/,$(QUICK) $(LOWEST))
+
+# The wheel and the sdist, and the wheel alone in an environment of its own.
+wheel:
+	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
+	.ci/wheel $(PYTHON) $(VENV)-wheel
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -125,4 +131,4 @@ $(VENV)-lowest/.lowest: pyproject.toml requirements-demo.txt .ci/lowest.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-parity $(VENV)-compat .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-parity $(VENV)-compat $(VENV)-wheel .pytest_cache .ruff_cache .hypothesis

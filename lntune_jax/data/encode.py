@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
+from ..messages import need_package
 from .share import share_rows
 
 
@@ -16,8 +17,9 @@ def load_tokenizer(model: str) -> Any:
     """The tokenizer of a model directory, a GGUF file or a hub id.
 
     Raises:
-        ModelError: If there is none that can be read.
+        ModelError: If there is none that can be read, or transformers is not installed.
     """
+    need_package("transformers", "hf", f"the tokenizer of {model}", ModelError)
     from transformers import AutoTokenizer
 
     from ..models import tokenizer_from_gguf
