@@ -101,6 +101,7 @@ $(addprefix measure-,$(BENCH_TORCH) $(BENCH_LONG_TORCH)): measure-%: $(VENV)-par
 page: $(VENV)/.test
 	$(PYTHON) benchmarks/page.py
 	$(BIN)/python docs/models_table.py
+	$(BIN)/python docs/extras_table.py
 
 $(VENV)/.demo: pyproject.toml requirements-demo.txt
 	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
