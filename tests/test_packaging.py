@@ -5,6 +5,8 @@ import subprocess
 import sys
 import tomllib
 
+from packaging.requirements import Requirement
+
 import lntune_jax as lnt
 from tests.support.paths import ROOT
 
@@ -133,3 +135,17 @@ def test_what_a_release_reads_of_this_project():
     found = run_release(ROOT, f"v{PROJECT['version']}", PROJECT["urls"].get("Repository", "none"))
     faults = found.stderr.splitlines()
     assert [fault for fault in faults if "project.urls" not in fault] == []
+
+
+def test_the_constraints_of_ci_hold_every_dependency_at_a_version_the_project_takes():
+    lines = (ROOT / "requirements-ci.txt").read_text().splitlines()
+    pins = dict(
+        line.lower().replace("_", "-").split("==") for line in lines if not line.startswith("#")
+    )
+    extras = ("hf", "gguf", "quant", "cli", "test")
+    wanted = [*PROJECT["dependencies"]]
+    wanted += [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    requirements = [Requirement(line) for line in wanted if not line.startswith("lntune-jax[")]
+    assert len(requirements) > 20
+    for requirement in requirements:
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement
