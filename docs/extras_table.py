@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "install.md"
+FOR_DEVELOPERS = ("test", "docs")
 BEGIN, END = "<!-- extras: begin -->", "<!-- extras: end -->"
 
 
@@ -18,6 +19,8 @@ def make_table(project: dict) -> str:
     """Give a row for the core and for each extra: the lowest versions, and the caps."""
     lines = ["| extra | brings |", "|---|---|"]
     for extra, wanted in {"": project["dependencies"], **project["optional-dependencies"]}.items():
+        if extra in FOR_DEVELOPERS:
+            continue
         brings = ", ".join(describe(line, project["name"]) for line in wanted)
         lines.append(f"| {f'`{extra}`' if extra else 'none: the core'} | {brings} |")
     return "\n".join(lines)

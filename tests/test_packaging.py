@@ -37,7 +37,7 @@ def test_every_extra_that_is_named_exists():
 def test_the_install_page_names_every_extra_a_user_wants():
     page = (ROOT / "docs/install.md").read_text().partition("## JAX on")[0]
     named = {extra for names in EXTRA.findall(page) for extra in names.split(",")}
-    assert named == PROJECT["optional-dependencies"].keys() - {"demo", "test"}
+    assert named == PROJECT["optional-dependencies"].keys() - {"demo", "test", "docs"}
 
 
 def test_one_version():
