@@ -162,4 +162,4 @@ $(VENV)-lowest/.lowest: pyproject.toml requirements-demo.txt .ci/lowest.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-parity $(VENV)-compat $(VENV)-wheel .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-parity $(VENV)-compat $(VENV)-wheel .ci/out .pytest_cache .ruff_cache .hypothesis
