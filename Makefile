@@ -6,14 +6,18 @@
 # `make coverage` says which lines the tests run, `make fuzz` feeds the readers random files.
 # `make bench` measures what a step costs, and writes docs/benchmarks.md (benchmarks/).
 # `make compat` runs the libraries that people have models in, in an environment each (compat/).
-# Another Python: make test PYTHON=python3.13 VENV=.venv313
+# Another Python: make test PYTHON=python3.12 VENV=.venv312
 
-# The first of these that runs and is supported.
+# The newest that is supported and runs.
 IS_SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
-PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
 	$$python -c '$(IS_SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+# The oldest: `make lowest` and `make parity` take it.
+IS_OLDEST := import sys; sys.exit(sys.version_info[:2] != (3, 11))
+OLDEST ?= python3.11
 VENV ?= .venv
-WORKERS ?= 2
+# Test workers: one for each processor.
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
 # Which environments of compat/: make compat NAMES="tunix keras"
 NAMES ?=
 # Seconds for each reader under `make fuzz`.
@@ -131,6 +135,8 @@ page: $(VENV)/.test
 
 $(VENV)/.demo: pyproject.toml requirements-demo.txt
 	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
+	@# One that another Python made is made anew.
+	@test "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
@@ -146,15 +152,16 @@ $(VENV)/.fuzz: $(VENV)/.test
 	touch $@
 
 $(VENV)-parity/.parity: pyproject.toml requirements-parity.txt
-	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)-parity
+	@$(OLDEST) -c '$(IS_OLDEST)' || { echo 'needs Python 3.11: make ... OLDEST=python3.11' >&2; exit 1; }
+	$(OLDEST) -m venv $(VENV)-parity
 	$(VENV)-parity/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-parity/bin/python -m pip install --quiet --requirement requirements-parity.txt
 	$(VENV)-parity/bin/python -m pip install --quiet --editable '.[torchax,test]' --requirement requirements-parity.txt
 	touch $@
 
 $(VENV)-lowest/.lowest: pyproject.toml requirements-demo.txt .ci/lowest.py
-	$(PYTHON) -m venv $(VENV)-lowest
+	@$(OLDEST) -c '$(IS_OLDEST)' || { echo 'needs Python 3.11: make ... OLDEST=python3.11' >&2; exit 1; }
+	$(OLDEST) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-lowest/bin/python .ci/lowest.py > $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint $(VENV)-lowest/constraints.txt
