@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
+from ..messages import need_package
 from .share import share_rows
 
 
@@ -19,8 +20,9 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
         revision: A branch, tag or commit on the hub.
 
     Raises:
-        ModelError: If there is none that can be read.
+        ModelError: If there is none that can be read, or transformers is not installed.
     """
+    need_package("transformers", "hf", f"the tokenizer of {model}", ModelError)
     from transformers import AutoTokenizer
 
     from ..models import tokenizer_from_gguf
