@@ -174,7 +174,7 @@ def write_before(found: Found) -> list[str]:
     for name in BEFORE:
         missing = find_missing(found[name]) if name in found else []
         if missing:
-            lacking.setdefault(" and ".join(missing), []).append(f"`{name}`")
+            lacking.setdefault(", ".join(missing), []).append(f"`{name}`")
     return [f"- without {what}: {', '.join(names)}" for what, names in lacking.items()] or ["None."]
 
 
