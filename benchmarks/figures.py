@@ -18,7 +18,7 @@ Found = Mapping[str, dict]
 
 IMAGES = ROOT / "docs" / "images"
 BLUE, ORANGE, GREY, GREEN, PURPLE = "#1f6fb4", "#d9822b", "#7a7a7a", "#2f8f5b", "#8a4fa3"
-STYLE = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#444444",
     "axes.grid": True,
