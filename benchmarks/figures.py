@@ -165,7 +165,7 @@ def draw_accuracy(data: Mapping[str, Any], figure: Figure) -> None:
     labels = [f"{names.get(name, name)}\n{row['trainable']:,} train" for name, row in data.items()]
     values = [100 * row["accuracy"] for row in data.values()]
     bars = axes.barh(range(len(data)), values, 0.6, color=[colours[name] for name in data])
-    axes.bar_label(bars, fmt="%.1f %%", padding=3)
+    axes.bar_label(bars, fmt="%.2f %%", padding=3)
     axes.set_yticks(range(len(data)), labels)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
@@ -214,6 +214,7 @@ FIGURES: dict[str, tuple[Callable, Callable, tuple[float, float]]] = {
     "step": (read_step, draw_step, (8, 3.8)),
     "memory-by-length": (read_lengths, draw_lengths, (7, 4.4)),
     "many-adapters": (read_many, draw_many, (7, 4)),
+    "accuracy": (read_accuracy, draw_accuracy, (7, 2.6)),
     "memory-estimate": (read_estimates, draw_estimates, (5.2, 5)),
 }
 
