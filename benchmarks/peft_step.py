@@ -23,7 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _peft_shapes import Shape, parse_shape
+from _peft_worker import Shape, parse_shape
 from _results import write_results
 
 WORKER = Path(__file__).parent / "_peft_worker.py"
