@@ -22,15 +22,15 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch, run, capsys
         for words in [["lntune-jax", *words]]
         if "head-only" not in words
     }
-    exec(prepare.replace("rows[:2000]", "rows[:60]").replace("[2000:3000]", "[60:90]"), {})
+    exec(prepare.replace("rows[:2000]", "rows[:20]").replace("[2000:3000]", "[20:24]"), {})
     for name in ("inspect", "train", "evaluate", "predict"):
-        limit = ("--max-steps", "2") if name == "train" else ()
+        limit = ("--max-steps", "1") if name == "train" else ()
         code, printed, complaint = run(name, *commands[name], *limit)
         assert (code, complaint) == (0, ""), name
         if name == "inspect":  # no figure in it follows from the rows
             assert printed.rstrip() in text
 
-    exec(tune.replace("epochs=3", "epochs=3, max_steps=2"), {})
+    exec(tune.replace("epochs=3", "epochs=3, max_steps=1"), {})
     left, right = (lnt.load_adapter(f"{name}/adapter") for name in ("run", "run-python"))
     assert all((left.trainable[path] == right.trainable[path]).all() for path in left.trainable)
     capsys.readouterr()
