@@ -1,4 +1,4 @@
-"""The page on many adapters, and the README's section: their code runs as written."""
+"""The page on many adapters: its code runs as written."""
 
 import re
 
@@ -38,17 +38,6 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert names["metrics"]["loss"].shape == (3,)
     moved = [float(np.abs(leaves["ln_f.scale"] - 1).max()) for leaves in names["tuned"]]
     assert 0 < moved[0] < moved[1] < moved[2]
-
-
-def test_the_readme_s_section_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    params = make_params()
-    for seed, name in enumerate(["french", "german"]):
-        lnt.save_adapter(f"adapters/{name}", *make_adapter(params, seed, CONFIG), base=params)
-    (block,) = [block for block in read_blocks(ROOT / "README.md") if "make_bank" in block]
-    names = {"params": params, "apply_fn": apply, "x": make_batch(3)["x"]}
-    exec(block, names)
-    assert names["logits"].shape == (3, 2)
 
 
 def test_every_public_name_of_the_bank_is_on_the_page():
