@@ -40,6 +40,7 @@ nb_execution_cache_path = str(HERE.parent.parent / "build" / "docs-notebooks")
 nb_execution_timeout = 180
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_output_stderr = "remove"  # notes of other libraries
 nb_ipywidgets_js = {}  # would be loaded from a foreign host
 
 # `name` in a docstring is a link where it is a public name, and code where it is not.
@@ -98,6 +99,14 @@ def _part(match: re.Match[str]) -> str:
     return f"{match[1]}\\ {match[2]}" if match[2] else match[1]
 
 
+def _shorten_defaults(
+    _app: Any, _what: Any, _name: Any, _value: Any, _given: Any, signature: Any, returned: Any
+) -> tuple[Any, Any]:
+    """`= <factory>` is no Python: Sphinx would show such a signature as one long word."""
+    return signature and re.sub(r"= <[^<>]*>", "= ...", signature), returned
+
+
 def setup(app: Any) -> None:
     """Sphinx calls this."""
     app.connect("autodoc-process-docstring", _part_plurals)
+    app.connect("autodoc-process-signature", _shorten_defaults)
