@@ -6,6 +6,7 @@
 # `make coverage` says which lines the tests run, `make fuzz` feeds the readers random files.
 # `make bench` measures what a step costs, and writes docs/benchmarks.md (benchmarks/).
 # `make compat` runs the libraries that people have models in, in an environment each (compat/).
+# `make docs` builds the site, `make docs-serve` shows it, `make docs-check` reads it in Chromium.
 # Another Python: make test PYTHON=python3.12 VENV=.venv312
 
 # The newest that is supported and runs.
@@ -16,8 +17,8 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 IS_OLDEST := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 OLDEST ?= python3.11
 VENV ?= .venv
-# Test workers: one for each processor.
-WORKERS ?= $(shell getconf _NPROCESSORS_ONLN)
+# Test workers: one for each processor, and not more than four, since one may hold 4 GB.
+WORKERS ?= $(shell count=$$(getconf _NPROCESSORS_ONLN); echo $$((count < 4 ? count : 4)))
 # Which environments of compat/: make compat NAMES="tunix keras"
 NAMES ?=
 # Seconds for each reader under `make fuzz`.
@@ -169,5 +170,25 @@ $(VENV)-lowest/.lowest: pyproject.toml requirements-demo.txt .ci/lowest.py
 	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --requirement requirements-demo.txt
 	touch $@
 
+# The site, in build/site. Links, anchors and docstrings that are missing are failures.
+.PHONY: docs docs-serve docs-check
+docs: $(VENV)-docs/.docs
+	$(TEST_ENV) $(VENV)-docs/bin/python docs/builder/make_site.py
+
+docs-serve: docs
+	$(VENV)-docs/bin/python docs/builder/make_site.py --serve
+
+# Reads the site in a headless Chromium, which the system must have.
+docs-check: docs
+	$(VENV)-docs/bin/python -m pytest --confcutdir tests/docs_site tests/docs_site
+
+$(VENV)-docs/.docs: pyproject.toml requirements-demo.txt
+	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-docs/bin/python -m pip install --quiet --editable '.[docs]'
+	$(VENV)-docs/bin/python -m pip install --quiet --no-deps --requirement requirements-demo.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-parity $(VENV)-compat $(VENV)-wheel .ci/out .pytest_cache .ruff_cache .hypothesis
+	rm -rf build $(VENV) $(VENV)-docs $(VENV)-lowest $(VENV)-parity $(VENV)-compat $(VENV)-wheel .ci/out .pytest_cache .ruff_cache .hypothesis
