@@ -47,7 +47,7 @@ NEED_TORCH := $(wildcard lntune_jax/integrations/torchax/*.py)
 NEED_COMPAT := lntune_jax/integrations/keras.py
 
 # The readers that `make fuzz` feeds: the names in fuzz/targets.py.
-FUZZED := config metadata bank safetensors index model_config gguf pattern
+FUZZED := config metadata bank safetensors index model_config gguf pattern names merge
 
 # Benchmarks that take minutes together, and those of them that need PyTorch and PEFT.
 BENCH := import_time start step partition adapter_io fingerprint adapter_live residuals remat depth decoder_memory \

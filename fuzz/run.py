@@ -2,16 +2,20 @@
 
 Needs atheris (`pip install atheris`, Python 3.11 to 3.13) beside the package's extra `test`. Finds
 are written as `crash-*` into the current directory; a target that hangs for 25 seconds or takes
-more than 3 GB is one too. What was done is kept in `results-TARGET.json` beside them.
+more than 3 GB is one too. Put a find into `fuzz/found/TARGET`, where the tests read it from then
+on. What was done is kept in `fuzz/results/TARGET.json`.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
+import platform
 import resource
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import atheris  # pyright: ignore[reportMissingImports]
@@ -26,6 +30,8 @@ def main() -> None:
     with atheris.instrument_imports(include=PARSERS):
         from targets import TARGETS, run  # which imports lntune_jax
     target, counts, start = TARGETS[name], {True: 0, False: 0}, time.monotonic()
+    results = Path(__file__).parent / "results" / f"{name}.json"
+    results.parent.mkdir(exist_ok=True)
     corpus = Path(sys.argv[3] if len(sys.argv) > 3 else tempfile.mkdtemp())
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(target.seeds()):
@@ -39,13 +45,16 @@ def main() -> None:
     def report() -> None:
         found = {
             "target": name,
+            "date": datetime.date.today().isoformat(),
+            "python": platform.python_version(),
+            "atheris": version("atheris"),
             "executions": sum(counts.values()),
             "taken": counts[True],
             "refused": counts[False],
             "seconds": round(time.monotonic() - start),
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
-        Path(f"results-{name}.json").write_text(json.dumps(found) + "\n")
+        results.write_text(json.dumps(found, indent=1) + "\n")
 
     flags = [f"-max_total_time={seconds}", "-max_len=65536", "-timeout=25", "-rss_limit_mb=3072"]
     atheris.Setup([sys.argv[0], *flags, str(corpus)], feed)

@@ -1,4 +1,4 @@
-"""What reads strangers' files, each as one function of the bytes of a file.
+"""What reads strangers' files, or writes under their names, as functions of the bytes of a file.
 
 A target may raise `LNTuningError`, which is how the library refuses; anything else is a fault.
 `tests/test_fuzz.py` feeds them with hypothesis, `fuzz/run.py` under the guidance of coverage.
@@ -6,15 +6,18 @@ A target may raise `LNTuningError`, which is how the library refuses; anything e
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 import struct
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 import lntune_jax as lnt
@@ -22,7 +25,7 @@ from lntune_jax.adapters.fingerprint import explain_difference
 from lntune_jax.adapters.format import ADAPTER, Kind, Metadata, read_metadata
 from lntune_jax.bank import files as bank_files
 from lntune_jax.expressions import match_expressions
-from lntune_jax.models import from_config, from_pretrained
+from lntune_jax.models import from_config, from_pretrained, merge_checkpoint
 from lntune_jax.models.loading.safetensors import read_weights
 from lntune_jax.models.loading.sources import read_config
 from lntune_jax.storage.sealed import METADATA_FILE, parse_json, seal_json
@@ -81,13 +84,17 @@ class _Place:
 
     def __enter__(self) -> Path:
         self._outer = Path(tempfile.mkdtemp())
-        (self._outer / "inner").mkdir()
-        return self._outer / "inner"
+        # So deep that a name such as ../../../x still ends within what is looked at.
+        self._inner = self._outer / "1" / "2" / "3" / "4" / "inner"
+        self._inner.mkdir(parents=True)
+        return self._inner
 
     def __exit__(self, *_: object) -> None:
-        beside = [path.name for path in self._outer.iterdir()]
+        own = {self._inner, *self._inner.parents}
+        found = [path for path in self._outer.rglob("*") if path not in own]
+        strays = [path for path in found if self._inner not in path.parents]
         shutil.rmtree(self._outer)
-        assert beside == ["inner"], "something was written outside the target"
+        assert not strays, f"written outside the target: {strays[:3]}"
 
 
 def feed_config(content: bytes) -> None:
@@ -181,6 +188,110 @@ def feed_pattern(content: bytes) -> None:
     match_expressions([pattern], ["model.layers.0.norm", long, "", "a" * 80])
 
 
+def feed_names(content: bytes) -> None:
+    """Names of modules and of adapters, written by all that writes, and read again."""
+    modules, adapters = _read_names(content)
+    params = {name: {"norm": {"scale": np.ones(2, np.float32)}} for name in modules}
+    trainable, _ = lnt.partition_params(params, CONFIG)
+    tuned = {path: leaf * (2 + number) for number, (path, leaf) in enumerate(trainable.items())}
+    refusals = []
+    with _Place() as place:
+
+        def as_adapter() -> None:
+            path = lnt.save_adapter(place / "adapter", tuned, CONFIG, base=params)
+            _check_same(lnt.load_adapter(path).trainable, tuned)
+            lnt.restore_adapter(path, params)
+
+        def as_peft() -> None:
+            path = lnt.export_peft(place / "peft", tuned, CONFIG, base=params)
+            _check_same(lnt.load_peft(path, params).trainable, tuned)
+
+        def as_bank() -> None:
+            made = lnt.bank.make_bank(params, dict.fromkeys(adapters, tuned), on_host=True)
+            path = lnt.bank.save_bank(place / "bank", made, base=params)
+            assert set(lnt.bank.load_bank(path, params, on_host=True).names) >= set(adapters)
+
+        for write in (as_adapter, as_peft, as_bank):
+            try:
+                write()
+            except lnt.LNTuningError as error:
+                refusals.append(error)
+    if refusals:
+        raise refusals[0]
+
+
+def _read_names(content: bytes) -> tuple[list[str], list[str]]:
+    try:
+        found = parse_json(content)
+    except ValueError as error:
+        raise lnt.LNTuningError("no names") from error
+    lists = [found.get(key) for key in ("modules", "adapters")] if isinstance(found, dict) else []
+    if not all(isinstance(names, list) and names for names in lists) or not lists:
+        raise lnt.LNTuningError("no names")
+    # As names of a tree's modules and of adapters only text can come.
+    return tuple(list(dict.fromkeys(map(str, names)))[:8] for names in lists)  # pyright: ignore
+
+
+def _check_same(found: Any, expected: Any) -> None:
+    assert found.keys() == expected.keys(), "other leaves came back"
+    assert all(np.array_equal(found[path], leaf) for path, leaf in expected.items())
+
+
+def feed_merge(content: bytes) -> None:
+    """The index of a base that an adapter is merged into: its names are those of files to write."""
+    with _Place() as place:
+        shutil.copytree(_base(), place, dirs_exist_ok=True)
+        before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        (place / "base" / "model.safetensors.index.json").write_bytes(content)
+        try:
+            merge_checkpoint(place / "base", place / "adapter", place / "merged")
+        finally:
+            del before[place / "base" / "model.safetensors.index.json"]
+            assert all(path.read_bytes() == old for path, old in before.items())
+
+
+@cache
+def _base() -> Path:
+    """A base in two files, and an adapter of it."""
+    from safetensors.numpy import save_file
+
+    place = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    (place / "base").mkdir()
+    (place / "base" / "config.json").write_text(json.dumps(LLAMA))
+    model = from_config(LLAMA, "CAUSAL_LM")
+    tensors = {"model.norm.weight": np.ones(8, np.float32)}
+    save_file(tensors, place / "base" / "model-2.safetensors", {"format": "pt"})
+    layer = {f"model.layers.0.{name}_layernorm.weight": np.ones(8, np.float32) for name in _NORMS}
+    save_file(layer, place / "base" / "model-1.safetensors", {"format": "pt"})
+    weights = dict.fromkeys(layer, "model-1.safetensors")
+    weights |= dict.fromkeys(tensors, "model-2.safetensors")
+    index = {"metadata": {}, "weight_map": weights}
+    (place / "base" / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = lnt.LNTuningConfig(task_type="CAUSAL_LM")
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), model.params)
+    trainable = lnt.partition_params(params, config).trainable
+    tuned = {path: leaf * 2 for path, leaf in trainable.items()}
+    lnt.save_adapter(place / "adapter", tuned, config, base=params)
+    return place
+
+
+_NORMS = ("input", "post_attention")
+
+
+def make_names() -> list[bytes]:
+    texts: list[Any] = [
+        {"modules": ["layers.0", "block"], "adapters": ["german", "french"]},
+        {"modules": ["../../x", "a/b"], "adapters": ["../../x", "/etc/passwd"]},
+        {"modules": ["a", "A"], "adapters": ["base", ""]},
+    ]
+    return [json.dumps(text).encode() for text in texts]
+
+
+def make_merge() -> list[bytes]:
+    return [(_base() / "base" / "model.safetensors.index.json").read_bytes()]
+
+
 def make_config() -> list[bytes]:
     texts = [
         {"peft_type": "LN_TUNING", "target_modules": [".*norm", "norm"], "task_type": "CAUSAL_LM"},
@@ -272,4 +383,6 @@ TARGETS = {
     "model_config": Target(feed_model_config, make_model_config),
     "gguf": Target(feed_gguf, make_gguf),
     "pattern": Target(feed_pattern, make_patterns),
+    "names": Target(feed_names, make_names),
+    "merge": Target(feed_merge, make_merge),
 }

@@ -1,7 +1,7 @@
 """Readers of strangers' files: whatever is in them, the answer is a value or a refusal.
 
 A small budget here; `LNTUNE_EXAMPLES=10000` for the long run, and `fuzz/run.py` for the one that
-is guided by coverage (`fuzz/results.json` says what has been run).
+is guided by coverage (`fuzz/results` says what has been run).
 """
 
 import json
@@ -51,6 +51,14 @@ def test_the_first_seed_is_taken(name):
     assert run(TARGETS[name], seeds(name)[0])
 
 
+FOUND = sorted((ROOT / "fuzz" / "found").glob("*/*"))
+
+
+@pytest.mark.parametrize("file", FOUND, ids=lambda file: f"{file.parent.name}-{file.name}")
+def test_what_was_once_found_is_a_refusal_or_a_value(file):
+    run(TARGETS[file.parent.name], file.read_bytes())
+
+
 @pytest.mark.parametrize("name", TARGETS)
 @SETTINGS
 @given(data=st.data())
@@ -96,7 +104,9 @@ def write(value):
     return json.dumps(value).encode()
 
 
-@pytest.mark.parametrize("name", ["config", "metadata", "bank", "index", "model_config"])
+@pytest.mark.parametrize(
+    "name", ["config", "metadata", "bank", "index", "model_config", "names", "merge"]
+)
 @SETTINGS
 @given(data=st.data())
 def test_json_with_other_values(name, data):
