@@ -2,21 +2,32 @@
 # `make quick` is for while you work: the linters, the core's tests, and one file of each other part.
 # `make parity` compares with PEFT in PyTorch, in an environment of its own.
 # `make lowest` tests with the lowest version of every dependency that pyproject.toml admits.
+# `make wheel` builds the distributions, and uses the wheel without any extra.
+# `make coverage` says which lines the tests run, `make fuzz` feeds the readers random files.
 # `make bench` measures what a step costs, and writes docs/benchmarks.md (benchmarks/).
 # `make compat` runs the libraries that people have models in, in an environment each (compat/).
-# Another Python: make test PYTHON=python3.13 VENV=.venv313
+# `make docs` builds the site, `make docs-serve` shows it, `make docs-check` reads it in Chromium.
+# Another Python: make test PYTHON=python3.12 VENV=.venv312
 
-# The first of these that runs and is supported.
+# The newest that is supported and runs.
 IS_SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
-PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
 	$$python -c '$(IS_SUPPORTED)' 2>/dev/null && echo $$python && break; done)
+# The oldest: `make lowest` and `make parity` take it.
+IS_OLDEST := import sys; sys.exit(sys.version_info[:2] != (3, 11))
+OLDEST ?= python3.11
 VENV ?= .venv
-WORKERS ?= 2
+# Test workers: one for each processor, and not more than four, since one may hold 4 GB.
+WORKERS ?= $(shell count=$$(getconf _NPROCESSORS_ONLN); echo $$((count < 4 ? count : 4)))
 # Which environments of compat/: make compat NAMES="tunix keras"
 NAMES ?=
+# Seconds for each reader under `make fuzz`.
+SECONDS ?= 60
 # More words for pytest: make test TESTS='-m "not long"'
 TESTS ?=
 BIN := $(VENV)/bin
+# The slowest tests are listed at the end; what a run found lies in .ci/out as XML.
+PYTEST = -m pytest -n $(WORKERS) --dist worksteal --durations=25 --junitxml=.ci/out/$@.xml
 # One thread of XLA and BLAS for each test worker: they would only get in each other's way.
 TEST_ENV := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
@@ -35,15 +46,18 @@ NEED_TORCH := $(wildcard lntune_jax/integrations/torchax/*.py)
 # Modules whose doctests need a package of `make compat`.
 NEED_COMPAT := lntune_jax/integrations/keras.py
 
+# The readers that `make fuzz` feeds: the names in fuzz/targets.py.
+FUZZED := config metadata bank safetensors index model_config gguf pattern
+
 # Benchmarks that take minutes together, and those of them that need PyTorch and PEFT.
 BENCH := import_time start step partition adapter_io fingerprint adapter_live residuals remat depth decoder_memory \
 	mixed_batches collectives bfloat16_step dispatch
 BENCH_TORCH := peft_step bfloat16_parity products
 # Each of these takes many minutes: many programs to compile, or gigabytes to compute on.
-BENCH_LONG := longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases
+BENCH_LONG := accuracy memory_by_length longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases
 BENCH_LONG_TORCH := torchax_step torchax_types torchax_ways generation
 
-.PHONY: demo test quick parity lowest compat lint types bench bench-long page clean
+.PHONY: demo test test-core test-models doctests quick coverage fuzz parity lowest compat wheel lint types bench bench-long page clean
 .PHONY: $(addprefix measure-,$(BENCH) $(BENCH_TORCH) $(BENCH_LONG) $(BENCH_LONG_TORCH))
 # What measures time has the machine to itself, whatever -j says.
 .NOTPARALLEL:
@@ -51,23 +65,46 @@ BENCH_LONG_TORCH := torchax_step torchax_types torchax_ways generation
 demo: $(VENV)/.demo
 	$(BIN)/lntune-jax demo
 
-test: $(VENV)/.test lint types
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --doctest-modules lntune_jax $(patsubst %,--ignore=%,$(NEED_TORCH) $(NEED_COMPAT))
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS) tests benchmarks/tests
+test: $(VENV)/.test lint types doctests
+	$(TEST_ENV) $(BIN)/python $(PYTEST) $(TESTS) tests benchmarks/tests
+
+# The same in two halves, for machines side by side.
+test-core: $(VENV)/.test doctests
+	$(TEST_ENV) $(BIN)/python $(PYTEST) $(TESTS) --ignore=tests/models tests benchmarks/tests
+
+test-models: $(VENV)/.test
+	$(TEST_ENV) $(BIN)/python $(PYTEST) $(TESTS) tests/models
+
+doctests: $(VENV)/.test
+	$(TEST_ENV) $(BIN)/python $(PYTEST) --doctest-modules lntune_jax $(patsubst %,--ignore=%,$(NEED_TORCH) $(NEED_COMPAT))
 
 quick: $(VENV)/.test lint
-	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(addprefix tests/,$(QUICK))
+	$(TEST_ENV) $(BIN)/python $(PYTEST) -m "not long" $(addprefix tests/,$(QUICK))
+
+coverage: $(VENV)/.test
+	$(TEST_ENV) $(BIN)/python $(PYTEST) --cov=lntune_jax --cov-report=term:skip-covered --cov-report=xml:.ci/out/coverage.xml tests benchmarks/tests
+
+# Files of strangers, made at random: by hypothesis, then under the guidance of coverage.
+fuzz: $(VENV)/.fuzz
+	LNTUNE_EXAMPLES=750 $(TEST_ENV) $(BIN)/python $(PYTEST) tests/test_fuzz.py
+	cd .ci/out && for target in $(FUZZED); do \
+		$(TEST_ENV) $(abspath $(BIN))/python ../../fuzz/run.py $$target $(SECONDS) || exit 1; done
 
 parity: $(VENV)-parity/.parity
 	$(TEST_ENV) $(VENV)-parity/bin/python -m pytest -n $(WORKERS) --doctest-modules $(NEED_TORCH)
-	$(TEST_ENV) $(VENV)-parity/bin/python -m pytest -n $(WORKERS) --dist worksteal tests/parity
+	$(TEST_ENV) $(VENV)-parity/bin/python $(PYTEST) tests/parity
 
 compat:
 	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) compat/run.py --folder $(VENV)-compat $(NAMES)
 
 lowest: $(VENV)-lowest/.lowest
-	$(TEST_ENV) $(VENV)-lowest/bin/python -m pytest -W ignore::DeprecationWarning -n $(WORKERS) --dist worksteal -m "not long" $(addprefix tests/,$(QUICK) $(LOWEST))
+	$(TEST_ENV) $(VENV)-lowest/bin/python $(PYTEST) -W ignore::DeprecationWarning -m "not long" $(addprefix tests/,$(QUICK) $(LOWEST))
+
+# The wheel and the sdist, and the wheel alone in an environment of its own.
+wheel:
+	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
+	.ci/wheel $(PYTHON) $(VENV)-wheel
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -94,10 +131,14 @@ $(addprefix measure-,$(BENCH_TORCH) $(BENCH_LONG_TORCH)): measure-%: $(VENV)-par
 
 page: $(VENV)/.test
 	$(PYTHON) benchmarks/page.py
+	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python docs/models_table.py
+	$(BIN)/python docs/extras_table.py
 
 $(VENV)/.demo: pyproject.toml requirements-demo.txt
 	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
+	@# One that another Python made is made anew.
+	@test "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[demo]'
@@ -108,21 +149,46 @@ $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+$(VENV)/.fuzz: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet atheris
+	touch $@
+
 $(VENV)-parity/.parity: pyproject.toml requirements-parity.txt
-	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)-parity
+	@$(OLDEST) -c '$(IS_OLDEST)' || { echo 'needs Python 3.11: make ... OLDEST=python3.11' >&2; exit 1; }
+	$(OLDEST) -m venv $(VENV)-parity
 	$(VENV)-parity/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-parity/bin/python -m pip install --quiet --requirement requirements-parity.txt
 	$(VENV)-parity/bin/python -m pip install --quiet --editable '.[torchax,test]' --requirement requirements-parity.txt
 	touch $@
 
 $(VENV)-lowest/.lowest: pyproject.toml requirements-demo.txt .ci/lowest.py
-	$(PYTHON) -m venv $(VENV)-lowest
+	@$(OLDEST) -c '$(IS_OLDEST)' || { echo 'needs Python 3.11: make ... OLDEST=python3.11' >&2; exit 1; }
+	$(OLDEST) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)-lowest/bin/python .ci/lowest.py > $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --editable '.[test]' --constraint $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --requirement requirements-demo.txt
 	touch $@
 
+# The site, in build/site. Links, anchors and docstrings that are missing are failures.
+.PHONY: docs docs-serve docs-check
+docs: $(VENV)-docs/.docs
+	$(TEST_ENV) $(VENV)-docs/bin/python docs/builder/make_site.py
+
+docs-serve: docs
+	$(VENV)-docs/bin/python docs/builder/make_site.py --serve
+
+# Reads the site in a headless Chromium, which the system must have.
+docs-check: docs
+	$(VENV)-docs/bin/python -m pytest --confcutdir tests/docs_site tests/docs_site
+
+$(VENV)-docs/.docs: pyproject.toml requirements-demo.txt
+	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-docs/bin/python -m pip install --quiet --editable '.[docs]'
+	$(VENV)-docs/bin/python -m pip install --quiet --no-deps --requirement requirements-demo.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-parity $(VENV)-compat .pytest_cache .ruff_cache .hypothesis
+	rm -rf build $(VENV) $(VENV)-docs $(VENV)-lowest $(VENV)-parity $(VENV)-compat $(VENV)-wheel .ci/out .pytest_cache .ruff_cache .hypothesis

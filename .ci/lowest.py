@@ -11,7 +11,7 @@ from pathlib import Path
 PROJECT = Path(__file__).parent.parent / "pyproject.toml"
 FLOOR = re.compile(r"(?P<name>[\w.-]+)(\[[\w,]+\])?>=(?P<version>[\w.]+)[^;]*(?P<marker>;.*)?")
 # What is not the library's: the tools that test it, which may be the newest.
-TOOLS = ("test", "torchax")
+TOOLS = ("test", "docs", "torchax")
 
 
 def main() -> None:

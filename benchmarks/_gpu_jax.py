@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import jax.numpy as jnp
 import optax
-from _gpu_child import describe, emit, find_largest, run_part, time_steps
-from _gpu_shapes import SHAPES, Shape, find_peak
+from _gpu_parts import SHAPES, Shape, describe, emit, find_largest, find_peak, run_part, time_steps
 
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss, from_config

@@ -10,8 +10,7 @@ import time
 from typing import Any
 
 import torch
-from _gpu_child import emit, find_largest, run_part, time_steps
-from _gpu_shapes import SHAPES, Shape
+from _gpu_parts import SHAPES, Shape, emit, find_largest, run_part, time_steps
 
 RATE = 1e-4
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

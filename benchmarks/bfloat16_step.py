@@ -12,8 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from _peft_shapes import Shape, make_batch, parse_shape
-from _peft_worker import make_halves, make_loss
+from _peft_worker import Shape, make_batch, make_halves, make_loss, parse_shape
 from _results import write_results
 from _timing import median_ratio, time_in_turns
 

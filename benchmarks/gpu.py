@@ -24,9 +24,7 @@ import time
 from pathlib import Path
 
 import _results
-from _gpu_child import clean, read_figures
-from _gpu_parts import PARTS, Part
-from _gpu_shapes import SHAPES
+from _gpu_parts import PARTS, SHAPES, Part, clean, read_figures
 
 HERE = Path(__file__).resolve().parent
 MFU_GOAL, SPEED_GOAL = 0.45, 1.5

@@ -17,7 +17,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import jax.numpy as jnp
 from _gpu_jax import compile_step, make_model, make_state, make_step
-from _gpu_shapes import SHAPES
+from _gpu_parts import SHAPES
 from _results import write_results
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies

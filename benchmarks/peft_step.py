@@ -12,7 +12,7 @@ best variant, round by round.
 
 Run it in the parity environment, which has torch. First the losses of both with one set of weights
 are compared. `--newer PYTHON` names another environment's Python, whose JAX ours run with as well:
-`.venv313/bin/python` after `make test PYTHON=python3.13 VENV=.venv313`.
+the `.venv/bin/python` that `make test` makes with Python 3.13, for one.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _peft_shapes import Shape, parse_shape
+from _peft_worker import Shape, parse_shape
 from _results import write_results
 
 WORKER = Path(__file__).parent / "_peft_worker.py"

@@ -37,10 +37,13 @@ def make_batch(seed, size=64):
 
 @nnx.jit
 def step(model, optimizer, batch):
-    def loss_fn(model):
-        return optax.softmax_cross_entropy_with_integer_labels(model(batch[0]), batch[1]).mean()
+    graphdef, trainable, rest = nnx.split(model, optimizer.wrt, ...)
 
-    loss, grads = nnx.value_and_grad(loss_fn, argnums=nnx.DiffState(0, optimizer.wrt))(model)
+    def loss_fn(trainable):
+        logits = nnx.merge(graphdef, trainable, rest, copy=True)(batch[0])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+
+    loss, grads = jax.value_and_grad(loss_fn)(trainable)
     optimizer.update(model, grads)
     return loss
 

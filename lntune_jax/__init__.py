@@ -81,6 +81,8 @@ __all__ = list(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> _Any:
     """Imports a public name or submodule when it is first used."""
+    if name == "__version__":  # pyproject.toml's, as it was installed
+        return _importlib.import_module("importlib.metadata").version("lntune-jax")
     if name in _SUBMODULES:
         return _importlib.import_module(f".{name}", __name__)
     if name not in _HOME_OF:

@@ -6,6 +6,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.support.disks import small_disk  # noqa: F401
+
 hypothesis.settings.register_profile(
     "default", deadline=None, max_examples=int(os.environ.get("LNTUNE_EXAMPLES", "60"))
 )

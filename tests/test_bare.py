@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -80,3 +81,29 @@ except lnt.LNTuningError as error:
     found = run(program, tmp_path)
     assert (found.returncode, found.stderr) == (0, "")
     assert "pip install 'lntune-jax[hf]'" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("suffix", "extra"), [("parquet", "cli"), ("csv", "hf")], ids=["table", "tokenizer"]
+)
+def test_a_task_says_what_to_install(tmp_path, suffix, extra):
+    (tmp_path / f"rows.{suffix}").write_text("text,label\n" + "good,1\nbad,0\n" * 8)
+    program = f"""
+from pathlib import Path
+import lntune_jax as lnt
+from lntune_jax import tasks
+from lntune_jax.tasks import text_classification
+options = tasks.TaskOptions(model=sys.argv[1], data=Path(sys.argv[1], "rows.{suffix}"))
+try:
+    text_classification.prepare(options, text_classification.read(options), say=lambda line: None)
+except lnt.LNTuningError as error:
+    print(error)
+"""
+    found = run(program, tmp_path)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert f"pip install 'lntune-jax[{extra}]'" in found.stdout
+
+
+def test_the_version_is_the_installed_one():
+    found = run("import lntune_jax; print(lntune_jax.__version__)")
+    assert (found.stdout.strip(), found.stderr) == (version("lntune-jax"), "")

@@ -1,7 +1,7 @@
 """Readers of strangers' files: whatever is in them, the answer is a value or a refusal.
 
 A small budget here; `LNTUNE_EXAMPLES=10000` for the long run, and `fuzz/run.py` for the one that
-is guided by coverage (SECURITY.md says what has been run).
+is guided by coverage (`fuzz/results.json` says what has been run).
 """
 
 import json

@@ -16,7 +16,7 @@ def _benchmarks(monkeypatch):
 
 
 def read(capsys):
-    from _gpu_child import read_figures
+    from _gpu_parts import read_figures
 
     return read_figures(capsys.readouterr().out)
 
@@ -45,7 +45,7 @@ def test_the_matrix_products_say_which_device_it_is(capsys):
 @pytest.mark.parametrize(("shape", "count"), [("3B", 3_212_574_720), ("8B", 7_504_658_432)])
 def test_n_is_the_parameters_of_matrix_products(shape, count):
     from _gpu_jax import make_model
-    from _gpu_shapes import SHAPES
+    from _gpu_parts import SHAPES
 
     size = SHAPES[shape]
     assert size.multiplied == count
@@ -56,7 +56,7 @@ def test_n_is_the_parameters_of_matrix_products(shape, count):
 
 
 def test_peaks_are_found_by_the_device_name():
-    from _gpu_shapes import find_peak
+    from _gpu_parts import find_peak
 
     assert find_peak("NVIDIA H200") == find_peak("NVIDIA H100 80GB HBM3") == 989e12
     assert find_peak("NVIDIA H100 PCIe") == 756e12
@@ -145,7 +145,7 @@ def test_goals_are_set_beside_ours_from_what_peft_did():
 
 
 def test_the_largest_batch_is_found_by_trying(capsys):
-    from _gpu_child import find_largest
+    from _gpu_parts import find_largest
 
     def run(batch):
         if batch > 50:
@@ -160,7 +160,7 @@ def test_the_largest_batch_is_found_by_trying(capsys):
 
 
 def test_errors_carry_no_folders():
-    from _gpu_child import clean, describe
+    from _gpu_parts import clean, describe
 
     assert clean("No module in /opt/a/b.py, line 3") == "No module in ..., line 3"
     assert describe(ValueError("first\nsecond")) == "ValueError: first"

@@ -1,4 +1,6 @@
-"""docs/benchmarks.md: what `benchmarks/page.py` makes of the results files, and of nothing else."""
+"""The appendix: what `benchmarks/page.py` makes of the results files, and of nothing else."""
+
+import re
 
 import pytest
 
@@ -12,34 +14,18 @@ def _benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
-def test_the_committed_page_is_made_from_the_committed_files():
-    from page import PAGE, make_page
+def test_every_results_file_has_a_section():
+    from _sections import APPENDICES, SECTIONS
+    from page import make_appendix, read_results
 
-    assert PAGE.read_text() == make_page(), "python benchmarks/page.py writes it anew"
-
-
-def test_the_page_of_types_is_made_from_the_committed_file():
-    from page import TYPES_PAGE, make_types_page, read_results
-
-    figures = read_results()["torchax_types"]["figures"]
-    assert TYPES_PAGE.read_text() == make_types_page(figures), "python benchmarks/page.py"
-
-
-def test_the_readme_s_table_is_made_from_the_committed_files():
-    from page import README, make_readme
-
-    assert README.read_text() == make_readme(), "python benchmarks/page.py writes it anew"
-
-
-@pytest.mark.parametrize("name", RESULTS)
-def test_every_results_file_has_a_section(name):
-    from _sections import SECTIONS
-    from page import make_page, read_results
-
-    (section,) = [each for each in SECTIONS if each.name == name]
-    assert f"\n## {section.title}\n" in make_page()
-    kept = section.keep or ()
-    assert set(kept) <= set(read_results()[name]["figures"])
+    found = read_results()
+    assert sorted(section.name for section in SECTIONS if section.name in RESULTS) == RESULTS
+    for appendix in APPENDICES:
+        page = make_appendix(appendix, found)
+        for section in appendix.sections:
+            if section.name in found:
+                assert f"\n## {section.title}\n" in page
+                assert set(section.keep or ()) <= set(found[section.name]["figures"])
 
 
 def test_every_section_has_a_script_whose_docstring_is_its_question():
@@ -61,14 +47,10 @@ def test_make_runs_every_script_that_needs_no_gpu_packages():
             assert (section.script or section.name) in named, section.name
 
 
-def test_every_page_of_findings_is_linked(tmp_path):
-    from page import make_page
-
-    (tmp_path / "docs" / "benchmarks").mkdir(parents=True)
-    (tmp_path / "docs" / "benchmarks" / "some-topic.md").write_text("# Some topic\n\nText.\n")
-    assert make_page(tmp_path).endswith("\n- [Some topic](benchmarks/some-topic.md)\n")
+def test_every_page_of_findings_is_linked():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
     for path in (ROOT / "docs" / "benchmarks").glob("*.md"):
-        assert f"(benchmarks/{path.name})" in make_page()
+        assert f"(benchmarks/{path.name})" in page, path.name
 
 
 def test_no_results_file_names_a_folder_or_a_host():
@@ -140,7 +122,7 @@ def test_small_tables_of_the_same_kind_become_one():
     ],
 )
 def test_figures_are_written_with_their_units(key, value, text):
-    from _numbers import write_figure
+    from _tables import write_figure
 
     assert write_figure(value, key) == text
 
@@ -157,30 +139,6 @@ def test_a_results_file_says_when_and_on_what(monkeypatch, tmp_path):
     assert {"jax", "optax", "safetensors"} <= set(record["versions"])
     assert record["machine"]["cores"] >= 1
     assert record["date"][:2] == "20"
+    assert re.fullmatch(r"[0-9a-f]{12}(\+changes)?", record["commit"])
+    assert set(record["load"]) == {"at_start", "others"}
     assert len(record["date"]) == 10
-
-
-def test_the_opening_compares_every_way_with_ours():
-    from _opening import write_opening
-
-    step = {
-        "ours: partition_params": {"time_to_ours": 1.0, "flops_to_forward": 2.02, "state_bytes": 8},
-        "full fine-tuning": {"time_to_ours": 2.0, "flops_to_forward": 3.0, "state_bytes": 80},
-    }
-    ratios = {
-        "ours": 1.0,
-        "ours, memory kept": 0.75,
-        "PEFT eager, 1 thread": 1.25,
-        "PEFT eager, 2 threads": 2.0,
-    }
-    peft = {name: {"ratio_to_ours": ratio} for name, ratio in ratios.items()}
-    found = {
-        "step": {"figures": {"MiniLM-L6": step}},
-        "peft_step": {"figures": {"minilm:8x64": peft}},
-    }
-    text = "\n".join(write_opening(found))
-    assert "| **LN tuning here**: `partition_params` | 1.000 | 2.020 | 8 bytes |" in text
-    assert "| full fine-tuning | 2.000 | 3.000 | 80 bytes |" in text
-    assert "| LN tuning here, with freed memory kept | 0.750 | - | - |" in text
-    assert "| LN tuning by PEFT eager, 1 thread, PyTorch | 1.250 | - | - |" in text
-    assert write_opening({}) == []

@@ -6,6 +6,7 @@ in training 143; anything else is our bug and shows its traceback.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -65,6 +66,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
 
 
+# What any write can end in, whatever the program does.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE)
+
+
+def _quiet_logs() -> None:
+    """Orbax's threads log the traceback of a save that fails, which our one line says too."""
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)
+
+
 def _run(words: list[str]) -> int:
     try:
         if not words:
@@ -80,6 +92,12 @@ def _run(words: list[str]) -> int:
     except LNTuningError as error:
         print_message(f"{_PROGRAM}: error: {error}")
         return 2
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print_message(f"{_PROGRAM}: error: {error.strerror}{where}")
+        return 2
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: stopped", file=sys.stderr)
         return 130
@@ -91,6 +109,7 @@ def _do(command: Command, settings: Any) -> int:
     from ..trainer.stopping import TerminatedError
 
     try:
+        _quiet_logs()
         importlib.import_module(f".{command.module}", __package__).run(settings)
     except TerminatedError:
         print(f"{_PROGRAM}: stopped by SIGTERM", file=sys.stderr)

@@ -25,6 +25,7 @@ class Described(NamedTuple):
         config: Its config.
         model: Its base, which --model may name anew.
         quantize: What the kernels of the base were kept as; `None` for in full.
+        revision: Of the base on the hub.
     """
 
     directory: Path
@@ -32,6 +33,7 @@ class Described(NamedTuple):
     config: Any
     model: str
     quantize: Any
+    revision: str | None
 
 
 def find_described(trained: Trained) -> Described:
@@ -59,8 +61,9 @@ def find_described(trained: Trained) -> Described:
     task = _read_task(found.directory, found.task, config.task_type, trained)
     if hasattr(task, "labels"):
         _check_labels(found.directory, len(task.labels))
-    model = base_of(found.directory, trained.model)
-    return Described(found.directory, task, config, model, read_quantization(found))
+    model, revision = base_of(found.directory, trained.model, trained.revision)
+    quantize = read_quantization(found)
+    return Described(found.directory, task, config, model, quantize, revision)
 
 
 def check_run(run: Path | None) -> None:
@@ -76,18 +79,23 @@ def check_run(run: Path | None) -> None:
         )
 
 
-def base_of(adapter: Path, model: str | None) -> str:
-    """The base model: that of --model, or else the one that the adapter names.
+def base_of(
+    adapter: Path, model: str | None, revision: str | None = None
+) -> tuple[str, str | None]:
+    """The base model and its revision: those of the flags, or else what the adapter names.
 
     Raises:
-        ConfigError: Neither names one.
+        ConfigError: Neither names a model, or a revision is given of one on this machine.
+        ModelError: The model is clearly none.
     """
     from ..config import LNTuningConfig
 
-    model = model or LNTuningConfig.from_pretrained(adapter).base_model_name_or_path
+    if model is None:
+        config = LNTuningConfig.from_pretrained(adapter)
+        model, revision = config.base_model_name_or_path, revision or config.revision
     if model is None:
         raise ConfigError(f"the adapter {adapter} names no base: give --model")
-    return model
+    return model, revision
 
 
 def _read_task(

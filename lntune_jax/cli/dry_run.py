@@ -61,7 +61,7 @@ def describe_row(task: Any, settings: TrainSettings) -> list[str]:
         return []
     ids = np.asarray(batch["input_ids"])[0]
     labels = np.asarray(batch["labels"])[0] if "labels" in batch else None
-    tokenizer = load_tokenizer(settings.model)
+    tokenizer = load_tokenizer(settings.model, settings.revision)
     shown = len(task.training.tokens[int(planned.rows[0])])
     tokens = tokenizer.convert_ids_to_tokens(ids[: min(shown, _MOST_TOKENS)].tolist())
     counted = [

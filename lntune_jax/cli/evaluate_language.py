@@ -35,11 +35,10 @@ def run(settings: EvaluateSettings, described: Described, task: Record) -> None:
     import lntune_jax as lnt
 
     console = make_console()
-    tokenizer = load_tokenizer(described.model)
-    model = load_language_model(
-        described.model, Encoding(dtype=task.dtype, quantize=described.quantize)
-    )
-    limit = min(task.max_length, position_limit(model.config, tokenizer))
+    tokenizer = load_tokenizer(described.model, described.revision)
+    encoding = Encoding(dtype=task.dtype, quantize=described.quantize)
+    model = load_language_model(described.model, encoding, revision=described.revision)
+    limit = min(task.max_length, position_limit(model, tokenizer))
     notes = make_notes()
     rows = make_rows(
         tokenizer,

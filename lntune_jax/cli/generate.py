@@ -42,7 +42,9 @@ def run(settings: GenerateSettings) -> None:
         raise ConfigError("give --run or --adapter, one of them: each names an adapter")
     check_run(settings.run)
     adapter = settings.adapter if settings.run is None else settings.run / "adapter"
-    language = load_language_model(settings.model, adapter, settings.dtype, settings.quantize)
+    language = load_language_model(
+        settings.model, adapter, settings.dtype, settings.quantize, settings.revision
+    )
     if language.is_for_chats and not settings.chat:
         warn(
             f"{adapter} was trained on chats, and the texts are taken as they are: --chat "

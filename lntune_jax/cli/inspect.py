@@ -19,7 +19,7 @@ _ROWS = ("weights", "gradients", "optimizer", "activations", "working", "gathere
 def run(settings: InspectSettings) -> None:
     """Print the trainable leaves, PEFT's line, the adapter's size, and the memory of a step."""
     mesh = parse_mesh(settings.memory.mesh)
-    check_model_directory(settings.model)
+    check_model_directory(settings.model, settings.revision)
     import lntune_jax as lnt
 
     from .. import models
@@ -27,12 +27,12 @@ def run(settings: InspectSettings) -> None:
     from ..models.loading import config_from, find_directory
 
     memory = settings.memory
-    found = config_from(find_directory(settings.model, None, ("config.json",)))
-    task = find_task(found) if settings.task == "auto" else settings.task.upper()
+    found = config_from(find_directory(settings.model, settings.revision, ("config.json",)))
+    task = find_task(found) if settings.task == "auto" else _TASKS[settings.task]
     options: dict[str, Any] = {
-        "task": None if task == "NONE" else task,
+        "task": task,
         "dtype": "float32" if memory.max_length is None else memory.dtype,
-        "num_labels": settings.num_labels if task == "SEQ_CLS" else None,
+        "num_labels": settings.num_labels if task in ("SEQ_CLS", "TOKEN_CLS") else None,
         "remat": memory.remat,
         "scan_layers": memory.scan_layers,
     }
@@ -55,11 +55,22 @@ def run(settings: InspectSettings) -> None:
         say(console, _memory_table(model, whole, config, memory, mesh))
 
 
+_TASKS = {
+    "seq_cls": "SEQ_CLS",
+    "token_cls": "TOKEN_CLS",
+    "causal_lm": "CAUSAL_LM",
+    "similarity": None,
+    "none": None,
+}
+
+
 def _name_task(model: Any, task: str | None) -> str:
-    """The task in words and as `--task` takes it."""
-    if task == "SEQ_CLS":
-        return f"as a classifier of {model.settings.num_labels} classes (task SEQ_CLS)"
-    return "as a language model (task CAUSAL_LM)" if task else "without a head (task none)"
+    """What the model is for, in words, and its task's name."""
+    if task is None:
+        return "without a head (task none)"
+    if task == "CAUSAL_LM":
+        return "as a language model (task CAUSAL_LM)"
+    return f"as a classifier of {model.settings.num_labels} classes (task {task})"
 
 
 def compare_by_trace(model: Any) -> str:

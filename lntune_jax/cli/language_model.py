@@ -52,7 +52,11 @@ class LanguageModel:
 
 
 def load_language_model(
-    name: str | None, adapter: Path | None, dtype: str, quantize: str | None = None
+    name: str | None,
+    adapter: Path | None,
+    dtype: str,
+    quantize: str | None = None,
+    revision: str | None = None,
 ) -> LanguageModel:
     """Load a model and put an adapter in place.
 
@@ -62,6 +66,8 @@ def load_language_model(
         dtype: Number format of the weights.
         quantize: What the kernels of the layers are kept as; `None` for what the adapter was
             trained over.
+        revision: A branch, tag or commit of the model on the hub; `None` for what the adapter
+            names, where it names the model too.
 
     Raises:
         LNTuningError: If one of them is missing, damaged, or does not fit.
@@ -76,10 +82,11 @@ def load_language_model(
     from ..peft.files import OURS
 
     found = None if adapter is None else find_adapter(adapter)
-    name = name if name is not None or found is None else base_of(found.directory, None)
+    if found is not None:
+        name, revision = base_of(found.directory, name, revision)
     assert name is not None
-    _check_name(name)
-    path = find_directory(name, None)
+    _check_name(name, revision)
+    path = find_directory(name, revision)
     is_gguf = path.is_file()
     tokenizer = models.tokenizer_from_gguf(path) if is_gguf else load_tokenizer(str(path))
     if quantize is None and found is not None:
@@ -94,13 +101,13 @@ def load_language_model(
     return LanguageModel(model, params, tokenizer, stops, is_for_chats)
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, revision: str | None) -> None:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"--model {name} is not a file")
     elif not (path.is_dir() and any(path.glob("*.gguf"))):
-        check_model_directory(name)
+        check_model_directory(name, revision)
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:

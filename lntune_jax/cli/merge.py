@@ -27,12 +27,13 @@ def run(settings: MergeSettings) -> None:
     from ..peft.files import OURS
 
     found = find_adapter(settings.adapter)
-    model = base_of(found.directory, settings.model)
-    check_model_directory(model)
+    model, revision = base_of(found.directory, settings.model, settings.revision)
+    check_model_directory(model, revision)
     merged = models.merge_checkpoint(
         model,
         settings.adapter,
         settings.output,
+        revision=revision,
         overwrite=settings.overwrite,
         norms_only=settings.norms_only,
         task=settings.task and settings.task.upper(),

@@ -27,7 +27,7 @@ from .flags import Shown, also, shown
 TrainTask = Literal["seq_cls", "token_cls", "causal_lm", "similarity"]
 Board = Literal["tensorboard", "wandb", "trackio", "none"]
 DemoTask = Literal["seq_cls", "causal_lm"]
-InspectTask = Literal["auto", "seq_cls", "causal_lm", "none"]
+InspectTask = Literal["auto", "seq_cls", "token_cls", "causal_lm", "similarity", "none"]
 ConvertTask = Literal["seq_cls", "token_cls", "masked_lm", "causal_lm", "none"]
 LeafNames = Literal["auto", "flax", "torch"]
 MergeTask = Literal[
@@ -164,10 +164,13 @@ class InspectSettings:
 
     model: Annotated[str, Shown(metavar="MODEL", also=_MODEL, is_positional=True)]
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
+    revision: Annotated[str | None, shown("the newest", "NAME", "--model-revision")] = None
+    """A branch, tag or commit of the model on the hub."""
     task: InspectTask = "auto"
-    """Which head the model gets; auto: seq_cls for encoders and classifiers, else causal_lm."""
+    """Which head the model gets: similarity and none give it none; auto: seq_cls for encoders and
+    classifiers, else causal_lm."""
     num_labels: Annotated[int | None, shown("the file's", "INT")] = None
-    """Classes of the seq_cls head."""
+    """Classes of the head of seq_cls or token_cls."""
     trace: bool = False
     """Also say where the norms by name and those found by tracing the model differ."""
     all: bool = False
@@ -198,6 +201,8 @@ class TrainSettings:
     task: TrainTask = "seq_cls"
     """What is trained: a classifier of texts or of words, a causal language model, or embeddings
     of texts."""
+    revision: Annotated[str | None, shown("the newest", "NAME", "--model-revision")] = None
+    """A branch, tag or commit of the model on the hub."""
     config: Annotated[Path | None, shown("none", "FILE")] = None
     """A .yaml file of these flags, as each run writes one; flags on the command line win."""
     dry_run: bool = False
@@ -238,6 +243,8 @@ class Trained:
     """An adapter directory; nothing beside it is read."""
     model: Annotated[str | None, shown("the one trained on", "MODEL", *_MODEL)] = None
     """The base model, if it has moved since training."""
+    revision: Annotated[str | None, shown("the one trained on", "NAME", "--model-revision")] = None
+    """A branch, tag or commit of the model on the hub."""
     labels: Annotated[tuple[str, ...], shown("the adapter's", "NAME ...")] = ()
     """Names of a classifier's classes in their order, where the adapter does not say them."""
     pooling: Annotated[Pooling | None, shown("the adapter's", "POOLING")] = None
@@ -320,6 +327,8 @@ class GenerateSettings:
     """Output directory of `lntune-jax train`, whose adapter is used."""
     model: Annotated[str | None, shown("the adapter's", "MODEL", *_MODEL)] = None
     """Directory of a Hugging Face model, a .gguf file, or a hub id."""
+    revision: Annotated[str | None, shown("the adapter's", "NAME", "--model-revision")] = None
+    """A branch, tag or commit of the model on the hub."""
     adapter: Annotated[Path | None, shown("none", "DIR")] = None
     """An adapter directory, ours or PEFT's, whose norms take the place of the model's."""
     prompt: Annotated[tuple[str, ...], shown("none", "TEXT ...")] = ()
@@ -385,6 +394,8 @@ class MergeSettings:
     """Directory that receives the checkpoint."""
     model: Annotated[str | None, shown("the adapter's", "MODEL", *_MODEL)] = None
     """The base model: directory of a Hugging Face model, or a hub id."""
+    revision: Annotated[str | None, shown("the adapter's", "NAME", "--model-revision")] = None
+    """A branch, tag or commit of the model on the hub."""
     norms_only: bool = False
     """Write the tuned norms, and leave out the head and other saved modules."""
     task: Annotated[MergeTask | None, shown("the adapter's", "TASK")] = None

@@ -93,7 +93,7 @@ def _run(
     is_one_of_many = settings.processes.distributed
     alone = stack.enter_context(contextlib.ExitStack())
     alone.enter_context(failing_together())
-    check_model_directory(settings.model)
+    check_model_directory(settings.model, settings.revision)
     _check_flags(settings)
     check_best_by(settings.recipe, kind.METRICS)
     recipe = settings.recipe
@@ -182,6 +182,7 @@ def task_options(settings: TrainSettings) -> TaskOptions:
         encoding=settings.encoding,
         batch_size=settings.recipe.batch_size,
         seed=settings.recipe.seed,
+        revision=settings.revision,
     )
 
 

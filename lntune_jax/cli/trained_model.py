@@ -57,7 +57,7 @@ class TrainedModel:
         """
         import lntune_jax as lnt
 
-        limit = min(self.task.max_length, position_limit(self.model.config, self.tokenizer))
+        limit = min(self.task.max_length, position_limit(self.model, self.tokenizer))
         tokens, types = encode_inputs(self.tokenizer, texts, pairs, limit, self.model.config)
         rows = Rows(tokens, np.zeros(len(tokens), np.int32), types=types)
         lengths = choose_lengths(rows.lengths, buckets, limit)
@@ -89,16 +89,18 @@ def load_trained(described: Described) -> TrainedModel:
     """
     task, name = described.task, described.model
     assert isinstance(task, text_classification.Record)
-    check_model_directory(name)
+    check_model_directory(name, described.revision)
     import lntune_jax as lnt
 
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, described.revision)
     encoding = Encoding(
         pooling=task.pooling,
         dtype=task.dtype,
         quantize=described.quantize,
         new_head=task.new_head,
     )
-    model = load_classifier(name, encoding, labels=len(task.labels), seed=task.seed)
+    model = load_classifier(
+        name, encoding, labels=len(task.labels), seed=task.seed, revision=described.revision
+    )
     params = lnt.restore_adapter(described.directory, model.params)
     return TrainedModel(task, described.config, params, model, tokenizer)

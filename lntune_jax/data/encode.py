@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ModelError
+from ..messages import need_package
 from .share import share_rows
 
 
-def load_tokenizer(model: str) -> Any:
+def load_tokenizer(model: str, revision: str | None = None) -> Any:
     """The tokenizer of a model directory, a GGUF file or a hub id.
 
+    Args:
+        model: The directory, file or id.
+        revision: A branch, tag or commit on the hub.
+
     Raises:
-        ModelError: If there is none that can be read.
+        ModelError: If there is none that can be read, or transformers is not installed.
     """
+    need_package("transformers", "hf", f"the tokenizer of {model}", ModelError)
     from transformers import AutoTokenizer
 
     from ..models import tokenizer_from_gguf
+    from ..models.loading.sources import TOKENIZER_PATTERNS, find_directory
 
-    found = _gguf_file(Path(model).expanduser())
-    if found is not None:
-        return tokenizer_from_gguf(found)
+    path = find_directory(model, revision, TOKENIZER_PATTERNS)
+    if path.is_file():
+        return tokenizer_from_gguf(path)
     try:
-        return AutoTokenizer.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(path)
     # A damaged file surfaces as whatever the parser underneath raises, plain Exception included.
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
@@ -139,12 +145,3 @@ def check_vocabulary(rows: Sequence[np.ndarray], vocabulary: int) -> None:
 def padding_of(tokenizer: Any) -> int:
     """Token id to pad with; any will do where there is none, because padding is masked."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-
-
-def _gguf_file(path: Path) -> Path | None:
-    """The GGUF file that the path is, or that its directory holds instead of a config."""
-    if path.suffix == ".gguf" and path.is_file():
-        return path
-    if (path / "config.json").is_file():
-        return None
-    return next(iter(sorted(path.glob("*.gguf"))), None)

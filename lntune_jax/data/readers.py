@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..messages import warn
+from ..messages import need_package, warn
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _USUAL = {".csv": ",", ".tsv": "\t"}
@@ -285,6 +285,7 @@ def _read_json_lines(text: str, wanted: Sequence[str], encoding: str, where: str
 
 
 def _read_parquet(data: bytes, wanted: Sequence[str], where: str) -> RawTable:
+    need_package("pyarrow", "cli", f"{where}: reading Parquet", DataError)
     import pyarrow
     from pyarrow import parquet
 

@@ -110,6 +110,11 @@ class PretrainedModel:
         return self.options.dtype
 
     @property
+    def max_length(self) -> int:
+        """The most tokens of a row that the model has positions for."""
+        return getattr(self.settings, "max_length", self.config.max_position_embeddings)
+
+    @property
     def quantize(self) -> str | None:
         """What the kernels of the layers are kept as, or `None` for `dtype`."""
         return self.options.quantize

@@ -200,7 +200,7 @@ def write_arrays(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
         handler.close()
     except Exception as error:
         raise AdapterError(
-            f"Orbax could not write {directory}: {_shorten(error)}. {UNWRITABLE}"
+            f"Orbax could not write {directory}: {shorten_error(error)}. {UNWRITABLE}"
         ) from error
 
 
@@ -247,7 +247,7 @@ def read_arrays(directory: Path, likes: Mapping[str, Any]) -> dict[str, np.ndarr
         reading = {name: each.read(order="C") for name, each in opened.items()}
         return {name: np.asarray(future.result()) for name, future in reading.items()}
     except Exception as error:
-        raise AdapterError(f"cannot read {directory}: {_shorten(error)}. {_ADVICE}") from error
+        raise AdapterError(f"cannot read {directory}: {shorten_error(error)}. {_ADVICE}") from error
 
 
 def is_array_file(path: str) -> bool:
@@ -307,7 +307,13 @@ def _check_like(name: str, opened: Any, like: Any) -> None:
         raise ValueError(f"the leaf {wrong[0]}")
 
 
-def _shorten(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
+    """What the file system said first, then the beginning of a library's message.
+
+    Example:
+        >>> shorten_error(ValueError("NOT_FOUND: a long path [os_error_code='28']"))[:24]
+        'No space left on device:'
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     number = re.search(r"os_error_code='(\d{1,5})'", lines[0])  # in TensorStore's long lines
     cause = f"{os.strerror(int(number[1]))}: " if number else ""

@@ -146,11 +146,13 @@ def prepare(
 
     check_batch_sizes(mesh, batch_size=options.batch_size)
     encoding, packing = options.encoding, not options.language.no_packing
-    tokenizer = load_tokenizer(options.model)
-    model = load_language_model(options.model, encoding, mesh=mesh)
-    config = tuning_config(options.model, model.params, model.fresh, options.targets, "CAUSAL_LM")
+    tokenizer = load_tokenizer(options.model, options.revision)
+    model = load_language_model(options.model, encoding, mesh=mesh, revision=options.revision)
+    config = tuning_config(
+        options.model, model.params, model.fresh, options.targets, "CAUSAL_LM", options.revision
+    )
     max_length = encoding.max_length or MAX_LENGTH
-    limit = min(max_length, position_limit(model.config, tokenizer))
+    limit = min(max_length, position_limit(model, tokenizer))
     say(str(lnt.report_params(model.params, config, name_map=model.name_map)))
     for line in describe_memory(model):
         say(line)

@@ -21,6 +21,7 @@ def load_classifier(
     seed: int,
     mesh: Any = None,
     task: str = "SEQ_CLS",
+    revision: str | None = None,
 ) -> Any:
     """Load a pretrained model with a classification head.
 
@@ -31,6 +32,7 @@ def load_classifier(
         seed: Seed of the weights that the checkpoint lacks.
         mesh: The devices of the run, or `None` for one device.
         task: What is classified: texts, or tokens (`TOKEN_CLS`).
+        revision: A branch, tag or commit on the hub.
 
     Returns:
         A model of `lntune_jax.models`.
@@ -52,17 +54,21 @@ def load_classifier(
                 "pooling": pooling,
                 "seed": seed,
                 "new_head": encoding.new_head,
+                "revision": revision,
             },
         )
 
 
-def load_language_model(model: str, encoding: Encoding, *, mesh: Any = None) -> Any:
+def load_language_model(
+    model: str, encoding: Encoding, *, mesh: Any = None, revision: str | None = None
+) -> Any:
     """Load a pretrained causal language model; nothing in it is drawn at random.
 
     Args:
         model: Directory, GGUF file, or hub id.
         encoding: Its number format and rematerialisation.
         mesh: The devices of the run, or `None` for one device.
+        revision: A branch, tag or commit on the hub.
 
     Returns:
         A model of `lntune_jax.models`.
@@ -70,16 +76,19 @@ def load_language_model(model: str, encoding: Encoding, *, mesh: Any = None) -> 
     Raises:
         ModelError: If `model` is none of these, or holds a model that is not supported.
     """
-    return _load(model, encoding, mesh, {"task": "CAUSAL_LM"})
+    return _load(model, encoding, mesh, {"task": "CAUSAL_LM", "revision": revision})
 
 
-def load_encoder(model: str, encoding: Encoding, *, mesh: Any = None) -> tuple[Any, Any]:
+def load_encoder(
+    model: str, encoding: Encoding, *, mesh: Any = None, revision: str | None = None
+) -> tuple[Any, Any]:
     """Load a pretrained model without a head; nothing in it is drawn at random.
 
     Args:
         model: Directory, GGUF file, or hub id.
         encoding: Its number format, pooling and rematerialisation.
         mesh: The devices of the run, or `None` for one device.
+        revision: A branch, tag or commit on the hub.
 
     Returns:
         A model of `lntune_jax.models`, and how its hidden states become one vector: `mean` or
@@ -94,13 +103,13 @@ def load_encoder(model: str, encoding: Encoding, *, mesh: Any = None) -> tuple[A
             "--pooling own is what a classifier's architecture does; an embedding is the mean over "
             "tokens or the first token: give --pooling mean or cls"
         )
-    loaded = _load(model, encoding, mesh, {"task": None})
+    loaded = _load(model, encoding, mesh, {"task": None, "revision": revision})
     if encoding.pooling != "default":
         return loaded, encoding.pooling
     from ..models.loading import find_directory
     from ..models.loading.sources import read_pooling
 
-    path = find_directory(model, None)
+    path = find_directory(model, revision)
     if not path.is_dir():
         return loaded, "mean"
     pooling = read_pooling(path) or "mean"
@@ -149,13 +158,19 @@ def model_location(model: str) -> str:
     return str(path.resolve()) if path.exists() else model
 
 
-def check_model_directory(model: str) -> None:
+def check_model_directory(model: str, revision: str | None = None) -> None:
     """Refuse what is clearly no model before anything is imported or downloaded.
 
     Raises:
         ModelError: If `model` is a path with neither a `config.json` nor a GGUF file.
+        ConfigError: If a path is given with a revision.
     """
     path = Path(model).expanduser()
+    if revision is not None and path.exists():
+        raise ConfigError(
+            f"--model {model} is on this machine, which has no revision {revision!r}: leave "
+            "--revision out, or give the model's id on the hub"
+        )
     if path.is_dir():
         if not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
             raise ModelError(
@@ -178,6 +193,7 @@ def tuning_config(
     fresh: tuple[str, ...],
     targets: Targets,
     task_type: str = "SEQ_CLS",
+    revision: str | None = None,
 ) -> Any:
     """The `LNTuningConfig` of a run.
 
@@ -188,6 +204,7 @@ def tuning_config(
             modules are, because random weights must train.
         targets: Patterns from the command line.
         task_type: What the model is for, in PEFT's words.
+        revision: A branch, tag or commit of the model on the hub, to be recorded.
 
     Raises:
         ConfigError: If `--targets none` stands beside other targets.
@@ -203,6 +220,7 @@ def tuning_config(
         modules_to_save=saved or None,
         task_type=task_type,
         base_model_name_or_path=model_location(model),
+        revision=revision,
     )
 
 
@@ -215,13 +233,9 @@ def _read_targets(targets: tuple[str, ...]) -> tuple[str, ...] | None:
     return () if targets == ("none",) else targets or None
 
 
-def position_limit(config: Any, tokenizer: Any) -> int:
-    """The most tokens that a model can read at once."""
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    # RoBERTa's family counts positions from behind the padding id.
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= (config.pad_token_id or 0) + 1
-    return min(positions, tokenizer.model_max_length)
+def position_limit(model: Any, tokenizer: Any) -> int:
+    """The most tokens that a model can read at once, by its own files and by its tokenizer's."""
+    return min(model.max_length, tokenizer.model_max_length)
 
 
 def _module_to_save(path: str) -> str:

@@ -88,6 +88,7 @@ class TaskOptions:
         more_data: Tables beside it, each for adapters of its own.
         batch_size: Rows a step; on a mesh the devices share them.
         seed: Seed of the new head, and of the rows that are held out.
+        revision: A branch, tag or commit of the model on the hub.
 
     Example:
         >>> TaskOptions("owner/name", Path("reviews.csv"), batch_size=8).columns.text_column
@@ -103,3 +104,4 @@ class TaskOptions:
     encoding: Encoding = field(default_factory=Encoding)
     batch_size: int = 32
     seed: int = 0
+    revision: str | None = None

@@ -182,13 +182,20 @@ def prepare(
 
     check_batch_sizes(mesh, batch_size=options.batch_size)
     names, encoding = data[0].names, options.encoding
-    tokenizer = load_tokenizer(options.model)
+    tokenizer = load_tokenizer(options.model, options.revision)
     model = load_classifier(
-        options.model, encoding, labels=len(names), seed=options.seed, mesh=mesh
+        options.model,
+        encoding,
+        labels=len(names),
+        seed=options.seed,
+        mesh=mesh,
+        revision=options.revision,
     )
-    config = tuning_config(options.model, model.params, model.fresh, options.targets)
+    config = tuning_config(
+        options.model, model.params, model.fresh, options.targets, revision=options.revision
+    )
     max_length = encoding.max_length or MAX_LENGTH
-    limit = min(max_length, position_limit(model.config, tokenizer))
+    limit = min(max_length, position_limit(model, tokenizer))
     parts = []
     for texts, classes, evaluation, _, places, _, pairs in data:
         tokens, types = encode_inputs(tokenizer, texts, pairs, limit, model.config, mesh)

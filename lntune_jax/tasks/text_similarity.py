@@ -168,13 +168,18 @@ def prepare(
 
     check_batch_sizes(mesh, batch_size=options.batch_size)
     encoding = options.encoding
-    tokenizer = load_tokenizer(options.model)
-    model, pooling = load_encoder(options.model, encoding, mesh=mesh)
+    tokenizer = load_tokenizer(options.model, options.revision)
+    model, pooling = load_encoder(options.model, encoding, mesh=mesh, revision=options.revision)
     config = tuning_config(
-        options.model, model.params, model.fresh, options.targets, "FEATURE_EXTRACTION"
+        options.model,
+        model.params,
+        model.fresh,
+        options.targets,
+        "FEATURE_EXTRACTION",
+        options.revision,
     )
     max_length = encoding.max_length or MAX_LENGTH
-    limit = min(max_length, position_limit(model.config, tokenizer))
+    limit = min(max_length, position_limit(model, tokenizer))
     every = [part for table in data for part in table]
     scale = choose_scale(every, say=say)
 
@@ -353,7 +358,7 @@ class _Trained(NamedTuple):
     record: Record
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, ...]:
-        limit = min(self.record.max_length, position_limit(self.model.config, self.tokenizer))
+        limit = min(self.record.max_length, position_limit(self.model, self.tokenizer))
         return encode(self.tokenizer, texts, limit, self.model.config.vocab_size)
 
     def embed(self, tokens: Sequence[np.ndarray], trained: Any, is_tuned: bool) -> np.ndarray:
@@ -374,6 +379,8 @@ def _load(described: Any) -> _Trained:
 
     record = described.task
     encoding = Encoding(pooling=record.pooling, dtype=record.dtype, quantize=described.quantize)
-    model, _ = load_encoder(described.model, encoding)
+    model, _ = load_encoder(described.model, encoding, revision=described.revision)
     params = lnt.restore_adapter(described.directory, model.params)
-    return _Trained(model, params, described.config, load_tokenizer(described.model), record)
+    return _Trained(
+        model, params, described.config, load_tokenizer(described.model, described.revision), record
+    )

@@ -174,13 +174,21 @@ def prepare(
 
     check_batch_sizes(mesh, batch_size=options.batch_size)
     names, encoding = data[0].names, options.encoding
-    tokenizer = load_tokenizer(options.model)
+    tokenizer = load_tokenizer(options.model, options.revision)
     model = load_classifier(
-        options.model, encoding, labels=len(names), seed=options.seed, mesh=mesh, task="TOKEN_CLS"
+        options.model,
+        encoding,
+        labels=len(names),
+        seed=options.seed,
+        mesh=mesh,
+        task="TOKEN_CLS",
+        revision=options.revision,
     )
-    config = tuning_config(options.model, model.params, model.fresh, options.targets, "TOKEN_CLS")
+    config = tuning_config(
+        options.model, model.params, model.fresh, options.targets, "TOKEN_CLS", options.revision
+    )
     max_length = encoding.max_length or MAX_LENGTH
-    limit = min(max_length, position_limit(model.config, tokenizer))
+    limit = min(max_length, position_limit(model, tokenizer))
     say(str(lnt.report_params(model.params, config, name_map=model.name_map)))
     for line in describe_memory(model):
         say(line)
@@ -355,13 +363,18 @@ def predict_described(described: Any, settings: Any) -> Iterator[dict[str, Any]]
 def _load(described: Any) -> tuple[Any, Any, int]:
     """The tokenizer, the base, and how many tokens a row has at most."""
     record: Record = described.task
-    tokenizer = load_tokenizer(described.model)
+    tokenizer = load_tokenizer(described.model, described.revision)
     encoding = Encoding(dtype=record.dtype, quantize=described.quantize, new_head=record.new_head)
     count = len(record.labels)
     model = load_classifier(
-        described.model, encoding, labels=count, seed=record.seed, task="TOKEN_CLS"
+        described.model,
+        encoding,
+        labels=count,
+        seed=record.seed,
+        task="TOKEN_CLS",
+        revision=described.revision,
     )
-    return tokenizer, model, min(record.max_length, position_limit(model.config, tokenizer))
+    return tokenizer, model, min(record.max_length, position_limit(model, tokenizer))
 
 
 def _label_all(

@@ -86,12 +86,29 @@ class Callback:
 
 @contextlib.contextmanager
 def begun(callbacks: Sequence[Callback], run: RunInfo) -> Iterator[None]:
-    """Tell the callbacks that a run begins and, whatever happens, that it ends."""
+    """Tell the callbacks that a run begins and, whatever happens, that it ends.
+
+    Of a run that fails its own error is the one that is raised; a callback that cannot end either
+    is a note of it.
+    """
     with contextlib.ExitStack() as stack:
         for each in callbacks:
             each.begin(run)
-            stack.callback(each.end)
+            stack.push(_Ending(each))
         yield
+
+
+class _Ending(contextlib.AbstractContextManager):
+    def __init__(self, callback: Callback):
+        self.callback = callback
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self.callback.end()
+        except Exception as own:
+            if error is None:
+                raise
+            error.add_note(f"{type(self.callback).__name__} could not end: {own}")
 
 
 class JsonLines(Callback):

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import CheckpointError, LNTuningError
 from ..storage.directories import resolve_path, sync, sync_tree
+from ..storage.leaves import shorten_error
 from ..storage.processes import meet, together
 from ..storage.sealed import (
     METADATA_FILE,
@@ -203,7 +204,7 @@ def save_state(
             done = manager.save(step, args=items, metrics=metrics)
         except Exception as error:
             raise CheckpointError(
-                f"cannot save step {step} in {manager.directory}: {error}"
+                f"cannot save step {step} in {manager.directory}: {shorten_error(error)}"
             ) from error
         if not done:
             raise CheckpointError(
@@ -267,7 +268,8 @@ def _finish(manager: Any) -> None:
         if latest is not None and jax.process_index() == 0 and not _has_record(directory):
             _write_record(directory)
     except Exception as error:
-        raise CheckpointError(f"cannot save in {manager.directory}: {error}") from error
+        reason = shorten_error(error)
+        raise CheckpointError(f"cannot save in {manager.directory}: {reason}") from error
 
 
 def restore_state(

@@ -108,8 +108,11 @@ def test_save_refuses_an_existing_path_and_what_is_no_adapter(saved: Path) -> No
 
 def test_a_damaged_adapter_may_be_replaced(saved: Path) -> None:
     (saved / "lntune.json").write_text("{")
-    save_adapter(saved, tune(make_params()), CONFIG, base=make_params(), overwrite=True)
-    load_adapter(saved)
+    trainable = {path: leaf + 1 for path, leaf in tune(make_params()).items()}
+    save_adapter(saved, trainable, CONFIG, base=make_params(), overwrite=True)
+    found = load_adapter(saved).trainable
+    assert found.keys() == trainable.keys()
+    assert all(np.array_equal(found[path], leaf) for path, leaf in trainable.items())
 
 
 @pytest.mark.parametrize("path", [3, None, "a\0b"])

@@ -33,3 +33,15 @@ def test_a_decoder_that_is_a_classifier_keeps_its_labels(run):
 def test_an_encoder_gets_a_classifier(run, model_directory):
     assert "classifier" in inspect(run, model_directory)
     assert "classifier" not in inspect(run, model_directory, "--task", "none")
+
+
+def test_every_task_of_train_can_be_inspected(run, model_directory):
+    printed = inspect(run, model_directory, "--task", "token_cls", "--num-labels", 5)
+    assert "as a classifier of 5 classes (task TOKEN_CLS)" in printed
+    assert "trained whole: classifier" in printed
+    printed = inspect(run, model_directory, "--task", "similarity", "--max-length", 8)
+    assert "without a head" in printed
+    assert "LN tuning" in printed
+    code, _, complaint = run("inspect", DECODERS / "llama", "--task", "token_cls")
+    assert code == 2
+    assert "TOKEN_CLS" in complaint

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -46,6 +48,18 @@ def test_damaged_files_of_a_run_are_named(run, finished, words, tmp_path, conten
         # Settings that are empty are other settings than those of this run.
         assert name in complaint or (name == "settings.json" and "cannot resume" in complaint)
         assert len(complaint) < 1_000
+
+
+def test_a_full_disk_is_one_line(small_disk, words):
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 40_000))
+    command = [sys.executable, "-m", "lntune_jax", *words, "--output", small_disk / "run"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    # TensorStore's threads may yet say that they were left alone.
+    before, _, after = done.stderr.partition("lntune-jax: error: ")
+    assert "Traceback" not in before, done.stderr
+    assert "ERROR:absl" not in done.stderr
+    assert "No space left on device" in after.splitlines()[0]
 
 
 def test_a_summary_that_is_deleted_is_written_again(run, finished, words, tmp_path):

@@ -251,3 +251,14 @@ def test_an_older_record_means_the_architecture_s_own(run, make_alone, model_dir
         for path in (tmp_path / "older", alone)
     )
     assert found == expected
+
+
+def test_a_run_and_an_adapter_together_are_refused(run, make_run, table):
+    """Else the labels, pooling and length of the one would be taken for the other."""
+    one = make_run("mean")
+    other = make_run("default")
+    for words in (("evaluate", "--data", table), ("predict", "--text", "good")):
+        code, _, complaint = run(*words, "--run", one, "--adapter", other / "adapter")
+        assert code == 2
+        assert "give --run, an output directory" in complaint
+        assert "or --adapter, one of them" in complaint

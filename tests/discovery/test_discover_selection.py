@@ -182,7 +182,7 @@ def test_keywords_and_whatever_is_no_array():
 
 def test_the_example_of_the_page(capsys):
     page = (ROOT / "docs" / "selection.md").read_text()
-    section = page[page.index("## By what a parameter does") :]
+    section = page[page.index("## Find norms by tracing") :]
     code, printed = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)[:2]
     names = {}
     exec(code, names)

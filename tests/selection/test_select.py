@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import re
 
 import equinox as eqx
 import jax
@@ -12,7 +13,13 @@ import pytest
 from flax import nnx
 
 import lntune_jax as lnt
-from lntune_jax.errors import ConfigError, SelectionError, UnmatchedPatternWarning
+from lntune_jax.errors import (
+    ConfigError,
+    SelectionError,
+    UncertainNormWarning,
+    UnmatchedPatternWarning,
+)
+from tests.support.paths import ROOT
 from tests.support.small import loss_fn, make_batch, make_params, relax
 
 CONFIG = lnt.LNTuningConfig(modules_to_save=["classifier"])
@@ -368,3 +375,11 @@ class TestWhatIsNoTree:
     def test_lists_of_numbers(self):
         with pytest.raises(SelectionError, match=r"'ln\.scale\.0'.*Python numbers.*np\.asarray"):
             lnt.partition_params({"ln": {"scale": [1.0, 1.0]}}, TYPICAL)
+
+
+def test_the_first_example_of_the_page(capsys):
+    page = (ROOT / "docs/selection.md").read_text()
+    code, printed = re.findall(r"```(?:python)?\n(.*?)```", page, re.DOTALL)[:2]
+    with pytest.warns(UncertainNormWarning, match="'final'"):
+        exec(code, {})
+    assert capsys.readouterr().out == printed

@@ -11,7 +11,13 @@ import lntune_jax as lnt
 from lntune_jax.errors import ConfigError, SelectionError, TreeError
 from tests.support.nnx_paths import list_norms, list_paths
 from tests.support.small import relax
-from tests.support.source_checks import assert_moved_only, check_source, read_arrays, run_page
+from tests.support.source_checks import (
+    assert_moved_only,
+    assert_same_bits,
+    check_source,
+    read_arrays,
+    run_page,
+)
 
 CONFIG = lnt.LNTuningConfig()
 X = jax.random.normal(jax.random.key(1), (8, 6))
@@ -109,14 +115,17 @@ def test_an_abstract_model_gives_the_same_filter():
 
 
 def train(model, optimizer, steps=12):
-    @nnx.jit
-    def step(model, optimizer):
-        wrt = nnx.DiffState(0, optimizer.wrt)
-        loss, grads = nnx.value_and_grad(loss_fn, argnums=wrt)(model)
-        optimizer.update(model, grads)
-        return loss
+    """By `nnx.DiffState`, which takes the filter in graph mode alone."""
+    with nnx.set_graph_mode(True), nnx.set_graph_updates(True):
 
-    return [float(step(model, optimizer)) for _ in range(steps)]
+        @nnx.jit
+        def step(model, optimizer):
+            wrt = nnx.DiffState(0, optimizer.wrt)
+            loss, grads = nnx.value_and_grad(loss_fn, argnums=wrt)(model)
+            optimizer.update(model, grads)
+            return loss
+
+        return [float(step(model, optimizer)) for _ in range(steps)]
 
 
 def test_nnx_s_own_optimizer_moves_norms_alone():
@@ -219,14 +228,22 @@ def test_what_is_no_model_is_refused():
         lnt.integrations.nnx.make_filter(CONFIG, nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
 
 
-def test_the_page(tmp_path, monkeypatch):
+@pytest.mark.parametrize("graph_mode", [True, False], ids=["graph mode", "tree mode"])
+def test_the_page(tmp_path, monkeypatch, graph_mode):
+    """The loop of the page carries statistics and random state, and moves norms alone."""
     monkeypatch.chdir(tmp_path)
 
     def make_model():
         rngs = nnx.Rngs(0)
-        return nnx.Sequential(nnx.LayerNorm(6, rngs=rngs), nnx.Linear(6, 2, rngs=rngs))
+        layers = nnx.LayerNorm(6, rngs=rngs), nnx.BatchNorm(6, rngs=rngs)
+        return nnx.Sequential(*layers, nnx.Dropout(0.1, rngs=rngs), nnx.Linear(6, 2, rngs=rngs))
 
-    names = run_page("nnx", {"make_model": make_model, "x": X, "y": jnp.ones((8, 2))})
-    outputs = jax.jit(lambda model: model(X))
-    np.testing.assert_array_equal(outputs(names["restored"]), outputs(names["model"]))
-    assert np.any(np.asarray(outputs(names["restored"])) != np.asarray(outputs(make_model())))
+    before = read_arrays(nnx.state(make_model()))
+    with nnx.set_graph_mode(graph_mode), nnx.set_graph_updates(graph_mode):
+        names = run_page("nnx", {"make_model": make_model, "x": X, "y": jnp.ones((8, 2))})
+    model, chosen = names["model"], names["norms"]
+    norms = read_arrays(nnx.state(model, chosen))
+    statistics = read_arrays(nnx.state(model, nnx.Any(nnx.BatchStat, nnx.RngCount)))
+    assert (len(norms), len(statistics)) == (2, 3)
+    assert_moved_only(before, read_arrays(nnx.state(model)), norms | statistics)
+    assert_same_bits(read_arrays(nnx.state(names["restored"], chosen)), norms)

@@ -189,6 +189,22 @@ def test_callbacks_end_whatever_happens():
     assert told == [(30, False), "end"]
 
 
+def test_a_callback_that_cannot_end_does_not_hide_why_the_run_failed():
+    class Full(trainer.Callback):
+        def evaluated(self, step, figures, trial=None):
+            raise RuntimeError("mine")
+
+        def end(self):
+            raise OSError("no space")
+
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        trainer.fit(make_task(), RECIPE, callbacks=[Full()])
+    assert caught.value.__notes__ == ["Full could not end: no space"]
+    Full.evaluated = lambda *values, **names: None
+    with pytest.raises(OSError, match="no space"):
+        trainer.fit(make_task(), trainer.Recipe(epochs=1), callbacks=[Full()])
+
+
 @pytest.mark.parametrize(
     ("changes", "recipe", "message"),
     [

@@ -27,11 +27,17 @@ def nbytes(tree):
 
 def test_learns_and_moves_only_the_trainable_half():
     tx = relax(optax.adam(1e-2))
-    step, (state, frozen) = lnt.make_train_step(loss_fn, tx, CONFIG), start(tx)
+    params = make_params()
+    step, (state, frozen) = lnt.make_train_step(loss_fn, tx, CONFIG), start(tx, params)
+    before = jax.tree.map(np.array, params)
     losses = []
     for seed in range(30):
         state, metrics = step(state, frozen, make_batch(64, seed))
         losses.append(float(metrics["loss"]))
+    after, _ = jax.tree.flatten_with_path(lnt.merge_params(state.trainable, frozen))
+    for (key, leaf), was in zip(after, jax.tree.leaves(before), strict=True):
+        path = ".".join(str(each.key) for each in key)
+        assert np.array_equal(leaf, was) == (path not in state.trainable), path
     assert losses[-1] < 0.6 * losses[0]
     assert int(state.step) == 30
     assert not bool(metrics["zero_gradient"])

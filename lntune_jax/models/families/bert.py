@@ -79,6 +79,12 @@ class Settings:
         return self.architecture.prefix
 
     @property
+    def max_length(self) -> int:
+        """The most tokens in a row: positions that follow the padding begin behind its id."""
+        taken = self.pad_token_id + 1 if self.architecture.positions_follow_padding else 0
+        return self.max_position_embeddings - taken
+
+    @property
     def prefix(self) -> str:
         """The attribute under which a model with a head keeps its encoder."""
         return self.architecture.prefix

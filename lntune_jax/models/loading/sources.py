@@ -37,7 +37,8 @@ CONFIG_FILE = "config.json"
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 # Files at the top of a repository; of the weights, only those that a model is read from.
-HUB_PATTERNS = ("*.json", WEIGHTS_PATTERN, "vocab.txt", "merges.txt", "*.model")
+TOKENIZER_PATTERNS = ("*.json", "vocab.txt", "merges.txt", "*.model", "*.jinja")
+HUB_PATTERNS = (*TOKENIZER_PATTERNS, WEIGHTS_PATTERN)
 
 # Of sentence-transformers' parts, which its list of modules names: how a model pools, for one.
 _PARTS_FILE, _PARTS_PATTERN = "modules.json", "[0-9]*_*/config.json"

@@ -18,6 +18,7 @@ import pytest
 from flax import nnx
 
 import lntune_jax as lnt
+from lntune_jax.errors import ModelError
 from lntune_jax.models import ModelOutput, from_config, from_pretrained, mean_pool
 from lntune_jax.models.families.registry import FAMILIES
 from lntune_jax.models.nn.layers import ACTIVATIONS, LayerNorm
@@ -146,6 +147,15 @@ def test_gradients_of_norms_match_pytorch(name):
     found = jax.jit(jax.grad(loss))(trainable, frozen)
     for path, key in own.items():
         assert_close(found[path], expected[key], key)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_the_longest_row_is_one_that_the_model_says(name):
+    model = from_pretrained(REFERENCE / name)
+    apply = partial(jax.eval_shape, model.apply, model.params)
+    assert apply(np.ones((1, model.max_length), np.int32)).last_hidden_state is not None
+    with pytest.raises(ModelError, match="position"):
+        apply(np.ones((1, model.max_length + 1), np.int32))
 
 
 @pytest.mark.parametrize("name", ["bert_seq_cls", "roberta_masked_lm"])
