@@ -12,16 +12,13 @@ PAGE = ROOT / "docs" / "tutorial.md"
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("default")  # as outside of tests: printed, not raised
 def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch, run, capsys):
     monkeypatch.chdir(tmp_path)
     text = PAGE.read_text(encoding="utf-8")
     prepare, tune, use = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    commands = {
-        words[1]: words[2:]
-        for words in map(shlex.split, re.findall(r"^\$ lntune-jax (.*)", text, re.MULTILINE))
-        for words in [["lntune-jax", *words]]
-        if "head-only" not in words
-    }
+    lines = re.findall(r"^\$ lntune-jax (.*)", text, re.MULTILINE)
+    commands = {line.split()[0]: shlex.split(line)[1:] for line in lines if "head-only" not in line}
     exec(prepare.replace("rows[:2000]", "rows[:20]").replace("[2000:3000]", "[20:24]"), {})
     for name in ("inspect", "train", "evaluate", "predict"):
         limit = ("--max-steps", "1") if name == "train" else ()
@@ -36,7 +33,10 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path, monkeypatch, run, capsys
     capsys.readouterr()
     exec(use, {})
     assert re.fullmatch(r"\['(posi|nega)tive', '(posi|nega)tive'\]\n", capsys.readouterr().out)
-    for name in ("convert", "merge"):
-        code, printed, _ = run(name, *commands[name])
-        assert code == 0, name
+    code, printed, complaint = run("convert", *commands["convert"])
+    assert code == 0
+    assert complaint.startswith("lntune-jax: warning: the classifier reads the mean over tokens")
+    assert "values: 10,754, none rounded" in printed
+    code, printed, _ = run("merge", *commands["merge"])
+    assert code == 0
     assert "merged: merged (BertModel, 1 weight file, 91," in printed
