@@ -8,6 +8,7 @@ import types
 import pytest
 from api import MODULES, MissingDocstringError, check_docstrings
 from links import DOCS, ROOT, BrokenLinkError, Files, rewrite, slugs
+from make_site import NAVIGATION, make_navigation
 
 PAGE = DOCS / "sources" / "nnx.md"
 
@@ -100,6 +101,13 @@ def test_sphinx_fails_on_a_broken_link_or_anchor(tmp_path, link):
     code, said = run_sphinx(source, tmp_path / "broken")
     assert code != 0
     assert "gone" in said
+
+
+def test_the_navigation_names_pages_that_exist():
+    pages = {entry for entries in NAVIGATION.values() for entry in entries}
+    assert "sources\n" in make_navigation(pages | {"notebooks/one"})
+    with pytest.raises(BrokenLinkError, match="the navigation names tutorial"):
+        make_navigation(pages - {"tutorial"})
 
 
 def test_a_public_name_without_docstring_is_an_error():
