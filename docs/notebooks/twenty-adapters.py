@@ -33,7 +33,7 @@ from transformers import BertConfig
 
 import lntune_jax as lnt
 
-CUSTOMERS, VOCABULARY, LENGTH = 20, 60, 16
+CUSTOMERS, VOCABULARY, LENGTH = 20, 60, 15
 sizes = {"hidden_size": 96, "intermediate_size": 192, "vocab_size": VOCABULARY}
 bert = BertConfig(num_hidden_layers=2, num_attention_heads=4, **sizes)
 model = lnt.models.from_config(bert, "SEQ_CLS", num_labels=2, pooling="mean")
@@ -54,7 +54,8 @@ params = jax.tree_util.tree_map_with_path(fill, model.params)
 # words are more. Two customers agree on half of all texts only, so no single adapter serves both.
 
 # %%
-likes = np.sign(draw.normal(size=(CUSTOMERS, VOCABULARY)))
+half = np.repeat([1, -1], VOCABULARY // 2)
+likes = np.array([draw.permutation(half) for _ in range(CUSTOMERS)])
 
 
 def make_texts(count, seed):
@@ -123,7 +124,7 @@ print(f"one adapter: {one:,} bytes of {base:,}")
 # ## One batch, twenty customers
 #
 # Row by row, you say which adapter answers. Below, each customer's texts are answered by each
-# adapter. The diagonal is a customer's own adapter. Elsewhere it does hardly better than a coin.
+# adapter. The diagonal is a customer's own adapter. Elsewhere it does no better than a coin.
 
 # %%
 words, labels = make_texts(40, seed=0)
@@ -147,7 +148,8 @@ for shift in range(CUSTOMERS):  # every batch holds rows of all customers and of
 
 figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
 image = axes.imshow(right, vmin=0, vmax=1, cmap="RdYlGn")
-axes.set(xlabel="texts of customer", ylabel="adapter of customer")
+ticks = range(0, CUSTOMERS, 5)
+axes.set(xlabel="texts of customer", ylabel="adapter of customer", xticks=ticks, yticks=ticks)
 figure.colorbar(image, label="accuracy")
 plt.show()
 others = right[~np.eye(CUSTOMERS, dtype=bool)]
