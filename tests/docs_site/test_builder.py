@@ -60,6 +60,11 @@ def test_a_link_inside_code_is_no_link():
     assert rewrite_page(text)[0] == text
 
 
+def test_markers_of_scripts_do_not_part_a_paragraph():
+    text = "It takes\n<!-- by page.py -->\n0.5\n<!-- end -->\nof it.\n```\n<!-- code -->\n```\n"
+    assert rewrite_page(text)[0] == "It takes\n0.5\nof it.\n```\n<!-- code -->\n```\n"
+
+
 @pytest.mark.parametrize("link", ["gone.md", "../../examples/gone.py", "../../../outside"])
 def test_a_link_to_no_file_is_an_error(link):
     with pytest.raises(BrokenLinkError, match="which is not there"):
