@@ -87,6 +87,7 @@ def rewrite(text: str, page: Path, place: str, files: Files) -> str:
     Raises:
         BrokenLinkError: A link leads nowhere.
     """
+    text = _drop_markers(text)
     code = [match.span() for match in _CODE.finditer(text)]
 
     def replace(match: re.Match[str]) -> str:
@@ -113,6 +114,15 @@ def rewrite(text: str, page: Path, place: str, files: Files) -> str:
         return os.path.relpath(shown, Path(place).parent) + end
 
     return _LINK.sub(replace, text)
+
+
+def _drop_markers(text: str) -> str:
+    """Take out lines that are a comment: they would part the paragraph that they stand in."""
+    parts = re.split(r"(^(?:```|~~~)(?:.|\n)*?^(?:```|~~~)[^\n]*$)", text, flags=re.M)
+    marker = re.compile(r"^<!--[^\n]*-->\n", re.M)
+    return "".join(
+        part if number % 2 else marker.sub("", part) for number, part in enumerate(parts)
+    )
 
 
 def slugs(page: Path) -> set[str]:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from api import MODULES, make_pages, page_of
-from links import DOCS, ROOT, ROOT_PAGES, Files, rewrite
+from links import DOCS, ROOT, ROOT_PAGES, BrokenLinkError, Files, rewrite
 from sphinx.cmd.build import main as sphinx_build
 
 SOURCE, SITE = ROOT / "build" / "docs-source", ROOT / "build" / "site"
@@ -84,7 +84,10 @@ def make_navigation(pages: set[str]) -> str:
         names: list[str] = []
         for entry in entries:
             pattern = re.compile(re.escape(entry).replace(r"\*", "[^/]*"))
-            names += [each for each in sorted(pages) if pattern.fullmatch(each)]
+            found = [each for each in sorted(pages) if pattern.fullmatch(each)]
+            if not found and "*" not in entry:
+                raise BrokenLinkError(f"the navigation names {entry}, and there is no such page")
+            names += found
         if names:
             head = f"```{{toctree}}\n:hidden:\n:caption: {caption}\n"
             lines = [TITLES.get(each, each) for each in dict.fromkeys(names)]

@@ -8,6 +8,7 @@ import types
 import pytest
 from api import MODULES, MissingDocstringError, check_docstrings
 from links import DOCS, ROOT, BrokenLinkError, Files, rewrite, slugs
+from make_site import NAVIGATION, make_navigation
 
 PAGE = DOCS / "sources" / "nnx.md"
 
@@ -59,6 +60,11 @@ def test_a_link_inside_code_is_no_link():
     assert rewrite_page(text)[0] == text
 
 
+def test_markers_of_scripts_do_not_part_a_paragraph():
+    text = "It takes\n<!-- by page.py -->\n0.5\n<!-- end -->\nof it.\n```\n<!-- code -->\n```\n"
+    assert rewrite_page(text)[0] == "It takes\n0.5\nof it.\n```\n<!-- code -->\n```\n"
+
+
 @pytest.mark.parametrize("link", ["gone.md", "../../examples/gone.py", "../../../outside"])
 def test_a_link_to_no_file_is_an_error(link):
     with pytest.raises(BrokenLinkError, match="which is not there"):
@@ -100,6 +106,13 @@ def test_sphinx_fails_on_a_broken_link_or_anchor(tmp_path, link):
     code, said = run_sphinx(source, tmp_path / "broken")
     assert code != 0
     assert "gone" in said
+
+
+def test_the_navigation_names_pages_that_exist():
+    pages = {entry for entries in NAVIGATION.values() for entry in entries}
+    assert "sources\n" in make_navigation(pages | {"notebooks/one"})
+    with pytest.raises(BrokenLinkError, match="the navigation names tutorial"):
+        make_navigation(pages - {"tutorial"})
 
 
 def test_a_public_name_without_docstring_is_an_error():
