@@ -50,7 +50,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(environments)}")
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv-compat")
     parser.add_argument("--check", action="store_true", help="write no results and no page")
+    parser.add_argument("--page", type=Path, help="run nothing: write the last results here")
     arguments = parser.parse_args()
+    if arguments.page:
+        write_page(arguments.page, read_results(environments))
+        return 0
     unknown = set(arguments.names) - environments.keys()
     if unknown:
         parser.error(f"no such environment: {', '.join(sorted(unknown))}")
