@@ -317,6 +317,8 @@ def _show_samples(console: Console, outcome: Outcome) -> None:
 def _program() -> str:
     """What runs this program again, where it is not on the path."""
     own = Path(sys.argv[0])
+    if own.name == "__main__.py":
+        return "python -m lntune_jax"
     return "lntune-jax" if shutil.which("lntune-jax") or not own.exists() else short_path(own)
 
 

@@ -1,6 +1,7 @@
 """`demo --task causal_lm`, on a tiny model of the real one's kind: GGUF, tokenizer inside."""
 
 import json
+import sys
 
 import gguf
 import numpy as np
@@ -66,11 +67,17 @@ def test_the_reviews_are_different_and_the_model_is_there():
 
 def test_a_short_demo_shows_three_precisions(run, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "find_language_model", lambda: tiny)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/lntune_jax/__main__.py"])
     options = ("--task", "causal_lm", "--steps", "6", "--output", tmp_path)
     code, printed, complaint = run("demo", *options, "--learning-rate", "1.5e-3")
     assert (code, complaint) == (0, "")
-    fragments = ("bfloat16, norms float32", "perplexity after", "test loss identical", "try it:")
-    for fragment in (*fragments, "before: This film", "after: This film"):
+    fragments = ("bfloat16, norms float32", "perplexity after", "test loss identical")
+    for fragment in (
+        *fragments,
+        "before: This film",
+        "after: This film",
+        "try it: python -m lntune_jax gen",
+    ):
         assert fragment in printed
     (moved,) = (line for line in printed.splitlines() if "entries that moved" in line)
     shares = [int(cell.strip(" %")) for cell in moved.split("│")[2:5]]
