@@ -117,9 +117,9 @@ def rewrite(text: str, page: Path, place: str, files: Files) -> str:
 
 
 def _drop_markers(text: str) -> str:
-    """Take out lines that are a comment: they would part the paragraph that they stand in."""
+    """Take out comments that begin a line: they would part the paragraph that they stand in."""
     parts = re.split(r"(^(?:```|~~~)(?:.|\n)*?^(?:```|~~~)[^\n]*$)", text, flags=re.M)
-    marker = re.compile(r"^<!--[^\n]*-->\n", re.M)
+    marker = re.compile(r"^<!--[^\n]*?-->\n?", re.M)
     return "".join(
         part if number % 2 else marker.sub("", part) for number, part in enumerate(parts)
     )

@@ -61,7 +61,8 @@ def test_a_link_inside_code_is_no_link():
 
 
 def test_markers_of_scripts_do_not_part_a_paragraph():
-    text = "It takes\n<!-- by page.py -->\n0.5\n<!-- end -->\nof it.\n```\n<!-- code -->\n```\n"
+    text = "It takes\n<!-- by page.py -->\n0.5\n<!-- end -->\n<!-- a > b -->of it.\n"
+    text += "```\n<!-- code -->\n```\n"
     assert rewrite_page(text)[0] == "It takes\n0.5\nof it.\n```\n<!-- code -->\n```\n"
 
 
