@@ -240,7 +240,7 @@ full = measure({"fsdp": 8}, "full")
 added = total(full, "all-reduce") + 8 * total(full, "reduce-scatter")
 assert added >= base - table, added
 
-# Divided heads: activations, of the same size for both.
+# Divided heads: activations alone, no weight or gradient of one.
 found, full = measure({"tensor": 8}, "ln"), measure({"tensor": 8}, "full")
 assert kinds(found) <= {"all-reduce"}, kinds(found)
 weights = {(64, 64), (64, 96), (96, 64), (256, 64), (64, 256), (64, 8), (64, 12), (12, 64), (8, 64)}
