@@ -114,7 +114,7 @@ def smollm2():
 
 @pytest.mark.long
 def test_smollm2_generates_what_transformers_does(smollm2):
-    """640 greedy tokens, one prompt at a time and as one batch padded on the left."""
+    """640 greedy tokens, as one batch padded on the left; three of the prompts alone too."""
     content = json.loads((REFERENCE / "generation" / "smollm2.json").read_text())
     rows = content["rows"]
     prompts = [row["input_ids"] for row in rows]
@@ -124,7 +124,7 @@ def test_smollm2_generates_what_transformers_does(smollm2):
     assert min(row["smallest_lead"] for row in rows) > 5e-4
     together = generate(smollm2, smollm2.params, *padded(prompts), max_new_tokens=64)
     assert together.tokens.tolist() == expected
-    for prompt, tokens in zip(prompts, expected, strict=True):
+    for prompt, tokens in zip(prompts[:3], expected[:3], strict=True):
         alone = generate(smollm2, smollm2.params, [prompt], max_new_tokens=64)
         assert alone.tokens[0].tolist() == tokens
 
