@@ -17,8 +17,10 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 IS_OLDEST := import sys; sys.exit(sys.version_info[:2] != (3, 11))
 OLDEST ?= python3.11
 VENV ?= .venv
-# Test workers: one for each processor, and not more than four, since one may hold 4 GB.
-WORKERS ?= $(shell count=$$(getconf _NPROCESSORS_ONLN); echo $$((count < 4 ? count : 4)))
+# Test workers: one for each processor, four at most, and one for each 4 GB (a million pages).
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); room=$$(getconf _PHYS_PAGES 2>/dev/null || echo 2000000); \
+	room=$$((room / 1000000)); count=$$((cores < room ? cores : room)); count=$$((count < 4 ? count : 4)); \
+	echo $$((count < 1 ? 1 : count)))
 # Which environments of compat/: make compat NAMES="tunix keras"
 NAMES ?=
 # Seconds for each reader under `make fuzz`.
