@@ -7,6 +7,7 @@ A target may raise `LNTuningError`, which is how the library refuses; anything e
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import shutil
 import struct
@@ -126,7 +127,8 @@ def _feed_sealed(content: bytes, kind: Kind) -> Metadata:
             fields = None
         if isinstance(fields, dict):
             fields.pop("sha256", None)
-            content = seal_json(fields).encode()
+            with contextlib.suppress(ValueError):  # Infinity, which no sealed file can hold
+                content = seal_json(fields).encode()
         (place / METADATA_FILE).write_bytes(content)
         return read_metadata(place, kind)
 

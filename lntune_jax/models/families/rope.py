@@ -67,7 +67,7 @@ def read_rope(
     field, given = _parameters(config, layer_type)
     keys = {key: value for key, value in given.items() if value is not None}
     kind = keys.get("rope_type", keys.get("type", "default"))
-    require(f"{field}.rope_type", kind, kind in KINDS, one_of(KINDS))
+    require(f"{field}.rope_type", kind, isinstance(kind, str) and kind in KINDS, one_of(KINDS))
     _check_keys(field, kind, keys)
     width = _turning(config, field, keys, width, partial=partial)
     base = keys.get("rope_theta", _theta(config, layer_type, theta))

@@ -117,7 +117,7 @@ def tokenizer_from_gguf(path: str | os.PathLike[str]) -> Any:
     if kind not in _KINDS:
         raise ModelError(f"{path}: field {_PREFIX}model is {kind!r}; supported: {_KINDS}")
     split = file.field(_PREFIX + "pre", "default")
-    if split not in _SPLITS:
+    if not isinstance(split, str) or split not in _SPLITS:
         raise ModelError(f"{path}: field {_PREFIX}pre is {split!r}, a way to split text not known")
     usual = file.kind.space_prefix
     prefix = file.field(_PREFIX + "add_space_prefix", usual)

@@ -122,6 +122,7 @@ def test_fields_are_refused_by_name(model_type, field, value, supported):
 
 ROPES = [
     ({"rope_type": "axial", "factor": 2.0}, "rope_type' is 'axial'; supported: one of"),
+    ({"rope_type": []}, r"rope_type' is \[\]; supported: one of"),
     ({"rope_type": "proportional"}, "rope_type' is 'proportional'"),
     ({"rope_type": "linear"}, "factor' is None"),
     ({"rope_type": "linear", "factor": 0}, "factor' is 0; supported: a number above 0"),
