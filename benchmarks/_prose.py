@@ -189,6 +189,23 @@ def find_missing(record: Mapping[str, Any]) -> list[str]:
     return [key for key in REQUIRED if not record.get(key)]
 
 
+def write_methods(found: Found) -> list[str]:
+    """LN tuning, LoRA and full fine-tuning, a row for each model and method."""
+    record = found["step"]
+    names = {OURS: "LN tuning", "LoRA r=8 (qwix)": "LoRA, rank 8", FULL: FULL}
+    lines = ["| model | method | step time | memory | saved |", "|---|---|---|---|---|"]
+    for model, rows in record["figures"].items():
+        for way, name in names.items() if FULL in rows else ():  # else settings and limits
+            row = rows[way]
+            memory, saved = row["peak_bytes"] / 1e6, row["saved_bytes"] / 1e6
+            lines.append(
+                f"| {model} | {name} | {row['time_to_full']:.2f} | {memory:,.0f} MB "
+                f"| {saved:,.2f} MB |"
+            )
+    where = describe_machine(record["machine"])
+    return [*lines, "", f"{record['date']}, jax {record['versions']['jax']}, {where}."]
+
+
 def describe_machine(machine: Mapping[str, Any]) -> str:
     """The processor, its cores and the memory, as far as the file says."""
     held = f", {machine['memory_gb']} GB" if machine.get("memory_gb") else ""
@@ -198,6 +215,7 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
 BLOCKS: dict[str, Callable[[Found], Sequence[str]]] = {
     "": write_short,  # the README's
     "one step": write_short,
+    "by method": write_methods,
     "beside PEFT": write_peft,
     "products": write_products,
     "many adapters in one step": write_many,

@@ -84,15 +84,18 @@ def base_of(
 ) -> tuple[str, str | None]:
     """The base model and its revision: those of the flags, or else what the adapter names.
 
+    A revision that the adapter names says nothing of a copy of the base on this machine.
+
     Raises:
-        ConfigError: Neither names a model, or a revision is given of one on this machine.
-        ModelError: The model is clearly none.
+        ConfigError: Neither names a model.
     """
     from ..config import LNTuningConfig
 
     if model is None:
         config = LNTuningConfig.from_pretrained(adapter)
-        model, revision = config.base_model_name_or_path, revision or config.revision
+        model = config.base_model_name_or_path
+        if model is not None and not Path(model).expanduser().exists():
+            revision = revision or config.revision
     if model is None:
         raise ConfigError(f"the adapter {adapter} names no base: give --model")
     return model, revision

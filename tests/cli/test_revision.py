@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+import lntune_jax as lnt
+from lntune_jax.cli.described import base_of
 from tests.support.hub_processes import make_env
 from tests.support.hub_server import serve
 
@@ -58,3 +60,14 @@ def test_a_directory_has_no_revision(run, model_directory, table, tmp_path):
     assert code == 2
     assert "has no revision 'old': leave --revision out" in complaint
     assert not (tmp_path / "run").exists()
+
+
+def test_a_revision_in_an_adapter_says_nothing_of_a_directory(model_directory, tmp_path):
+    """As PEFT may write it; no flag was given, so none is complained of."""
+    config = lnt.LNTuningConfig(base_model_name_or_path=str(model_directory), revision="main")
+    config.save_pretrained(tmp_path)
+    assert base_of(tmp_path, None) == (str(model_directory), None)
+    config.replace(base_model_name_or_path="me/base").save_pretrained(tmp_path)
+    assert base_of(tmp_path, None) == ("me/base", "main")
+    assert base_of(tmp_path, None, "old") == ("me/base", "old")
+    assert base_of(tmp_path, "me/other") == ("me/other", None)
