@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .types import Leaves, ModelOutput
 
 
-ATTENTIONS = ("xla", "cudnn")
+ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 REMATS = ("none", "dots_saveable", "dots_with_no_batch_dims_saveable", "full")
 # Not float16: its narrow range asks for loss scaling, and JAX's attention refuses it on CPU.
 DTYPES = ("float32", "bfloat16")

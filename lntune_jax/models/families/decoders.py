@@ -47,7 +47,7 @@ def build(
     """
     del pooler
     _check_options(settings, options)
-    dropping = options.attention == "cudnn" and settings.attention_dropout > 0
+    dropping = options.attention in ("cudnn", "splash") and settings.attention_dropout > 0
     leaves, bind = skeleton(lambda: make_module(family, settings, task, options))
 
     def apply(
@@ -64,9 +64,9 @@ def build(
         """Run the model; see `PretrainedModel` for the arguments."""
         if dropping and dropout_rng is not None:
             raise ModelError(
-                "attention is 'cudnn', which drops no probabilities, but config field "
-                f"'attention_dropout' is {settings.attention_dropout}; pass attention='xla', or "
-                "leave dropout_rng out"
+                f"attention is {options.attention!r}, which drops no probabilities, but config "
+                f"field 'attention_dropout' is {settings.attention_dropout}; pass "
+                "attention='auto' or 'xla', or leave dropout_rng out"
             )
         inputs = prepare_decoder_inputs(
             input_ids, attention_mask, position_ids, segment_ids, cache, settings.positions
@@ -105,27 +105,13 @@ def _check_options(settings: Any, options: Options) -> None:
     if options.attention == "cudnn" and settings.attention_cap is not None:
         raise ModelError(
             "attention is 'cudnn', which knows no soft cap, but config field "
-            f"'attn_logit_softcapping' is {settings.attention_cap}; pass attention='xla'"
+            f"'attn_logit_softcapping' is {settings.attention_cap}; pass attention='auto'"
         )
     if options.frozen_layers >= settings.num_hidden_layers:
         raise ModelError(
             f"frozen_layers is {options.frozen_layers}, and config field 'num_hidden_layers' "
             f"{settings.num_hidden_layers}: a layer above them must be left"
         )
-    if options.attention == "cudnn" and options.scan_layers:
-        _refuse_varying(settings)
-
-
-def _refuse_varying(settings: Any) -> None:
-    """Refuse what cuDNN must be told when a program is compiled and differs between layers."""
-    for name, values in (("windows", settings.windows), ("factors of scores", settings.scales)):
-        if len(set(values)) > 1:
-            listed = ", ".join(map(str, set(values)))
-            raise ModelError(
-                "attention is 'cudnn' and scan_layers is True, which makes one program for all "
-                f"layers, but theirs have different {name} ({listed}); pass "
-                "attention='xla', or scan_layers=False"
-            )
 
 
 class _Headed(nnx.Module):
