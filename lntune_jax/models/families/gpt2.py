@@ -14,8 +14,8 @@ from flax import nnx
 
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
-from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
-from ..nn.stack import Context, run_layers, scan_layers, stack_layers
+from ..nn.sharding import Specs, spread_lookup
+from ..nn.stack import Context, place_states, run_layers, scan_layers, stack_layers
 from . import base as fields
 from . import gguf
 from .base import VARIANTS, WITHOUT_EFFECT, read_padding, refuse_unknown_fields
@@ -223,7 +223,7 @@ class Gpt2(nnx.Module):
         contexts = [Context(mask, scale=scale) for scale in self.scales]
         run = scan_layers if self.options.scan_layers else run_layers
         hidden, cache = run(self.h, hidden, contexts, inputs, self.options.remat, rest)
-        return keep_rows_apart(self.ln_f(hidden)), cache
+        return place_states(self.ln_f(hidden), inputs), cache
 
 
 class Block(nnx.Module):

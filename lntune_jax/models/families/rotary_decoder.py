@@ -19,8 +19,8 @@ from lntune_jax.errors import ModelError
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, RMSNorm, dense
 from ..nn.rope import Rope, rotate, rotations
-from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
-from ..nn.stack import Context, run_layers, scan_layers, stack_layers
+from ..nn.sharding import Specs, spread_lookup
+from ..nn.stack import Context, place_states, run_layers, scan_layers, stack_layers
 from . import base as fields
 from .base import read_padding
 from .names import name_decoder
@@ -386,7 +386,7 @@ class Decoder(nnx.Module):
         contexts = [Context(masks[own.window], angles[own.rope]) for own in layers]
         run = scan_layers if scanned else run_layers
         hidden, cache = run(self.layers, hidden, contexts, inputs, self.options.remat, key)
-        return keep_rows_apart(self.norm(hidden)), cache
+        return place_states(self.norm(hidden), inputs), cache
 
 
 def norm(settings: Settings, width: int, options: Options, rngs: nnx.Rngs) -> RMSNorm:

@@ -117,6 +117,19 @@ def keep_rows_apart(x: Float[Array, "rows ..."]) -> Float[Array, "rows ..."]:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
+def divide_features(x: Float[Array, "rows 1 width"]) -> Float[Array, "rows 1 width"]:
+    """Say that all rows are on every device, which has its part of their features over "fsdp".
+
+    So each device multiplies with its own part of a kernel, and sums of single tokens are sent.
+    With rows apart every kernel would be gathered for every token.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if not is_auto(mesh, "fsdp") or x.shape[-1] % mesh.shape["fsdp"]:
+        return keep_rows_apart(x)
+    spec = PartitionSpec(*(None,) * (x.ndim - 1), "fsdp")
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
 def spread_lookup(x: Float[Array, "rows length width"]) -> Float[Array, "rows length width"]:
     """Say how vectors from a table that "fsdp" divides by features come to their rows.
 
