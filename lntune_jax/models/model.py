@@ -71,7 +71,8 @@ class PretrainedModel:
             cast. A decoder's positions are the columns unless they are given, as in PyTorch;
             with `segment_ids` (several texts in one row) they begin anew in each segment, and
             tokens see their own segment only. `cache` is what `empty_cache` gives, or the
-            `cache` of the output before.
+            `cache` of the output before. Of a language model `with_logits="last"` gives the
+            logits of the last column alone, `False` none.
         task: the task it was made for.
         fresh: the leaf paths, with dots, that were drawn at random.
         settings: what was read from the config, every field checked.

@@ -265,7 +265,7 @@ def slice_model(model: PretrainedModel, layers: int, tensor: int) -> PretrainedM
     family = FAMILIES[model.settings.model_type]
     own = family.divide(model.settings, layers, tensor)
     attention = model.options.attention
-    if attention == "auto":
+    if attention == "auto" and "attention" in family.kind.options:
         attention = find_kernel(jax.default_backend(), own, jnp.dtype(model.dtype))
     attention = BY_SHAPES if attention in ("cudnn", "splash") else attention
     options = replace(model.options, frozen_layers=0, attention=attention)

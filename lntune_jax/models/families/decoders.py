@@ -59,9 +59,11 @@ def build(
         segment_ids: Any = None,
         cache: Cache | None = None,
         dropout_rng: Any = None,
-        with_logits: bool = True,
+        with_logits: bool | str = True,
     ) -> ModelOutput:
         """Run the model; see `PretrainedModel` for the arguments."""
+        if with_logits not in (True, False, "last"):
+            raise ModelError(f"with_logits is {with_logits!r}; expected True, False or 'last'")
         if dropping and dropout_rng is not None:
             raise ModelError(
                 f"attention is {options.attention!r}, which drops no probabilities, but config "
@@ -137,9 +139,10 @@ class _LanguageModel(_Headed):
                 settings.hidden_size, settings.vocab_size, options.dtype, rngs, bias=False
             )
 
-    def outputs(self, inputs: DecoderInputs, key: Any, with_logits: bool) -> ModelOutput:
+    def outputs(self, inputs: DecoderInputs, key: Any, with_logits: bool | str) -> ModelOutput:
         hidden, cache = self.base(inputs, key)
-        logits = self._score(hidden) if with_logits else None
+        scored = hidden[:, -1:] if with_logits == "last" else hidden
+        logits = self._score(scored) if with_logits else None
         return ModelOutput(last_hidden_state=hidden, logits=logits, cache=cache)
 
     def _score(
@@ -173,7 +176,7 @@ class _Classifier(_Headed):
             settings.hidden_size, settings.num_labels, options.dtype, rngs, bias=False
         )
 
-    def outputs(self, inputs: DecoderInputs, key: Any, with_logits: bool) -> ModelOutput:
+    def outputs(self, inputs: DecoderInputs, key: Any, with_logits: bool | str) -> ModelOutput:
         hidden, cache = self.base(inputs, key)
         if not with_logits:
             return ModelOutput(last_hidden_state=hidden, cache=cache)

@@ -14,8 +14,8 @@ from flax import nnx
 
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
-from ..nn.sharding import Specs, keep_rows_apart, keep_tokens_apart, spread_lookup
-from ..nn.stack import make_contexts, run_layers, scan_layers, stack_layers
+from ..nn.sharding import Specs, gather_tokens, keep_tokens_apart, spread_lookup
+from ..nn.stack import make_contexts, place_states, run_layers, scan_layers, stack_layers
 from . import base as fields
 from . import gguf
 from .base import VARIANTS, WITHOUT_EFFECT, read_padding, refuse_unknown_fields
@@ -230,7 +230,7 @@ class Gpt2(nnx.Module):
         ]
         run = scan_layers if self.options.scan_layers else run_layers
         hidden, cache = run(self.h, hidden, contexts, inputs, self.options.remat, rest)
-        return keep_tokens_apart(self.ln_f(hidden)), cache
+        return place_states(self.ln_f(hidden), inputs), cache
 
 
 class Block(nnx.Module):
@@ -264,7 +264,7 @@ class Attention(nnx.Module):
         shape = (*hidden.shape[:2], self.settings.num_attention_heads, -1)
         query, keys, values = (
             part.reshape(shape)
-            for part in jnp.split(self.c_attn(keep_rows_apart(hidden)), 3, axis=-1)
+            for part in jnp.split(self.c_attn(gather_tokens(hidden)), 3, axis=-1)
         )
         (keys, values), kept = context.remember(keys, values)
         mixed = attend_causally(
@@ -292,7 +292,7 @@ class MLP(nnx.Module):
         self.rate = settings.residual_dropout
 
     def __call__(self, hidden: Hidden, key: Any) -> Hidden:
-        inner = ACTIVATIONS[self.activation](self.c_fc(keep_rows_apart(hidden)))
+        inner = ACTIVATIONS[self.activation](self.c_fc(gather_tokens(hidden)))
         return dropout(keep_tokens_apart(self.c_proj(inner)), self.rate, key)
 
 

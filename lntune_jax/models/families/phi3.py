@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..nn.layers import ACTIVATIONS, dense, dropout, split_key
-from ..nn.sharding import Specs, keep_rows_apart, keep_tokens_apart
+from ..nn.sharding import Specs, gather_tokens, keep_tokens_apart
 from . import base as fields
 from . import gguf, rotary_decoder
 from .base import VARIANTS, WITHOUT_EFFECT, refuse_unknown_fields
@@ -135,7 +135,7 @@ class MLP(nnx.Module):
 
     def __call__(self, hidden: Hidden) -> Hidden:
         """Compute the inner states and the way back."""
-        gate, inner = jnp.split(self.gate_up_proj(keep_rows_apart(hidden)), 2, axis=-1)
+        gate, inner = jnp.split(self.gate_up_proj(gather_tokens(hidden)), 2, axis=-1)
         return keep_tokens_apart(self.down_proj(inner * ACTIVATIONS[self.activation](gate)))
 
 

@@ -19,8 +19,8 @@ from lntune_jax.errors import ModelError
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, RMSNorm, dense
 from ..nn.rope import Rope, rotate, rotations
-from ..nn.sharding import Specs, keep_rows_apart, keep_tokens_apart, spread_lookup
-from ..nn.stack import make_contexts, run_layers, scan_layers, stack_layers
+from ..nn.sharding import Specs, gather_tokens, keep_tokens_apart, spread_lookup
+from ..nn.stack import make_contexts, place_states, run_layers, scan_layers, stack_layers
 from . import base as fields
 from .base import read_padding
 from .names import name_decoder
@@ -257,7 +257,7 @@ class RotaryAttention(nnx.Module):
 
     def __call__(self, hidden: Hidden, context: Context, key: Any) -> tuple[Hidden, Kept | None]:
         """Attend, and give what a cache keeps."""
-        query, keys, values = self.project(keep_rows_apart(hidden))
+        query, keys, values = self.project(gather_tokens(hidden))
         assert context.angles is not None
         query, keys = rotate(query, *context.angles), rotate(keys, *context.angles)
         (keys, values), kept = context.remember(keys, values)
@@ -315,7 +315,7 @@ class MLP(nnx.Module):
 
     def __call__(self, hidden: Hidden) -> Hidden:
         """Compute the inner states and the way back."""
-        hidden = keep_rows_apart(hidden)
+        hidden = gather_tokens(hidden)
         gate = ACTIVATIONS[self.activation](self.gate_proj(hidden))
         return keep_tokens_apart(self.down_proj(gate * self.up_proj(hidden)))
 
@@ -382,7 +382,7 @@ class Decoder(nnx.Module):
         ]
         run = scan_layers if self.options.scan_layers else run_layers
         hidden, cache = run(self.layers, hidden, contexts, inputs, self.options.remat, key)
-        return keep_tokens_apart(self.norm(hidden)), cache
+        return place_states(self.norm(hidden), inputs), cache
 
 
 def norm(settings: Settings, width: int, options: Options, rngs: nnx.Rngs) -> RMSNorm:

@@ -117,9 +117,16 @@ def keep_rows_apart(x: Float[Array, "rows ..."]) -> Float[Array, "rows ..."]:
 def keep_tokens_apart(x: Float[Array, "rows length ..."]) -> Float[Array, "rows length ..."]:
     """Say what `keep_rows_apart` says, and that the length is divided over "tensor".
 
-    It is left whole where "tensor" does not divide it.
+    It is left whole where "tensor" does not divide it. Nothing is said of single tokens: see
+    `divide_features`.
     """
-    return _say(x, ("tensor",))
+    return x if x.shape[1] == 1 else _say(x, ("tensor",))
+
+
+def gather_tokens(x: Float[Array, "rows length ..."]) -> Float[Array, "rows length ..."]:
+    """Say that the length is whole before a product which "tensor" divides by features."""
+    whole = x.shape[1] == 1 or not is_auto(jax.typeof(x).sharding.mesh, "tensor")
+    return x if whole else _say(x, ())
 
 
 def _say(x: Any, axes: tuple[str, ...]) -> Any:
@@ -158,6 +165,19 @@ def find_rows_and_heads(query: Any, key: Any) -> tuple[Any, Any, Any]:
         rows = ()
     parts = mesh.shape["tensor"] if is_auto(mesh, "tensor") else 1
     return mesh, rows or None, "tensor" if parts > 1 and key.shape[2] % parts == 0 else None
+
+
+def divide_features(x: Float[Array, "rows 1 width"]) -> Float[Array, "rows 1 width"]:
+    """Say that all rows are on every device, which has its part of their features over "fsdp".
+
+    So each device multiplies with its own part of a kernel, and sums of single tokens are sent.
+    With rows apart every kernel would be gathered for every token.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if not is_auto(mesh, "fsdp") or x.shape[-1] % mesh.shape["fsdp"]:
+        return keep_rows_apart(x)
+    spec = PartitionSpec(*(None,) * (x.ndim - 1), "fsdp")
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
 def spread_lookup(x: Float[Array, "rows length width"]) -> Float[Array, "rows length width"]:

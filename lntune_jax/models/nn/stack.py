@@ -17,7 +17,7 @@ from flax import nnx
 from .attention import Masking, pick_kernel
 from .layers import split_key
 from .primitives import CHEAP_IN_LOOPS, FLASH_ATTENTION, KERNEL, NAMED
-from .sharding import keep_tokens_apart
+from .sharding import divide_features, keep_rows_apart, keep_tokens_apart
 from .splash import RESULT
 
 if TYPE_CHECKING:
@@ -125,12 +125,19 @@ def run_layers(
         if inputs.cache is not None:
             before = inputs.cache.keys[index], inputs.cache.values[index]
             context = context._replace(slots=inputs.slots, before=before)
-        hidden, after = _run(layers[index], keep_tokens_apart(hidden), context, own, remat)
+        hidden, after = _run(layers[index], place_states(hidden, inputs), context, own, remat)
         kept.append(after)
     if inputs.cache is None or inputs.slots is None:
         return hidden, None
     keys, values = zip(*kept, strict=True)
     return mark_overflow(hidden, inputs), inputs.cache._replace(keys=keys, values=values)
+
+
+def place_states(hidden: Hidden, inputs: DecoderInputs) -> Hidden:
+    """Say how states lie on a mesh: by tokens, or, of single ones, as the weights they meet."""
+    if hidden.shape[1] > 1:
+        return keep_tokens_apart(hidden)
+    return keep_rows_apart(hidden) if inputs.cache is None else divide_features(hidden)
 
 
 def mark_overflow(hidden: Hidden, inputs: DecoderInputs) -> Hidden:
@@ -163,6 +170,27 @@ def store(
         slots: where to.
         layer: the number of the layer.
     """
+    given = (old, new, slots, layer)
+    if new.shape[1] > 1:
+        return scatter_slots(*given)
+    return jax.lax.platform_dependent(*given, tpu=select_slots, default=scatter_slots)
+
+
+def select_slots(old: Any, new: Any, slots: Any, layer: Any) -> Any:
+    """Store one token of each row by writing a layer anew, which attention reads in any case.
+
+    For a scatter, or an update of a slice, a TPU's compiler turns the whole cache into another
+    layout and back: four copies for each token.
+    """
+    entries = new.transpose(0, 2, 1, 3).astype(old.dtype)
+    own = old if layer is None else jax.lax.dynamic_index_in_dim(old, layer, keepdims=False)
+    is_place = jnp.arange(own.shape[-2], dtype=slots.dtype) == slots
+    own = jnp.where(is_place[:, None, :, None], entries, own)
+    return own if layer is None else jax.lax.dynamic_update_index_in_dim(old, own, layer, 0)
+
+
+def scatter_slots(old: Any, new: Any, slots: Any, layer: Any) -> Any:
+    """Store the tokens of each row by writing their slots alone."""
     if new.shape[:2] == (1, 1):
         # A second place, past the end, which is dropped. XLA takes a scatter to one place for an
         # update of a slice, and fuses that into each reader: on a CPU it copied the cache thrice.
@@ -273,7 +301,9 @@ def _scan(
         if before is not None:
             context = context._replace(slots=inputs.slots, before=before, layer=turn.layer)
         layer = nnx.merge(graph, turn.weights)
-        return layer(keep_tokens_apart(states), context, turn.key), None
+        states, after = layer(place_states(states, inputs), context, turn.key)
+        # The loop's own state too, which its first turn need not decide.
+        return (place_states(states, inputs) if inputs.cache is not None else states, after), None
 
     # Two loops are never merged into one: no barrier is needed to keep them apart.
     policy = POLICIES.get(remat, _is_worth_storing)
