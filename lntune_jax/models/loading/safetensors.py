@@ -64,13 +64,13 @@ class Weights(NamedTuple):
         """A tensor's shape, from the header alone."""
         return self.tensors[key].shape
 
-    def read(self, key: str) -> np.ndarray:
-        """Read one tensor.
+    def read(self, key: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """Give one tensor, or a part of it; nothing is read but the pages of what is then copied.
 
         Raises:
             ModelError: it holds no floating-point numbers of a known type.
         """
-        return np.array(map_tensor(self.tensors[key]))
+        return map_tensor(self.tensors[key])[index]
 
 
 def read_weights(directory: Path) -> Weights:
