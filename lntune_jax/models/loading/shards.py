@@ -6,6 +6,8 @@ of a kernel that a mesh divides, and of a stack of layers too, no process ever h
 
 from __future__ import annotations
 
+import gc
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lntune_jax.errors import ModelError, ShardingError
 from lntune_jax.sharding import fit_spec
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
 # Rows of a file that are turned at a time: they fill whole lines of the processor's caches.
 _ROWS = 16
+# Bytes of a part which is not to stay beside the next one: to drop it costs a third of a
+# millisecond.
+_LARGE = 2**20
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,11 @@ def place(
         sharding: where the parts lie; `None` for all on the default device.
     """
     if sharding is None:
-        return jnp.asarray(read(tuple(slice(0, size) for size in shape)))
+        part = read(tuple(slice(0, size) for size in shape))
+        array, size = jax.block_until_ready(jnp.asarray(part)), part.nbytes
+        del part
+        _let_go(size)
+        return array
     places: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         ends = (part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
@@ -113,7 +122,16 @@ def place(
         part = read(tuple(slice(*pair) for pair in ends))
         # Without waiting, reading runs ahead and the host holds every part still on its way.
         arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+        size = part.nbytes
+        del part
+        _let_go(size)
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays, dtype=dtype)
+
+
+def _let_go(size: int) -> None:
+    """Make JAX drop what it has copied: otherwise it does so when the next part is read already."""
+    if size > _LARGE:
+        gc.collect(0)
 
 
 def _copy(source: np.ndarray, target: np.ndarray) -> None:
@@ -130,15 +148,41 @@ def _copy(source: np.ndarray, target: np.ndarray) -> None:
         target[:, start : start + _ROWS] = strip.T
 
 
-def put(part: jax.Array, sharding: Any) -> jax.Array:
-    """Place a part of a quantised kernel like the kernel; an axis that does not divide is whole."""
+def along_rows(sharding: Any, shape: tuple[int, ...], axis: int) -> Any:
+    """Divide as many times, but only the axis that is the rows of a file, if that is possible.
+
+    A part of a file's rows is one run of bytes. A part of its columns is a piece of every row, and
+    disks hand over whole pages: each process would read far more than its share.
+
+    Args:
+        sharding: how the leaf is to lie in the end.
+        shape: the leaf's.
+        axis: of the leaf, along which the file has its rows.
+    """
+    entries = [(entry,) if isinstance(entry, str) else entry or () for entry in sharding.spec]
+    names = tuple(name for entry in entries for name in entry)
+    parts = math.prod(sharding.mesh.shape[name] for name in names)
+    if not names or shape[axis] % parts:
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*(None,) * axis, names))
+
+
+def move(array: jax.Array, sharding: Any) -> jax.Array:
+    """Bring the parts of an array, on a mesh of automatic axes, to where they are to lie."""
+    if sharding is None:
+        return array
+    moved = jax.device_put(array, with_auto_axes(sharding))
+    shards = [shard.data for shard in moved.addressable_shards]
+    dtype = array.dtype
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, shards, dtype=dtype)
+
+
+def move_part(part: jax.Array, sharding: Any) -> jax.Array:
+    """Bring a part of a quantised kernel to its kernel; an axis that does not divide is whole."""
     if sharding is None:
         return part
     spec, _ = fit_spec("", part.shape, sharding.spec, sharding.mesh.shape)
-    own = NamedSharding(sharding.mesh, spec)
-    moved = jax.device_put(part, with_auto_axes(own))
-    shards = [shard.data for shard in moved.addressable_shards]
-    return jax.make_array_from_single_device_arrays(part.shape, own, shards, dtype=part.dtype)
+    return move(part, NamedSharding(sharding.mesh, spec))
 
 
 def with_auto_axes(sharding: Any) -> Any:

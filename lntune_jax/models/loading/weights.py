@@ -28,7 +28,16 @@ from ..families.names import TENSORFLOW_LEAVES, Layout
 from ..families.registry import FAMILIES, base_specs
 from ..nn.quantized import is_quantized, place_parts, quantize_kernel
 from ..nn.sharding import keep_heads_whole
-from .shards import Source, own_mesh, place, put, spans_all_processes, with_auto_axes
+from .shards import (
+    Source,
+    along_rows,
+    move,
+    move_part,
+    own_mesh,
+    place,
+    spans_all_processes,
+    with_auto_axes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -263,14 +272,17 @@ def load_leaves(
     tied = None if plan.tied is None else (plan.tied, names[layout.embeddings])
     source = Source(weights, plan.sources, layout, stacks, tied)
     source.check_tied_shapes()
-    arrays, misfits, spread_out = {}, [], spans_all_processes(mesh)
+    arrays, misfits, several = {}, [], spans_all_processes(mesh)
     total, done = sum(map(_bytes, leaves.values())), 0
     for path, leaf in leaves.items():
-        sharding = None
+        sharding = reading = None
         if mesh is not None:
             spec, found = _spec(".".join(path), leaf, mesh, specs, settings)
             misfits += found
-            sharding = jax.sharding.NamedSharding(mesh, spec)
+            sharding = reading = jax.sharding.NamedSharding(mesh, spec)
+        if several:
+            rows = leaf.ndim - 1 if layout.transposed(path) else int(path in stacks)
+            reading = along_rows(sharding, leaf.shape, rows)
         quantized = quantize is not None and is_quantized(path, layout.layers)
         # From float32, so that the few bits are the same whatever the model's dtype is.
         dtype = np.dtype(np.float32) if quantized else leaf.dtype
@@ -278,15 +290,16 @@ def load_leaves(
             read = functools.partial(source.read, path, dtype)
         else:
             read = draw(path, leaf.shape, seed, spread).astype(dtype).__getitem__
-        if quantized:
-            exact = place(read, leaf.shape, dtype, with_auto_axes(sharding))
-            if spread_out:
-                meet()  # the largest number of an output may be another process's
-            with own_mesh(exact):
-                found = place_parts(path, quantize_kernel(exact, quantize))
-                placed = {part: put(value, sharding) for part, value in found.items()}
-        else:
-            placed = {path: place(read, leaf.shape, dtype, sharding)}
+        array = place(read, leaf.shape, dtype, with_auto_axes(reading))
+        if several and (quantized or reading != sharding):
+            meet()
+        with own_mesh(array):
+            if quantized:
+                found = place_parts(path, quantize_kernel(array, quantize))
+                placed = {part: move_part(value, sharding) for part, value in found.items()}
+            else:
+                placed = {path: move(array, sharding)}
+        del array  # where it was read to, which may not be where it lies
         arrays |= jax.block_until_ready(placed)
         done += _bytes(leaf)
         if progress is not None:

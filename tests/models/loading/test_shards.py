@@ -28,10 +28,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from lntune_jax.models import from_config, from_pretrained
 from lntune_jax.models.loading.safetensors import Weights
 
-asked, view = [], Weights.read
+asked, runs, view = [], [], Weights.read
 def counted(self, key, index=()):
     part = view(self, key, index)
     asked.append(part.nbytes)
+    runs.append(part.flags.c_contiguous)
     return part
 Weights.read = counted
 
@@ -53,6 +54,7 @@ whole = from_pretrained(directory, "CAUSAL_LM", scan_layers=True)  # and all is 
 # Two devices of each process are copies of one another.
 mesh = Mesh(np.array(jax.devices()).reshape(count, 2), ("fsdp", "data"))
 asked.clear()
+runs.clear()
 tracemalloc.start()  # It sees numpy's memory, which is all that is on the way to the arrays.
 apart = from_pretrained(directory, "CAUSAL_LM", mesh=mesh, scan_layers=True)
 still, peak = tracemalloc.get_traced_memory()
@@ -62,6 +64,7 @@ divided = [leaf.nbytes for leaf in leaves if not leaf.is_fully_replicated]
 copies = [leaf.nbytes for leaf in leaves if leaf.is_fully_replicated]
 assert sum(divided) > 100 * sum(copies)
 assert sum(asked) == sum(divided) // count + sum(copies) == sum(held(leaf, 4) for leaf in leaves)
+assert all(runs)  # whole rows: of a piece of each row, disks would hand over whole pages
 largest = max(divided) // count
 assert largest <= peak < still + 1.25 * largest + 2**20, (still, peak, largest)
 check(apart.params, whole.params)
