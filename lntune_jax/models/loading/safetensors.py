@@ -51,11 +51,13 @@ class Weights(NamedTuple):
         directory: the model directory.
         tensors: every tensor by its key, file by file, in the order of the bytes.
         listing: the content of the index, or None for a single file.
+        alone: whether what lies around a part is not wanted, as another process reads it.
     """
 
     directory: Path
     tensors: dict[str, Tensor]
     listing: dict[str, Any] | None = None
+    alone: bool = False
 
     def keys(self) -> list[str]:
         """Every tensor's key."""
@@ -77,7 +79,7 @@ class Weights(NamedTuple):
         """
         tensor = self.tensors[key]
         if not index or index[0] == slice(0, tensor.shape[0]):
-            return map_tensor(tensor)[index]
+            return map_tensor(tensor, alone=self.alone)[index]
         start, stop = index[0].start, index[0].stop
         row = tensor.size // tensor.shape[0]
         rows = tensor._replace(
@@ -85,7 +87,7 @@ class Weights(NamedTuple):
             start=tensor.start + start * row,
             size=(stop - start) * row,
         )
-        return map_tensor(rows, alone=True)[:, *index[1:]]
+        return map_tensor(rows, alone=self.alone)[:, *index[1:]]
 
 
 def read_weights(directory: Path) -> Weights:

@@ -83,8 +83,8 @@ class Source:
         key = self.keys[path]
         turned = self.layout.transposed(path)
         array = self.weights.read(key, index[::-1] if turned else index)
-        is_tied = self.tied is not None and key == self.tied[1]
-        if is_tied and not np.array_equal(self.weights.read(self.tied[0], index), array):
+        other = self.tied[0] if self.tied is not None and key == self.tied[1] else None
+        if other is not None and not np.array_equal(self.weights.read(other, index), array):
             raise self._not_tied()
         return array.T if turned else array
 
@@ -113,7 +113,7 @@ def place(
         del part
         _let_go(size)
         return array
-    places: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    places: dict[tuple[tuple[int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         ends = (part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
         places.setdefault(tuple(ends), []).append(device)
@@ -189,15 +189,15 @@ def with_auto_axes(sharding: Any) -> Any:
     """The same places, on a mesh whose axes leave programs to the compiler."""
     if sharding is None:
         return None
-    mesh = sharding.mesh
+    mesh: Any = sharding.mesh
     kinds = (AxisType.Auto,) * len(mesh.axis_names)
     return NamedSharding(Mesh(mesh.devices, mesh.axis_names, axis_types=kinds), sharding.spec)
 
 
 def own_mesh(array: jax.Array) -> AbstractContextManager[Any]:
     """An array's own mesh as the current one, whatever mesh the user has set."""
-    sharding = array.sharding
-    return jax.set_mesh(sharding.mesh) if isinstance(sharding, NamedSharding) else nullcontext()
+    mesh: Any = getattr(array.sharding, "mesh", None)
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def spans_all_processes(mesh: Any) -> bool:

@@ -28,6 +28,7 @@ from ..families.names import TENSORFLOW_LEAVES, Layout
 from ..families.registry import FAMILIES, base_specs
 from ..nn.quantized import is_quantized, place_parts, quantize_kernel
 from ..nn.sharding import keep_heads_whole
+from .safetensors import Weights
 from .shards import (
     Source,
     along_rows,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from ..families.names import Layout, Stacks
     from ..types import Leaves
     from .gguf import GgufFile
-    from .safetensors import Weights
 
 
 LISTED = 8
@@ -270,9 +270,12 @@ def load_leaves(
         ModelError: tied weights differ, or a tensor is not floating point.
     """
     tied = None if plan.tied is None else (plan.tied, names[layout.embeddings])
+    several = spans_all_processes(mesh)
+    if several and isinstance(weights, Weights):
+        weights = weights._replace(alone=True)
     source = Source(weights, plan.sources, layout, stacks, tied)
     source.check_tied_shapes()
-    arrays, misfits, several = {}, [], spans_all_processes(mesh)
+    arrays, misfits = {}, []
     total, done = sum(map(_bytes, leaves.values())), 0
     for path, leaf in leaves.items():
         sharding = reading = None
@@ -283,22 +286,22 @@ def load_leaves(
         if several:
             rows = leaf.ndim - 1 if layout.transposed(path) else int(path in stacks)
             reading = along_rows(sharding, leaf.shape, rows)
-        quantized = quantize is not None and is_quantized(path, layout.layers)
+        kind = quantize if is_quantized(path, layout.layers) else None
         # From float32, so that the few bits are the same whatever the model's dtype is.
-        dtype = np.dtype(np.float32) if quantized else leaf.dtype
+        dtype = leaf.dtype if kind is None else np.dtype(np.float32)
         if path in stacks or path in plan.sources:
             read = functools.partial(source.read, path, dtype)
         else:
             read = draw(path, leaf.shape, seed, spread).astype(dtype).__getitem__
         array = place(read, leaf.shape, dtype, with_auto_axes(reading))
-        if several and (quantized or reading != sharding):
+        if several and (kind is not None or reading != sharding):
             meet()
         with own_mesh(array):
-            if quantized:
-                found = place_parts(path, quantize_kernel(array, quantize))
-                placed = {part: move_part(value, sharding) for part, value in found.items()}
-            else:
+            if kind is None:
                 placed = {path: move(array, sharding)}
+            else:
+                found = place_parts(path, quantize_kernel(array, kind))
+                placed = {part: move_part(value, sharding) for part, value in found.items()}
         del array  # where it was read to, which may not be where it lies
         arrays |= jax.block_until_ready(placed)
         done += _bytes(leaf)
