@@ -56,7 +56,8 @@ BENCH := import_time start step partition adapter_io fingerprint adapter_live re
 	mixed_batches collectives bfloat16_step dispatch
 BENCH_TORCH := peft_step bfloat16_parity products
 # Each of these takes many minutes: many programs to compile, or gigabytes to compute on.
-BENCH_LONG := accuracy memory_by_length longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases
+BENCH_LONG := accuracy memory_by_length longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases \
+	loading_shards
 BENCH_LONG_TORCH := torchax_step torchax_types torchax_ways generation
 
 .PHONY: demo test test-core test-models doctests quick coverage fuzz parity lowest compat wheel lint types bench bench-long page clean

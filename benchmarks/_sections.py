@@ -171,6 +171,11 @@ APPENDICES = (
         Section("collectives", "What a step sends between devices", columns={
             "bytes": "results of collectives, bytes", "sent": "sent by a device_bytes", "steps": "",
         }),
+        Section("loading_shards", "What each process reads of a checkpoint", columns={
+            "asked_bytes": "asked of the file_bytes", "from_disk_bytes": "from the disk_bytes",
+            "on_the_way_bytes": "most on the way_bytes",
+            "share_bytes": "own share of the model_bytes", "processor_seconds": None,
+        }),
         Section("paper_plan", "70B and 405B on paper", columns={
             "compiler": "compiler_bytes", "memory": "memory_bytes", "plan": "plan_bytes",
             "TPU v5p": "TPU v5p, s", "H100": "H100, s", "weights_sent": None,
