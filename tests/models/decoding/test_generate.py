@@ -119,6 +119,7 @@ def smollm2():
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("full_optimization")
 def test_smollm2_generates_what_transformers_does(smollm2):
     """640 greedy tokens, as one batch padded on the left; three of the prompts alone too."""
     content = json.loads((REFERENCE / "generation" / "smollm2.json").read_text())
