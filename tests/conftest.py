@@ -22,13 +22,14 @@ def pytest_configure(config):
     saves. `JAX_DISABLE_MOST_OPTIMIZATIONS=0` compiles them as users do. Processes that a test
     starts inherit it, since last bits differ by it.
     """
-    quickly = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
     # A folder for each process: JAX reads an entry that another process is still writing.
     folder = tempfile.TemporaryDirectory(prefix="lntune-compiled-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     # Before anything is compiled: JAX looks once whether there is a cache.
     for name, value in {
-        "jax_disable_most_optimizations": quickly.lower() in ("1", "true"),
         "jax_compilation_cache_dir": folder.name,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
