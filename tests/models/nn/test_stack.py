@@ -20,8 +20,6 @@ from tests.support.checkpoints import assert_same
 from tests.support.decoders import ARCHITECTURES, REFERENCE
 from tests.support.scanned import CLASSIFIERS, CONFIG, TOKENS, TOLERANCE, distance, load
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def both(name: str) -> tuple[models.PretrainedModel, models.PretrainedModel]:
     """The model with layers scanned, and apart."""
