@@ -167,7 +167,7 @@ def _run(
 
 def _check_run(files: RunFiles, described: dict[str, Any], settings: TrainSettings) -> bool:
     flags = {"resume": settings.resume, "overwrite": settings.overwrite}
-    return check_run(files, described, **flags, write=write_flag)
+    return check_run(files, described, **flags)
 
 
 def task_options(settings: TrainSettings) -> TaskOptions:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..adapters.fingerprint import explain_difference, list_frozen, make_fingerprint
 from ..errors import ConfigError
-from ..messages import shorten
+from ..messages import Argument, shorten
 from ..selection.select import select_views
 from ..tasks.base import Task
 from ..training.state import TrainState
@@ -179,7 +179,7 @@ def run_loop(
             callbacks,
             names,
             [
-                (str(trial.values.get("data", "--data")), owner.unit)
+                (str(trial.values.get("data", "the data")), owner.unit)
                 for owner, trial in zip(owners, trials, strict=True)
             ],
             np.outer(peaks, list_learning_rates(recipe, 1.0, total)),
@@ -416,19 +416,25 @@ def check_extra(
     if missing:
         raise ConfigError(
             f"cannot resume {directory}: its checkpoints hold no {missing[0]!r}, so that another "
-            "version of lntune-jax has written them; pass overwrite=True to start again"
+            "version of lntune-jax has written them; pass ",
+            Argument("overwrite", True),
+            " to start again",
         )
     difference = explain_difference(extra["base"], frozen)
     if difference is not None:
         raise ConfigError(
-            f"cannot resume {directory}: the base is not the one that the run was "
-            f"started with ({difference}); pass that one, or overwrite=True to start again"
+            f"cannot resume {directory}: the base is not the one that the run was started with (",
+            difference,
+            "); pass that one, or ",
+            Argument("overwrite", True),
+            " to start again",
         )
     for before, now in zip(extra["tasks"], tasks, strict=False):
         for name in sorted({*before, *now}):
             if before.get(name) != now.get(name):
                 raise ConfigError(
                     f"cannot resume {directory}: its task was started with {name} = "
-                    f"{shorten(str(before.get(name)))}, not {shorten(str(now.get(name)))}; pass "
-                    "overwrite=True to start again"
+                    f"{shorten(str(before.get(name)))}, not {shorten(str(now.get(name)))}; pass ",
+                    Argument("overwrite", True),
+                    " to start again",
                 )

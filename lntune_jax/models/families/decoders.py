@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lntune_jax.errors import ModelError
+from lntune_jax.messages import Argument
 
 from ..inputs import prepare_decoder_inputs
 from ..nn.layers import dense
@@ -122,9 +123,11 @@ def _refuse_varying(settings: Any) -> None:
         if len(set(values)) > 1:
             listed = ", ".join(map(str, set(values)))
             raise ModelError(
-                "attention is 'cudnn' and scan_layers is True, which makes one program for all "
-                f"layers, but theirs have different {name} ({listed}); pass "
-                "attention='xla', or scan_layers=False"
+                "attention is 'cudnn' and ",
+                Argument("scan_layers", True),
+                ", which makes one program for all layers, but theirs have different "
+                f"{name} ({listed}); pass attention='xla', or ",
+                Argument("scan_layers", False),
             )
 
 
