@@ -164,7 +164,7 @@ def _classifier(settings: DemoSettings, console: Console) -> Job:
 
     def measure(task: Any, leaves: Any, frozen: Any, rows: Any) -> tuple[float, np.ndarray]:
         classifier = text_classification.Classifier(task.model.apply)
-        logits = classifier.logits(leaves, frozen, rows, 64, task.buckets, task.padding)
+        logits = classifier.measure(leaves, frozen, rows, 64, task.buckets, task.padding)
         return float((logits.argmax(1) == rows.classes).mean()), logits
 
     return Job(

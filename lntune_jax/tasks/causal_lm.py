@@ -21,7 +21,7 @@ from ..errors import DataError
 from .base import Metric, ModelTask, write_record
 from .loading import describe_memory, load_language_model, position_limit, tuning_config
 from .options import ComputeType, DataForm, TaskOptions
-from .programs import Program
+from .programs import Found, Program
 
 NAME = "causal_lm"
 MAX_LENGTH = 256
@@ -71,12 +71,10 @@ class CausalLM(ModelTask):
         """The mean loss of rows."""
         return MeanLoss(self.model, self.mesh)
 
-    def measure(
-        self, program: MeanLoss, trainable: Any, frozen: Any, rows: Any, batch_size: int
-    ) -> dict[str, float]:
+    def figures(self, found: float, rows: Any) -> dict[str, float]:
         """Loss and perplexity."""
-        loss = program.measure(trainable, frozen, rows, batch_size, self.buckets, self.padding)
-        return {"loss": loss, "perplexity": perplexity_of(loss)}
+        del rows
+        return {"loss": found, "perplexity": perplexity_of(found)}
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
         """The arrays of one batch, and its tokens without padding."""
@@ -234,22 +232,12 @@ class MeanLoss(Program):
         """Wrap a language model of `lntune_jax.models`, for one device or a mesh."""
         super().__init__(language_loss(model), mesh)
 
-    def measure(
-        self,
-        trainable: Any,
-        frozen: Any,
-        rows: LanguageRows,
-        batch_size: int,
-        buckets: tuple[int, ...],
-        padding: int,
-        advance: Callable[[int, int], None] = lambda done, total: None,
-    ) -> float:
-        """The mean over all targets of all rows, summed in float64; arguments as of `run`."""
+    def place(self, planned: PlannedBatch, rows: LanguageRows, size: int, padding: int) -> Any:
+        """Token ids and labels."""
+        return place_language_batch(planned, rows, size, padding, self.mesh)
 
-        def place(planned: PlannedBatch, size: int) -> Any:
-            return place_language_batch(planned, rows, size, padding, self.mesh)
-
-        found = self.run(trainable, frozen, rows.lengths, batch_size, buckets, place, advance)
+    def join(self, found: Found, rows: LanguageRows) -> float:
+        """The mean over all targets of all rows, summed in float64."""
         counts = np.asarray(
             [sum(_count_targets(rows.labels[n]) for n in planned.rows) for planned, _ in found]
         )

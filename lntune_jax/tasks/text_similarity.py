@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..data.batches import PlannedBatch, choose_lengths
+from ..data.batches import PlannedBatch, Rows, choose_lengths
 from ..data.encode import encode, encode_shared, load_tokenizer, padding_of
 from ..data.examples import (
     EncodedExamples,
@@ -25,7 +25,7 @@ from ..data.spread import check_batch_sizes, spread_rows
 from ..data.tables import describe_bad_rows, read_table
 from ..errors import ConfigError, DataError
 from .base import Metric, ModelTask, write_record
-from .embeddings import SCALE, Embedder, make_embed, measure
+from .embeddings import SCALE, Embedder, list_texts, make_embed, measure
 from .loading import describe_memory, load_encoder, position_limit, tuning_config
 from .options import ComputeType, Encoding, TaskOptions
 
@@ -91,12 +91,12 @@ class TextSimilarity(ModelTask):
         """The embeddings of texts."""
         return Embedder(make_embed(self.model.apply, self.record["pooling"]), self.mesh)
 
-    def measure(
-        self, program: Embedder, trainable: Any, frozen: Any, rows: Any, batch_size: int
-    ) -> dict[str, float]:
+    def inputs(self, rows: EncodedExamples) -> Rows:
+        """Each text of each row."""
+        return list_texts([tokens for row in rows.tokens for tokens in row])
+
+    def figures(self, found: np.ndarray, rows: EncodedExamples) -> dict[str, float]:
         """Correlations, or how often the positive is found."""
-        texts = [tokens for row in rows.tokens for tokens in row]
-        found = program.embed(trainable, frozen, texts, batch_size, self.buckets, self.padding)
         return measure(rows, found.reshape(len(rows.tokens), -1, found.shape[-1]))
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
@@ -371,7 +371,8 @@ class _Trained(NamedTuple):
         buckets = choose_lengths(lengths, trained.buckets, self.record.max_length)
         embedder = Embedder(make_embed(self.model.apply, self.record.pooling))
         padding = padding_of(self.tokenizer)
-        return embedder.embed(*halves, tokens, trained.batch_size, buckets, padding)
+        rows = list_texts(tokens)
+        return embedder.measure(*halves, rows, trained.batch_size, buckets, padding)
 
 
 def _load(described: Any) -> _Trained:

@@ -95,13 +95,9 @@ class TokenClassification(ModelTask):
         """The loss and the classes of pieces."""
         return Labeller(self.model.apply, self.mesh)
 
-    def measure(
-        self, program: Labeller, trainable: Any, frozen: Any, rows: Any, batch_size: int
-    ) -> dict[str, float]:
+    def figures(self, found: tuple[float, list[np.ndarray]], rows: Any) -> dict[str, float]:
         """Entity F1, accuracy and loss."""
-        loss, classes = program.label(
-            trainable, frozen, rows, batch_size, self.buckets, self.padding
-        )
+        loss, classes = found
         names = self.record["labels"]
         true, predicted = _name_targets(rows, names), _name_classes(classes, names)
         return {
@@ -386,4 +382,4 @@ def _label_all(
     halves = lnt.partition_params(params, described.config)
     buckets = choose_lengths(rows.lengths, trained.buckets, limit)
     padding = padding_of(tokenizer)
-    return Labeller(model.apply).label(*halves, rows, trained.batch_size, buckets, padding)
+    return Labeller(model.apply).measure(*halves, rows, trained.batch_size, buckets, padding)

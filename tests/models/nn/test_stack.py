@@ -137,7 +137,10 @@ def test_leaves_lie_where_specs_says():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "bert"}, "scan_layers=True is given, which bert does not have: leave it out"),
+        (
+            {"model_type": "bert"},
+            "scan_layers=True is given, which bert does not have",
+        ),
         (
             {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window": 9},
             "different windows (",
