@@ -18,6 +18,7 @@ from ..data.packing import LanguageRows, describe_fitting, fit_length, pack, sep
 from ..data.spread import check_batch_sizes, place_language_batch
 from ..data.tokens import IGNORED, encode_shared
 from ..errors import DataError
+from ..messages import Argument
 from .base import Metric, ModelTask, write_record
 from .loading import describe_memory, load_language_model, position_limit, tuning_config
 from .options import ComputeType, DataForm, TaskOptions
@@ -214,8 +215,9 @@ def make_rows(
         say(line)
     if not fitting.parts:
         raise DataError(
-            f"{documents.path}: in {length} tokens no document has one to predict; raise "
-            "--max-length, or shorten the prompts"
+            f"{documents.path}: in {length} tokens no document has one to predict; raise ",
+            Argument("max_length"),
+            ", or shorten the prompts",
         )
     return pack(fitting.parts, length) if packing else separate(fitting.parts)
 

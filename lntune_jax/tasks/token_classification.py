@@ -25,7 +25,7 @@ from ..data.spread import check_batch_sizes
 from ..data.tables import describe_bad_rows
 from ..data.tokens import IGNORED
 from ..errors import DataError
-from ..messages import warn
+from ..messages import Argument, warn
 from .base import Metric, ModelTask, write_record
 from .entities import score_entities
 from .labeller import Labeller, label_pieces
@@ -153,8 +153,9 @@ def _read_table(
         names = sort_labels(chain.from_iterable(table.labels))
         if len(names) == 1:
             raise DataError(
-                f"every word of {path} has the label {names[0]!r}; there must be two or more "
-                "(--label-column)"
+                f"every word of {path} has the label {names[0]!r}; there must be two or more (",
+                Argument("label_column"),
+                ")",
             )
     return Labelled(table, None if source is None else read_one(source, eval_flag, split), names)
 
