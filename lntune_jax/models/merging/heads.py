@@ -104,7 +104,7 @@ def find_class(fields: Mapping[str, Any], task: str | None, names: Sequence[str]
             f"the base lacks {list_names(names)}, which the adapter holds, and the adapter's task "
             f"is {task!r}, which does not say what model they make: pass ",
             Argument("task"),
-            f", one of {', '.join(_AUTO_TABLES)}, or ",
+            f" as one of {', '.join(_AUTO_TABLES)}, or ",
             Argument("norms_only", True),
             " to do without them",
         )
