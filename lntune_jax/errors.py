@@ -2,10 +2,25 @@
 
 One base class to catch them all; each subclass says which part of the work refused. Messages
 name the path concerned, what was expected, what was found and which argument to change.
+
+A message is the parts in `args`: `str` writes the arguments in it as Python does, `say` otherwise.
 """
 
+from .messages import Spelling, write_message
 
-class LNTuningError(Exception):
+
+class _Message(BaseException):
+    """What errors and warnings share."""
+
+    def __str__(self) -> str:
+        return write_message(self.args)
+
+    def say(self, spell: Spelling) -> str:
+        """The message with its arguments spelled otherwise, as the command line's flags."""
+        return write_message(self.args, spell)
+
+
+class LNTuningError(_Message, Exception):
     """Base class of every error raised by lntune_jax for something the caller can mend.
 
     Example:
@@ -166,7 +181,17 @@ class ShardingError(LNTuningError, ValueError):
     """
 
 
-class ShardingWarning(UserWarning):
+class LNTuningWarning(_Message, UserWarning):
+    """Base class of the warnings of lntune_jax that have a class of their own.
+
+    Example:
+        >>> import lntune_jax as lnt
+        >>> issubclass(lnt.errors.UnmatchedPatternWarning, lnt.errors.LNTuningWarning)
+        True
+    """
+
+
+class ShardingWarning(LNTuningWarning):
     """An axis of a leaf was to be divided over a mesh and is whole, since it does not divide.
 
     Example:
@@ -182,7 +207,7 @@ class ShardingWarning(UserWarning):
     """
 
 
-class UnmatchedPatternWarning(UserWarning):
+class UnmatchedPatternWarning(LNTuningWarning):
     """A pattern of the config matched nothing in the tree, so it had no effect.
 
     Example:
@@ -198,7 +223,7 @@ class UnmatchedPatternWarning(UserWarning):
     """
 
 
-class TraceWarning(UserWarning):
+class TraceWarning(LNTuningWarning):
     """A trace could not say of every parameter whether it is a norm's: see `discover_norms`.
 
     A kernel that cannot be looked into takes it, it is a norm's in one place only, or steps between
@@ -211,7 +236,7 @@ class TraceWarning(UserWarning):
     """
 
 
-class ZeroGradientWarning(UserWarning):
+class ZeroGradientWarning(LNTuningWarning):
     """The gradient of every trainable leaf was exactly zero in a step of `make_train_step`.
 
     The loss does not depend on the trainable leaves: activations quantised without
@@ -232,7 +257,7 @@ class ZeroGradientWarning(UserWarning):
     """
 
 
-class FreshWeightsWarning(UserWarning):
+class FreshWeightsWarning(LNTuningWarning):
     """Weights outside the classifier that the checkpoint does not hold were drawn at random.
 
     Given by `lntune_jax.models.from_pretrained`; the paths are in the model's `fresh`.
@@ -244,7 +269,7 @@ class FreshWeightsWarning(UserWarning):
     """
 
 
-class UnreadWeightsWarning(UserWarning):
+class UnreadWeightsWarning(LNTuningWarning):
     """A checkpoint holds tensors of modules that the model does not have, and they are not read.
 
     Given by `lntune_jax.models.from_pretrained`; the message lists their keys.
@@ -256,7 +281,7 @@ class UnreadWeightsWarning(UserWarning):
     """
 
 
-class CopiedModuleWarning(UserWarning):
+class CopiedModuleWarning(LNTuningWarning):
     """A PEFT adapter copied modules that are no norms; they are imported as saved modules.
 
     PEFT's LN tuning copies whatever module a target matches, here only norms are targets.
@@ -281,7 +306,7 @@ class ArgumentError(LNTuningError, ValueError):
     """
 
 
-class UncertainNormWarning(UserWarning):
+class UncertainNormWarning(LNTuningWarning):
     """A module looks like a LayerNorm or RMSNorm by its shapes, and its name does not say so.
 
     Example:

@@ -15,7 +15,14 @@ GROUPS = ("Selecting", "Saving and restoring", "PEFT", "Command line", "Many dev
 
 
 def read_text(node):
-    """The text of a string, an f-string or a sum of them, with holes for what is filled in."""
+    """The text of a string, an f-string, a sum or parts, with holes for what is filled in."""
+    name = getattr(node.func, "id", None) if isinstance(node, ast.Call) else None
+    if name == "Argument":
+        return "=".join(map(read_value, node.args))
+    if name == "Advice":
+        return read_text(node.args[0])
+    if isinstance(node, ast.Tuple):
+        return "".join(map(read_text, node.elts))
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else HOLE
     if isinstance(node, ast.JoinedStr):
@@ -23,6 +30,14 @@ def read_text(node):
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return read_text(node.left) + read_text(node.right)
     return HOLE
+
+
+def read_value(node):
+    """The name or the value of an argument."""
+    if isinstance(node, ast.Call):  # Code("params")
+        return read_text(node.args[0])
+    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return node.value if is_text else ast.unparse(node)
 
 
 def is_docstring(node):
@@ -37,6 +52,10 @@ def list_texts(node):
         text = read_text(node)
         if text.strip(HOLE):
             yield text
+    if isinstance(node, ast.Tuple):
+        yield read_text(node)
+    if isinstance(node, ast.Call) and len(node.args) > 1:  # an error's parts
+        yield "".join(map(read_text, node.args))
     for child in ast.iter_child_nodes(node):
         yield from list_texts(child)
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..errors import AdapterError
-from ..messages import list_names, warn
+from ..messages import Advice, Argument, Message, list_names, warn
 from ..names.layers import LayerSlice
 from ..paths import join
 from ..selection.quantized import describe_quantization
@@ -105,7 +105,7 @@ def check_fingerprint(base: Any) -> None:
             raise ValueError(f"base: {path[:80]!r} has {len(numbers)} values, expected {count}")
 
 
-def explain_difference(fingerprint: Mapping[str, Any], frozen: Mapping[str, Any]) -> str | None:
+def explain_difference(fingerprint: Mapping[str, Any], frozen: Mapping[str, Any]) -> Message | None:
     """How a base differs from the one of `fingerprint`; None if it is the same.
 
     In a run of several processes each must call this. Abstract leaves have no values to compare.
@@ -117,8 +117,9 @@ def explain_difference(fingerprint: Mapping[str, Any], frozen: Mapping[str, Any]
     expected, found = fingerprint.get(QUANTIZED), describe_quantization(frozen)
     if expected != found:
         return (
-            f"quantised kernels: {expected or 'none'} expected, {found or 'none'} found (quantize= "
-            "of lntune_jax.models.from_pretrained; a quantised base is another base)"
+            f"quantised kernels: {expected or 'none'} expected, {found or 'none'} found",
+            Advice((" (", Argument("quantize"), ")")),
+            "; a quantised base is another base",
         )
     before = {f"{path!r} {_write_shape(record.shape)}" for path, record in records.items()}
     now = {f"{path!r} {_write_shape(leaf.shape)}" for path, leaf in frozen.items()}
@@ -135,7 +136,7 @@ def explain_difference(fingerprint: Mapping[str, Any], frozen: Mapping[str, Any]
         warn(
             f"of {len(unknown):,} of the base's {len(chosen):,} matrices no values were recorded "
             f"({list_names(unknown)}), so whether they are those of the training cannot be told: "
-            "save the adapter again with base= the parameters themselves, not their shapes",
+            "save the adapter again with the parameters themselves as base, not their shapes",
             UserWarning,
         )
     return explain_values(fingerprint, frozen)

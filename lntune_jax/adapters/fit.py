@@ -13,7 +13,7 @@ from jax.core import Tracer
 from ..arguments import check_flag, check_leaves
 from ..config import LNTuningConfig
 from ..errors import AdapterError, SelectionError, TreeError
-from ..messages import explain_other_model, list_names
+from ..messages import Advice, Argument, Message, explain_other_model, list_names
 from ..names.layers import list_parts, view
 from ..names.maps import NameMap, get_name_map
 from ..partition import Placeholder, is_placeholder
@@ -207,7 +207,7 @@ def _list_named(directory: Path, params: Any, name_map: str | NameMap | None) ->
         try:
             parts = list_parts(leaves, known)
         except TreeError as error:
-            raise _explain(directory, [str(error)]) from error
+            raise _explain(directory, error.args) from error
         leaves = [part for leaf in leaves for part in view(leaf, parts[join(leaf.path)])]
     return leaves
 
@@ -222,15 +222,22 @@ def _select(
     try:
         return select_views(params, config, None, name_map, named_norms=norms, warn=False)
     except SelectionError as error:
-        raise _explain(directory, [str(error)]) from error
+        raise _explain(directory, error.args) from error
 
 
-def _explain(directory: Path, wrong: list[str] | str) -> AdapterError:
-    why = wrong if isinstance(wrong, str) else list_names(wrong, str)
+def _explain(directory: Path, wrong: list[str] | Message) -> AdapterError:
+    why = list_names(wrong, str) if isinstance(wrong, list) else wrong
     return AdapterError(
-        f"the adapter {directory} does not fit params: {why}. Pass the tree of "
-        "the base it was trained on, with the same names of modules; where one leaf of params "
-        "holds all layers, pass name_map too (model.name_map of a scanned model)"
+        f"the adapter {directory} does not fit params: ",
+        why,
+        ". Pass the tree of the base it was trained on, with the same names of modules",
+        Advice(
+            (
+                "; where one leaf of params holds all layers, pass ",
+                Argument("name_map"),
+                " too (model.name_map of a scanned model)",
+            )
+        ),
     )
 
 
@@ -239,7 +246,9 @@ def _convert(name: str, value: np.ndarray, place: Any, cast: bool) -> np.ndarray
     if list_nonfinite({name: value}):
         raise AdapterError(
             f"the leaf {name!r} holds values too large for {value.dtype}, the dtype of params: "
-            "pass cast=False, or params in a wider dtype"
+            "pass ",
+            Advice((Argument("cast", False), ", or ")),
+            "params in a wider dtype",
         )
     check_enabled(name, value, place)
     return value

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import CONFIG_FILE, LNTuningConfig
 from ..errors import AdapterError, ConfigError
-from ..messages import shorten, warn
+from ..messages import Message, shorten, warn
 from ..names.layers import join_arrays, split_arrays
 from ..names.rules import NameMap
 from ..selection.select import Views, select_views
@@ -271,12 +271,13 @@ def _name_base(adapter: Adapter) -> str:
     return shorten(named) if isinstance(named, str) else ""
 
 
-def _explain_other_base(directory: Path, trained_on: str, difference: str) -> str:
+def _explain_other_base(directory: Path, trained_on: str, difference: Message) -> Message:
     about = f" (trained on {trained_on})" if trained_on else ""
     return (
-        f"the adapter {directory}{about} was trained on another base than params: "
-        f"{difference}. Pass the base it was trained on; to use the leaves anyway, call "
-        "merge_params(load_adapter(path).trainable, frozen)"
+        f"the adapter {directory}{about} was trained on another base than params: ",
+        difference,
+        ". Pass the base it was trained on; to use the leaves anyway, call "
+        "merge_params(load_adapter(path).trainable, frozen)",
     )
 
 

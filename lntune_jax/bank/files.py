@@ -141,8 +141,9 @@ def load_bank(
         difference = explain_difference(metadata.base, _list_others(params, own))
         if difference:
             raise AdapterError(
-                f"the bank {directory} was made over another base than params: {difference}. Pass "
-                "that base"
+                f"the bank {directory} was made over another base than params: ",
+                difference,
+                ". Pass that base",
             )
         check_base("params", arrays, own, has_values=True)
         if capacity is None and len(freed) > _MOST_FREED * len(rows):

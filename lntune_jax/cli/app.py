@@ -12,17 +12,18 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, LNTuningError
-from ..messages import nearest
+from ..messages import Spelling, nearest
 from . import options
 from .checks import check_settings
 from .config_file import expand_resume, read_config
 from .flags import make_settings, read_words
 from .help import describe_command, describe_program
 from .output import drop_stdout, flush_stdout
-from .words import print_message
+from .words import flag_spelling, print_message, tell
 
 
 class Command(NamedTuple):
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
-        warnings.showwarning = _print_warning
+        warnings.showwarning = partial(_print_warning, _spelling(words))
         code = _run(words)
         flush_stdout()
         return code
@@ -68,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # What any write can end in, whatever the program does.
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE)
+
+
+def _spelling(words: Sequence[str]) -> Spelling:
+    """How the command that the words begin with writes the arguments that a message names."""
+    command = COMMANDS.get(words[0]) if words else None
+    return flag_spelling(None if command is None else command.settings)
 
 
 def _quiet_logs() -> None:
@@ -90,7 +97,7 @@ def _run(words: list[str]) -> int:
         settings = _parse(name, words[1:])
         return _do(COMMANDS[name], check_settings(settings))
     except LNTuningError as error:
-        print_message(f"{_PROGRAM}: error: {error}")
+        print_message(f"{_PROGRAM}: error: {tell(error, _spelling(words))}")
         return 2
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
@@ -163,9 +170,9 @@ def _parse(name: str, words: Sequence[str]) -> Any:
             given = {**read_config(file.texts[0], settings), **given}
         return make_settings(settings, given)
     except ConfigError as error:
-        raise ConfigError(f"{error}; see {_PROGRAM} {name} --help") from None
+        raise ConfigError(*error.args, f"; see {_PROGRAM} {name} --help") from None
 
 
-def _print_warning(message: Warning | str, *_: Any) -> None:
+def _print_warning(spell: Spelling, message: Warning | str, *_: Any) -> None:
     """Without the line of code that warned, which says nothing to a user."""
-    print_message(f"{_PROGRAM}: warning: {message}")
+    print_message(f"{_PROGRAM}: warning: {tell(message, spell)}")

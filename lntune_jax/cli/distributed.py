@@ -20,10 +20,9 @@ from ..errors import ConfigError, LNTuningError
 from ..trainer.run import RunFiles, check_run
 from ..trainer.stopping import TerminatedError
 from .agreement import LeaveTogetherError, check_agreement, failing_together
-from .flags import write_flag
 from .inspect import parse_mesh
-from .options import Processes
-from .words import print_message
+from .options import Processes, TrainSettings
+from .words import flag_spelling, print_message, tell
 
 # What all processes share; the rest of a run's files only the first one writes.
 _SHARED = ("directory", "adapter", "adapters", "checkpoints")
@@ -91,7 +90,8 @@ def joined(settings: Processes, describe: Callable[[], Mapping[str, Any]] = dict
             if _is_lost(error):
                 _end(watcher, f"{name} lost another one ({first[:300]}); {_CURE}", 2)
             if isinstance(error, LNTuningError):
-                _end(watcher, f"{name}: {error}", 2)
+                told = tell(error, flag_spelling(TrainSettings))
+                _end(watcher, f"{name}: {told}", 2)
             sys.excepthook(type(error), error, error.__traceback__)
             _end(watcher, f"{name} has failed: see above", 1)
         jax.distributed.shutdown()
@@ -135,7 +135,7 @@ def check_shared(files: RunFiles, settings: Mapping[str, Any]) -> None:
             f"--output {files.directory} is not the directory that the first process sees: name "
             "one on a disk that all of them share"
         )
-    check_run(files, settings, resume=True, overwrite=False, write=write_flag)
+    check_run(files, settings, resume=True, overwrite=False)
 
 
 def _refuse_lone_flags(settings: Processes) -> None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..tasks.base import Task
-from ..trainer.loop import Fitted
 
 BIASES = ("bias", "beta", "offset")
 # Wrappers that every architecture has around its layers; they tell norms apart only rarely.
@@ -42,14 +41,13 @@ def measure_movement(start: Mapping[str, Any], end: Mapping[str, Any]) -> list[M
     return [Movement(name, each.get("scale"), each.get("bias")) for name, each in changes.items()]
 
 
-def movements_of(task: Task, fitted: Fitted) -> list[Movement]:
-    """How far each norm moved in a run."""
+def movements_of(task: Task, start: Mapping[str, Any], best: Mapping[str, Any]) -> list[Movement]:
+    """How far each norm moved in a run, from the leaves that it began with and those it kept."""
     from ..names.layers import split_arrays
     from ..selection.roles import NORM_ROLE
     from ..selection.select import select_views
 
     views = select_views(task.params, task.config, None, task.name_map, warn=False)
-    start, best = fitted.start, fitted.best
     if views.parts is not None:
         start, best = split_arrays(start, views.parts), split_arrays(best, views.parts)
     norms = views.named.list_paths(NORM_ROLE)

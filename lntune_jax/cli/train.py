@@ -167,7 +167,7 @@ def _run(
 
 def _check_run(files: RunFiles, described: dict[str, Any], settings: TrainSettings) -> bool:
     flags = {"resume": settings.resume, "overwrite": settings.overwrite}
-    return check_run(files, described, **flags, write=write_flag)
+    return check_run(files, described, **flags)
 
 
 def task_options(settings: TrainSettings) -> TaskOptions:
@@ -209,7 +209,8 @@ def draw_run(
 ) -> None:
     """Draw the curves of a run, and how far its norms moved."""
     curves = Curves(name, read_metrics(files.metrics, trial), int(summary.best["step"]))
-    draw_figure(files.figure, title, [curves], movements_of(task, fitted), _drawn(task, metric))
+    moved = movements_of(task, fitted.start, fitted.best)
+    draw_figure(files.figure, title, [curves], moved, _drawn(task, metric))
 
 
 def _drawn(task: Task, metric: Metric) -> Metric:

@@ -64,7 +64,7 @@ class TrainedModel:
         trainable, frozen = lnt.partition_params(self.params, self.config)
         classifier = Classifier(self.model.apply)
         padding = padding_of(self.tokenizer)
-        logits = classifier.logits(trainable, frozen, rows, batch_size, lengths, padding, advance)
+        logits = classifier.measure(trainable, frozen, rows, batch_size, lengths, padding, advance)
         return logits, classifier.compilations
 
 

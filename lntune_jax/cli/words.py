@@ -1,88 +1,63 @@
-"""The library's messages name arguments of Python; here each becomes the flag that sets it."""
+"""What the command line says: the library's messages with flags for arguments, on one line."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import sys
 import textwrap
 
-from ..config import CONFIG_FILE
+from ..errors import LNTuningError, LNTuningWarning
+from ..messages import Argument, Code, Spelling
+from .flags import Flag, find_flags
 
-# The one place that says which flag sets which argument or field of a config.
-_FLAGS = {
-    "target_modules": "--targets",
-    "exclude_modules": "--exclude",
-    "modules_to_save": "--save-modules",
-    **{
-        name: "--" + name.replace("_", "-")
-        for name in (
-            "name_map",
-            "best_by",
-            "new_head",
-            "resume",
-            "output",
-            "on_nan",
-            "clip_norm",
-            "overwrite",
-            "norms_only",
-            "scan_layers",
-            "quantize",
-        )
-    },
-    "max_new_tokens": "--max-new-tokens",
-}
-# Plain words too: flags only where a value is given to them.
-_WITH_VALUES = {"overwrite", "quantize", "resume", "output", "on_nan", "clip_norm"}
-_VALUE = r"=True|=False|=\[\]|=\(\)|=\([^()]*\)|='[^']*'|=[0-9]+|=(?=\s|$)| is True"
-_ARGUMENT = re.compile(rf"(?<![\w'./-])({'|'.join(_FLAGS)})(?![\w'/-])({_VALUE})?")
-_PHRASES = {
-    "pass base=params": "give the base with --model",
-    "pass task as": "give --task as",
-    "as modules_to_save": "as saved modules",
-}
-# What a tree's own norms are can be said in Python only.
-_NORMS = r"norms=(lnt\.norm_modules\(model, x\))?"
-_ONLY_IN_PYTHON = re.compile(
-    rf"[.;] (If (it is a|they are) norms?|To say which are norms|Name norms)\b[^.;]*{_NORMS}"
-    rf"(, or their paths in norms=|, and (?=modules))?"
-)
+# Arguments whose flags have other names; the other names of a flag are in `options`.
+_FLAGS = {"base": "model"}
 
 
-def name_flags(message: str) -> str:
-    """A message with flags in the place of arguments; what it says of a config file stays.
+def flag_spelling(settings: type | None) -> Spelling:
+    """How a command writes an argument that a message names: as its own flag, if it has one.
+
+    Args:
+        settings: The dataclass of the command; `None` before one is known.
 
     Example:
-        >>> name_flags("out exists: pass overwrite=True")
-        'out exists: give --overwrite'
-        >>> name_flags("quantize='int8' and scan_layers=True do not go together yet")
-        '--quantize int8 and --scan-layers do not go together yet'
-        >>> name_flags("with target_modules=('ln_1', 'ln_2'), or exclude_modules")
-        'with --targets ln_1 ln_2, or --exclude'
+        >>> from lntune_jax.cli.options import MergeSettings, TrainSettings
+        >>> spell = flag_spelling(TrainSettings)
+        >>> spell(Argument("overwrite", True)), spell(Argument("target_modules", ["ln_1", "ln_2"]))
+        ('--overwrite', '--targets ln_1 ln_2')
+        >>> flag_spelling(MergeSettings)(Argument("target_modules"))
     """
-    if CONFIG_FILE in message:
-        return message
-    for word, phrase in _PHRASES.items():
-        message = message.replace(word, phrase)
-    message = _ARGUMENT.sub(_write_flag, _ONLY_IN_PYTHON.sub("", message))
-    return re.sub(r"\b([Pp])ass (a |the )?(?=--)", lambda m: _GIVE[m[1]] + (m[2] or ""), message)
+    known = {} if settings is None else find_flags(settings)
+
+    def spell(argument: Argument) -> str | None:
+        name = _FLAGS.get(argument.name, argument.name)
+        flag = known.get(name.replace("_", "-"))
+        return None if flag is None else _write(flag, argument.value)
+
+    return spell
 
 
-_GIVE = {"p": "give ", "P": "Give "}
+def _write(flag: Flag, value: object) -> str:
+    if value is ... or value is True or isinstance(value, Code):
+        return flag.written
+    if value is False or value is None:
+        return f"no {flag.written}"
+    if isinstance(value, list | tuple):
+        return f"{flag.written} {' '.join(map(str, value)) or 'none'}"
+    return f"{flag.written} {value}"
 
 
-def _write_flag(found: re.Match[str]) -> str:
-    name, value = found[1], found[2] or ""
-    if name in _WITH_VALUES and not value:
-        return found[0]
-    flag = _FLAGS[name]
-    if value in ("=[]", "=()"):
-        return f"{flag} none"
-    if value == "=False":
-        return f"no {flag}"
-    words = value[1:] if value[1:].isdecimal() else " ".join(re.findall(r"'([^']*)'", value))
-    return flag + (" is given" if value == " is True" else f" {words}" if words else "")
+def tell(about: BaseException | str, spell: Spelling) -> str:
+    """The text of an error or a warning, ours with flags in it.
+
+    Example:
+        >>> from lntune_jax.cli.options import ConvertSettings
+        >>> error = LNTuningError("out exists: pass ", Argument("overwrite", True))
+        >>> tell(error, flag_spelling(ConvertSettings))
+        'out exists: pass --overwrite'
+    """
+    return about.say(spell) if isinstance(about, LNTuningError | LNTuningWarning) else str(about)
 
 
 def write_plainly(message: str) -> str:
@@ -98,7 +73,7 @@ def write_plainly(message: str) -> str:
 
 def print_message(message: str) -> None:
     """Print to stderr: one line, which can be grepped; on a terminal, lines of its width."""
-    line = write_plainly(name_flags(message))
+    line = write_plainly(message)
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
         line = textwrap.fill(

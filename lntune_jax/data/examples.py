@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from ..messages import Message
 from .batches import PlannedBatch
 from .tables import BadRow, BadRows, find_text_fault, read_present, settle_bad_rows
 
@@ -116,7 +117,7 @@ def list_forms() -> str:
     return "; or ".join(", ".join(names) for names in COLUMNS.values())
 
 
-def check_measurable(examples: Examples, hint: str = "") -> None:
+def check_measurable(examples: Examples, hint: Message = "") -> None:
     """Refuse rows on which no correlation is defined.
 
     Args:
@@ -130,7 +131,8 @@ def check_measurable(examples: Examples, hint: str = "") -> None:
         count = len(examples.scores)
         raise DataError(
             f"{examples.path}: the {count:,} row{'s' * (count > 1)} to evaluate on have one score "
-            f"({examples.scores[0]:g}), and a correlation needs two{hint}"
+            f"({examples.scores[0]:g}), and a correlation needs two",
+            hint,
         )
 
 

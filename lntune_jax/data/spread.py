@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..messages import Argument
 from .batches import PlannedBatch, Rows, assemble_span
 from .packing import LanguageRows, assemble_language
 
@@ -32,8 +33,9 @@ def check_batch_sizes(mesh: Any, **sizes: int) -> None:
     for name, size in sizes.items():
         if size % row_devices(mesh):
             raise ConfigError(
-                f"--{name.replace('_', '-')} is {size}, which {row_devices(mesh)} devices cannot "
-                "share alike; give a multiple"
+                Argument(name),
+                f" is {size}, which {row_devices(mesh)} devices cannot share alike; take a "
+                "multiple",
             )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from lntune_jax.errors import ModelError
 
-from ..messages import nearest
+from ..messages import Argument, nearest
 from ..storage.processes import together
 from .families import base as fields
 from .families.names import find_stacks, unstack, write_name_map
@@ -334,11 +334,15 @@ def check_options(task: str | None, options: Options) -> Options:
         raise ModelError(f"frozen_layers is {frozen!r}; expected an integer of at least 0")
     if frozen and not options.scan_layers:
         raise ModelError(
-            f"frozen_layers is {frozen}, which only scan_layers=True reads: the backward pass of "
-            "separate layers ends by itself below the lowest that trains; leave it out"
+            f"frozen_layers is {frozen}, which only ",
+            Argument("scan_layers", True),
+            " reads: the backward pass of separate layers ends by itself below the lowest that "
+            "trains; leave it out",
         )
     if options.pooling is not None and task != "SEQ_CLS":
-        raise ModelError(f"pooling is {options.pooling!r}, which only the task 'SEQ_CLS' reads")
+        raise ModelError(
+            Argument("pooling"), f" is {options.pooling!r}, which only the task 'SEQ_CLS' reads"
+        )
     try:
         name = np.dtype(options.dtype).name
     except TypeError:
@@ -372,7 +376,8 @@ def draw_up(config: Any, task: str | None, options: Options, *, pooler: bool) ->
         found = getattr(options, unread.name)
         if unread.name not in family.kind.options and found != unread.default:
             raise ModelError(
-                f"{unread.name} is {found!r}, which {model_type} does not have: leave it out"
+                Argument(unread.name, found),
+                f" is given, which {model_type} does not have: leave it out",
             )
     head = family.heads.get("SEQ_CLS")
     if head is not None and options.pooling == head.reads(settings):

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from ..errors import SelectionError, TreeError
+from ..messages import Advice, Argument
 from ..paths import Leaf, get_shape, join
 from .maps import NameMap, find_places
 
@@ -68,8 +69,9 @@ def list_parts(leaves: Sequence[Leaf], name_map: NameMap) -> dict[str, tuple[Par
             other = taken.setdefault(part.name, name)
             if other != name:
                 raise TreeError(
-                    f"the leaves {other!r} and {name!r} are both {part.name!r} by name_map, which "
-                    "is for another tree"
+                    f"the leaves {other!r} and {name!r} are both {part.name!r} by ",
+                    Argument("name_map"),
+                    ", which is for another tree",
                 )
     return parts
 
@@ -98,8 +100,8 @@ def fold_roles(
             (role, one), (other, two) = list(own.items())[:2]
             raise SelectionError(
                 f"{one!r} is {role} and {two!r} {other}, but {name!r} holds both, and a stack of "
-                "layers trains whole or not at all: name all layers or none, or load the model "
-                "with scan_layers=False"
+                "layers trains whole or not at all: name all layers or none",
+                Advice((", or load the model with ", Argument("scan_layers", False))),
             )
         folded.append(next(iter(own)))
     return folded

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import ConfigError, TreeError
-from ..messages import nearest
+from ..messages import Argument, nearest
 from .rules import LAYER
 from .rules import NameMap as NameMap
 from .rules import NameRule as NameRule
@@ -41,8 +41,8 @@ def get_name_map(name_map: str | NameMap | None) -> NameMap | None:
     if not isinstance(name_map, str) or name_map not in NAME_MAPS:
         hint = nearest(name_map, NAME_MAPS) if isinstance(name_map, str) else ""
         raise ConfigError(
-            f"name_map={name_map!r} is not known{hint}: pass a NameMap, or one of "
-            f"{sorted(NAME_MAPS)}"
+            Argument("name_map", name_map),
+            f" is not known{hint}: pass a NameMap, or one of {sorted(NAME_MAPS)}",
         )
     return NAME_MAPS[name_map]
 
@@ -74,7 +74,9 @@ def find_places(leaf: str, shape: tuple[int, ...], name_map: NameMap) -> tuple[P
         return None
     if len(found) > 1:
         patterns = [rule.leaf for rule, _ in found]
-        raise ConfigError(f"name_map: the leaf {leaf!r} is matched by several rules, {patterns}")
+        raise ConfigError(
+            Argument("name_map"), f": the leaf {leaf!r} is matched by several rules, {patterns}"
+        )
     rule, match = found[0]
     axes = _get_axes(leaf, shape, rule)
     if rule.layer_axis is not None:
@@ -84,8 +86,9 @@ def find_places(leaf: str, shape: tuple[int, ...], name_map: NameMap) -> tuple[P
         here = int(match[1])
         if rule.layers is not None and here >= rule.layers:
             raise TreeError(
-                f"the leaf {leaf!r} is number {here}, but name_map has {rule.layers} of them: it "
-                "is for a model of another size"
+                f"the leaf {leaf!r} is number {here}, but ",
+                Argument("name_map"),
+                f" has {rule.layers} of them: it is for a model of another size",
             )
         numbers = [rule.first + rule.stride * here]
     else:
@@ -177,19 +180,24 @@ def _get_axes(leaf: str, shape: tuple[int, ...], rule: NameRule) -> tuple[int, .
     if rule.layer_axis is not None and rule.layer_axis >= len(shape):
         raise TreeError(
             f"the leaf {leaf!r} has shape {tuple(shape)}, which has no axis {rule.layer_axis} "
-            "where name_map says that the layers are stacked"
+            "where ",
+            Argument("name_map"),
+            " says that the layers are stacked",
         )
     rank = len(shape) - (rule.layer_axis is not None)
     if rule.axes is not None and len(rule.axes) != rank:
         raise TreeError(
-            f"the leaf {leaf!r} has shape {tuple(shape)}, but name_map gives it {len(rule.axes)} "
-            "axes (apart from the layers')"
+            f"the leaf {leaf!r} has shape {tuple(shape)}, but ",
+            Argument("name_map"),
+            f" gives it {len(rule.axes)} axes (apart from the layers')",
         )
     if not rule.transpose:
         return rule.axes
     if rank != 2:
         raise TreeError(
-            f"the leaf {leaf!r} has shape {tuple(shape)}, but name_map says that it holds matrices"
+            f"the leaf {leaf!r} has shape {tuple(shape)}, but ",
+            Argument("name_map"),
+            " says that it holds matrices",
         )
     return (1, 0)
 
@@ -200,9 +208,10 @@ def _count_layers(leaf: str, shape: tuple[int, ...], rule: NameRule) -> int:
         raise TreeError(f"the leaf {leaf!r} has shape {tuple(shape)}: it holds no layer")
     if rule.layers is not None and count != rule.layers:
         raise TreeError(
-            f"the leaf {leaf!r} has shape {tuple(shape)}, but name_map says that axis "
-            f"{rule.layer_axis} has {rule.layers} layers: it is for a model of another size, or "
-            "for another layer axis"
+            f"the leaf {leaf!r} has shape {tuple(shape)}, but ",
+            Argument("name_map"),
+            f" says that axis {rule.layer_axis} has {rule.layers} layers: it is for a model of "
+            "another size, or for another layer axis",
         )
     return count
 

@@ -8,6 +8,7 @@ from itertools import combinations
 from math import gcd, isfinite
 
 from ..errors import ConfigError
+from ..messages import Argument
 
 LAYER = "{layer}"
 
@@ -172,14 +173,17 @@ def _check_map(rules: Iterable[NameRule]) -> None:
         ConfigError: naming both rules.
     """
     if not isinstance(rules, tuple) or not all(isinstance(rule, NameRule) for rule in rules):
-        raise ConfigError(f"name_map: rules must be a tuple of NameRule, not {str(rules)[:200]}")
+        raise ConfigError(
+            Argument("name_map"), f": rules must be a tuple of NameRule, not {str(rules)[:200]}"
+        )
     for one, other in combinations(rules, 2):
         if one.leaf == other.leaf:
-            raise ConfigError(f"name_map: two rules are for the leaf {one.leaf!r}")
+            raise ConfigError(Argument("name_map"), f": two rules are for the leaf {one.leaf!r}")
         if one.parameter == other.parameter and _share_layer(one, other):
             raise ConfigError(
-                f"name_map: the leaves {one.leaf!r} and {other.leaf!r} both give the parameter "
-                f"{one.parameter!r}; let first, stride and layers keep their layers apart"
+                Argument("name_map"),
+                f": the leaves {one.leaf!r} and {other.leaf!r} both give the parameter "
+                f"{one.parameter!r}; let first, stride and layers keep their layers apart",
             )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..config import TASK_HEADS, LNTuningConfig
 from ..errors import AdapterError, SelectionError
-from ..messages import list_names
+from ..messages import Argument, Code, list_names
 from ..paths import join
 from ..selection.architectures import DEFAULT_TARGETS
 from ..selection.patterns import PLAIN
@@ -254,16 +254,19 @@ def check_head(written: LNTuningConfig, wanted: Iterable[str], saved: Iterable[s
     if heads and not any(f".{name}".endswith(f".{head}") for name in saved for head in heads):
         raise AdapterError(
             f"PEFT saves the head ({' or '.join(heads)}) with every {written.task_type} adapter "
-            "and cannot load one without it: pass base=params, so that it is written as it is in "
-            "the base, or clear the task with config.replace(task_type=None)"
+            "and cannot load one without it: pass ",
+            Argument("base", Code("params")),
+            ", so that it is written as it is in the base, or clear the task with "
+            "config.replace(task_type=None)",
         )
     for root in {name.partition(".")[0] for name in wanted} & _SAVED_WITH_HEAD.keys():
         beside = _SAVED_WITH_HEAD[root]
         if beside.endswith(entries) and not any(is_in(name, beside) for name in saved):
             raise AdapterError(
                 f"PEFT also saves {beside!r}, whose name ends like a saved module's, and cannot "
-                "load an adapter without it: pass base=params, so that it is written as it is in "
-                "the base"
+                "load an adapter without it: pass ",
+                Argument("base", Code("params")),
+                ", so that it is written as it is in the base",
             )
 
 
@@ -291,7 +294,9 @@ def check_untied(
     if parameters is None:
         raise AdapterError(
             f"the adapter holds the embedding {list_names(names)}, which the model's output may "
-            "share: pass base=params, so that it can be seen whether it does"
+            "share: pass ",
+            Argument("base", Code("params")),
+            ", so that it can be seen whether it does",
         )
     raise AdapterError(
         f"the adapter holds the embedding {list_names(names)}, and the tree has no output weight "

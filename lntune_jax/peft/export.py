@@ -17,7 +17,7 @@ from ..adapters.fit import check_trainable, check_values, fill_placeholders
 from ..arguments import check_leaves
 from ..config import LNTuningConfig
 from ..errors import AdapterError, SelectionError
-from ..messages import list_names
+from ..messages import Argument, Code, list_names
 from ..names.layers import fold_roles, list_parts, view
 from ..names.maps import NameMap, Place, get_name_map, take
 from ..paths import Leaf, get_shape, join
@@ -164,7 +164,9 @@ def _collect(
     if not any(wanted.values()):
         raise AdapterError(
             "the adapter holds saved modules alone, and PEFT loads none without a norm: train at "
-            "least one (target_modules), or keep the leaves with save_adapter"
+            "least one (",
+            Argument("target_modules"),
+            "), or keep the leaves with save_adapter",
         )
     known = tree.names.parameters
     modules = set(list_parents(name for name, is_norm in wanted.items() if is_norm))
@@ -183,8 +185,9 @@ def _collect(
     lacking = [name for name in wanted if known[name].leaf not in there]
     if lacking:
         raise AdapterError(
-            f"PEFT keeps whole modules, and wants {list_names(lacking)} too: pass base=params, so "
-            "that these are written as they are in the base"
+            f"PEFT keeps whole modules, and wants {list_names(lacking)} too: pass ",
+            Argument("base", Code("params")),
+            ", so that these are written as they are in the base",
         )
     if not tree.is_whole:
         check_head(written, wanted, tree.saved)
@@ -203,25 +206,29 @@ def _check_names(names: Index, leaves: Collection[str], name_map: NameMap | None
     nameless = [name for name in leaves if name not in names.places]
     if nameless and name_map is not None:
         raise AdapterError(
-            f"name_map has no rule for {list_names(nameless)}: its rules are for "
+            Argument("name_map"),
+            f" has no rule for {list_names(nameless)}: its rules are for "
             f"{list_names([rule.leaf for rule in name_map.rules])}. Add one, or pass the map of "
-            "the library that made the tree"
+            "the library that made the tree",
         )
     if nameless:
-        reasons = [names.unclear.get(name, repr(name)) for name in nameless]
-        raise AdapterError(f"these leaves have no name in transformers: {list_names(reasons, str)}")
+        raise AdapterError("these leaves have no name in transformers: ", names.explain(nameless))
 
 
 def _check_layout(place: Place, tensor: np.ndarray, is_norm: bool, is_renamed: bool) -> None:
     if is_norm and tensor.ndim != 1:
         raise AdapterError(
             f"the norm leaf {place.leaf!r} has shape {tensor.shape}, a stack of layers, which "
-            "PEFT keeps one by one: pass a name_map that says along which axis they lie"
+            "PEFT keeps one by one: pass a ",
+            Argument("name_map"),
+            " that says along which axis they lie",
         )
     if not is_renamed and len(place.axes or ()) == 3:
         raise AdapterError(
             f"the layout of {place.leaf!r} in PyTorch cannot be known: with three axes it may be a "
-            "convolution's or an attention's. Pass a name_map with a rule for it"
+            "convolution's or an attention's. Pass a ",
+            Argument("name_map"),
+            " with a rule for it",
         )
 
 
@@ -284,7 +291,9 @@ def _read_tree(
     if partial:
         raise AdapterError(
             f"the config trains leaves of {list_names(partial)} one by one, and PEFT keeps whole "
-            "modules: pass base=params, so that the rest of each module is written too"
+            "modules: pass ",
+            Argument("base", Code("params")),
+            ", so that the rest of each module is written too",
         )
     return tree
 

@@ -19,7 +19,7 @@ from ..adapters.fit import fill_placeholders, place_leaves
 from ..adapters.store import Adapter
 from ..config import CONFIG_FILE, WEIGHTS_FILE, LNTuningConfig
 from ..errors import AdapterError, CopiedModuleWarning
-from ..messages import explain_other_model, list_names, warn
+from ..messages import Advice, Argument, Message, explain_other_model, list_names, warn
 from ..names.maps import NameMap, Place, assemble, get_name_map
 from ..paths import Leaf, flatten, get_shape, join
 from ..selection.norms import NORM, match_norms
@@ -189,7 +189,7 @@ def _read_directory(
     if contents.copies:
         warn(
             f"the adapter {directory} holds copies of modules that are no norms: "
-            f"{list_names(contents.copies)}. They are imported whole, as modules_to_save",
+            f"{list_names(contents.copies)}. They are imported whole, as saved modules",
             CopiedModuleWarning,
         )
     own = {
@@ -351,10 +351,10 @@ def _explain_strange(
     keys: Mapping[str, Key],
     index: Index,
     config: LNTuningConfig,
-) -> str:
+) -> Message:
     unclear = [text for name, text in index.unclear.items() if _holds(keys, name)]
     if unclear:
-        return f"the adapter {directory} cannot be read: {unclear[0]}"
+        return f"the adapter {directory} cannot be read: ", unclear[0]
     if method := find_method(strange):
         return (
             f"{directory} holds an adapter of {method} ({list_names(strange, most=1)}): load it "
@@ -370,7 +370,8 @@ def _explain_strange(
     if not norms:
         return (
             f"the adapter {directory} does not fit params, since params holds no norm: pass the "
-            "whole tree of the model that it was trained on, and norms= where they are not found"
+            "whole tree of the model that it was trained on",
+            Advice((", and ", Argument("norms"), " where they are not found")),
         )
     copied = [name for key in keys.values() if key.copied and (name := key.parameter)]
     # Without its head a model has its modules one level higher.
@@ -380,8 +381,14 @@ def _explain_strange(
     return (
         f"the adapter {directory} does not fit params: {nowhere}. The norms of params are called "
         f"{list_names(norms[:3])}: pass the model that the adapter was trained on, with the same "
-        "head (not tied, where the adapter holds it), and a name_map if its module paths are not "
-        "those of transformers"
+        "head (not tied, where the adapter holds it)",
+        Advice(
+            (
+                ", and a ",
+                Argument("name_map"),
+                " if its module paths are not those of transformers",
+            )
+        ),
     )
 
 

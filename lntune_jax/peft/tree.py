@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import TreeError
-from ..messages import list_names
+from ..messages import Argument, Part, list_names
 from ..names.maps import NameMap, Place, find_places
 from ..paths import Leaf, Path, get_shape, join
 from ..selection.norms import find_norms
@@ -29,7 +29,14 @@ class Index(NamedTuple):
     places: dict[str, tuple[Place, ...]]
     parameters: dict[str, Place]
     norms: frozenset[str]
-    unclear: dict[str, str]
+    unclear: dict[str, tuple[Part, ...]]
+
+    def explain(self, nameless: Sequence[str]) -> tuple[Part, ...]:
+        """Why these leaves have no name in transformers."""
+        unclear = [self.unclear[name] for name in nameless if name in self.unclear]
+        if not unclear:
+            return (list_names(nameless),)
+        return unclear[0], f"; and {len(nameless) - 1:,} more" if len(nameless) > 1 else ""
 
 
 def index_tree(
@@ -59,7 +66,7 @@ def index_tree(
     """
     modules = frozenset(find_norms(params, leaves) if norms is None else norms)
     places: dict[str, tuple[Place, ...]] = {}
-    unclear: dict[str, str] = {}
+    unclear: dict[str, tuple[Part, ...]] = {}
     kinds: set[str] = set()
     for leaf in leaves:
         shape = get_shape(leaf.value)
@@ -69,7 +76,7 @@ def index_tree(
         try:
             found = _find(name, tuple(shape), name_map, is_norm)
         except TreeError as error:
-            unclear[name] = str(error)
+            unclear[name] = error.args
             continue
         if found:
             places[name] = found
@@ -90,7 +97,9 @@ def invert(places: Mapping[str, Sequence[Place]]) -> dict[str, Place]:
         if other is not place:
             raise TreeError(
                 f"{list_names([other.leaf, place.leaf])} are both {place.parameter!r} in "
-                "transformers: rename one, or pass a name_map that tells them apart"
+                "transformers: rename one, or pass a ",
+                Argument("name_map"),
+                " that tells them apart",
             )
     return parameters
 
@@ -143,9 +152,9 @@ def find_place(leaf: str, shape: tuple[int, ...], *, is_norm: bool) -> Place:
     if name == "kernel":
         axes = _KERNEL_AXES.get(len(shape))
         if axes is None or _is_unclear(module, shape):
-            raise TreeError(_explain(leaf, shape))
+            raise TreeError(*_explain(leaf, shape))
     if name == "w" and len(shape) > 1:  # some libraries write the input axis first, some last
-        raise TreeError(_explain(leaf, shape))
+        raise TreeError(*_explain(leaf, shape))
     return Place(leaf, prefix + SAVED_LEAVES.get(name, name), axes=axes)
 
 
@@ -156,8 +165,9 @@ def _is_unclear(module: str, shape: tuple[int, ...]) -> bool:
     return len(shape) > 3 and shape[-1] == shape[-2]
 
 
-def _explain(leaf: str, shape: tuple[int, ...]) -> str:
+def _explain(leaf: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
     return (
-        f"the layout of {leaf!r} (shape {shape}) in PyTorch cannot be known from its name: pass a "
-        "name_map with a rule for it, whose axes say how it is transposed"
+        f"the layout of {leaf!r} (shape {shape}) in PyTorch cannot be known from its name: pass a ",
+        Argument("name_map"),
+        " with a rule for it, whose axes say how it is transposed",
     )

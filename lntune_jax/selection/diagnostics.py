@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..config import LNTuningConfig
 from ..errors import SelectionError, UncertainNormWarning, UnmatchedPatternWarning
-from ..messages import list_names, shorten, warn
+from ..messages import Advice, Argument, Code, Message, Part, list_names, shorten, warn
 from ..paths import Path, join
 from .architectures import DEFAULT_TARGETS
 from .norms import GROUP_NORM, UNCERTAIN, get_kind
@@ -22,7 +22,15 @@ from .roles import NORM_ROLE, Matches, RoledTree, is_below, is_named, list_modul
 
 # A number that stands for itself, or for any, in a path: "layers.3.", "h[.][0-5][.]", "layers.\d+".
 _NAMES_LAYER = re.compile(r"\\d|(?<![\w{,])\d+(?![\w},])")
-_CURE = "If they are norms, pass norms=lnt.norm_modules(model, x), or their paths in norms="
+_TRACED = Argument("norms", Code("lnt.norm_modules(model, x)"))
+_CURE = Advice(
+    (
+        ". If they are norms, pass ",
+        _TRACED,
+        ", or their paths in ",
+        Argument("norms"),
+    )
+)
 _MOST_WARNINGS = 20  # of one field: finding what is near takes time, and a file may name anything
 
 
@@ -64,8 +72,10 @@ def check_selection(
         below = [leaf.path for leaf in selection.leaves if is_below(leaf.path, match.names)]
         if inside := [path for path in below if path in quantized]:
             raise SelectionError(
-                f"modules_to_save {match.pattern!r} holds {join(inside[0])!r}, which is quantised "
-                "and cannot train: leave the module out, or load the base without quantize"
+                Argument("modules_to_save"),
+                f" {match.pattern!r} holds {join(inside[0])!r}, which is quantised and cannot "
+                "train: leave the module out",
+                Advice((", or load the base without ", Argument("quantize"))),
             )
         if above_trained.isdisjoint(match.names):
             _check_saved(match, selection, excluded)
@@ -108,15 +118,23 @@ def _check_targets(
         if not above_uncertain.isdisjoint(match.names):
             inside = [join(path) for path in uncertain if is_below(path, match.names)]
             raise SelectionError(
-                f"target_modules {match.pattern!r} matches {list_names(sorted(match.names))}, "
-                f"where {list_names(inside)} may be a norm by its shape, but its name does not say "
-                f"so. {_CURE}"
+                Argument("target_modules"),
+                f" {match.pattern!r} matches {list_names(sorted(match.names))}, where "
+                f"{list_names(inside)} may be a norm by its shape, but its name does not say so",
+                _CURE,
             )
         raise SelectionError(
-            f"target_modules {match.pattern!r} matches {list_names(sorted(match.names))}, "
-            "where there is no LayerNorm or RMSNorm leaf. To train a whole module put it into "
-            f"modules_to_save; the norms of this tree are {_write_paths(norm_paths)}. If it is a "
-            "norm under another name, pass norms=lnt.norm_modules(model, x)"
+            Argument("target_modules"),
+            f" {match.pattern!r} matches {list_names(sorted(match.names))}, where there is no "
+            "LayerNorm or RMSNorm leaf. To train a whole module put it into ",
+            Argument("modules_to_save"),
+            f"; the norms of this tree are {_write_paths(norm_paths)}",
+            Advice(
+                (
+                    ". If it is a norm under another name, pass ",
+                    _TRACED,
+                )
+            ),
         )
 
 
@@ -135,11 +153,13 @@ def _check_saved(match: Match, selection: RoledTree, excluded: frozenset[str]) -
     if first is None:
         return
     dtype = getattr(first.value, "dtype", type(first.value).__name__)
-    why = f"no leaf in it can train: {join(first.path)!r} is {dtype}"
+    why: Message = f"no leaf in it can train: {join(first.path)!r} is {dtype}"
     if is_named(first.path, excluded):
-        why = "exclude_modules takes it out"
+        why = Argument("exclude_modules"), " takes it out"
     raise SelectionError(
-        f"modules_to_save {match.pattern!r} matches {list_names(sorted(match.names))}, but {why}"
+        Argument("modules_to_save"),
+        f" {match.pattern!r} matches {list_names(sorted(match.names))}, but ",
+        why,
     )
 
 
@@ -154,11 +174,20 @@ def _refuse_layers(
     stacked = [x for x in selection.leaves if x.path in norms and len(x.value.shape) > 1]
     if stacked:
         raise SelectionError(
-            f"{field} {naming[0].pattern!r} matches nothing and seems to name a layer, but in this "
-            f"tree one leaf holds all layers, such as {join(stacked[0].path)!r} of shape "
-            f"{tuple(stacked[0].value.shape)}: a part of it cannot be selected. For patterns that "
-            "name every layer pass name_map (model.name_map of a scanned model); to tune some "
-            "layers only, use a tree with a leaf for each (scan_layers=False)"
+            Argument(field),
+            f" {naming[0].pattern!r} matches nothing and seems to name a layer, but in this tree "
+            f"one leaf holds all layers, such as {join(stacked[0].path)!r} of shape "
+            f"{tuple(stacked[0].value.shape)}: a part of it cannot be selected",
+            Advice(
+                (
+                    ". For patterns that name every layer pass ",
+                    Argument("name_map"),
+                    " (model.name_map of a scanned model)",
+                )
+            ),
+            "; to tune some layers only, use a tree with a leaf for each (",
+            Argument("scan_layers", False),
+            ")",
         )
 
 
@@ -168,14 +197,17 @@ def _warn_unmatched(field: str, matches: Sequence[Match], modules: Sequence[str]
         near = suggest(match.pattern, modules)
         nearest = f"; the nearest module paths are {list_names(near)}" if near else ""
         warn(
-            f"{field} {shorten(repr(match.pattern))} matches no module of this tree, so it has no "
-            f"effect{nearest}",
+            (
+                Argument(field),
+                f" {shorten(repr(match.pattern))} matches no module of this tree, so it has no "
+                f"effect{nearest}",
+            ),
             UnmatchedPatternWarning,
         )
     if len(unmatched) > _MOST_WARNINGS:
         more = f"{len(unmatched) - _MOST_WARNINGS:,} more patterns"
         warn(
-            f"{field}: {more} match no module of this tree, so they have no effect",
+            (Argument(field), f": {more} match no module of this tree, so they have no effect"),
             UnmatchedPatternWarning,
         )
 
@@ -191,9 +223,12 @@ def _warn_shallow_exclusions(
             continue
         missed = [join(path) for path in trained if is_below(path, match.names)]
         warn(
-            f"exclude_modules {match.pattern!r} matches {list_names(sorted(match.names))} but, "
-            f"as in PEFT, not what lies below: {list_names(missed)} will train. Write "
-            rf"'(.*\.)?{match.pattern}\..*' to exclude it",
+            (
+                Argument("exclude_modules"),
+                f" {match.pattern!r} matches {list_names(sorted(match.names))} but, as in PEFT, "
+                f"not what lies below: {list_names(missed)} will train. Write "
+                rf"'(.*\.)?{match.pattern}\..*' to exclude it",
+            ),
             UnmatchedPatternWarning,
         )
 
@@ -209,8 +244,11 @@ def _warn_strange_norms(strange: Sequence[str], modules: Sequence[str]) -> None:
         near = suggest(name, modules)
         nearest = f"; the nearest module paths are {list_names(near)}" if near else ""
         warn(
-            f"norms names {shorten(repr(name))}, which is no module or leaf of this tree, so it "
-            f"has no effect{nearest}",
+            (
+                Argument("norms"),
+                f" names {shorten(repr(name))}, which is no module or leaf of this tree, so it "
+                f"has no effect{nearest}",
+            ),
             UnmatchedPatternWarning,
         )
 
@@ -230,15 +268,32 @@ def _warn_uncertain(
     left = [said[p] for p in said if p not in trained and kinds[p] == UNCERTAIN]
     if left:
         warn(
-            f"these modules look like norms by their shapes, and stay frozen: "
-            f"{list_names(left, str)}. {_CURE}. exclude_modules that names them silences this",
+            (
+                "these modules look like norms by their shapes, and stay frozen: ",
+                list_names(left, str),
+                _CURE,
+                ". ",
+                Argument("exclude_modules"),
+                " that names them silences this",
+            ),
             UncertainNormWarning,
         )
     if taken:
         warn(
-            f"these modules train as norms, and may be none: {list_names(taken, str)}. To say "
-            "which are norms pass norms=lnt.norm_modules(model, x), or their paths in norms=; "
-            "exclude_modules takes them out",
+            (
+                f"these modules train as norms, and may be none: {list_names(taken, str)}",
+                Advice(
+                    (
+                        ". To say which are norms pass ",
+                        _TRACED,
+                        ", or their paths in ",
+                        Argument("norms"),
+                    )
+                ),
+                "; ",
+                Argument("exclude_modules"),
+                " takes them out",
+            ),
             UncertainNormWarning,
         )
 
@@ -255,23 +310,26 @@ def _explain_nothing(
     groups: Sequence[Path],
     near_norms: Sequence[str],
     trained: Sequence[Path],
-) -> str:
+) -> Message:
     if not selection.leaves:
         return "nothing trains: the tree has no leaves. Pass the parameter tree"
     if config.target_modules == ():
         return _explain_no_module(selection, config)
     head = "no norm trains" if trained else "nothing trains"
-    alone = ""
+    alone: tuple[Part, ...] = ()
     if config.modules_to_save:
-        alone = ". To train modules_to_save alone, pass target_modules=[]"
+        alone = (". To train saved modules alone, pass ", Argument("target_modules", []))
     if groups:
         named = list_names(list(dict.fromkeys(_show(path[:-1]) for path in groups)), str)
-        alone += f". A GroupNorm trains only where target_modules names it: {named}"
+        only = ". A GroupNorm trains only where "
+        alone += (only, Argument("target_modules"), f" names it: {named}")
     if not norm_paths and uncertain:
         modules = [_show(path) for path in uncertain]
         return (
             f"{head}: by shape these may be norms, but their names do not say so: "
-            f"{list_names(modules, str)}. {_CURE}{alone}"
+            f"{list_names(modules, str)}",
+            _CURE,
+            alone,
         )
     if not norm_paths and any(isinstance(x.value, float | int) for x in selection.leaves):
         numbers = [join(x.path) for x in selection.leaves if isinstance(x.value, float | int)]
@@ -282,12 +340,15 @@ def _explain_nothing(
     if not norm_paths:
         return (
             f"{head}: no LayerNorm or RMSNorm leaf was found in this tree, whose leaves are "
-            f"{_write_paths([leaf.path for leaf in selection.leaves])}. Name norms that have other "
-            f"names in norms=, and modules that are no norms in modules_to_save{alone}"
+            f"{_write_paths([leaf.path for leaf in selection.leaves])}",
+            Advice((". Name norms that have other names in ", Argument("norms"))),
+            ". Name modules that are no norms in ",
+            Argument("modules_to_save"),
+            alone,
         )
     fields = ("target_modules", "exclude_modules", "modules_to_save", "model_type")
     asked = {f: getattr(config, f) for f in fields if getattr(config, f) is not None}
-    given = ", ".join(f"{field}={value!r}" for field, value in asked.items())
+    given = [p for field, value in asked.items() for p in (", ", Argument(field, value))][1:]
     default = ""
     if config.target_modules is None and config.model_type in DEFAULT_TARGETS:
         default = f", whose targets are {list_names(DEFAULT_TARGETS[config.model_type])}"
@@ -296,25 +357,34 @@ def _explain_nothing(
     near = list(dict.fromkeys(path for entry in entries[:5] for path in suggest(entry, near_norms)))
     nearest = f", the nearest {list_names(near)}" if near else ""
     return (
-        f"{head} with {shorten(given) or 'this config'}{default}; the norms of this tree are "
-        f"{_write_paths(norm_paths)}{nearest}. Change target_modules or exclude_modules{alone}"
+        f"{head} with ",
+        *(given or ["this config"]),
+        f"{default}; the norms of this tree are {_write_paths(norm_paths)}{nearest}. Change ",
+        Argument("target_modules"),
+        " or ",
+        Argument("exclude_modules"),
+        alone,
     )
 
 
-def _explain_no_module(selection: RoledTree, config: LNTuningConfig) -> str:
+def _explain_no_module(selection: RoledTree, config: LNTuningConfig) -> Message:
     """Why nothing trains where `modules_to_save` was to train alone."""
     modules = list_modules([leaf.path for leaf in selection.leaves])
     saved = config.modules_to_save
     entries = list(saved or ())
     near = list(dict.fromkeys(path for entry in entries[:5] for path in suggest(entry, modules)))
     nearest = f", the nearest {list_names(near)}" if near else ""
-    found = (
-        f"modules_to_save={saved!r} names no module of it" if saved else "modules_to_save is empty"
-    )
     return (
-        f"nothing trains: with target_modules=[] no norm of this tree does, and {shorten(found)}; "
-        f"its modules are {list_names(modules)}{nearest}. Name what is to train in "
-        "modules_to_save, or leave target_modules out to train every norm"
+        "nothing trains: with ",
+        Argument("target_modules", []),
+        " no norm of this tree does, and ",
+        Argument("modules_to_save", saved) if saved else Argument("modules_to_save"),
+        " names no module of it" if saved else " is empty",
+        f"; its modules are {list_names(modules)}{nearest}. Name what is to train in ",
+        Argument("modules_to_save"),
+        ", or leave ",
+        Argument("target_modules"),
+        " out to train every norm",
     )
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from ..config import LNTuningConfig
 from ..errors import SelectionError
+from ..messages import Advice, Argument
 from ..paths import Leaf, Path, get_shape, join
 from .architectures import DEFAULT_TARGETS, MODULES_TO_SAVE
 from .norms import GROUP_NORM, NORM, find_statistics, get_kind, is_trainable_array
@@ -143,8 +144,9 @@ def _get_targets(config: LNTuningConfig) -> str | Sequence[str] | None:
     if config.model_type not in DEFAULT_TARGETS:
         raise SelectionError(
             f"model_type {config.model_type!r} has no default targets; known are "
-            f"{', '.join(sorted(DEFAULT_TARGETS))}. Set target_modules, or set model_type=None to "
-            "train every norm that is found"
+            f"{', '.join(sorted(DEFAULT_TARGETS))}. Set ",
+            Argument("target_modules"),
+            Advice((", or set ", Argument("model_type", None), " to train every norm found")),
         )
     return DEFAULT_TARGETS[config.model_type]
 

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from ..arguments import check_flag
 from ..errors import AdapterError, LNTuningError
-from ..messages import list_names, shorten, warn
+from ..messages import Argument, list_names, shorten, warn
 from .sealed import list_files
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -114,15 +114,20 @@ def check_target(target: Path, *, noun: str, list_own: ListOwn, overwrite: bool)
         return
     if not overwrite:
         raise AdapterError(
-            f"{target} exists: pass another path, or overwrite=True to replace the {noun} there"
+            f"{target} exists: pass another path, or ",
+            Argument("overwrite", True),
+            f" to replace the {noun} there",
         )
     if not found:
-        raise AdapterError(f"{target} is a file, and overwrite=True replaces {noun}s only")
+        raise AdapterError(
+            f"{target} is a file, and ", Argument("overwrite", True), f" replaces {noun}s only"
+        )
     foreign = _list_settled(target, list_own)
     if foreign:
         raise AdapterError(
-            f"{target} holds no {noun}, or what lntune_jax did not write ({list_names(foreign)}): "
-            f"overwrite=True replaces {noun}s only. Pass another path, or move these files"
+            f"{target} holds no {noun}, or what lntune_jax did not write ({list_names(foreign)}): ",
+            Argument("overwrite", True),
+            f" replaces {noun}s only. Pass another path, or move these files",
         )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..errors import AdapterError, LNTuningError
-from ..messages import list_names
+from ..messages import Advice, Argument, list_names
 from ..paths import get_shape
 from .directories import UNWRITABLE
 from .processes import gather
@@ -165,8 +165,8 @@ def check_enabled(
     if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
         raise error(
             f"the leaf {path!r} is {value.dtype}, which JAX has turned off: call "
-            "jax.config.update('jax_enable_x64', True), or let the leaf take the base's dtype "
-            "(cast=True)"
+            "jax.config.update('jax_enable_x64', True)",
+            Advice((", or let the leaf take the base's dtype (", Argument("cast", True), ")")),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -63,6 +63,22 @@ class Evaluator(Protocol):
 
     def __call__(self, trainable: Any, frozen: Any, rows: Any = None) -> dict[str, float]:
         """The figures of these leaves by name, `loss` among them; `rows` default to the task's."""
+        ...
+
+    def many(
+        self,
+        trainables: Any,
+        frozen: Any,
+        rows: Any = None,
+        *,
+        active: Sequence[bool],
+        at_once: int | None = None,
+    ) -> list[dict[str, float]]:
+        """The same of several adapters, whose leaves have an axis of adapters first.
+
+        Those that are not active get no figures. `at_once` of them share a pass, where the
+        evaluator runs them together; `None` for all.
+        """
         ...
 
 
@@ -284,6 +300,23 @@ class _FunctionEvaluator:
             )
         return {name: _as_number(name, value) for name, value in found.items()}
 
+    def many(
+        self,
+        trainables: Any,
+        frozen: Any,
+        rows: Any = None,
+        *,
+        active: Sequence[bool],
+        at_once: int | None = None,
+    ) -> list[dict[str, float]]:
+        """One after another: `evaluate` gives numbers, which no program can."""
+        del at_once
+        each = (
+            {path: leaf[n] for path, leaf in trainables.items()} if is_active else None
+            for n, is_active in enumerate(active)
+        )
+        return [{} if own is None else self(own, frozen, rows) for own in each]
+
 
 def _as_number(name: str, value: Any) -> float:
     try:
@@ -360,10 +393,12 @@ class ModelTask:
         """A new program that measures rows, which has compiled nothing yet."""
         raise NotImplementedError
 
-    def measure(
-        self, program: Any, trainable: Any, frozen: Any, rows: Any, batch_size: int
-    ) -> dict[str, float]:
-        """The figures of these leaves on rows, `loss` among them."""
+    def inputs(self, rows: Any) -> Any:
+        """What the program is given of rows."""
+        return rows
+
+    def figures(self, found: Any, rows: Any) -> dict[str, float]:
+        """The figures by name, `loss` among them, of what the program found in rows."""
         raise NotImplementedError
 
     def evaluator(self, batch_size: int) -> Evaluator:
@@ -412,8 +447,24 @@ class _ModelEvaluator:
         return self._program.compilations
 
     def __call__(self, trainable: Any, frozen: Any, rows: Any = None) -> dict[str, float]:
-        rows = self._task.evaluation if rows is None else rows
-        return self._task.measure(self._program, trainable, frozen, rows, self._batch_size)
+        task, rows = self._task, self._task.evaluation if rows is None else rows
+        given = task.inputs(rows), self._batch_size, task.buckets, task.padding
+        return task.figures(self._program.measure(trainable, frozen, *given), rows)
+
+    def many(
+        self,
+        trainables: Any,
+        frozen: Any,
+        rows: Any = None,
+        *,
+        active: Sequence[bool],
+        at_once: int | None = None,
+    ) -> list[dict[str, float]]:
+        task, rows = self._task, self._task.evaluation if rows is None else rows
+        given = task.inputs(rows), self._batch_size, task.buckets, task.padding
+        found = self._program.measure_many(trainables, frozen, *given, at_once)
+        pairs = zip(found, active, strict=True)
+        return [task.figures(each, rows) if is_active else {} for each, is_active in pairs]
 
 
 _CONSTANT = ("scale", "bias")  # new leaves that every seed makes alike

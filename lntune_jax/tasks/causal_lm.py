@@ -18,10 +18,11 @@ from ..data.packing import LanguageRows, describe_fitting, fit_length, pack, sep
 from ..data.spread import check_batch_sizes, place_language_batch
 from ..data.tokens import IGNORED, encode_shared
 from ..errors import DataError
+from ..messages import Argument
 from .base import Metric, ModelTask, write_record
 from .loading import describe_memory, load_language_model, position_limit, tuning_config
 from .options import ComputeType, DataForm, TaskOptions
-from .programs import Program
+from .programs import Found, Program
 
 NAME = "causal_lm"
 MAX_LENGTH = 256
@@ -71,12 +72,10 @@ class CausalLM(ModelTask):
         """The mean loss of rows."""
         return MeanLoss(self.model, self.mesh)
 
-    def measure(
-        self, program: MeanLoss, trainable: Any, frozen: Any, rows: Any, batch_size: int
-    ) -> dict[str, float]:
+    def figures(self, found: float, rows: Any) -> dict[str, float]:
         """Loss and perplexity."""
-        loss = program.measure(trainable, frozen, rows, batch_size, self.buckets, self.padding)
-        return {"loss": loss, "perplexity": perplexity_of(loss)}
+        del rows
+        return {"loss": found, "perplexity": perplexity_of(found)}
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
         """The arrays of one batch, and its tokens without padding."""
@@ -216,8 +215,9 @@ def make_rows(
         say(line)
     if not fitting.parts:
         raise DataError(
-            f"{documents.path}: in {length} tokens no document has one to predict; raise "
-            "--max-length, or shorten the prompts"
+            f"{documents.path}: in {length} tokens no document has one to predict; raise ",
+            Argument("max_length"),
+            ", or shorten the prompts",
         )
     return pack(fitting.parts, length) if packing else separate(fitting.parts)
 
@@ -234,22 +234,12 @@ class MeanLoss(Program):
         """Wrap a language model of `lntune_jax.models`, for one device or a mesh."""
         super().__init__(language_loss(model), mesh)
 
-    def measure(
-        self,
-        trainable: Any,
-        frozen: Any,
-        rows: LanguageRows,
-        batch_size: int,
-        buckets: tuple[int, ...],
-        padding: int,
-        advance: Callable[[int, int], None] = lambda done, total: None,
-    ) -> float:
-        """The mean over all targets of all rows, summed in float64; arguments as of `run`."""
+    def place(self, planned: PlannedBatch, rows: LanguageRows, size: int, padding: int) -> Any:
+        """Token ids and labels."""
+        return place_language_batch(planned, rows, size, padding, self.mesh)
 
-        def place(planned: PlannedBatch, size: int) -> Any:
-            return place_language_batch(planned, rows, size, padding, self.mesh)
-
-        found = self.run(trainable, frozen, rows.lengths, batch_size, buckets, place, advance)
+    def join(self, found: Found, rows: LanguageRows) -> float:
+        """The mean over all targets of all rows, summed in float64."""
         counts = np.asarray(
             [sum(_count_targets(rows.labels[n]) for n in planned.rows) for planned, _ in found]
         )

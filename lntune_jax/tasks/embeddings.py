@@ -10,7 +10,7 @@ import numpy as np
 from ..data.batches import PlannedBatch, Rows
 from ..data.examples import EncodedExamples
 from ..data.spread import place_batch
-from .programs import Program
+from .programs import Found, Program
 from .scores import correlate, rank
 
 # What sentence-transformers multiplies cosines with before the softmax.
@@ -50,27 +50,22 @@ class Embedder(Program):
             lambda params, batch: embed(params, batch["input_ids"], batch["attention_mask"]), mesh
         )
 
-    def embed(
-        self,
-        trainable: Any,
-        frozen: Any,
-        tokens: Sequence[np.ndarray],
-        batch_size: int,
-        buckets: Sequence[int],
-        padding: int,
-    ) -> np.ndarray:
+    def place(self, planned: PlannedBatch, rows: Rows, size: int, padding: int) -> Any:
+        """Token ids and their mask."""
+        batch = place_batch(planned, rows, size, padding, self.mesh)
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+    def join(self, found: Found, rows: Rows) -> np.ndarray:
         """Vectors of length 1 in the texts' order, float32 of shape (texts, width)."""
-        rows = Rows(tuple(tokens), np.zeros(len(tokens), np.int32))
+        vectors = np.zeros((len(rows.tokens), found[0][1].shape[1]), np.float32)
+        for planned, values in found:
+            vectors[planned.rows] = np.asarray(values)[: len(planned.rows)]
+        return vectors
 
-        def place(planned: PlannedBatch, size: int) -> Any:
-            batch = place_batch(planned, rows, size, padding, self.mesh)
-            return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-        batches = self.run(trainable, frozen, rows.lengths, batch_size, buckets, place)
-        found = np.zeros((len(tokens), batches[0][1].shape[1]), np.float32)
-        for planned, values in batches:
-            found[planned.rows] = np.asarray(values)[: len(planned.rows)]
-        return found
+def list_texts(tokens: Sequence[np.ndarray]) -> Rows:
+    """Tokens of texts as rows, which have no classes."""
+    return Rows(tuple(tokens), np.zeros(len(tokens), np.int32))
 
 
 def measure(rows: EncodedExamples, vectors: np.ndarray) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..data.batches import PlannedBatch
 from ..data.packing import LanguageRows
 from ..data.pieces import place_pieces
 from ..data.tokens import IGNORED
-from .programs import Program
+from .programs import Found, Program
 
 
 def label_pieces(
@@ -49,25 +49,16 @@ class Labeller(Program):
 
         super().__init__(label, mesh)
 
-    def label(
-        self,
-        trainable: Any,
-        frozen: Any,
-        rows: LanguageRows,
-        batch_size: int,
-        buckets: Sequence[int],
-        padding: int,
-    ) -> tuple[float, list[np.ndarray]]:
-        """The mean loss, and each row's classes of labelled pieces; arguments as of `run`."""
+    def place(self, planned: PlannedBatch, rows: LanguageRows, size: int, padding: int) -> Any:
+        """Token ids, their mask and labels."""
+        return place_pieces(planned, rows, size, padding, self.mesh)
 
-        def place(planned: PlannedBatch, size: int) -> Any:
-            return place_pieces(planned, rows, size, padding, self.mesh)
-
-        total, found = 0.0, {}
-        batches = self.run(trainable, frozen, rows.lengths, batch_size, buckets, place)
-        for planned, (loss, classes) in batches:
+    def join(self, found: Found, rows: LanguageRows) -> tuple[float, list[np.ndarray]]:
+        """The mean loss, and each row's classes of labelled pieces."""
+        total, classes_of = 0.0, {}
+        for planned, (loss, classes) in found:
             total += float(loss)
             for number, own in zip(planned.rows.tolist(), np.asarray(classes), strict=False):
                 labels = rows.labels[number]
-                found[number] = own[: len(labels)][labels != IGNORED]
-        return total / max(rows.targets, 1), [found[number] for number in sorted(found)]
+                classes_of[number] = own[: len(labels)][labels != IGNORED]
+        return total / max(rows.targets, 1), [classes_of[number] for number in sorted(classes_of)]

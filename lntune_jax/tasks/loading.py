@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import TASK_HEADS
 from ..errors import ConfigError, FreshWeightsWarning, ModelError
-from ..messages import warn
+from ..messages import Argument, warn
 from ..storage.sealed import read_json
 from .options import Encoding, Targets
 
@@ -100,8 +100,11 @@ def load_encoder(
     """
     if encoding.pooling == "own":
         raise ConfigError(
-            "--pooling own is what a classifier's architecture does; an embedding is the mean over "
-            "tokens or the first token: give --pooling mean or cls"
+            Argument("pooling", "own"),
+            " is what a classifier's architecture does; an embedding is the mean over tokens or "
+            "the first token: pass ",
+            Argument("pooling", "mean"),
+            " or cls",
         )
     loaded = _load(model, encoding, mesh, {"task": None, "revision": revision})
     if encoding.pooling != "default":
@@ -168,8 +171,10 @@ def check_model_directory(model: str, revision: str | None = None) -> None:
     path = Path(model).expanduser()
     if revision is not None and path.exists():
         raise ConfigError(
-            f"--model {model} is on this machine, which has no revision {revision!r}: leave "
-            "--revision out, or give the model's id on the hub"
+            Argument("model", model),
+            f" is on this machine, which has no revision {revision!r}: leave ",
+            Argument("revision"),
+            " out, or give the model's id on the hub",
         )
     if path.is_dir():
         if not (path / "config.json").is_file() and not any(path.glob("*.gguf")):
@@ -228,7 +233,8 @@ def _read_targets(targets: tuple[str, ...]) -> tuple[str, ...] | None:
     """The config's targets: `None` is every norm, and an empty tuple no norm on purpose."""
     if "none" in targets and len(targets) > 1:
         raise ConfigError(
-            f"--targets is {' '.join(targets)}: none stands alone, and means that no norm trains"
+            Argument("targets"),
+            f" is {' '.join(targets)}: none stands alone, and means that no norm trains",
         )
     return () if targets == ("none",) else targets or None
 

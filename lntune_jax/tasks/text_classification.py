@@ -18,7 +18,7 @@ from ..data.tables import read_table
 from .base import Metric, ModelTask, write_record
 from .loading import describe_memory, load_classifier, position_limit, tuning_config
 from .options import ComputeType, Pooling, TaskOptions
-from .programs import Program
+from .programs import Found, Program
 from .scores import score
 
 NAME = "seq_cls"
@@ -80,12 +80,9 @@ class TextClassification(ModelTask):
         """The logits of rows."""
         return Classifier(self.model.apply, self.mesh)
 
-    def measure(
-        self, program: Classifier, trainable: Any, frozen: Any, rows: Any, batch_size: int
-    ) -> dict[str, float]:
+    def figures(self, found: np.ndarray, rows: Any) -> dict[str, float]:
         """Accuracy, F1 and loss."""
-        logits = program.logits(trainable, frozen, rows, batch_size, self.buckets, self.padding)
-        scores = score(logits, np.asarray(rows.classes))
+        scores = score(found, np.asarray(rows.classes))
         return {"loss": scores.loss, "accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
@@ -297,22 +294,12 @@ class Classifier(Program):
 
         super().__init__(logits_of, mesh)
 
-    def logits(
-        self,
-        trainable: Any,
-        frozen: Any,
-        rows: Rows,
-        batch_size: int,
-        buckets: Sequence[int],
-        padding: int,
-        advance: Callable[[int, int], None] = lambda done, total: None,
-    ) -> np.ndarray:
-        """Logits in the rows' order, float32 of shape (rows, classes); arguments as of `run`."""
+    def place(self, planned: PlannedBatch, rows: Rows, size: int, padding: int) -> Any:
+        """Token ids, their mask, and which text they are of."""
+        return place_batch(planned, rows, size, padding, self.mesh)
 
-        def place(planned: PlannedBatch, size: int) -> Any:
-            return place_batch(planned, rows, size, padding, self.mesh)
-
-        found = self.run(trainable, frozen, rows.lengths, batch_size, buckets, place, advance)
+    def join(self, found: Found, rows: Rows) -> np.ndarray:
+        """Logits in the rows' order, float32 of shape (rows, classes)."""
         logits = np.zeros((len(rows.tokens), found[0][1].shape[1]), np.float32)
         for planned, values in found:
             logits[planned.rows] = np.asarray(values)[: len(planned.rows)]

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..data.batches import PlannedBatch, choose_lengths
+from ..data.batches import PlannedBatch, Rows, choose_lengths
 from ..data.encode import encode, encode_shared, load_tokenizer, padding_of
 from ..data.examples import (
     EncodedExamples,
@@ -24,8 +24,9 @@ from ..data.labels import draw_rows, split_rows
 from ..data.spread import check_batch_sizes, spread_rows
 from ..data.tables import describe_bad_rows, read_table
 from ..errors import ConfigError, DataError
+from ..messages import Argument
 from .base import Metric, ModelTask, write_record
-from .embeddings import SCALE, Embedder, make_embed, measure
+from .embeddings import SCALE, Embedder, list_texts, make_embed, measure
 from .loading import describe_memory, load_encoder, position_limit, tuning_config
 from .options import ComputeType, Encoding, TaskOptions
 
@@ -91,12 +92,12 @@ class TextSimilarity(ModelTask):
         """The embeddings of texts."""
         return Embedder(make_embed(self.model.apply, self.record["pooling"]), self.mesh)
 
-    def measure(
-        self, program: Embedder, trainable: Any, frozen: Any, rows: Any, batch_size: int
-    ) -> dict[str, float]:
+    def inputs(self, rows: EncodedExamples) -> Rows:
+        """Each text of each row."""
+        return list_texts([tokens for row in rows.tokens for tokens in row])
+
+    def figures(self, found: np.ndarray, rows: EncodedExamples) -> dict[str, float]:
         """Correlations, or how often the positive is found."""
-        texts = [tokens for row in rows.tokens for tokens in row]
-        found = program.embed(trainable, frozen, texts, batch_size, self.buckets, self.padding)
         return measure(rows, found.reshape(len(rows.tokens), -1, found.shape[-1]))
 
     def assemble(self, planned: PlannedBatch, batch_size: int) -> tuple[Mapping[str, Any], int]:
@@ -126,8 +127,8 @@ def read(options: TaskOptions) -> tuple[tuple[Examples, Examples], ...]:
     for name, default in (("text_column", "text"), ("label_column", "label")):
         if getattr(columns, name) != default:
             raise ConfigError(
-                f"--{name.replace('_', '-')} does not go with --task similarity, whose columns are "
-                f"{list_forms()}"
+                Argument(name),
+                f" does not go with the task similarity, whose columns are {list_forms()}",
             )
     source, eval_split, eval_flag = choose_evaluation(columns, options.data)
     bad_rows = "skip" if columns.skip_bad_rows else "refuse"
@@ -139,11 +140,15 @@ def read(options: TaskOptions) -> tuple[tuple[Examples, Examples], ...]:
         training = read_examples(path, flag=flag, bad_rows=bad_rows, split=split)
         if not is_first and training.form != tables[0][0].form:
             raise DataError(
-                f"--more-data {path} has rows of the form {training.form}, and --data of "
-                f"{tables[0][0].form}: adapters that share a step need one form"
+                Argument("more_data", str(path)),
+                f" has rows of the form {training.form}, and ",
+                Argument("data"),
+                f" of {tables[0][0].form}: adapters that share a step need one form",
             )
         if source is None and len(training.texts) < 2:
-            raise DataError(f"{path} holds one row, too few to hold any out; give --eval-data")
+            raise DataError(
+                f"{path} holds one row, too few to hold any out; pass ", Argument("eval_data")
+            )
         if source is None:
             fraction = 0.1 if columns.eval_fraction is None else columns.eval_fraction
             whole = np.zeros(len(training.texts), np.int32)
@@ -151,7 +156,8 @@ def read(options: TaskOptions) -> tuple[tuple[Examples, Examples], ...]:
             evaluation, training = training.take(held_out), training.take(rows)
         else:
             evaluation = read_examples(source, flag=eval_flag, bad_rows=bad_rows, split=eval_split)
-        check_measurable(evaluation, "; give --eval-data, or a larger --eval-fraction")
+        larger = (", or a larger ", Argument("eval_fraction"))
+        check_measurable(evaluation, ("; pass ", Argument("eval_data"), larger))
         kept = draw_rows(np.arange(len(training.texts)), columns.max_train_rows, options.seed)
         tables.append((training.take(kept), evaluation))
     return tuple(tables)
@@ -371,7 +377,8 @@ class _Trained(NamedTuple):
         buckets = choose_lengths(lengths, trained.buckets, self.record.max_length)
         embedder = Embedder(make_embed(self.model.apply, self.record.pooling))
         padding = padding_of(self.tokenizer)
-        return embedder.embed(*halves, tokens, trained.batch_size, buckets, padding)
+        rows = list_texts(tokens)
+        return embedder.measure(*halves, rows, trained.batch_size, buckets, padding)
 
 
 def _load(described: Any) -> _Trained:

@@ -25,7 +25,7 @@ from ..data.spread import check_batch_sizes
 from ..data.tables import describe_bad_rows
 from ..data.tokens import IGNORED
 from ..errors import DataError
-from ..messages import warn
+from ..messages import Argument, warn
 from .base import Metric, ModelTask, write_record
 from .entities import score_entities
 from .labeller import Labeller, label_pieces
@@ -95,13 +95,9 @@ class TokenClassification(ModelTask):
         """The loss and the classes of pieces."""
         return Labeller(self.model.apply, self.mesh)
 
-    def measure(
-        self, program: Labeller, trainable: Any, frozen: Any, rows: Any, batch_size: int
-    ) -> dict[str, float]:
+    def figures(self, found: tuple[float, list[np.ndarray]], rows: Any) -> dict[str, float]:
         """Entity F1, accuracy and loss."""
-        loss, classes = program.label(
-            trainable, frozen, rows, batch_size, self.buckets, self.padding
-        )
+        loss, classes = found
         names = self.record["labels"]
         true, predicted = _name_targets(rows, names), _name_classes(classes, names)
         return {
@@ -157,8 +153,9 @@ def _read_table(
         names = sort_labels(chain.from_iterable(table.labels))
         if len(names) == 1:
             raise DataError(
-                f"every word of {path} has the label {names[0]!r}; there must be two or more "
-                "(--label-column)"
+                f"every word of {path} has the label {names[0]!r}; there must be two or more (",
+                Argument("label_column"),
+                ")",
             )
     return Labelled(table, None if source is None else read_one(source, eval_flag, split), names)
 
@@ -386,4 +383,4 @@ def _label_all(
     halves = lnt.partition_params(params, described.config)
     buckets = choose_lengths(rows.lengths, trained.buckets, limit)
     padding = padding_of(tokenizer)
-    return Labeller(model.apply).label(*halves, rows, trained.batch_size, buckets, padding)
+    return Labeller(model.apply).measure(*halves, rows, trained.batch_size, buckets, padding)

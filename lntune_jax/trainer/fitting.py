@@ -14,7 +14,7 @@ import jax
 
 from ..adapters import Adapter
 from ..errors import ConfigError
-from ..messages import shorten
+from ..messages import Argument, shorten
 from ..storage.directories import resolve_path
 from ..tasks.base import Task
 from .callbacks import Callback, JsonLines
@@ -234,7 +234,9 @@ def _run(
 ) -> Outcome:
     if output is None:
         if resume or overwrite:
-            raise ConfigError("resume and overwrite go with output=, the directory of a run")
+            raise ConfigError(
+                "resume and overwrite go with ", Argument("output"), ", the directory of a run"
+            )
         return run_loop(tasks, trials, recipe, callbacks=callbacks, stops=stops, at_once=at_once)
     files = RunFiles.at(resolve_path(output, error=ConfigError))
     names = [trial.name for trial in trials]

@@ -8,7 +8,6 @@ next step start before the host has looked at the last one.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,17 +17,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ..adapters.fingerprint import explain_difference, list_frozen, make_fingerprint
-from ..errors import ConfigError
-from ..messages import shorten
+from ..adapters.fingerprint import list_frozen, make_fingerprint
 from ..selection.select import select_views
-from ..tasks.base import Task
+from ..tasks.base import Evaluator, Task
 from ..training.state import TrainState
 from .callbacks import Callback, RunInfo, begun
 from .history import Evaluation, History, Records
-from .nonfinite import find_checkpoint
 from .recipe import Recipe, Trial
 from .recorder import Recorder
+from .saves import Saves, Snapshot
 from .schedules import (
     list_learning_rates,
     make_many_optimizer,
@@ -78,35 +75,22 @@ class Outcome:
     terminated: bool = False
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Snapshot:
-    """A pytree with the position of a run.
-
-    Attributes:
-        step: Steps done, which names the checkpoint; an adapter that is done has taken fewer.
-        train: The training state, of all adapters.
-        best: Trainable leaves of each one's best evaluation, numpy arrays with an axis of adapters.
-    """
-
-    step: Any
-    train: TrainState
-    best: dict[str, Any]
-
-
 class Lanes(NamedTuple):
     """A training state of one adapter, or of many in one, and what to do with it.
 
     Attributes:
         state: Before the first step.
         advance: `advance(state, frozen, batch, active) -> (state, figures)`.
-        leaves: `leaves(state, number)`, what is evaluated and kept of an adapter.
+        leaves: `leaves(state, number)`, what is kept of an adapter.
+        evaluate: `evaluate(evaluator, state, frozen, numbers, rows, active)`, the figures of the
+            adapters with these numbers, if they are active.
         compilations: Programs compiled so far.
     """
 
     state: TrainState
     advance: Callable[..., Any]
     leaves: Callable[[TrainState, int], dict[str, Any]]
+    evaluate: Callable[..., list[dict[str, float]]]
     compilations: Callable[[], int]
 
 
@@ -165,7 +149,7 @@ def run_loop(
     )
     peaks = [peak_learning_rate(task, trial.recipe) for trial in trials]
     with contextlib.ExitStack() as stack:
-        saves = _Saves(stack, checkpoints, make_fingerprint(leaves), [t.record for t in tasks])
+        saves = Saves(stack, checkpoints, make_fingerprint(leaves), [t.record for t in tasks])
         snapshot = Snapshot(np.int32(0), lanes.state, _stack(begin))
         snapshot, records, is_resumed = saves.restore(snapshot, Records.new(count), leaves)
         state, step = snapshot.train, int(snapshot.step)
@@ -179,7 +163,7 @@ def run_loop(
             callbacks,
             names,
             [
-                (str(trial.values.get("data", "--data")), owner.unit)
+                (str(trial.values.get("data", "the data")), owner.unit)
                 for owner, trial in zip(owners, trials, strict=True)
             ],
             np.outer(peaks, list_learning_rates(recipe, 1.0, total)),
@@ -193,10 +177,17 @@ def run_loop(
             found = []
             if evaluator is None:
                 return records
+            measured: dict[int, dict[str, float]] = {}
+            for table, owner in enumerate(tasks):
+                # All of a table's, done or not: another number of them would be another program.
+                own = [n for n, trial in enumerate(trials) if trial.table == table]
+                active = records.active()[own]
+                if active.any():
+                    rows = owner.evaluation
+                    figures = lanes.evaluate(evaluator, state, frozen, own, rows, active)
+                    measured |= dict(zip(own, figures, strict=True))
             for number in np.flatnonzero(records.active()).tolist():
-                own = lanes.leaves(state, number)
-                figures = evaluator(own, frozen, owners[number].evaluation)
-                evaluation = Evaluation(step, figures)
+                evaluation = Evaluation(step, measured[number])
                 if not recorder.check_evaluation(number, evaluation):
                     records = records.diverge([number], step)
                     continue
@@ -204,7 +195,7 @@ def run_loop(
                 records = records.with_history(number, history)
                 found.append((number, evaluation))
                 if history.best(metric).step == step:
-                    best[number] = jax.tree.map(np.array, own)
+                    best[number] = jax.tree.map(np.array, lanes.leaves(state, number))
             recorder.evaluated(found, metric, metrics)
             return records
 
@@ -253,6 +244,9 @@ def _make_one(task: Task, recipe: Recipe, start: dict[str, Any], total: int) -> 
         TrainState.create(start, optimizer, rng=rng, ema=ema),
         lambda state, frozen, batch, active: step(state, frozen, batch),
         lambda state, number: _kept(state),
+        lambda evaluator, state, frozen, numbers, rows, active: [
+            evaluator(_kept(state), frozen, rows)
+        ],
         step.compilations,
     )
 
@@ -288,10 +282,25 @@ def _make_many(
         adapters_at_once=at_once,
         **_step_options(recipe),
     )
+
+    def evaluate(
+        evaluator: Evaluator,
+        state: TrainState,
+        frozen: Any,
+        numbers: Sequence[int],
+        rows: Any,
+        active: Sequence[bool],
+    ) -> list[dict[str, float]]:
+        kept = _kept(state)
+        if len(numbers) < len(trials):
+            kept = {path: leaf[np.asarray(numbers)] for path, leaf in kept.items()}
+        return evaluator.many(kept, frozen, rows, active=active, at_once=at_once)
+
     return Lanes(
         lnt.stack_states(states),
         lambda state, frozen, batch, active: step(state, frozen, batch, active=active),
         lambda state, number: {path: leaf[number] for path, leaf in _kept(state).items()},
+        evaluate,
         step.compilations,
     )
 
@@ -350,85 +359,3 @@ def _stack_rows(leaves: Sequence[Any]) -> Any:
         return stacked
     spec = jax.P(None, *sharding.spec)
     return jax.device_put(stacked, jax.sharding.NamedSharding(sharding.mesh, spec))
-
-
-class _Saves:
-    """The checkpoints of a run, or nothing where none are kept."""
-
-    def __init__(
-        self, stack: contextlib.ExitStack, directory: Path | None, base: Any, tasks: list[Any]
-    ):
-        from ..training import open_checkpoints
-
-        self._directory = directory
-        # As JSON gives it back: tuples are lists there.
-        self._extra = {"base": base, "tasks": json.loads(json.dumps(tasks))}
-        self._manager = None
-        if directory is not None:
-            self._manager = stack.enter_context(open_checkpoints(directory))
-
-    def restore(
-        self, snapshot: Snapshot, records: Records, frozen: Mapping[str, Any]
-    ) -> tuple[Snapshot, Records, bool]:
-        """The last checkpoint's, or these where there is none."""
-        from ..training import restore_state
-
-        found = None if self._manager is None else restore_state(self._manager, snapshot)
-        if found is None:
-            return snapshot, records, False
-        assert self._directory is not None
-        snapshot, extra = found
-        check_extra(extra, frozen, self._extra["tasks"], self._directory.parent)
-        return snapshot, Records.from_json(extra["records"]), True
-
-    def save(self, snapshot: Snapshot, records: Records) -> None:
-        from ..training import save_state
-
-        if self._manager is not None:
-            extra = {**self._extra, "records": records.to_json()}
-            save_state(self._manager, snapshot, extra, wait=False)
-
-    def finish(self) -> None:
-        from ..training import finish_saves
-
-        if self._manager is not None:
-            finish_saves(self._manager)
-
-    def find_last(self) -> Path | None:
-        return None if self._manager is None else find_checkpoint(self._manager)
-
-
-def check_extra(
-    extra: Any, frozen: Mapping[str, Any], tasks: Sequence[Any], directory: Path
-) -> None:
-    """Check that a checkpoint is of this version, of this base and of these tasks.
-
-    Args:
-        extra: What was saved.
-        frozen: The leaves of the base at hand.
-        tasks: What each task's adapters say of themselves, their label names among it.
-        directory: The run, for messages.
-
-    Raises:
-        ConfigError: It is of another version, or the base or a task is another one.
-    """
-    missing = [name for name in ("base", "tasks", "records") if name not in (extra or {})]
-    if missing:
-        raise ConfigError(
-            f"cannot resume {directory}: its checkpoints hold no {missing[0]!r}, so that another "
-            "version of lntune-jax has written them; pass overwrite=True to start again"
-        )
-    difference = explain_difference(extra["base"], frozen)
-    if difference is not None:
-        raise ConfigError(
-            f"cannot resume {directory}: the base is not the one that the run was "
-            f"started with ({difference}); pass that one, or overwrite=True to start again"
-        )
-    for before, now in zip(extra["tasks"], tasks, strict=False):
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
-                raise ConfigError(
-                    f"cannot resume {directory}: its task was started with {name} = "
-                    f"{shorten(str(before.get(name)))}, not {shorten(str(now.get(name)))}; pass "
-                    "overwrite=True to start again"
-                )

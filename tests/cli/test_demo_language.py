@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lntune_jax.cli import demo
-from lntune_jax.cli.demo_data import find_language_model, read_reviews
+from lntune_jax.cli.demo import draw, find_language_model
 from lntune_jax.models.families.gguf import LAYER_MODULES, MODULES
 
 WIDTH, WIDE, LAYERS = 16, 32, 2
@@ -57,12 +57,12 @@ def tiny(tmp_path_factory):
 
 def test_the_reviews_are_different_and_the_model_is_there():
     assert find_language_model().suffix == ".gguf"
-    parts = read_reviews(30, 5, 5)
+    parts = draw("imdb", "", 30, 5, 5)
     assert [len(part) for part in parts] == [30, 5, 5]
     everything = [text for part in parts for text in part]
     assert len(set(everything)) == 40
     assert not any("<br" in text for text in everything)
-    assert read_reviews(3, 5)[0] == parts[0][:3]
+    assert list(draw("imdb", "", 3, 5)[0]) == list(parts[0])[:3]
 
 
 def test_a_short_demo_shows_three_precisions(run, tiny, tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def test_ctrl_c_is_130(monkeypatch, capsys):
 
 
 def test_a_warning_is_printed_without_its_line_of_code(capsys):
-    _print_warning(UserWarning("two\nlines"), UserWarning, "file.py", 3)
+    _print_warning(lambda _: None, UserWarning("two\nlines"), UserWarning, "file.py", 3)
     assert capsys.readouterr().err == "lntune-jax: warning: two lines\n"
 
 
@@ -122,7 +122,7 @@ def test_a_mistyped_target_beside_a_head_is_an_error(run, table, tmp_path, model
     check((code, printed, failed + "\n"), "no norm trains", "Change --targets or --exclude")
     near = failed.split("the nearest ")[1].split(". Change")[0]
     assert near.endswith("LayerNorm'")  # and no module that is no norm
-    assert "give --targets none" in failed
+    assert "pass --targets none" in failed
     assert not (tmp_path / "out" / "adapter").exists()
 
 

@@ -175,6 +175,8 @@ def test_a_run_stands_for_its_adapter(run, language_model, tmp_path):
     check(run("generate", *both, *flags), "give --run or --adapter, one of them")
     check(run("generate", "--run", tmp_path, *flags), f"--run {tmp_path} holds no adapter")
     check(run("generate", *flags), "give --model, or --run or --adapter")
+    long = ("--model", language_model, "--prompt", PROMPTS[0], "--max-new-tokens", 9999)
+    check(run("generate", *long), "and --max-new-tokens of 9999", "or lower --max-new-tokens")
 
 
 def test_an_empty_prompt_goes_where_there_is_a_first_token(run, call, language_model, tmp_path):

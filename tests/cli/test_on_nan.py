@@ -53,7 +53,7 @@ def test_the_run_stops_and_names_step_rows_and_checkpoint(run, words, spoil, tmp
     lines = read_metrics(output / "metrics.jsonl")
     last = lines[-1]["step"]
     assert f"the loss of step {last + 1} is nan" in complaint
-    rows = complaint.partition("(lines ")[2].partition(" of --data)")[0].split(", ")
+    rows = complaint.partition("(lines ")[2].partition(" of the data)")[0].split(", ")
     assert str(BAD_LINE) in rows
     assert len(rows) == 8
     assert f"The last good checkpoint is {output / 'checkpoints' / str(last)};" in complaint

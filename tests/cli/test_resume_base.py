@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lntune_jax.errors import ConfigError
-from lntune_jax.trainer.loop import check_extra
+from lntune_jax.trainer.saves import check_extra
 
 
 def test_another_base_under_the_same_path_is_refused(model_directory, table, run, tmp_path):

@@ -58,7 +58,7 @@ def test_each_process_makes_a_share_of_the_rows(monkeypatch, count):
 def test_what_the_devices_cannot_share():
     mesh = jax.sharding.AbstractMesh((2, 3), ("data", "tensor"))
     check_batch_sizes(mesh, batch_size=8)
-    with pytest.raises(ConfigError, match="--batch-size is 9, which 2 devices cannot share alike"):
+    with pytest.raises(ConfigError, match="batch_size is 9, which 2 devices cannot share alike"):
         check_batch_sizes(mesh, batch_size=9)
     with pytest.raises(ConfigError, match="--mesh has 999 devices, and JAX finds"):
         _make_mesh({"fsdp": 999})

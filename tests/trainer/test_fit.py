@@ -98,7 +98,7 @@ def test_a_run_may_get_more_steps_and_nothing_else(tmp_path):
     # The warm-up is a share of the steps: only the number of steps is the same.
     assert at_once.step == result.step
     other = trainer.Recipe(max_steps=30, schedule="constant", learning_rate=0.06)
-    with pytest.raises(ConfigError, match=r"started with learning_rate = 0\.05, not 0\.06"):
+    with pytest.raises(ConfigError, match=r"started with learning_rate 0\.05, not 0\.06"):
         trainer.fit(make_task(), other, output=tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match="started with max_steps = 20, not 10"):
         trainer.fit(make_task(), recipe, output=tmp_path / "run", resume=True)
@@ -265,7 +265,10 @@ def test_recipes_that_make_no_sense(changes, message):
         (lambda: trainer.fit(make_task(), callbacks=[print]), "callbacks has <built-in function"),
         (lambda: trainer.fit(make_task(steps_per_epoch=0)), "no batch in an epoch"),
         (lambda: trainer.fit(make_task(record={"x": object()})), "the task's record is not JSON"),
-        (lambda: trainer.fit(make_task(), resume=True), "resume and overwrite go with output="),
+        (
+            lambda: trainer.fit(make_task(), resume=True),
+            "go with output, the dir",
+        ),
         (
             lambda: trainer.fit(make_task(evaluate=lambda params: None), RECIPE),
             "evaluate gives NoneType; expected figures by name",

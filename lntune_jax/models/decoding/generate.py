@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lntune_jax.errors import ModelError
+from lntune_jax.messages import Argument
 
 from ..inputs import check_shape
 from ..nn.layers import WideWeights
@@ -181,7 +182,10 @@ def stream(
             "generates"
         )
     if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
-        raise ModelError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
+        raise ModelError(
+            Argument("max_new_tokens"),
+            f" is {max_new_tokens!r}; expected an integer of at least 1",
+        )
     vocabulary = model.settings.vocab_size
     sampling = check_sampling(temperature, top_k, top_p, vocabulary, key)
     prompts = check_prompts(model, input_ids, attention_mask, int(max_new_tokens))
@@ -269,18 +273,23 @@ def check_prompts(model: PretrainedModel, input_ids: Any, attention_mask: Any, n
     longest, limit = int(mask.sum(axis=1).max()), model.config.max_position_embeddings
     if longest + new > limit:
         raise ModelError(
-            f"a prompt of {longest} tokens and max_new_tokens of {new} are {longest + new}, more "
-            f"than the config's max_position_embeddings of {limit}; shorten the prompt, or lower "
-            "max_new_tokens"
+            f"a prompt of {longest} tokens and ",
+            Argument("max_new_tokens"),
+            f" of {new} are {longest + new}, more than the config's max_position_embeddings of "
+            f"{limit}; shorten the prompt, or lower ",
+            Argument("max_new_tokens"),
         )
     border = model.settings.turning_point
     # The prompt is read at once, and all new tokens but the last one by one, from a cache.
     if border is not None and longest <= border < longest + new - 1:
         raise ModelError(
-            f"a prompt of {longest} tokens and max_new_tokens of {new} go from below to above "
-            f"{border} tokens, config field 'original_max_position_embeddings'; there 'longrope' "
-            "turns earlier tokens otherwise, and the cache would be wrong. Lower max_new_tokens, "
-            f"or pass a prompt of at least {border + 1} tokens"
+            f"a prompt of {longest} tokens and ",
+            Argument("max_new_tokens"),
+            f" of {new} go from below to above {border} tokens, config field "
+            "'original_max_position_embeddings'; there 'longrope' turns earlier tokens otherwise, "
+            "and the cache would be wrong. Lower ",
+            Argument("max_new_tokens"),
+            f", or pass a prompt of at least {border + 1} tokens",
         )
     return Prompts(np.where(mask, tokens, 0).astype(np.int32), mask)
 

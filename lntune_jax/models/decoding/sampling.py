@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lntune_jax.errors import ModelError
+from lntune_jax.messages import Argument
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -37,19 +38,28 @@ def check_sampling(
         ModelError: a value is out of its range, or there is no key to draw with.
     """
     if not _is_number(temperature) or not 0 <= temperature < np.inf:
-        raise ModelError(f"temperature is {temperature!r}; expected a number of at least 0")
+        raise ModelError(
+            Argument("temperature"), f" is {temperature!r}; expected a number of at least 0"
+        )
     if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
-        raise ModelError(f"top_k is {top_k!r}; expected an integer of at least 1, or None")
+        raise ModelError(
+            Argument("top_k"), f" is {top_k!r}; expected an integer of at least 1, or None"
+        )
     if top_p is not None and (not _is_number(top_p) or not 0 < top_p <= 1):
-        raise ModelError(f"top_p is {top_p!r}; expected a number above 0 and at most 1, or None")
+        raise ModelError(
+            Argument("top_p"), f" is {top_p!r}; expected a number above 0 and at most 1, or None"
+        )
     # What a float32 cannot hold is as good as zero, and not to be divided by.
     tiny = float(np.finfo(np.float32).tiny)
     if temperature < tiny:
         return None
     if key is None:
         raise ModelError(
-            f"temperature is {temperature!r}, but there is no key to draw tokens with; pass "
-            "key=jax.random.key(0), or temperature=0 for the likeliest token each time"
+            Argument("temperature"),
+            f" is {temperature!r}, but there is no key to draw tokens "
+            "with; pass key=jax.random.key(0), or ",
+            Argument("temperature", 0),
+            " for the likeliest token each time",
         )
     return Sampling(
         jnp.float32(temperature),

@@ -20,6 +20,7 @@ import numpy as np
 
 from lntune_jax.config import LNTuningConfig
 from lntune_jax.errors import ConfigError
+from lntune_jax.messages import Argument
 from lntune_jax.paths import flatten
 from lntune_jax.selection import partition_params, report_params
 from lntune_jax.training.gradients import value_and_grad
@@ -375,5 +376,6 @@ def check_scanned(method: str, scanned: bool) -> None:
     if scanned and method == "lora":
         raise ConfigError(
             "method is 'lora' and the layers are scanned, which the estimate does not follow; "
-            "pass a model of scan_layers=False"
+            "pass a model of ",
+            Argument("scan_layers", False),
         )

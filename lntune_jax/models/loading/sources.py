@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lntune_jax.errors import ModelError
-from lntune_jax.messages import need_package, shorten
+from lntune_jax.messages import Advice, Argument, need_package, shorten
 from lntune_jax.storage.directories import refuse_url
 from lntune_jax.storage.sealed import read_json
 
@@ -239,7 +239,9 @@ def with_labels(config: Any, num_labels: int | None) -> Any:
     if num_labels is None or num_labels == getattr(config, "num_labels", None):
         return config
     if not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 1:
-        raise ModelError(f"num_labels is {num_labels!r}; expected an integer of at least 1")
+        raise ModelError(
+            Argument("num_labels"), f" is {num_labels!r}; expected an integer of at least 1"
+        )
     changed = copy.deepcopy(config)
     changed.num_labels = num_labels
     return changed
@@ -363,8 +365,8 @@ def _read_part(file: Path, kind: type) -> Any:
         content = read_json(file)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{file}: cannot be read ({error}); it says how texts are pooled: mend it, or pass "
-            "pooling="
+            f"{file}: cannot be read ({error}); it says how texts are pooled: mend it",
+            Advice((", or pass ", Argument("pooling"))),
         ) from error
     if not isinstance(content, kind):
         raise ModelError(

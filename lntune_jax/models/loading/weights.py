@@ -19,7 +19,7 @@ import numpy as np
 
 from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import FreshWeightsWarning, ModelError, UnreadWeightsWarning
-from lntune_jax.messages import list_names, warn
+from lntune_jax.messages import Advice, Argument, Part, list_names, warn
 from lntune_jax.peft.config import list_above
 from lntune_jax.sharding import fit_spec, warn_of
 from lntune_jax.storage.processes import meet
@@ -185,7 +185,8 @@ def without_head(names: dict[str, str], task: str | None) -> dict[str, str]:
     """
     if task not in ("SEQ_CLS", "TOKEN_CLS"):
         raise ModelError(
-            f"new_head=True draws a classifier; the task is {task!r}, expected SEQ_CLS or TOKEN_CLS"
+            Argument("new_head", True),
+            f" draws a classifier; the task is {task!r}, expected SEQ_CLS or TOKEN_CLS",
         )
     return {key: name for key, name in names.items() if key.split(".")[0] not in _HEADS}
 
@@ -217,16 +218,18 @@ def _report(
         "unexpected keys": unexpected,
         "wrong shapes": wrong,
     }
-    lines = [
-        f"  {fault}: {list_names(names, str, LISTED)}" for fault, names in faults.items() if names
+    lines: list[Part] = [
+        f"\n  {fault}: {list_names(names, str, LISTED)}" for fault, names in faults.items() if names
     ]
     if any(entry.startswith(("classifier.", "score.")) for entry in wrong):
-        lines.append(
-            "  a classifier of another size: leave num_labels out, pass the file's, or draw a new "
-            "one with new_head=True"
-        )
+        lines += [
+            "\n  a classifier of another size: ",
+            Advice(("leave ", Argument("num_labels"), " out, pass the file's, or ")),
+            "draw a new one with ",
+            Argument("new_head", True),
+        ]
     if lines:
-        raise ModelError("\n".join([f"{weights.directory} does not fit the model:", *lines]))
+        raise ModelError(f"{weights.directory} does not fit the model:", *lines)
 
 
 # Heads that are always fresh when a task begins: no reason to warn.

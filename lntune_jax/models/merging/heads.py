@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import AdapterError, ModelError
-from lntune_jax.messages import list_names, need_package
+from lntune_jax.messages import Argument, list_names, need_package
 from lntune_jax.peft.config import EMBEDDINGS
 
 from ..families.encoders import ENCODER
@@ -102,8 +102,11 @@ def find_class(fields: Mapping[str, Any], task: str | None, names: Sequence[str]
     if task not in _AUTO_TABLES:
         raise ModelError(
             f"the base lacks {list_names(names)}, which the adapter holds, and the adapter's task "
-            f"is {task!r}, which does not say what model they make: pass task as one of "
-            f"{', '.join(_AUTO_TABLES)}, or norms_only=True to do without them"
+            f"is {task!r}, which does not say what model they make: pass ",
+            Argument("task"),
+            f" as one of {', '.join(_AUTO_TABLES)}, or ",
+            Argument("norms_only", True),
+            " to do without them",
         )
     # By its full name: without PyTorch the package hands out a stand-in that refuses.
     tables = importlib.import_module("transformers.models.auto.modeling_auto")
@@ -112,7 +115,9 @@ def find_class(fields: Mapping[str, Any], task: str | None, names: Sequence[str]
     if found is None:
         raise ModelError(
             f"transformers has no class for the task {task} of model_type {model_type!r}, which "
-            f"could hold {list_names(names)}: pass norms_only=True to do without them"
+            f"could hold {list_names(names)}: pass ",
+            Argument("norms_only", True),
+            " to do without them",
         )
     # The table may give several names, the usual one first.
     return found if isinstance(found, str) else found[0]
@@ -141,8 +146,9 @@ def find_unread(
         raise ModelError(
             f"neither {made.directory} nor the adapter holds "
             f"{list_names(['.'.join(path) for path in plan.fresh])}, which the task {task} reads: "
-            "transformers would draw it at random. Save the adapter with these modules in "
-            "modules_to_save, or pass norms_only=True"
+            "transformers would draw it at random. Save the adapter with these as saved modules, "
+            "or pass ",
+            Argument("norms_only", True),
         )
     read = {*plan.sources.values(), plan.tied}
     return [key for key in made.tensors if key not in read]
@@ -198,7 +204,9 @@ def untie(
             raise ModelError(
                 f"the adapter holds {list_names(outputs)}, which config.json ties to the "
                 "embeddings in a part of its own (text_config): write 'tie_word_embeddings': false "
-                "into that config.json first, or merge the norms alone (norms_only=True)"
+                "into that config.json first, or merge the norms alone (",
+                Argument("norms_only", True),
+                ")",
             )
         return {**fields, "tie_word_embeddings": False}
     ends = tuple(f".{module}.weight" for module in EMBEDDINGS)
@@ -207,7 +215,9 @@ def untie(
         raise ModelError(
             f"the adapter holds {list_names(inputs)}, but not the output matrix that config.json "
             "ties to it (tie_word_embeddings): whether that was trained too is not known. Train "
-            "with both in modules_to_save, or merge the norms alone (norms_only=True)"
+            "with both as saved modules, or merge the norms alone (",
+            Argument("norms_only", True),
+            ")",
         )
     return dict(fields)
 

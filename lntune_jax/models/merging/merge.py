@@ -19,7 +19,7 @@ import numpy as np
 
 from lntune_jax.config import TASK_HEADS
 from lntune_jax.errors import AdapterError, ModelError
-from lntune_jax.messages import list_names
+from lntune_jax.messages import Argument, list_names
 from lntune_jax.peft.files import PEFT
 from lntune_jax.storage.directories import check_target, refuse_url, resolve_path, write_directory
 from lntune_jax.storage.sealed import list_files, read_json
@@ -198,7 +198,9 @@ def _plan(
     arrays = {n: a for n, a in tuned.arrays.items() if n in tuned.norms or not norms_only}
     if not arrays:
         raise AdapterError(
-            f"the adapter {parts.found.directory} holds no norms: leave norms_only out"
+            f"the adapter {parts.found.directory} holds no norms: leave ",
+            Argument("norms_only"),
+            " out",
         )
     _check_head(parts, arrays)
     fresh = () if norms_only else parts.fresh
@@ -247,7 +249,8 @@ def _check_head(parts: Parts, arrays: Mapping[str, np.ndarray]) -> None:
             f"the adapter {parts.found.directory} does not fit {parts.checkpoint.directory}: "
             f"{name!r} has shape {array.shape}, in the checkpoint {parts.checkpoint.shape(key)}. "
             "Pass the checkpoint it was trained on; for a head that was drawn anew, merge the "
-            "norms alone with norms_only=True"
+            "norms alone with ",
+            Argument("norms_only", True),
         )
 
 
@@ -264,8 +267,9 @@ def _fit_class(
     if found.own_reading and any(name.split(".")[0] in heads for name in arrays):
         raise AdapterError(
             f"the head of the adapter {found.directory} reads {found.own_reading}, which its "
-            "class in transformers does not: its labels would be wrong. Pass norms_only=True to "
-            "write the tuned encoder without the head"
+            "class in transformers does not: its labels would be wrong. Pass ",
+            Argument("norms_only", True),
+            " to write the tuned encoder without the head",
         )
     fields = untie(parts.fields, arrays, parts.names.keys, has_copies=found.kind == PEFT)
     name, unread = None, frozenset[str]()
@@ -278,7 +282,10 @@ def _fit_class(
         if lost:
             raise AdapterError(
                 f"the adapter {found.directory} holds {list_names(lost)}, which {name} does not "
-                "read: pass another task, or norms_only=True"
+                "read: pass another ",
+                Argument("task"),
+                ", or ",
+                Argument("norms_only", True),
             )
     count = count_labels({n: a.shape for n, a in arrays.items() if n not in parts.tuned.norms})
     if labels is not None and count is None:

@@ -214,10 +214,10 @@ def _read_own(directory: Path, name_map: NameMap | None) -> Tuned:
     index = tree.names
     nameless = [name for name in trainable if name not in index.places]
     if nameless:
-        reasons = [index.unclear.get(name, repr(name)) for name in nameless]
         raise AdapterError(
-            f"leaves of {directory} have no name in transformers: {list_names(reasons, str)}. Pass "
-            "the name map of the library that made the tree"
+            f"leaves of {directory} have no name in transformers: ",
+            index.explain(nameless),
+            ". Pass the name map of the library that made the tree",
         )
     places = index.parameters
     arrays = {n: np.asarray(take(place, trainable[place.leaf])) for n, place in places.items()}

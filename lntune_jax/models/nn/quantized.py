@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from lntune_jax.errors import ModelError
-from lntune_jax.messages import need_package
+from lntune_jax.messages import Argument, need_package
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -216,7 +216,10 @@ def check_kind(quantize: Any, *, scan_layers: bool = False) -> str | None:
         raise ModelError(f"quantize is {name!r}; supported: None, {_listed()}")
     if scan_layers:
         raise ModelError(
-            f"quantize={name!r} and scan_layers=True do not go together yet: leave one of them out"
+            Argument("quantize", name),
+            " and ",
+            Argument("scan_layers", True),
+            " do not go together yet: leave one of them out",
         )
     need_package("qwix", "quant", f"quantize={name!r}", ModelError)
     return name

@@ -135,7 +135,7 @@ def test_leaves_lie_where_specs_says():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "bert"}, "scan_layers is True, which bert does not have: leave it out"),
+        ({"model_type": "bert"}, "scan_layers=True is given, which bert does not have"),
     ],
 )
 def test_what_cannot_be_scanned_is_refused(config, message):
