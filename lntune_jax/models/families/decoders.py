@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lntune_jax.errors import ModelError
-from lntune_jax.messages import Argument
 
 from ..inputs import prepare_decoder_inputs
 from ..nn.layers import dense
