@@ -34,6 +34,7 @@ _TPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # beside others, which may hold the TPU of this machine
 }
 _QUIET = {
     "JAX_PLATFORMS": "cpu",

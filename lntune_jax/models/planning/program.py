@@ -29,7 +29,7 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\((.*?)
 _INDEX = re.compile(r" index=(\d+)")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 # What passes a number on as it is.
-_SAME = ("copy", "bitcast", "convert", "copy-done")
+_SAME = ("copy", "copy-start", "copy-done", "bitcast", "convert")
 
 
 class Program(NamedTuple):
@@ -328,9 +328,7 @@ def _read_counter(program: Program, name: str, line: str) -> tuple[int, int, int
 
     def number(value: str, own: dict[str, _Instruction]) -> int | None:
         """A constant, or what the loop was given."""
-        while value in own and own[value].kind in _SAME:
-            value = own[value].operands[0]
-        found = own.get(value)
+        found = _follow(own, value)
         if found is None:
             return None
         if found.kind == "constant":
@@ -340,19 +338,25 @@ def _read_counter(program: Program, name: str, line: str) -> tuple[int, int, int
             return None
         return number(starts[place], around)
 
-    counter = _place(test.get(compared.operands[0]))
+    counter = _place(_follow(test, compared.operands[0]))
     end = number(compared.operands[1], test)
     if counter is None or counter >= min(len(starts), len(grown.operands)) or end is None:
         return None
-    start, added = number(starts[counter], around), body.get(grown.operands[counter])
+    start, added = number(starts[counter], around), _follow(body, grown.operands[counter])
     if start is None or added is None or added.kind != "add":
         return None
-    strides = [
-        number(value, body) for value in added.operands if _place(body.get(value)) != counter
-    ]
+    parts = [value for value in added.operands if _place(_follow(body, value)) != counter]
+    strides = [number(value, body) for value in parts]
     if len(strides) != 1 or not strides[0] or strides[0] < 1:
         return None
     return start, end, strides[0]
+
+
+def _follow(own: dict[str, _Instruction], value: str) -> _Instruction | None:
+    """The instruction that a value comes from, through copies of it."""
+    while value in own and own[value].kind in _SAME:
+        value = own[value].operands[0]
+    return own.get(value)
 
 
 def _place(found: _Instruction | None) -> int | None:
