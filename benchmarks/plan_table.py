@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--attention", default="xla", help="attention= of the models")
     parser.add_argument("--again", action="store_true", help="also rows that are there")
     options = parser.parse_args()
-    figures = read_rows()
+    figures, commit = read_rows(), find_commit()
     for model, chips, mesh, rows, length in ROWS[: options.first]:
         name = name_row(model, chips, mesh, rows, length, options.attention)
         if name in figures and not options.again:
@@ -111,7 +111,7 @@ def main() -> None:
             "length_x_length": step.square and step.square[0],
             "compile_seconds": step.seconds,
             "date": datetime.now(UTC).date().isoformat(),
-            "commit": find_commit(),
+            "commit": commit,
             "libtpu": find_versions(("libtpu",)).get("libtpu"),
         }
         write_results("plan", figures, ("libtpu",))

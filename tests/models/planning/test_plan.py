@@ -14,16 +14,8 @@ from lntune_jax.models.planning.compiled import Compiled, Request, Sent, read_an
 from lntune_jax.models.planning.plan import find_fitting
 from tests.support.devices import run_on_devices
 from tests.support.paths import REFERENCE
+from tests.support.planning import TINY
 
-TINY = {
-    "model_type": "llama",
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 4096,
-}
 SENT = {"all-gather": Sent(4, 8_000_000, 7_000_000)}
 FITS = Compiled(1000, 900, 400, 500, 10**9, SENT, ("f32[4,128,128]", 2**18), 2.0)
 LARGE = Compiled(1000, 4000)
@@ -210,7 +202,7 @@ import jax
 from lntune_jax.models import from_config
 from lntune_jax.models.planning.compiled import measure, read_answer
 from lntune_jax.models.planning.steps import count_products
-from tests.models.planning.test_plan import TINY
+from tests.support.planning import TINY
 
 mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 model = from_config(TINY, "CAUSAL_LM", scan_layers=True, remat="full")

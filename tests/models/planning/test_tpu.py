@@ -9,7 +9,7 @@ import pytest
 
 import lntune_jax as lnt
 from lntune_jax.models.planning.compiled import Request, compile_apart
-from tests.models.planning.test_plan import TINY
+from tests.support.planning import TINY
 
 pytestmark = [
     pytest.mark.long,
@@ -64,5 +64,5 @@ def test_the_command_says_what_it_does_on_stderr():
 
 def test_what_a_process_refuses_is_said_here():
     request = Request(TINY, {"remat": "all"}, "ln", "v5e", 8, {"fsdp": 8}, 8, 96)
-    with pytest.raises(lnt.errors.ModelError, match="v5e-8 does not compile: .*remat is 'all'"):
+    with pytest.raises(lnt.errors.ModelError, match=r"v5e-8 does not compile: .*remat is 'all'"):
         compile_apart(request)
