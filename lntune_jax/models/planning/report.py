@@ -222,4 +222,6 @@ def _seconds(seconds: float) -> str:
 
 
 def _sent(sent: Any) -> str | None:
-    return None if sent is None else _gigabytes(sum(each.sent for each in sent.values()))
+    if sent is None:
+        return None
+    return _gigabytes(sum(each.sent for each in sent.values())) if sent else "nothing"
