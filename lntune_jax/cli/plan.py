@@ -18,7 +18,7 @@ from .output import check_output, write_output
 def run(settings: PlanSettings) -> None:
     """Compile the step, print the report, and write the figures where asked to."""
     mesh = parse_mesh(settings.mesh)
-    check_output(settings.json)
+    check_output(settings.json, flag="--json")
     if not (settings.model.endswith(".json") and Path(settings.model).is_file()):
         check_model_directory(settings.model, settings.revision)
     if "jax" not in sys.modules:
@@ -50,4 +50,4 @@ def run(settings: PlanSettings) -> None:
     )
     say(make_console(), str(found))
     if settings.json is not None:
-        write_output(settings.json, json.dumps(found.to_dict(), indent=2) + "\n")
+        write_output(settings.json, json.dumps(found.to_dict(), indent=2) + "\n", "--json")

@@ -17,11 +17,12 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lntune_jax.errors import ModelError
+from lntune_jax.errors import ModelError, ShardingWarning
 from lntune_jax.messages import shorten
 
 from .chips import CHIPS, Slice
@@ -78,6 +79,7 @@ class Compiled:
         flops: operations of matrix products in a step.
         sent: what is sent to other devices, by kind.
         square: the largest array of length x length: its type and shape, and its bytes.
+        has_no_square: whether such arrays were looked for, and there are none.
         seconds: that compiling took.
         notes: what could not be told, and why.
     """
@@ -89,6 +91,7 @@ class Compiled:
     flops: int | None = None
     sent: dict[str, Sent] | None = None
     square: tuple[str, int] | None = None
+    has_no_square: bool = False
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
@@ -228,47 +231,52 @@ def measure(
     from .steps import lower_step
 
     start = time.perf_counter()
-    lowered = lower_step(model, method, mesh, batch, length, rank=rank)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ShardingWarning)
+        lowered = lower_step(model, method, mesh, batch, length, rank=rank)
+    notes = [str(each.message) for each in caught if issubclass(each.category, ShardingWarning)]
+    notes = list(dict.fromkeys(notes))
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         needed = read_too_large(str(error))
         if needed is None:
             raise
-        return Compiled(memory, needed, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Compiled(memory, needed, seconds=seconds, notes=tuple(notes))
     seconds = time.perf_counter() - start
     sizes = count_bytes(compiled)
     held = sizes["argument_bytes"], sizes["temporary_bytes"]
-    notes: list[str] = []
-    flops, sent, square = None, None, None
+    found = Compiled(memory, sizes["peak_bytes"], *held, seconds=seconds)
     try:
         text = compiled.as_text()
     except Exception as error:  # of whatever kind the compiler's own writer raises
         reason = shorten(" ".join(str(error).split()), 120)
         notes.append(f"the compiler does not write the program down ({reason})")
+        return replace(found, notes=tuple(notes))
+    kernels = sorted(set(_KERNEL.findall(text)))
+    if kernels:
+        notes.append(
+            f"operations inside of kernels ({', '.join(kernels)}) are not counted, nor what "
+            "cuDNN works in"
+        )
+    try:
+        found = replace(found, flops=count_flops(text))
+    except ValueError as error:
+        notes.append(f"operations are not counted: {shorten(str(error), 120)}")
+    try:
+        found = replace(found, sent=add_up(text, mesh.size))
+    except ValueError as error:
+        notes.append(f"what is sent is not counted: {shorten(str(error), 120)}")
+    if length in list_sizes(model):
+        notes.append(
+            f"arrays of length x length are not looked for: {length} is also one of the model's "
+            "own sizes"
+        )
     else:
-        kernels = sorted(set(_KERNEL.findall(text)))
-        if kernels:
-            notes.append(
-                f"operations inside of kernels ({', '.join(kernels)}) are not counted, nor what "
-                "cuDNN works in"
-            )
-        try:
-            flops = count_flops(text)
-        except ValueError as error:
-            notes.append(f"operations are not counted: {shorten(str(error), 120)}")
-        try:
-            sent = add_up(text, mesh.size)
-        except ValueError as error:
-            notes.append(f"what is sent is not counted: {shorten(str(error), 120)}")
-        if length in list_sizes(model):
-            notes.append(
-                f"arrays of length x length are not looked for: {length} is also one of the "
-                "model's own sizes"
-            )
-        else:
-            square = find_square(text, length)
-    return Compiled(memory, sizes["peak_bytes"], *held, flops, sent, square, seconds, tuple(notes))
+        square = find_square(text, length)
+        found = replace(found, square=square, has_no_square=square is None)
+    return replace(found, notes=tuple(notes))
 
 
 def add_up(text: str, devices: int) -> dict[str, Sent]:

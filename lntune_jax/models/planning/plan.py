@@ -114,6 +114,8 @@ def plan(
     built = from_config(config, task, num_labels=num_labels, **made)
     check_base(method, built.quantize)
     check_length(built, length)
+    if built.options.attention == "cudnn" and place.chip.platform != "cuda":
+        raise ConfigError(f"attention is 'cudnn', which is of GPUs, but chips is {place}")
     check_compiler(place)
     given = dataclasses.asdict(built.options) | {"task": task, "num_labels": num_labels}
     fields = {name: value for name, value in given.items() if _is_own(built, name)}

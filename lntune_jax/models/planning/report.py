@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .chips import Slice
-    from .compiled import Compiled
+    from .compiled import Compiled, Sent
 
 _SENT = {
     "all-gather": "all-gather",
@@ -154,20 +154,18 @@ def write_table(
     lines += row("estimate_memory", [_gigabytes(estimates.get(method)) for method in steps])
     passes = [plan.passes(each, tokens) for each in columns]
     flops = [each.flops for each in columns]
-    lines += row("operations", [each and f"{each / 1e12:,.2f} TFLOP" for each in flops])
-    lines += row("  in forward passes (2N)", [each and f"{each:.2f}" for each in passes])
     peak = plan.chips.chip.flops
-    lines += row("  at the chip's peak", [each and _seconds(each / peak) for each in flops])
-    sent = [each.sent for each in columns]
-    lines += row("sent to other devices", [_sent(each) for each in sent])
+    lines += row("operations", [_write("{:,.2f} TFLOP", each, 1e12) for each in flops])
+    lines += row("  in forward passes (2N)", [_write("{:.2f}", each) for each in passes])
+    lines += row("  at the chip's peak", [None if not n else _seconds(n / peak) for n in flops])
+    sums = [None if each.sent is None else each.sent.values() for each in columns]
+    sizes = [None if each is None else sum(one.sent for one in each) for each in sums]
+    lines += row("sent to other devices", [_gigabytes(n) if n != 0 else "nothing" for n in sizes])
     for kind, name in _SENT.items():
-        own = [each and each.get(kind) for each in sent]
-        lines += row(
-            f"  {name}", [each and f"{each.count:,} x, {_gigabytes(each.sent)}" for each in own]
-        )
+        lines += row(f"  {name}", [_sent(each.sent or {}, kind) for each in columns])
+    lines += row("length x length", [_name_square(each) for each in columns])
     squares = [each.square for each in columns]
-    lines += row("length x length", [each and each[0] for each in squares])
-    lines += row("", [each and _gigabytes(each[1]) for each in squares])
+    lines += row("", [None if each is None else _gigabytes(each[1]) for each in squares])
     for method, each in steps.items():
         lines += [f"{names[method]}: {note}" for note in each.notes]
     return lines
@@ -221,7 +219,16 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1e3 * seconds:.2f} ms"
 
 
-def _sent(sent: Any) -> str | None:
-    if sent is None:
-        return None
-    return _gigabytes(sum(each.sent for each in sent.values())) if sent else "nothing"
+def _write(form: str, number: float | None, unit: float = 1) -> str | None:
+    return None if number is None else form.format(number / unit)
+
+
+def _sent(sent: dict[str, Sent], kind: str) -> str | None:
+    return f"{sent[kind].count:,} x, {_gigabytes(sent[kind].sent)}" if kind in sent else None
+
+
+def _name_square(compiled: Compiled) -> str | None:
+    """The type and shape of the largest scores; "none" where the program was looked through."""
+    if compiled.square is not None:
+        return compiled.square[0]
+    return "none" if compiled.has_no_square else None

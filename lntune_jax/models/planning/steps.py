@@ -22,7 +22,7 @@ from lntune_jax.sharding import shard_params
 from lntune_jax.training import TrainState, make_train_step
 
 from ..estimating.lora import add_lora, lora_shapes
-from ..families.registry import base_specs
+from ..families.registry import model_specs
 from ..loss import causal_lm_loss
 from ..nn.sharding import ROW_AXES
 from ..nn.skeleton import by_path, nest
@@ -54,18 +54,18 @@ def lower_step(
     given = [place((batch, length))]
     if model.task != "CAUSAL_LM":
         given.append(place((batch, length) if model.task == "TOKEN_CLS" else (batch,)))
-    loss, tx = make_loss(model), optax.adamw(1e-3)
+    loss, tx, specs = make_loss(model), optax.adamw(1e-3), model_specs(model, mesh)
     if method == "ln":
         heads = [name for name in TASK_HEADS.get(model.task or "", ()) if name in model.params]
         config = LNTuningConfig(modules_to_save=heads or None)
         halves = partition_params(model.params, config, name_map=model.name_map)
-        halves = shard_params(halves, mesh, base_specs)
+        halves = shard_params(halves, mesh, specs)
         state = TrainState.create(halves.trainable, tx)
         return make_train_step(loss, tx).lower(state, halves.frozen, *given)
     step, kept = make_other_step(model, method, loss, tx, rank)
     # LoRA's factors are on every device, as norms are.
-    whole = (lambda path, leaf: PartitionSpec()) if method == "lora" else base_specs
-    kept = (*shard_params(kept[:2], mesh, whole), shard_params(kept[2], mesh, base_specs))
+    whole = (lambda path, leaf: PartitionSpec()) if method == "lora" else specs
+    kept = (*shard_params(kept[:2], mesh, whole), shard_params(kept[2], mesh, specs))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, kept)
     out = shardings if method == "full" else (*shardings[:2], None)
     donated = (0, 1, 2) if method == "full" else (0, 1)

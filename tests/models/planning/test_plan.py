@@ -17,7 +17,7 @@ from tests.support.paths import REFERENCE
 from tests.support.planning import TINY
 
 SENT = {"all-gather": Sent(4, 8_000_000, 7_000_000)}
-FITS = Compiled(1000, 900, 400, 500, 10**9, SENT, ("f32[4,128,128]", 2**18), 2.0)
+FITS = Compiled(1000, 900, 400, 500, 10**9, SENT, ("f32[4,128,128]", 2**18))
 LARGE = Compiled(1000, 4000)
 
 
@@ -70,6 +70,16 @@ def test_the_report(compiler):
     said = json.loads(json.dumps(found.to_dict()))
     assert said["steps"]["ln"]["fits"] is True
     assert said["chips"]["devices"] == 8
+
+
+def test_what_the_compiler_does_not_say_is_not_made_up(compiler):
+    compiler.answers += [Compiled(1000, 900, 400, 500, notes=("it does not say",))]
+    text = str(lnt.models.plan(TINY, chips="v5e-8", length=128))
+    assert "LN tuning: it does not say" in text
+    assert not {"operations", "sent", "length x"} & set(text.split("estimate_memory")[1].split())
+    compiler.answers += [replace(FITS, sent={}, square=None, has_no_square=True)]
+    text = str(lnt.models.plan(TINY, chips="v5e-8", length=128))
+    assert [line.split()[-1] for line in text.splitlines()[-2:]] == ["nothing", "none"]
 
 
 def test_other_methods_stand_beside(compiler):
@@ -142,6 +152,7 @@ def test_the_search_ends():
         ({"method": "full", "quantize": "int8"}, "quantize is 'int8'"),
         ({"remat": "all"}, "remat"),
         ({"dtype": "float16"}, "float16"),
+        ({"attention": "cudnn"}, "attention is 'cudnn', which is of GPUs, but chips is v5e-8"),
     ],
 )
 def test_what_is_refused(compiler, given, words):
@@ -240,6 +251,7 @@ def test_answers_are_read_back():
         "flops": None,
         "sent": None,
         "square": None,
+        "has_no_square": False,
         "seconds": 1.0,
         "notes": [],
     }
