@@ -24,11 +24,11 @@ def compiler(monkeypatch):
 def test_the_report_and_the_file(run, compiler, tmp_path):
     compiler += [Compiled(1000, 4000), Compiled(1000, 900, 400, 500, 10**9, {})]
     file = tmp_path / "plan.json"
-    words = ("plan", LLAMA, "--chips", "v5e-8", "--batch", "16", "--length", "32")
+    words = ("plan", LLAMA, "--chips", "v5e-8", "--batch", "16", "--length", "16")
     code, printed, _ = run(*words, "--json", file)
     assert code == 0
     assert printed.startswith("llama: ")
-    assert "16 x 32 tokens" in printed
+    assert "16 x 16 tokens" in printed
     assert "This fits: --remat dots_with_no_batch_dims_saveable" in printed
     assert run.notes.count("compiling ln for v5e-8") == 2
     assert json.loads(file.read_text())["steps"]["ln"]["needed"] == 4000
