@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from _results import RESULTS, find_commit, find_versions, write_results
 
 from lntune_jax.models import plan
+from lntune_jax.models.planning.collectives import KINDS
 
 
 def llama(width: int, inner: int, layers: int, heads: int, shared: int, words: int) -> dict:
@@ -97,6 +98,7 @@ def main() -> None:
             progress=print,
         )
         step, estimate = found.steps["ln"], found.estimates["ln"]
+        sent = step.sent and {kind: each.sent for kind, each in step.sent.items()}
         figures[name] = {
             "arguments_bytes": step.arguments,
             "temporaries_bytes": step.temporaries,
@@ -107,8 +109,9 @@ def main() -> None:
             "estimate_to_compiled": None if estimate is None else estimate / step.needed,
             "flops": step.flops,
             "passes_of_2n": found.passes(step),
-            "sent_bytes": step.sent and {kind: each.sent for kind, each in step.sent.items()},
+            "sent_bytes": None if sent is None else sum(sent.values()),
             "length_x_length": step.square and step.square[0],
+            **{f"sent_{kind}_bytes": (sent or {}).get(kind) for kind in KINDS},
             "compile_seconds": step.seconds,
             "date": datetime.now(UTC).date().isoformat(),
             "commit": commit,
