@@ -304,7 +304,7 @@ def read_too_large(message: str) -> int | None:
     Example:
         >>> message = "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
         >>> message += "required for HLO temporaries (32.77G) exceeds available HBM (15.75G)."
-        >>> read_too_large(message) / 2**30
+        >>> round(read_too_large(message) / 2**30, 2)
         32.77
     """
     found = _TOO_LARGE.search(message)
