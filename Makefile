@@ -6,6 +6,7 @@
 # `make coverage` says which lines the tests run, `make fuzz` feeds the readers random files.
 # `make bench` measures what a step costs, and writes docs/benchmarks.md (benchmarks/).
 # `make compat` runs the libraries that people have models in, in an environment each (compat/).
+# `make plan` compiles for TPUs, with no TPU: the tests that need libtpu, and benchmarks/results/plan.json.
 # `make docs` builds the site, `make docs-serve` shows it, `make docs-check` reads it in Chromium.
 # Another Python: make test PYTHON=python3.12 VENV=.venv312
 
@@ -64,7 +65,7 @@ BENCH_LONG := accuracy memory_by_length longest_sequence scan_layers many_adapte
 	loading_shards
 BENCH_LONG_TORCH := torchax_step torchax_types torchax_ways generation
 
-.PHONY: demo test test-core test-models doctests quick coverage fuzz parity lowest compat wheel lint types bench bench-long page clean
+.PHONY: demo test test-core test-models doctests quick coverage fuzz parity lowest compat plan wheel lint types bench bench-long page clean
 .PHONY: $(addprefix measure-,$(BENCH) $(BENCH_TORCH) $(BENCH_LONG) $(BENCH_LONG_TORCH))
 # What measures time has the machine to itself, whatever -j says.
 .NOTPARALLEL:
@@ -104,6 +105,12 @@ parity: $(VENV)-parity/.parity
 compat:
 	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
 	$(PYTHON) compat/run.py --folder $(VENV)-compat $(NAMES)
+
+# One test at a time: compilers for TPUs take all processors. PLAN_ROWS=2 writes the quick rows alone.
+PLAN_ROWS ?= 100
+plan: $(VENV)-plan/.plan
+	$(TEST_ENV) $(VENV)-plan/bin/python -m pytest --junitxml=.ci/out/$@.xml tests/models/planning
+	$(VENV)-plan/bin/python benchmarks/plan_table.py --first $(PLAN_ROWS)
 
 lowest: $(VENV)-lowest/.lowest
 	$(TEST_ENV) $(VENV)-lowest/bin/python $(PYTEST) -W ignore::DeprecationWarning -m "not long" $(addprefix tests/,$(QUICK) $(LOWEST))
@@ -168,6 +175,13 @@ $(VENV)-parity/.parity: pyproject.toml requirements-parity.txt
 	$(VENV)-parity/bin/python -m pip install --quiet --editable '.[torchax,test]' --requirement requirements-parity.txt
 	touch $@
 
+$(VENV)-plan/.plan: pyproject.toml
+	@$(PYTHON) -c '$(IS_SUPPORTED)' || { echo 'needs Python 3.11 to 3.13: make ... PYTHON=python3.12' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)-plan
+	$(VENV)-plan/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-plan/bin/python -m pip install --quiet --editable '.[plan]' 'pytest>=8' 'hypothesis>=6.100'
+	touch $@
+
 $(VENV)-lowest/.lowest: pyproject.toml requirements-demo.txt .ci/lowest.py
 	@$(OLDEST) -c '$(IS_OLDEST)' || { echo 'needs Python 3.11: make ... OLDEST=python3.11' >&2; exit 1; }
 	$(OLDEST) -m venv $(VENV)-lowest
@@ -198,4 +212,4 @@ $(VENV)-docs/.docs: pyproject.toml requirements-demo.txt
 	touch $@
 
 clean:
-	rm -rf build $(VENV) $(VENV)-docs $(VENV)-lowest $(VENV)-parity $(VENV)-compat $(VENV)-wheel .ci/out .pytest_cache .ruff_cache .hypothesis
+	rm -rf build $(VENV) $(VENV)-docs $(VENV)-lowest $(VENV)-parity $(VENV)-compat $(VENV)-plan $(VENV)-wheel .ci/out .pytest_cache .ruff_cache .hypothesis

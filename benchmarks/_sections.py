@@ -176,6 +176,17 @@ APPENDICES = (
             "on_the_way_bytes": "most on the way_bytes",
             "share_bytes": "own share of the model_bytes", "processor_seconds": None,
         }),
+        Section("plan", "On TPUs, by their compiler's account", "plan_table", columns={
+            "arguments_bytes": "arguments_bytes", "temporaries_bytes": "temporaries_bytes",
+            "needed_bytes": "at the peak_bytes", "memory_bytes": "memory_bytes",
+            "estimate_bytes": "estimate_memory_bytes",
+            "estimate_to_compiled": "estimate / compiled", "passes_of_2n": "FLOPs (2N = 1)",
+            "sent_bytes": "sent by a device_bytes", "length_x_length": "length x length",
+            "fits": None, "flops": None, "compile_seconds": None, "date": None, "commit": None,
+            "libtpu": None, "sent_all-gather_bytes": None, "sent_all-reduce_bytes": None,
+            "sent_reduce-scatter_bytes": None, "sent_all-to-all_bytes": None,
+            "sent_collective-permute_bytes": None,
+        }),
         Section("paper_plan", "70B and 405B on paper", columns={
             "compiler": "compiler_bytes", "memory": "memory_bytes", "plan": "plan_bytes",
             "TPU v5p": "TPU v5p, s", "H100": "H100, s", "weights_sent": None,

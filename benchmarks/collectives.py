@@ -19,7 +19,7 @@ from _results import write_results
 
 import lntune_jax as lnt
 from lntune_jax.models import from_config
-from tests.support.collectives import KINDS, total
+from lntune_jax.models.planning.collectives import KINDS, total
 
 MESHES = ({"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2})
 

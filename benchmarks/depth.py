@@ -16,8 +16,8 @@ from _results import write_results
 from _timing import median_ratio, time_in_turns
 from decoder_memory import make_params
 
+from lntune_jax.models.planning.program import count_bytes, count_flops
 from tests.support.depth import compile_top, make_model
-from tests.support.flops import count_bytes, count_flops
 from tests.support.shapes import SMOLLM2
 
 SHAPE = SMOLLM2 | {"vocab_size": 8192}

@@ -22,7 +22,7 @@ from _results import write_results
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 
-from tests.support.flops import count_flops
+from lntune_jax.models.planning.program import count_flops
 
 TARGET = """
 gpu_device_info {

@@ -17,7 +17,7 @@ import optax
 from _results import write_results
 
 import lntune_jax as lnt
-from tests.support.flops import count_flops
+from lntune_jax.models.planning.program import count_flops
 
 LAYERS, WIDTH, HIDDEN, HEADS, CLASSES = 6, 384, 1536, 12, 2
 CONFIG = lnt.LNTuningConfig()

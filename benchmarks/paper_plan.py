@@ -37,6 +37,7 @@ from _results import write_results
 
 import lntune_jax as lnt
 from lntune_jax.models import estimate_memory, from_config
+from lntune_jax.models.planning.collectives import total
 from lntune_jax.training import open_checkpoints, save_state
 from tests.support import collectives
 from tests.support.mesh_steps import compiled_bytes
@@ -106,7 +107,7 @@ def check() -> list[dict]:
         estimate = estimate_memory(
             built, "ln", batch_size=own, length=length, remat="full", mesh=sizes
         ).total
-        pairs = {kind: (planned[kind], collectives.total(found, kind)) for kind in planned}
+        pairs = {kind: (planned[kind], total(found, kind)) for kind in planned}
         pairs["memory"] = (estimate, held)
         for kind, (plan, compiled) in pairs.items():
             error = plan / compiled - 1 if compiled else float(plan > 0)

@@ -21,7 +21,7 @@ from _timing import median_ratio, time_in_turns
 from decoder_memory import make_params
 
 from lntune_jax.models import from_config
-from tests.support.flops import count_bytes, count_flops
+from lntune_jax.models.planning.program import count_bytes, count_flops
 from tests.support.mesh_steps import compile_step, make_step
 from tests.support.shapes import SMOLLM2
 

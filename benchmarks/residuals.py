@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from _results import write_results
 
+from lntune_jax.models.planning.program import count_bytes
 from lntune_jax.training.xla_cpu import compiler_options
-from tests.support.flops import count_bytes
 from tests.support.residuals import MODELS, listed, make_model
 from tests.support.shapes import split_loss
 

@@ -20,7 +20,7 @@ from _results import write_results
 from _timing import median_ratio, time_in_turns
 
 import lntune_jax as lnt
-from tests.support.flops import count_bytes, count_flops
+from lntune_jax.models.planning.program import count_bytes, count_flops
 from tests.support.step_limit import find_limit
 from tests.support.step_problems import BATCHES, SHAPES, make_problem
 from tests.support.step_variants import BY_HAND, FULL, MAIN, OURS, VARIANTS, make_run

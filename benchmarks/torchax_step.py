@@ -25,7 +25,7 @@ from flax import nnx
 
 import lntune_jax as lnt
 import lntune_jax.integrations.torchax as bridge
-from tests.support.flops import count_flops
+from lntune_jax.models.planning.program import count_flops
 
 
 class Attention(nnx.Module):

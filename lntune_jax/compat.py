@@ -85,3 +85,16 @@ def find_held(function: Any, kind: type, seen: frozenset[int] = frozenset()) -> 
         if callable(held):
             found += find_held(held, kind, seen | {id(function)})
     return found
+
+
+def assume_cudnn(version: int) -> None:
+    """Let this process trace attention by cuDNN with no GPU to ask for cuDNN's version.
+
+    jax 0.12: `jax._src.cudnn.fused_attention_stablehlo` asks the plugin in `check_cudnn_version`
+    and `check_compute_capability`. It can go when JAX asks the device that is compiled for. For a
+    process that only compiles: whatever runs later there would go unchecked.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    setattr(cudnn, "check_cudnn_version", lambda: version)  # noqa: B010
+    setattr(cudnn, "check_compute_capability", lambda _: True)  # noqa: B010

@@ -148,7 +148,8 @@ import warnings
 import jax
 import lntune_jax as lnt
 from lntune_jax.models import base_specs, from_config, model_specs
-from tests.support.collectives import LLAMA, list_collectives, make_mesh
+from lntune_jax.models.planning.collectives import list_collectives
+from tests.support.collectives import LLAMA, make_mesh
 
 mesh = make_mesh({"tensor": 2})
 model = from_config(LLAMA | {"num_key_value_heads": 1}, "CAUSAL_LM")
@@ -212,7 +213,8 @@ def test_shapes_get_their_sharding_and_arrays_their_place():
 
 _COLLECTIVES = """
 import lntune_jax as lnt
-from tests.support.collectives import LLAMA, measure, total
+from tests.support.collectives import LLAMA, measure
+from lntune_jax.models.planning.collectives import total
 from lntune_jax.models import from_config
 
 LLAMA |= {"num_hidden_layers": 1, "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96}
@@ -255,7 +257,7 @@ def test_no_gradient_of_a_weight_is_sent():
 
 
 def test_collectives_are_read_from_a_program_s_text():
-    from tests.support.collectives import list_collectives
+    from lntune_jax.models.planning.collectives import list_collectives
 
     text = """
 %body (p: f32[8]) -> f32[8] {

@@ -33,6 +33,7 @@ NAVIGATION = {
         "quantised",
         "norms-and-lora",
         "name-maps",
+        "plan",
         "paper-plan",
         "architectures",
         "troubleshooting",

@@ -35,6 +35,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "inspect": Command(options.InspectSettings, "inspect"),
+    "plan": Command(options.PlanSettings, "plan"),
     "train": Command(options.TrainSettings, "train"),
     "evaluate": Command(options.EvaluateSettings, "evaluate"),
     "predict": Command(options.PredictSettings, "predict"),

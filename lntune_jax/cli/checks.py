@@ -80,6 +80,7 @@ _RULES = {
     "top_k": AT_LEAST_ONE,
     "top_p": Rule("above 0 and at most 1", lambda value: 0 < value <= 1),
     "num_labels": AT_LEAST_ONE,
+    "rank": AT_LEAST_ONE,
     "buckets": AT_LEAST_ONE,
     "max_train_rows": AT_LEAST_ONE,
     "steps": AT_LEAST_ONE,

@@ -28,7 +28,7 @@ def run(settings: InspectSettings) -> None:
 
     memory = settings.memory
     found = config_from(find_directory(settings.model, settings.revision, ("config.json",)))
-    task = find_task(found) if settings.task == "auto" else _TASKS[settings.task]
+    task = find_task(found) if settings.task == "auto" else TASKS[settings.task]
     options: dict[str, Any] = {
         "task": task,
         "dtype": "float32" if memory.max_length is None else memory.dtype,
@@ -55,7 +55,7 @@ def run(settings: InspectSettings) -> None:
         say(console, _memory_table(model, whole, config, memory, mesh))
 
 
-_TASKS = {
+TASKS = {
     "seq_cls": "SEQ_CLS",
     "token_cls": "TOKEN_CLS",
     "causal_lm": "CAUSAL_LM",

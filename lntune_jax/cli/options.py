@@ -29,6 +29,8 @@ Board = Literal["tensorboard", "wandb", "trackio", "none"]
 DemoTask = Literal["seq_cls", "causal_lm"]
 InspectTask = Literal["auto", "seq_cls", "token_cls", "causal_lm", "similarity", "none"]
 ConvertTask = Literal["seq_cls", "token_cls", "masked_lm", "causal_lm", "none"]
+PlanMethod = Literal["ln", "lora", "full"]
+PlanTask = Literal["auto", "seq_cls", "token_cls", "causal_lm"]
 LeafNames = Literal["auto", "flax", "torch"]
 MergeTask = Literal[
     "seq_cls", "token_cls", "question_ans", "masked_lm", "causal_lm", "seq_2_seq_lm"
@@ -178,6 +180,52 @@ class InspectSettings:
     share a line, and only what trains is listed."""
     targets: TargetFlags = field(default_factory=TargetFlags)
     memory: Memory = field(default_factory=Memory)
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """Compile a training step for chips that you do not have, and say what it takes there.
+
+    Of the model only the config is read. The report says what each device holds, computes and
+    sends, by the chips' own compiler; none of them takes part. Where the step does not fit, the
+    first smaller one that does is looked for.
+    """
+
+    model: Annotated[str, Shown(metavar="MODEL", also=_MODEL, is_positional=True)]
+    """Directory of a Hugging Face model, its config.json, a .gguf file, or a hub id."""
+    chips: Annotated[str, also(metavar="KIND-COUNT")]
+    """Kind and number of chips: v4, v5e, v5p, v6e or 7x, for example v5e-8; or h100, h200."""
+    mesh: Annotated[str, shown("fsdp over all", "AXIS=SIZE,...")] = ""
+    """Devices along the axes data, fsdp and tensor, for example fsdp=8,tensor=2."""
+    batch_size: Annotated[int | None, shown("one a place", "INT", "--batch")] = None
+    """Rows of all devices together."""
+    max_length: Annotated[int, also("--length")] = 2048
+    """Tokens in a row."""
+    method: PlanMethod = "ln"
+    """What trains: the norms (ln), LoRA's factors on query and value (lora), or all (full)."""
+    compare: bool = False
+    """Also compile the two other methods."""
+    task: PlanTask = "auto"
+    """Which head the model gets; auto: seq_cls for encoders and classifiers, else causal_lm."""
+    num_labels: Annotated[int | None, shown("the file's", "INT")] = None
+    """Classes of the head of seq_cls or token_cls."""
+    dtype: ComputeType = "bfloat16"
+    """Number format of weights and activations."""
+    remat: Annotated[Remat | None, shown("none", "KIND")] = None
+    """What a decoder's backward pass computes again to store less: none, dots_saveable,
+    dots_with_no_batch_dims_saveable or full."""
+    attention: Annotated[str | None, shown("xla", "KIND")] = None
+    """How a decoder computes attention, as `attention=` of lntune_jax.models."""
+    quantize: Annotated[Quantize | None, shown("off", "KIND")] = None
+    """Kernels of the layers in few bits: int8, int4, nf4 or fp8."""
+    rank: int = 8
+    """Rank of LoRA's factors."""
+    no_search: bool = False
+    """Do not look for a smaller step where this one does not fit."""
+    json: Annotated[Path | None, shown("none", "FILE")] = None
+    """Also write all figures into a file."""
+    revision: Annotated[str | None, shown("the newest", "NAME", "--model-revision")] = None
+    """A branch, tag or commit of the model on the hub."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,15 @@ from pathlib import Path
 from ..errors import ConfigError, DataError
 
 
-def check_output(path: Path | None, inputs: Iterable[Path | None] = ()) -> None:
+def check_output(
+    path: Path | None, inputs: Iterable[Path | None] = (), flag: str = "--output"
+) -> None:
     """Refuse an --output file that cannot be written, or that is one of the files to be read.
 
     Args:
         path: The file; `None` is none.
         inputs: Files that the command reads, by whatever names.
+        flag: What the file was given by.
 
     Raises:
         ConfigError: It is a directory or an input, its directory is missing, or it may not be
@@ -35,19 +38,19 @@ def check_output(path: Path | None, inputs: Iterable[Path | None] = ()) -> None:
         return
     for given in inputs:
         if given is not None and _is_same(path, given):
-            raise ConfigError(f"--output {path} is the file to be read, {given}: give another")
+            raise ConfigError(f"{flag} {path} is the file to be read, {given}: give another")
     target = path.resolve()  # a link that leads nowhere yet is written through
     if target.is_dir():
-        raise ConfigError(f"--output {path} is a directory; give the name of a file")
+        raise ConfigError(f"{flag} {path} is a directory; give the name of a file")
     if not target.parent.is_dir():
         what = "is a file" if target.parent.exists() else "there is no directory"
         where = f"{target.parent} {what}" if what == "is a file" else f"{what} {target.parent}"
-        raise ConfigError(f"--output {path}: {where}")
+        raise ConfigError(f"{flag} {path}: {where}")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise ConfigError(f"--output {path} may not be written: give another, or its permissions")
+        raise ConfigError(f"{flag} {path} may not be written: give another, or its permissions")
 
 
-def write_output(path: Path, content: str) -> None:
+def write_output(path: Path, content: str, flag: str = "--output") -> None:
     """Write a whole file.
 
     Raises:
@@ -56,7 +59,7 @@ def write_output(path: Path, content: str) -> None:
     try:
         path.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise DataError(f"--output {path} cannot be written: {error.strerror or error}") from error
+        raise DataError(f"{flag} {path} cannot be written: {error.strerror or error}") from error
 
 
 def drop_stdout() -> None:

@@ -20,6 +20,8 @@ from .model import PretrainedModel as PretrainedModel
 from .model import from_config as from_config
 from .model import from_pretrained as from_pretrained
 from .nn.layers import mean_pool as mean_pool
+from .planning.plan import plan as plan
+from .planning.report import Plan as Plan
 from .types import Cache as Cache
 from .types import GivenOptions as GivenOptions
 from .types import ModelOutput as ModelOutput

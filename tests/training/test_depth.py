@@ -9,9 +9,9 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.errors import SelectionError
 from lntune_jax.models import estimate_memory, from_config, from_pretrained, generate
+from lntune_jax.models.planning.program import count_flops
 from tests.support import depth
 from tests.support.decoders import REFERENCE
-from tests.support.flops import count_flops
 from tests.support.step_memory import TINY
 
 TOKENS = jax.ShapeDtypeStruct((2, 64), "int32")

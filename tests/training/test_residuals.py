@@ -8,8 +8,8 @@ import pytest
 
 from lntune_jax.models import estimate_memory, from_config
 from lntune_jax.models.nn.stack import POLICIES
+from lntune_jax.models.planning.program import count_bytes, count_flops
 from tests.support import residuals
-from tests.support.flops import count_bytes, count_flops
 from tests.support.shapes import split_loss
 from tests.support.step_memory import OPTIONS, TINY, compile_step
 

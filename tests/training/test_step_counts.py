@@ -11,7 +11,7 @@ import jax
 import optax
 import pytest
 
-from tests.support.flops import count_flops
+from lntune_jax.models.planning.program import count_flops
 from tests.support.step_limit import Limit, find_limit
 from tests.support.step_problems import make_problem
 from tests.support.step_variants import (

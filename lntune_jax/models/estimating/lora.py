@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from ..nn.primitives import OWN_GRADIENT, PRODUCT, REMAT
+from ..nn.primitives import OWN_GRADIENT, PRODUCT, REMAT, SCAN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,11 +25,11 @@ Factors = tuple[Any, Any]
 
 
 def lora_shapes(leaves: dict[tuple[str, ...], Any], rank: int) -> dict[tuple[str, ...], Factors]:
-    """Give the two float32 factors of each kernel that LoRA adapts."""
+    """Give the two float32 factors of each kernel that LoRA adapts; those of stacked layers too."""
     return {
         path: (
-            jax.ShapeDtypeStruct((leaf.shape[0], rank), "float32"),
-            jax.ShapeDtypeStruct((rank, leaf.shape[1]), "float32"),
+            jax.ShapeDtypeStruct((*leaf.shape[:-1], rank), "float32"),
+            jax.ShapeDtypeStruct((*leaf.shape[:-2], rank, leaf.shape[-1]), "float32"),
         )
         for path, leaf in leaves.items()
         if _is_adapted(path)
@@ -42,20 +42,20 @@ def _is_adapted(path: tuple[str, ...]) -> bool:
     return is_kernel and module[-1] in TARGETS
 
 
-def add_lora(loss: Callable[..., Any], leaves: dict[tuple[str, ...], Any], tokens: Any) -> Any:
-    """Give `f(factors, leaves, tokens)`, the loss with the low-rank terms.
+def add_lora(loss: Callable[..., Any], leaves: dict[tuple[str, ...], Any], *batch: Any) -> Any:
+    """Give `f(factors, leaves, *batch)`, the loss with the low-rank terms.
 
     Args:
-        loss: of a flat dict of leaves and tokens.
+        loss: of a flat dict of leaves and the arrays of a batch: the tokens, perhaps labels.
         leaves: the shapes of the leaves.
-        tokens: the shape of the tokens.
+        batch: the shapes of its arrays.
     """
-    closed = jax.make_jaxpr(loss)(leaves, tokens)
+    closed = jax.make_jaxpr(loss)(leaves, *batch)
 
-    def adapted(factors: dict[tuple[str, ...], Factors], leaves: Any, tokens: Any) -> Any:
-        marks = [factors.get(path) for path in sorted(leaves)]
-        values = [leaves[path] for path in sorted(leaves)]
-        (result,) = run_with_factors(closed.jaxpr, closed.consts, [*values, tokens], [*marks, None])
+    def adapted(factors: dict[tuple[str, ...], Factors], leaves: Any, *batch: Any) -> Any:
+        marks = [*(factors.get(path) for path in sorted(leaves)), *(None for _ in batch)]
+        values = [*(leaves[path] for path in sorted(leaves)), *batch]
+        (result,) = run_with_factors(closed.jaxpr, closed.consts, values, marks)
         return result
 
     return adapted
@@ -79,6 +79,8 @@ def run_with_factors(
         found = [factors_of(variable) for variable in equation.invars]
         if equation.primitive.name in ("jit", REMAT) and any(found):
             outputs = _call(equation, inputs, found)
+        elif equation.primitive.name == SCAN and any(found):
+            outputs = _scan(equation, inputs, found)
         else:
             params = equation.primitive.get_bind_params(equation.params)
             outputs = equation.primitive.bind(*inputs, **params)
@@ -91,8 +93,7 @@ def run_with_factors(
 
 
 def _call(equation: Any, inputs: list[Any], found: list[Factors | None]) -> list[Any]:
-    body = equation.params["jaxpr"]
-    inner, consts = (body.jaxpr, body.consts) if hasattr(body, "jaxpr") else (body, [])
+    inner, consts = _open(equation.params["jaxpr"])
 
     def run(inputs: list[Any], found: list[Factors | None]) -> list[Any]:
         return run_with_factors(inner, consts, inputs, found)
@@ -101,6 +102,38 @@ def _call(equation: Any, inputs: list[Any], found: list[Factors | None]) -> list
         kept = equation.params
         run = jax.checkpoint(run, policy=kept["policy"], prevent_cse=kept["prevent_cse"])
     return run(inputs, found)
+
+
+def _open(body: Any) -> tuple[Any, list[Any]]:
+    """The jaxpr of an equation's body, and its constants."""
+    return (body.jaxpr, list(body.consts)) if hasattr(body, "jaxpr") else (body, [])
+
+
+def _scan(equation: Any, inputs: list[Any], found: list[Factors | None]) -> list[Any]:
+    """A loop over stacked layers, each turn with its own layer's factors."""
+    params = equation.params
+    inner, consts = _open(params["jaxpr"])
+    if "num_consts" in params:
+        fixed, carried = params["num_consts"], params["num_carry"]
+    else:  # from jax 0.12 on
+        fixed, carried = (len(part) for part in params["ft_in"].unpack()[:2])
+    first = fixed + carried  # of what a turn has its own part of
+
+    def turn(carry: list[Any], own: tuple[list[Any], list[Factors | None]]) -> Any:
+        marks = [*found[:fixed], *(None for _ in carry), *own[1]]
+        values = [*inputs[:fixed], *carry, *own[0]]
+        outputs = run_with_factors(inner, consts, values, marks)
+        return outputs[:carried], outputs[carried:]
+
+    carry, stacked = jax.lax.scan(
+        turn,
+        inputs[fixed:first],
+        (inputs[first:], found[first:]),
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    return [*carry, *stacked]
 
 
 def _low_rank(x: Any, factors: Factors) -> Any:

@@ -15,7 +15,7 @@ from jax import P
 from jax.sharding import AxisType, NamedSharding
 from lntune_jax.models import empty_cache, from_pretrained, generate
 from lntune_jax.models.decoding.generate import cache_shapes, read_prompts, take_step
-from tests.support.collectives import list_collectives
+from lntune_jax.models.planning.collectives import list_collectives
 
 directory, scanned = sys.argv[1], sys.argv[2] == "scanned"
 tokens = np.array([[5, 6, 7, 8], [9, 10, 11, 12]], np.int32)

@@ -17,7 +17,7 @@ from lntune_jax.models.decoding.cache import cache_shapes
 from lntune_jax.models.decoding.generate import read_prompts, round_up, take_step, widen_weights
 from lntune_jax.models.decoding.sampling import check_sampling, pick
 from lntune_jax.models.nn.stack import scatter_slots, select_slots
-from tests.support.flops import count_flops
+from lntune_jax.models.planning.program import count_flops
 
 LAYERS, HEADS, SHARED, SIZE, WIDTH, INNER, VOCABULARY = 3, 4, 2, 8, 32, 48, 64
 BATCH = 3

@@ -96,7 +96,7 @@ def test_logits_are_those_of_the_hidden_states_and_so_are_gradients(kind, droppi
 
 
 def test_the_last_layer_s_products_are_of_one_token_and_only_where_one_is_read():
-    from tests.support.flops import count_flops
+    from lntune_jax.models.planning.program import count_flops
 
     def count(read, with_hidden=False, **choices):
         model, params = make("bert", **choices)
