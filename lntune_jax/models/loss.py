@@ -20,7 +20,13 @@ from lntune_jax.training import WeightedLoss
 
 from .families.decoders import read_output
 from .inputs import check_shape, integers, mask_of, tokens_of
-from .nn.sharding import is_auto, keep_rows_apart, run_on_auto_axes, spread_lookup
+from .nn.sharding import (
+    find_row_axes,
+    is_auto,
+    keep_rows_apart,
+    run_on_auto_axes,
+    spread_lookup,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -231,17 +237,15 @@ def _forward(
     """The losses, and, if asked for, the gradient of each by its own state."""
     if plan.mesh is None:
         return _sum_up(plan, states, weights, wanted, with_gradient)
-    entries = ["tensor", None] if plan.rule.axis == 0 else [None, "tensor"]
-    parts = (PartitionSpec(), PartitionSpec(*entries), PartitionSpec())
+    rows, tokens = find_row_axes(plan.mesh, wanted.shape[0]), PartitionSpec
+    table = tokens("tensor") if plan.rule.axis == 0 else tokens(None, "tensor")
     # The gradient comes as the states do: each device has that of its part of the length.
-    results = (PartitionSpec(), PartitionSpec(None, "tensor") if with_gradient else None)
-    run = partial(_sum_up, plan, with_gradient=with_gradient)
+    results = (tokens(rows), tokens(rows, "tensor") if with_gradient else None)
     return jax.shard_map(
-        run,
+        partial(_sum_up, plan, with_gradient=with_gradient),
         mesh=plan.mesh,
-        in_specs=parts,
+        in_specs=(tokens(rows), table, tokens(rows)),
         out_specs=results,
-        axis_names={"tensor"},
         check_vma=False,
     )(states, weights, wanted)
 
@@ -297,7 +301,7 @@ def _sum_up(
     if divided:
         own = jnp.where(((wanted >= 0) & (wanted < plan.rows))[:, None], own, 0)
     pulled = jnp.where(known[:, None], (pulled - others[:, None] * own) / total[:, None], 0)
-    pulled = keep_rows_apart(pulled.reshape(*shape, -1))
+    pulled = pulled.reshape(*shape, -1)
     if divided:
         pulled = jax.lax.psum_scatter(pulled, "tensor", scatter_dimension=1, tiled=True)
     return losses, pulled

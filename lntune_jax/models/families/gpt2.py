@@ -14,7 +14,13 @@ from flax import nnx
 
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
-from ..nn.sharding import Specs, gather_tokens, keep_tokens_apart, spread_lookup
+from ..nn.sharding import (
+    Specs,
+    gather_tokens,
+    keep_features_apart,
+    keep_tokens_apart,
+    spread_lookup,
+)
 from ..nn.stack import make_contexts, place_states, run_layers, scan_layers, stack_layers
 from . import base as fields
 from . import gguf
@@ -292,7 +298,8 @@ class MLP(nnx.Module):
         self.rate = settings.residual_dropout
 
     def __call__(self, hidden: Hidden, key: Any) -> Hidden:
-        inner = ACTIVATIONS[self.activation](self.c_fc(gather_tokens(hidden)))
+        inner = keep_features_apart(self.c_fc(gather_tokens(hidden)))
+        inner = ACTIVATIONS[self.activation](inner)
         return dropout(keep_tokens_apart(self.c_proj(inner)), self.rate, key)
 
 

@@ -19,7 +19,13 @@ from lntune_jax.errors import ModelError
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, RMSNorm, dense
 from ..nn.rope import Rope, rotate, rotations
-from ..nn.sharding import Specs, gather_tokens, keep_tokens_apart, spread_lookup
+from ..nn.sharding import (
+    Specs,
+    gather_tokens,
+    keep_features_apart,
+    keep_tokens_apart,
+    spread_lookup,
+)
 from ..nn.stack import make_contexts, place_states, run_layers, scan_layers, stack_layers
 from . import base as fields
 from .base import read_padding
@@ -316,8 +322,8 @@ class MLP(nnx.Module):
     def __call__(self, hidden: Hidden) -> Hidden:
         """Compute the inner states and the way back."""
         hidden = gather_tokens(hidden)
-        gate = ACTIVATIONS[self.activation](self.gate_proj(hidden))
-        return keep_tokens_apart(self.down_proj(gate * self.up_proj(hidden)))
+        gate, up = (keep_features_apart(own(hidden)) for own in (self.gate_proj, self.up_proj))
+        return keep_tokens_apart(self.down_proj(ACTIVATIONS[self.activation](gate) * up))
 
 
 class Layer(nnx.Module):

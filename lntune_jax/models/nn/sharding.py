@@ -129,17 +129,34 @@ def gather_tokens(x: Float[Array, "rows length ..."]) -> Float[Array, "rows leng
     return x if whole else _say(x, ())
 
 
+def keep_features_apart(x: Float[Array, "rows length wide"]) -> Float[Array, "rows length wide"]:
+    """Say that what a product which "tensor" divides gives is divided by features, both ways.
+
+    Told the length alone, a TPU's compiler has been seen to gather whole kernels on the way back.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if x.shape[1] == 1 or not is_auto(mesh, "tensor") or x.shape[-1] % mesh.shape["tensor"]:
+        return x
+    spec = PartitionSpec(find_row_axes(mesh, x.shape[0]), None, "tensor")
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
 def _say(x: Any, axes: tuple[str, ...]) -> Any:
     """Say over which axes for rows, and over which others for the length, an array is divided."""
     mesh = jax.typeof(x).sharding.mesh
-    rows = tuple(name for name in ROW_AXES if is_auto(mesh, name))
-    rows = () if x.shape[0] % _count(mesh, rows) else rows
+    rows = find_row_axes(mesh, x.shape[0])
     if not rows and not is_auto(mesh, "tensor"):
         return x
     tokens = tuple(name for name in axes if is_auto(mesh, name))
     tokens = () if tokens and x.shape[1] % _count(mesh, tokens) else tokens
-    spec = PartitionSpec(rows or None, *([tokens or None] + [None] * x.ndim)[: x.ndim - 1])
+    spec = PartitionSpec(rows, *([tokens or None] + [None] * x.ndim)[: x.ndim - 1])
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def find_row_axes(mesh: Any, rows: int) -> tuple[str, ...] | None:
+    """Give the axes of a mesh that divide so many rows of a batch, or `None`."""
+    names = tuple(name for name in ROW_AXES if is_auto(mesh, name))
+    return None if rows % _count(mesh, names) else names or None
 
 
 def _count(mesh: Any, names: tuple[str, ...]) -> int:
@@ -160,11 +177,9 @@ def find_rows_and_heads(query: Any, key: Any) -> tuple[Any, Any, Any]:
     mesh = jax.typeof(query).sharding.mesh
     if not any(is_auto(mesh, name) for name in mesh.axis_names):
         return None, None, None
-    rows = tuple(name for name in ROW_AXES if is_auto(mesh, name))
-    if query.shape[0] % _count(mesh, rows):
-        rows = ()
+    rows = find_row_axes(mesh, query.shape[0])
     parts = mesh.shape["tensor"] if is_auto(mesh, "tensor") else 1
-    return mesh, rows or None, "tensor" if parts > 1 and key.shape[2] % parts == 0 else None
+    return mesh, rows, "tensor" if parts > 1 and key.shape[2] % parts == 0 else None
 
 
 def divide_features(x: Float[Array, "rows 1 width"]) -> Float[Array, "rows 1 width"]:
