@@ -1,7 +1,7 @@
 """What a step of models of all sizes takes on TPUs, by the compiler for them; no TPU takes part.
 
 Each row is compiled by `lntune_jax.models.plan` from sizes alone: LN tuning in bfloat16, layers in
-one loop and computed again on the way back. Large models take minutes each: rows that are in the
+one loop. Large models take minutes each: rows that are in the
 results are passed over, so that a run can be stopped and continued. Beside what the compiler says
 stands what `estimate_memory` says.
 
@@ -50,24 +50,28 @@ MODELS = {
     "Llama 3 70B": llama(8192, 28672, 80, 64, 8, 128256),
     "Llama 3.1 405B": llama(16384, 53248, 126, 128, 8, 128256),
 }
-# Model, chips, mesh, rows of all chips, tokens in a row; from quick to slow.
+# Model, chips, mesh, rows of all chips, tokens in a row, rematerialisation, attention.
 ROWS = (
-    ("Llama 2 7B", "v5e-8", {"fsdp": 8}, 8, 2048),
-    ("Llama 2 13B", "v5p-8", {"fsdp": 8}, 8, 2048),
-    ("Llama 2 13B", "v5e-16", {"fsdp": 16}, 16, 2048),
-    ("Gemma 2 27B", "v5e-32", {"fsdp": 32}, 32, 2048),
-    ("Gemma 2 27B", "v6e-16", {"fsdp": 16}, 16, 2048),
-    ("Llama 3 70B", "v5e-64", {"fsdp": 64}, 64, 2048),
-    ("Llama 3 70B", "v5e-256", {"fsdp": 256}, 256, 2048),
-    ("Llama 3 70B", "v5p-64", {"fsdp": 64}, 64, 4096),
-    ("Llama 3.1 405B", "v5p-256", {"fsdp": 64, "tensor": 4}, 256, 4096),
-    ("Llama 3.1 405B", "v5p-1024", {"fsdp": 256, "tensor": 4}, 1024, 4096),
+    ("Llama 2 7B", "v5e-8", {"fsdp": 8}, 8, 2048, "none", "auto"),
+    ("Llama 2 7B", "v5e-8", {"fsdp": 8}, 8, 2048, "full", "auto"),
+    ("Llama 2 7B", "v5e-8", {"fsdp": 8}, 8, 2048, "full", "xla"),
+    ("Llama 2 13B", "v5p-8", {"fsdp": 8}, 8, 2048, "none", "auto"),
+    ("Llama 2 13B", "v5e-16", {"fsdp": 16}, 16, 2048, "full", "auto"),
+    ("Llama 3.1 405B", "v5p-256", {"fsdp": 64, "tensor": 4}, 256, 4096, "full", "auto"),
+    ("Llama 3 70B", "v5e-256", {"fsdp": 256}, 256, 2048, "full", "auto"),
+    ("Gemma 2 27B", "v5e-32", {"fsdp": 32}, 32, 2048, "full", "auto"),
+    ("Gemma 2 27B", "v6e-16", {"fsdp": 16}, 16, 2048, "full", "auto"),
+    ("Llama 3 70B", "v5e-64", {"fsdp": 64}, 64, 2048, "full", "auto"),
+    ("Llama 3 70B", "v5p-64", {"fsdp": 64}, 64, 4096, "full", "auto"),
+    ("Llama 3.1 405B", "v5p-1024", {"fsdp": 256, "tensor": 4}, 1024, 4096, "full", "auto"),
 )
 
 
-def name_row(model: str, chips: str, mesh: dict, rows: int, length: int, attention: str) -> str:
+def name_row(
+    model: str, chips: str, mesh: dict, rows: int, length: int, remat: str, attention: str
+) -> str:
     sizes = ",".join(f"{axis}={size}" for axis, size in mesh.items())
-    return f"{model}, {chips}, {sizes}, {rows} x {length}, {attention}"
+    return f"{model}, {chips}, {sizes}, {rows} x {length}, remat {remat}, {attention}"
 
 
 def read_rows() -> dict:
@@ -78,12 +82,12 @@ def read_rows() -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=len(ROWS), help="only so many rows")
-    parser.add_argument("--attention", default="xla", help="attention= of the models")
     parser.add_argument("--again", action="store_true", help="also rows that are there")
     options = parser.parse_args()
     figures, commit = read_rows(), find_commit()
-    for model, chips, mesh, rows, length in ROWS[: options.first]:
-        name = name_row(model, chips, mesh, rows, length, options.attention)
+    for row in ROWS[: options.first]:
+        model, chips, mesh, rows, length, remat, attention = row
+        name = name_row(*row)
         if name in figures and not options.again:
             continue
         found = plan(
@@ -92,8 +96,8 @@ def main() -> None:
             mesh=mesh,
             batch=rows,
             length=length,
-            remat="full",
-            attention=options.attention,
+            remat=remat,
+            attention=attention,
             search=False,
             progress=print,
         )
