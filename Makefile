@@ -35,14 +35,18 @@ PYTEST = -m pytest -n $(WORKERS) --dist worksteal --durations=25 --junitxml=.ci/
 TEST_ENV := JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 # What `make quick` runs, without the tests marked long: the core, and a smoke test of the rest.
-# Five minutes of processor time together: what is added here must be quick.
+# 200 seconds of processor time together, and 360 at most: what is added here must be quick.
 QUICK := test_config.py test_imports.py test_partition.py test_public.py test_sharding.py names selection storage \
 	$(patsubst %,training/test_%.py,checkpoint optimizer precision step_counts training warnings) \
 	adapters/test_adapter.py bank/test_bank.py cli/test_help.py trainer/test_fit.py discovery/test_discover_forms.py \
 	models/families/test_bert_refusals.py peft/test_peft_reference.py sources/test_source_nnx.py
 
-# What `make lowest` runs beside these: where a library's version shows.
-LOWEST := models/families models/loading cli/test_train.py
+# What `make lowest` runs beside these: where a library's version shows. Every model once, the
+# classes of transformers' configs, the files of other libraries, and a whole run.
+LOWEST := $(patsubst %,models/families/test_%.py,bert decoders llama) \
+	$(patsubst %,models/loading/test_%.py,gguf gguf_tokenizer hub_files weights) \
+	models/families/test_decoders_behaviour.py::test_remat_changes_nothing_but_what_is_stored \
+	models/decoding/test_stop_tokens.py cli/test_train.py
 
 # Modules whose doctests need PyTorch: `make parity` runs them.
 NEED_TORCH := $(wildcard lntune_jax/integrations/torchax/*.py)
@@ -57,7 +61,8 @@ BENCH := import_time start step partition adapter_io fingerprint adapter_live re
 	mixed_batches collectives bfloat16_step dispatch
 BENCH_TORCH := peft_step bfloat16_parity products
 # Each of these takes many minutes: many programs to compile, or gigabytes to compute on.
-BENCH_LONG := accuracy memory_by_length longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases
+BENCH_LONG := accuracy memory_by_length longest_sequence scan_layers many_adapters memory_estimate paper_plan quantised_bases \
+	loading_shards
 BENCH_LONG_TORCH := torchax_step torchax_types torchax_ways generation
 
 .PHONY: demo test test-core test-models doctests quick coverage fuzz parity lowest compat plan wheel lint types bench bench-long page clean

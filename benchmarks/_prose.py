@@ -97,18 +97,6 @@ def write_products(found: Found) -> list[str]:
     return write_table(table, ["a batch of products, ms"], {})
 
 
-def write_many(found: Found) -> list[str]:
-    """The time of one step for K adapters, one after the other = 1; the bound in brackets."""
-    cells: dict[int, dict[str, str]] = {}
-    for name, rows in found["many_adapters"]["figures"].items():
-        adapters, tokens = (int(part.split()[0]) for part in name.split(", "))
-        ratio, bound = (rows[way]["time_ratio"] for way in ("in one step", "bound"))
-        column = f"{adapters} adapter" + ("s" if adapters > 1 else "")
-        cells.setdefault(tokens, {})[column] = f"{ratio:.2f} ({bound:.2f})"
-    rows = [([f"{tokens}"], row) for tokens, row in sorted(cells.items())]
-    return write_table(rows, ["tokens a step and adapter"], {})
-
-
 def write_mixed(found: Found) -> list[str]:
     """The time of a batch whose rows use different adapters, one adapter = 1."""
     tables = {
@@ -119,22 +107,6 @@ def write_mixed(found: Found) -> list[str]:
     ways = list(next(iter(tables.values())))
     rows = [([way], {name: f"{tables[name][way]['ratio']:.2f}" for name in tables}) for way in ways]
     return write_table(rows, ["time (one adapter = 1)"], {})
-
-
-def write_collectives(found: Found) -> list[str]:
-    """What a step sends, on each mesh."""
-    rows = []
-    for step in found["collectives"]["figures"]["steps"]:
-        mesh = ", ".join(f"{axis}={size}" for axis, size in step["mesh"].items())
-        other = {k: v for k, v in step["bytes"].items() if k not in ("all-gather", "all-reduce")}
-        cells = {
-            "all-gather": step["bytes"].get("all-gather", 0),
-            "all-reduce": step["bytes"].get("all-reduce", 0),
-            "other": write_figure(other) if other else "",
-            "sent by a device": step["sent"],
-        }
-        rows.append(([f"`{mesh}`", {"ln": "LN", "full": "full"}[step["method"]]], cells))
-    return write_table(rows, ["mesh", "tuning"], {})
 
 
 def write_longest(found: Found) -> list[str]:
@@ -218,9 +190,7 @@ BLOCKS: dict[str, Callable[[Found], Sequence[str]]] = {
     "by method": write_methods,
     "beside PEFT": write_peft,
     "products": write_products,
-    "many adapters in one step": write_many,
     "many adapters in one batch": write_mixed,
-    "what a step sends": write_collectives,
     "longest sequence": write_longest,
     "memory of a bank": write_bank,
     "machines": write_machines,

@@ -182,6 +182,11 @@ APPENDICES = (
             "sent_reduce-scatter_bytes": None, "sent_all-to-all_bytes": None,
             "sent_collective-permute_bytes": None,
         }),
+        Section("loading_shards", "What each process reads of a checkpoint", columns={
+            "asked_bytes": "asked of the file_bytes", "from_disk_bytes": "from the disk_bytes",
+            "on_the_way_bytes": "most on the way_bytes",
+            "share_bytes": "own share of the model_bytes", "processor_seconds": None,
+        }),
         Section("paper_plan", "70B and 405B on paper", columns={
             "compiler": "compiler_bytes", "memory": "memory_bytes", "plan": "plan_bytes",
             "TPU v5p": "TPU v5p, s", "H100": "H100, s", "weights_sent": None,

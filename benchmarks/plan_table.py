@@ -78,7 +78,7 @@ def read_rows() -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first", type=int, default=len(ROWS), help="only so many rows")
-    parser.add_argument("--attention", default="xla", help="attention= of the models")
+    parser.add_argument("--attention", default="auto", help="attention= of the models")
     parser.add_argument("--again", action="store_true", help="also rows that are there")
     options = parser.parse_args()
     figures, commit = read_rows(), find_commit()

@@ -6,11 +6,8 @@ from pathlib import Path
 
 HEAD = """# Compatibility
 
-Look up which versions of other libraries are tested with `lntune_jax`. `make compat` installs each
-package in an environment of its own, runs its own model classes with small random weights, and
-writes this page (`compat/run.py`; pinned versions are in `compat/requirements/`).
-
-For every model below, unless a note says otherwise:
+`make compat` installs each package in an environment of its own, runs its own model classes with
+small random weights, and writes this page. For every model below, unless a note says otherwise:
 
 - the selected leaves are exactly those of the package's own norm types, and `discover_norms` finds
   the same;
@@ -22,28 +19,19 @@ For every model below, unless a note says otherwise:
 
 def write_page(target: Path, results: dict[str, dict]) -> None:
     """Writes the page; `results` are those of `compat/results/`, by environment."""
-    lines = [
-        "| packages | tested with | Python | date | result |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| packages | tested with | result |", "|---|---|---|"]
     for result in results.values():
         versions = result["versions"]
         own = ", ".join(f"{p} {versions.get(p)}" for p in result["packages"])
-        beside = ", ".join(f"{p} {versions.get(p)}" for p in ("jax", "flax", "optax"))
-        outcome = result["error"] or "passed"
-        lines.append(
-            f"| {own} | {beside} | {versions.get('python')} | {result['date']} "
-            f"| {outcome.replace('|', ' ')} |"
-        )
-    lines += ["", "| model | norm modules | trained leaves | of | restored outputs |"]
-    lines.append("|---|---|---|---|---|")
-    for result in results.values():
-        lines += [_write_row(line) for line in result["seen"]]
+        beside = ", ".join(f"{p} {versions.get(p)}" for p in ("jax", "flax", "optax", "python"))
+        models = ", ".join(map(_name, result["seen"]))
+        outcome = result["error"] or f"passed: {models}"
+        lines.append(f"| {own} | {beside}; {result['date']} | {outcome.replace('|', ' ')} |")
     notes = [f"- {note}" for result in results.values() for note in result["notes"]]
     lines += ["", *notes] if notes else []
     target.write_text(HEAD + "\n".join(lines) + "\n")
 
 
-def _write_row(line: dict) -> str:
-    cells = [line[key] for key in ("model", "norms", "selected", "leaves", "restored")]
-    return "| " + " | ".join(map(str, cells)) + " |"
+def _name(line: dict) -> str:
+    restored = "" if line["restored"] == "equal" else f" (outputs {line['restored']})"
+    return f"`{line['model']}`{restored}"

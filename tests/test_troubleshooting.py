@@ -8,7 +8,7 @@ import pytest
 from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
-TABLE = re.compile(r"^\| `(.+?)` \|(.*)\|(.*)\|$", re.MULTILINE)
+TABLE = re.compile(r"^\| `(.+?)` \|(.*)\|$", re.MULTILINE)
 ROWS = TABLE.findall(PAGE)
 HOLE = "\0"  # what an f-string fills in
 GROUPS = ("Selecting", "Saving and restoring", "PEFT", "Command line", "Many devices", "Memory")
@@ -66,8 +66,8 @@ def test_what_is_no_message_is_found_out():
 def test_every_row_has_a_message_and_says_what_to_do():
     lines = [line for line in PAGE.splitlines() if line.startswith("| ")]
     lines = [line for line in lines if not line.startswith("| message |")]
-    assert len(lines) == len(ROWS) > 60  # none has a form that the other tests miss
-    assert [message for message, _, cure in ROWS if not cure.strip()] == []
+    assert len(lines) == len(ROWS) > 20  # none has a form that the other tests miss
+    assert [message for message, cure in ROWS if not cure.strip()] == []
 
 
 def test_every_task_has_its_group():

@@ -11,7 +11,6 @@ FINDINGS = ("adapters", "cpu", "memory", "partition", "start")
 OWN = [
     ROOT / "docs" / "benchmarks.md",
     ROOT / "docs" / "many-adapters.md",
-    ROOT / "docs" / "many-devices.md",
     *(ROOT / "docs" / "benchmarks" / f"{name}.md" for name in FINDINGS),
 ]
 FOUND = {

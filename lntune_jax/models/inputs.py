@@ -182,9 +182,16 @@ class DecoderInputs(NamedTuple):
         mask = sees(columns, columns, window)
         if self.attention_mask is not None:
             mask = mask & self.attention_mask[:, None, None, :]
-        if self.segments is not None:
-            mask = mask & (self.segments[:, None, :, None] == self.segments[:, None, None, :])
-        return mask
+        return mask if self.segments is None else mask & sees_segment(self.segments)
+
+    def visible_segments(self) -> Int[Array, "batch length"] | None:
+        """Give a number for each token, which sees those of its own only; `None` for one.
+
+        What the attention mask leaves out has a number of its own, so that no other token sees it.
+        """
+        if self.attention_mask is None:
+            return self.segments
+        return jnp.where(self.attention_mask, 0 if self.segments is None else self.segments, -1)
 
 
 def prepare_decoder_inputs(
@@ -276,6 +283,11 @@ def sees(queries: Any, keys: Any, window: int | None) -> Bool[Array, "rows 1 len
     """
     distance = queries[:, None, :, None] - keys[:, None, None, :]
     return (distance >= 0) & (True if window is None else distance < window)
+
+
+def sees_segment(segments: Int[Array, "rows length"]) -> Bool[Array, "rows 1 length length"]:
+    """Whether each token is of the same segment as each other."""
+    return segments[:, None, :, None] == segments[:, None, None, :]
 
 
 def advance(cache: Cache, mask: Bool[Array, "batch length"]) -> Cache:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import PartitionSpec
 
 from lntune_jax.errors import ModelError
 from lntune_jax.training import WeightedLoss
 
 from .families.decoders import read_output
 from .inputs import check_shape, integers, mask_of, tokens_of
-from .nn.sharding import keep_rows_apart, run_on_auto_axes, spread_lookup
+from .nn.sharding import is_auto, keep_rows_apart, run_on_auto_axes, spread_lookup
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -103,10 +104,14 @@ def causal_lm_loss(
             with_logits=False,
         ).last_hidden_state
         assert hidden is not None
-        states = keep_rows_apart(hidden[:, :-1].reshape(-1, hidden.shape[-1]))
-        wanted = targets[:, 1:].reshape(-1)
-        counted = wanted != IGNORED
         weights, rule = read_output(model.settings, params)
+        wanted = targets[:, 1:]
+        if vocabulary_mesh(weights.shape[rule.axis], hidden) is None:
+            states = keep_rows_apart(hidden[:, :-1])
+        else:  # in parts of one length
+            wanted = jnp.pad(wanted, ((0, 0), (0, 1)), constant_values=IGNORED)
+            states = hidden
+        counted = wanted != IGNORED
         losses = token_losses(states, weights, wanted, rule=rule, chunk=chunk)
         total = jnp.where(counted, losses, 0).sum()
         return WeightedLoss(total, counted.sum().astype(jnp.float32))
@@ -145,25 +150,27 @@ class _Plan(NamedTuple):
 
     Attributes:
         rule: where it lies in the weights, and what makes logits of products.
-        rows: how many entries it has.
+        rows: how many entries a device goes through.
         size: how many a chunk has.
         dtype: of the states.
+        mesh: over whose axis "tensor" the entries are divided, or `None`.
     """
 
     rule: LogitRule
     rows: int
     size: int
     dtype: str
+    mesh: Any = None
 
 
 def token_losses(
-    states: Float[Array, "tokens hidden"],
+    states: Float[Array, "*tokens hidden"],
     weights: Array,
-    wanted: Int[Array, " tokens"],
+    wanted: Int[Array, "*tokens"],
     *,
     rule: LogitRule,
     chunk: int,
-) -> Float[Array, " tokens"]:
+) -> Float[Array, "*tokens"]:
     """Give each token's negative log-likelihood in float32; NaN outside of the vocabulary.
 
     Args:
@@ -172,9 +179,13 @@ def token_losses(
         wanted: the tokens to predict.
         rule: where the vocabulary lies in the weights, and what makes logits of products.
         chunk: entries of the vocabulary at a time, at most.
+
+    On a mesh whose axis "tensor" divides the vocabulary, each device goes through its own part.
     """
     rows = weights.shape[rule.axis]
-    plan = _Plan(rule, rows, even_chunks(rows, chunk)[1], states.dtype.name)
+    mesh = vocabulary_mesh(rows, states) if states.ndim == 3 else None
+    own = rows if mesh is None else rows // mesh.shape["tensor"]
+    plan = _Plan(rule, own, even_chunks(own, chunk)[1], states.dtype.name, mesh)
     return _losses(plan, states, weights.astype(states.dtype), wanted)
 
 
@@ -208,7 +219,7 @@ def _losses_backward(plan: _Plan, kept: Any, cotangent: Any) -> tuple[Any, Any, 
         return None, None, None
     if pull is not None:
         return (*pull(cotangent), None)
-    return (gradient * cotangent[:, None]).astype(plan.dtype), None, None
+    return (gradient * cotangent[..., None]).astype(plan.dtype), None, None
 
 
 _losses.defvjp(_losses_forward, _losses_backward, symbolic_zeros=True)
@@ -218,6 +229,34 @@ def _forward(
     plan: _Plan, states: Array, weights: Array, wanted: Array, with_gradient: bool
 ) -> tuple[Array, Array | None]:
     """The losses, and, if asked for, the gradient of each by its own state."""
+    if plan.mesh is None:
+        return _sum_up(plan, states, weights, wanted, with_gradient)
+    entries = ["tensor", None] if plan.rule.axis == 0 else [None, "tensor"]
+    parts = (PartitionSpec(), PartitionSpec(*entries), PartitionSpec())
+    # The gradient comes as the states do: each device has that of its part of the length.
+    results = (PartitionSpec(), PartitionSpec(None, "tensor") if with_gradient else None)
+    run = partial(_sum_up, plan, with_gradient=with_gradient)
+    return jax.shard_map(
+        run,
+        mesh=plan.mesh,
+        in_specs=parts,
+        out_specs=results,
+        axis_names={"tensor"},
+        check_vma=False,
+    )(states, weights, wanted)
+
+
+def _sum_up(
+    plan: _Plan, states: Array, weights: Array, wanted: Array, with_gradient: bool
+) -> tuple[Array, Array | None]:
+    shape, divided = wanted.shape, plan.mesh is not None
+    states, wanted = keep_rows_apart(states.reshape(-1, states.shape[-1])), wanted.reshape(-1)
+    total_rows = plan.rows
+    if divided:
+        total_rows *= plan.mesh.shape["tensor"]
+    known = (wanted >= 0) & (wanted < total_rows)
+    if divided:
+        wanted = wanted - jax.lax.axis_index("tensor") * plan.rows
 
     # Where weights train, a chunk's logits are computed again on the way back, and never kept.
     @jax.checkpoint
@@ -242,15 +281,35 @@ def _forward(
     pulled = jnp.zeros_like(states, jnp.float32) if with_gradient else None
     start = (jnp.full_like(zeros, -jnp.inf), zeros, zeros, pulled)
     (highest, found, others, pulled), _ = jax.lax.scan(add, start, _indices(plan))
-    known = (wanted >= 0) & (wanted < plan.rows)
+    if divided:
+        top = jax.lax.pmax(jax.lax.stop_gradient(highest), "tensor")
+        shrink = jnp.exp(highest - top)
+        highest, found = top, jax.lax.psum(found, "tensor")
+        others = jax.lax.psum(others * shrink, "tensor")
+        pulled = None if pulled is None else pulled * shrink[:, None]
     # The wanted entry apart: in float32, which accelerators multiply in fewer bits, the difference
     # of two rows that are nearly one would be their rounding.
     total = others + jnp.exp(jnp.where(known, found - highest, 0))
-    if pulled is not None:
-        own = _rows_of(plan, weights, wanted)
-        own = plan.rule.pull(own, found[:, None])
-        pulled = jnp.where(known[:, None], (pulled - others[:, None] * own) / total[:, None], 0)
-    return jnp.where(known, highest + jnp.log(total) - found, jnp.nan), pulled
+    losses = jnp.where(known, highest + jnp.log(total) - found, jnp.nan).reshape(shape)
+    if pulled is None:
+        return losses, None
+    own = plan.rule.pull(_rows_of(plan, weights, wanted), found[:, None])
+    if divided:
+        own = jnp.where(((wanted >= 0) & (wanted < plan.rows))[:, None], own, 0)
+    pulled = jnp.where(known[:, None], (pulled - others[:, None] * own) / total[:, None], 0)
+    pulled = keep_rows_apart(pulled.reshape(*shape, -1))
+    if divided:
+        pulled = jax.lax.psum_scatter(pulled, "tensor", scatter_dimension=1, tiled=True)
+    return losses, pulled
+
+
+def vocabulary_mesh(rows: int, states: Float[Array, "rows length hidden"]) -> Any:
+    """Give the mesh whose axis "tensor" divides the vocabulary and the length, or `None`."""
+    mesh = jax.typeof(states).sharding.mesh
+    if not is_auto(mesh, "tensor"):
+        return None
+    parts = mesh.shape["tensor"]
+    return mesh if parts > 1 and rows % parts == 0 and states.shape[1] % parts == 0 else None
 
 
 def _indices(plan: _Plan) -> Int[Array, " chunks"]:

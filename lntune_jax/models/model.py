@@ -17,9 +17,11 @@ import numpy as np
 from lntune_jax.errors import ModelError
 
 from ..messages import nearest
+from ..storage.processes import together
 from .families import base as fields
 from .families.names import find_stacks, unstack, write_name_map
 from .families.registry import FAMILIES, is_classifier
+from .loading.shards import spans_all_processes
 from .loading.sources import (
     check_layers,
     config_from,
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from .types import Leaves, ModelOutput
 
 
-ATTENTIONS = ("xla", "cudnn")
+ATTENTIONS = ("auto", "xla", "cudnn", "splash")
 REMATS = ("none", "dots_saveable", "dots_with_no_batch_dims_saveable", "full")
 # Not float16: its narrow range asks for loss scaling, and JAX's attention refuses it on CPU.
 DTYPES = ("float32", "bfloat16")
@@ -71,7 +73,8 @@ class PretrainedModel:
             cast. A decoder's positions are the columns unless they are given, as in PyTorch;
             with `segment_ids` (several texts in one row) they begin anew in each segment, and
             tokens see their own segment only. `cache` is what `empty_cache` gives, or the
-            `cache` of the output before.
+            `cache` of the output before. Of a language model `with_logits="last"` gives the
+            logits of the last column alone, `False` none.
         task: the task it was made for.
         fresh: the leaf paths, with dots, that were drawn at random.
         settings: what was read from the config, every field checked.
@@ -140,7 +143,8 @@ def from_pretrained(
     head (and the pooler that BERT's sequence classifier reads) may be missing in them: it is
     drawn from the normal distribution with the config's `initializer_range`, biases zero. A
     bare model whose checkpoint has no pooler has none, and a language model's head is never
-    drawn. Tensors are read, cast and placed one at a time.
+    drawn. Tensors are read, cast and placed one at a time; with a mesh, each process reads only
+    the parts of its own devices, and an error on one process is an error on all.
 
     Args:
         name_or_directory: a model directory, a GGUF file, or an id on the Hugging Face hub.
@@ -166,6 +170,8 @@ def from_pretrained(
             or a pickle; the config holds something that cannot be honoured exactly; the weights
             do not fit the model; `quantize` would quantise activations, through which norms
             get wrong gradients. The message names file, field or keys.
+        ShardingError: `mesh` is no `jax.sharding.Mesh`.
+        AnotherProcessError: the mesh spans a run of several processes, and one of them raised.
 
     Warns:
         ShardingWarning: an axis of the mesh does not divide one of a leaf, or the heads in it,
@@ -182,35 +188,36 @@ def from_pretrained(
         './no-such-directory' is neither a directory nor an id on the hub
     """
     made = check_options(task, read_options(options, from_pretrained))
-    path = find_directory(name_or_directory, revision)
-    with open_source(path) as (found, weights):
-        config = with_labels(found, num_labels)
-        made = _choose_pooling(made, task, config, path)
-        stops = read_stop_tokens(config, path) if task == "CAUSAL_LM" else ()
-        layout = FAMILIES[config.model_type].checkpoint_names
-        names = canonical_keys(weights, layout.prefix)
-        if new_head:
-            names = without_head(names, task)
-        check_layers(config, len(names), weights.directory)
-        pooler = any(name.startswith("pooler.") for name in names)
-        blueprint = draw_up(config, task, made, pooler=pooler)
-        parts = unstack(blueprint.leaves, blueprint.stacks)
-        plan = match(parts, names, weights, task, layout)
-        arrays = load_leaves(
-            blueprint.leaves,
-            plan,
-            weights,
-            names,
-            layout,
-            settings=blueprint.settings,
-            stacks=blueprint.stacks,
-            mesh=mesh,
-            specs=specs,
-            seed=seed,
-            spread=blueprint.settings.initializer_range,
-            progress=progress,
-            quantize=made.quantize,
-        )
+    with together(spans_all_processes(mesh)):
+        path = find_directory(name_or_directory, revision)
+        with open_source(path) as (found, weights):
+            config = with_labels(found, num_labels)
+            made = _choose_pooling(made, task, config, path)
+            stops = read_stop_tokens(config, path) if task == "CAUSAL_LM" else ()
+            layout = FAMILIES[config.model_type].checkpoint_names
+            names = canonical_keys(weights, layout.prefix)
+            if new_head:
+                names = without_head(names, task)
+            check_layers(config, len(names), weights.directory)
+            pooler = any(name.startswith("pooler.") for name in names)
+            blueprint = draw_up(config, task, made, pooler=pooler)
+            parts = unstack(blueprint.leaves, blueprint.stacks)
+            plan = match(parts, names, weights, task, layout)
+            arrays = load_leaves(
+                blueprint.leaves,
+                plan,
+                weights,
+                names,
+                layout,
+                settings=blueprint.settings,
+                stacks=blueprint.stacks,
+                mesh=mesh,
+                specs=specs,
+                seed=seed,
+                spread=blueprint.settings.initializer_range,
+                progress=progress,
+                quantize=made.quantize,
+            )
     fresh = tuple(map(".".join, plan.fresh))
     return complete(blueprint, nest(arrays), config, fresh, stops)
 

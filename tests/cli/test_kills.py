@@ -19,9 +19,9 @@ pytestmark = pytest.mark.long
 _LOADED = (
     "jax",
     "orbax.checkpoint",
-    "transformers",
+    "transformers.models.auto.tokenization_auto",
     "lntune_jax.cli.train",
-    "test_kills",
+    "tests.cli.test_kills",
 )
 _KILLS = 20
 

@@ -181,11 +181,10 @@ def write_codes(words):
 def write_row(model_type):
     """The row of an architecture in docs/architectures.md."""
     names = [name for name, fact in FACTS.items() if fact["model_type"] == model_type]
-    classes = write_codes(dict.fromkeys(FACTS[name]["class"] for name in names))
     cells = [f"`{model_type}`", write_codes(DEFAULT_TARGETS[model_type])]
     if model_type in PEFT_TARGETS:
         cells.append(write_codes(sorted(set().union(*map(find_left_out, names)))) or "none")
-    return f"| {' | '.join([*cells, classes])} |"
+    return f"| {' | '.join(cells)} |"
 
 
 def test_the_table_in_the_documentation_is_the_one_in_the_code():

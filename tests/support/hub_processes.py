@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 
-import jax
-
 from tests.support.hub_server import TOKEN
 from tests.support.paths import ROOT
 
@@ -24,9 +22,6 @@ def make_env(home, endpoint="http://127.0.0.1:9", *, offline=False):
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        # Random weights differ in their last bits where they are compiled in another way, and the
-        # tests of the command line compile without optimizations.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(jax.config.read("jax_disable_most_optimizations")),
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),

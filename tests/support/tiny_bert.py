@@ -26,26 +26,6 @@ def _strict_promotion():
     """Not here: Optax's Adam and schedules mix integers and floats, which strict refuses."""
 
 
-@pytest.fixture(scope="package", autouse=True)
-def fast_compilation(tmp_path_factory):
-    """Many tests compile the same few programs: once is enough, and quickly will do."""
-    import jax
-
-    settings = {  # While these tests run, and JAX's own defaults.
-        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("compiled")), None),
-        "jax_disable_most_optimizations": (True, False),
-        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
-        "jax_persistent_cache_min_entry_size_bytes": (-1, 0),
-    }
-    for name, (value, _) in settings.items():
-        jax.config.update(name, value)
-    # What was compiled before differs in the last bit from what another process computes by these.
-    jax.clear_caches()
-    yield
-    for name, (_, default) in settings.items():
-        jax.config.update(name, default)
-
-
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory):
     """A checkpoint as transformers writes it, without a pooler."""

@@ -1,4 +1,4 @@
-"""Two processes that are one run of JAX on this machine's CPU, for tests of what they agree on."""
+"""Processes that are one run of JAX on this machine's CPU, for tests of what they agree on."""
 
 import os
 import socket
@@ -11,8 +11,8 @@ from tests.support.paths import ROOT
 _START = """
 import sys
 import jax
-rank, port = int(sys.argv[1]), sys.argv[2]
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
+rank, port, count = int(sys.argv[1]), sys.argv[2], COUNT
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=count, process_id=rank)
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 mesh = Mesh(np.array(jax.devices()), ("x",))
@@ -24,10 +24,17 @@ def copy(x):
 
 
 def run_two(program: str, arguments: Sequence[object] = (), seconds: int = 200) -> list[list[str]]:
-    """Runs a program in both; gives the lines that each prints and that begin with a `>`.
+    """Runs a program in two processes, as `run_several` does."""
+    return run_several(2, program, arguments, seconds)
 
-    The program has `rank`, a `mesh` over the devices of both, `spread` and `copy` to put an array
-    on it, and its arguments from `sys.argv[3]`.
+
+def run_several(
+    count: int, program: str, arguments: Sequence[object] = (), seconds: int = 200
+) -> list[list[str]]:
+    """Runs a program in each; gives the lines that each prints and that begin with a `>`.
+
+    The program has `rank` and `count`, a `mesh` over the devices of all (two each), `spread` and
+    `copy` to put an array on it, and its arguments from `sys.argv[3]`.
 
     Raises:
         AssertionError: one of them failed, or did not end in time.
@@ -41,15 +48,16 @@ def run_two(program: str, arguments: Sequence[object] = (), seconds: int = 200) 
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
+    start = _START.replace("COUNT", str(count))
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _START + program, str(rank), str(port), *map(str, arguments)],
+            [sys.executable, "-c", start + program, str(rank), str(port), *map(str, arguments)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     try:
         outputs = [process.communicate(timeout=seconds) for process in processes]
@@ -58,6 +66,6 @@ def run_two(program: str, arguments: Sequence[object] = (), seconds: int = 200) 
             process.kill()
         ends = [text[-2000:] for process in processes for text in process.communicate()]
         raise AssertionError("the processes wait for one another:\n" + "\n".join(ends)) from error
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [process.returncode for process in processes] == [0] * count, outputs
     # Gloo writes to the standard output too.
     return [[line for line in out.splitlines() if line.startswith(">")] for out, _ in outputs]

@@ -2,7 +2,6 @@
 
 from tests.support.tiny_bert import (  # noqa: F401
     _strict_promotion,
-    fast_compilation,
     make_rows,
     make_run,
     model_directory,

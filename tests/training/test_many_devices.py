@@ -13,7 +13,6 @@ import lntune_jax as lnt
 from lntune_jax.models import base_specs, causal_lm_loss, from_config
 
 FAMILY, AXIS_TYPE = sys.argv[1], AxisType[sys.argv[2]]
-jax.config.update("jax_disable_most_optimizations", True)
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = {
     "llama": SIZES | {"intermediate_size": 48, "num_key_value_heads": 2},

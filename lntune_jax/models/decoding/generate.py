@@ -1,9 +1,9 @@
 """New tokens from a language model, one after the other, with a cache of the ones before.
 
 What a caller asks for is checked on the host, where looking at values compiles nothing. Two
-programs do the work: the first makes the cache and reads all but the last token of each prompt,
-the second reads one token and chooses the next. Prompts and caches are padded a little, so that
-other lengths rarely need other programs; other sampling values never do.
+programs do the work: the first makes the cache, reads the prompts and chooses a token for each, the
+second reads these and chooses the next. Prompts and caches are padded a little, so that other
+lengths rarely need other programs; other sampling values never do.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from lntune_jax.errors import ModelError
 
 from ..inputs import check_shape
+from ..nn.layers import WideWeights
 from .cache import cache_shapes, widen, zeros
 from .sampling import check_sampling, pick
 
@@ -273,13 +274,13 @@ def check_prompts(model: PretrainedModel, input_ids: Any, attention_mask: Any, n
             "max_new_tokens"
         )
     border = model.settings.turning_point
-    # The prompt's last token and all new ones but the last are read one by one, from a cache.
-    if border is not None and longest - 1 <= border < longest + new - 1:
+    # The prompt is read at once, and all new tokens but the last one by one, from a cache.
+    if border is not None and longest <= border < longest + new - 1:
         raise ModelError(
             f"a prompt of {longest} tokens and max_new_tokens of {new} go from below to above "
             f"{border} tokens, config field 'original_max_position_embeddings'; there 'longrope' "
             "turns earlier tokens otherwise, and the cache would be wrong. Lower max_new_tokens, "
-            f"or pass a prompt of at least {border + 2} tokens"
+            f"or pass a prompt of at least {border + 1} tokens"
         )
     return Prompts(np.where(mask, tokens, 0).astype(np.int32), mask)
 
@@ -302,23 +303,41 @@ def decode(
 ) -> Iterator[Int[Array, " batch"]]:
     """Give the new tokens without end but `new`; the device may be a token ahead of the reader."""
     tokens, mask = prompts
-    width = round_up(tokens.shape[1] - 1)
-    missing = ((0, 0), (width + 1 - tokens.shape[1], 0))
+    width = round_up(tokens.shape[1])
+    missing = ((0, 0), (width - tokens.shape[1], 0))
     shapes = cache_shapes(model, len(tokens), width)
-    slots = round_up(width + new)
-    last, position, cache = read_prompts(
-        model.apply, params, np.pad(tokens, missing), np.pad(mask, missing), shapes, slots
-    )
-    before = None
-    for number in range(new):
+    # The last token is read by nobody.
+    slots = round_up(width + new - 1)
+    if model.dtype == "bfloat16" and _lie_on_cpu(params):
+        params = widen_weights(params)
+    given = np.pad(tokens, missing), np.pad(mask, missing), shapes, slots, sampling, key
+    last, position, cache = read_prompts(model.apply, params, *given)
+    for number in range(1, new):
+        before = last
         last, position, cache = take_step(
             model.apply, params, last, position, cache, sampling, key, np.uint32(number)
         )
-        if before is not None:
-            yield before
-        before = last
-    if before is not None:
         yield before
+    yield last
+
+
+def _lie_on_cpu(params: Any) -> bool:
+    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    kinds = {device.platform for leaf in arrays for device in leaf.devices()}
+    return kinds == {"cpu"} if kinds else jax.default_backend() == "cpu"
+
+
+@jax.jit
+def widen_weights(params: Any) -> Any:
+    """Give kernels and tables in float32, twice a bfloat16 model's memory: see `WideWeights`."""
+
+    def widen_leaf(path: Any, leaf: Any) -> Any:
+        if getattr(path[-1], "key", None) not in ("kernel", "embedding"):
+            return leaf
+        # Rounded to bfloat16, as the model does with weights that are wider.
+        return WideWeights(jax.lax.reduce_precision(leaf.astype(jnp.float32), 8, 7))
+
+    return jax.tree_util.tree_map_with_path(widen_leaf, params)
 
 
 @partial(jax.jit, static_argnames=("apply", "shapes", "slots"))
@@ -329,17 +348,18 @@ def read_prompts(
     mask: Bool[Array, "batch length"],
     shapes: Cache,
     slots: int,
+    sampling: Sampling | None,
+    key: Any,
 ) -> tuple[Int[Array, " batch"], Int[Array, " batch"], Cache]:
-    """Read all but the last token of each row; give that one, its position and the cache.
+    """Read each row and choose its first new token; give that, its position and the cache.
 
-    They come from here so that they lie where the cache does, and the first step is the same
-    program as the others. The cache is made here, and holds no more slots than tokens while they
-    are read: attention goes over these alone. Its slots for new tokens are added at the end.
+    The cache is made here. While tokens are read it holds slots for them alone, so that attention
+    goes over no others.
     """
     positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
-    before = (tokens[:, :-1], mask[:, :-1], positions[:, :-1])
-    cache = apply(params, *before, cache=zeros(shapes), with_logits=False).cache
-    return tokens[:, -1], positions[:, -1], widen(cache, slots)
+    output = apply(params, tokens, mask, positions, cache=zeros(shapes), with_logits="last")
+    first = _choose(output.logits, sampling, key, np.uint32(0))
+    return first, positions[:, -1] + 1, widen(output.cache, slots)
 
 
 @partial(jax.jit, static_argnames=("apply",), donate_argnames=("cache",))
@@ -355,8 +375,12 @@ def take_step(
 ) -> tuple[Int[Array, " batch"], Int[Array, " batch"], Cache]:
     """Read a token of each row and choose the next; the cache is written in place."""
     output = apply(params, last[:, None], None, position[:, None], cache=cache)
+    return _choose(output.logits, sampling, key, number), position + 1, output.cache
+
+
+def _choose(logits: Any, sampling: Sampling | None, key: Any, number: Any) -> Any:
     own = None if sampling is None else jax.random.fold_in(key, number)
-    return pick(output.logits[:, 0], sampling, own), position + 1, output.cache
+    return pick(logits[:, -1], sampling, own)
 
 
 # Prompts and caches are at least this long, and lengths are multiples of it.

@@ -28,7 +28,7 @@ from ..families.names import count_frozen, find_stacks, unstack
 from ..families.registry import FAMILIES
 from ..loss import causal_lm_loss
 from ..model import PretrainedModel, assemble, from_config, shapes_of
-from ..nn.attention import BY_SHAPES
+from ..nn.attention import BY_SHAPES, find_kernel
 from ..nn.quantized import count_bytes
 from ..nn.skeleton import by_path, nest
 from ..nn.stack import LOWER
@@ -90,7 +90,7 @@ def estimate_memory(
     length: int = 2048,
     mesh: Mapping[str, int] | None = None,
     remat: str = "none",
-    attention: str = "xla",
+    attention: str = "auto",
     scan_layers: bool = False,
     rank: int = 8,
     chunk: int = 8192,
@@ -113,7 +113,8 @@ def estimate_memory(
             spread, a layer's weights gathered for its turn) and "tensor" (heads, MLP and
             vocabulary are divided too). `None` for one device.
         remat: as in `from_config`.
-        attention: as in `from_config`; of "cudnn" no device is needed.
+        attention: as in `from_config`; of a kernel no device is needed, and "auto" is what JAX's
+            default device would take.
         scan_layers: as in `from_config`; of a model `frozen_layers` counts too.
         rank: of LoRA's factors.
         chunk: as in `causal_lm_loss`.
@@ -263,7 +264,10 @@ def slice_model(model: PretrainedModel, layers: int, tensor: int) -> PretrainedM
     """
     family = FAMILIES[model.settings.model_type]
     own = family.divide(model.settings, layers, tensor)
-    attention = BY_SHAPES if model.options.attention == "cudnn" else model.options.attention
+    attention = model.options.attention
+    if attention == "auto" and "attention" in family.kind.options:
+        attention = find_kernel(jax.default_backend(), own, jnp.dtype(model.dtype))
+    attention = BY_SHAPES if attention in ("cudnn", "splash") else attention
     options = replace(model.options, frozen_layers=0, attention=attention)
     pooler = options.pooling in (None, "own")
     return shapes_of(assemble(own, model.task, options, pooler=pooler))

@@ -47,7 +47,7 @@ def build(
     """
     del pooler
     _check_options(settings, options)
-    dropping = options.attention == "cudnn" and settings.attention_dropout > 0
+    dropping = options.attention in ("cudnn", "splash") and settings.attention_dropout > 0
     leaves, bind = skeleton(lambda: make_module(family, settings, task, options))
 
     def apply(
@@ -59,14 +59,16 @@ def build(
         segment_ids: Any = None,
         cache: Cache | None = None,
         dropout_rng: Any = None,
-        with_logits: bool = True,
+        with_logits: bool | str = True,
     ) -> ModelOutput:
         """Run the model; see `PretrainedModel` for the arguments."""
+        if with_logits not in (True, False, "last"):
+            raise ModelError(f"with_logits is {with_logits!r}; expected True, False or 'last'")
         if dropping and dropout_rng is not None:
             raise ModelError(
-                "attention is 'cudnn', which drops no probabilities, but config field "
-                f"'attention_dropout' is {settings.attention_dropout}; pass attention='xla', or "
-                "leave dropout_rng out"
+                f"attention is {options.attention!r}, which drops no probabilities, but config "
+                f"field 'attention_dropout' is {settings.attention_dropout}; pass "
+                "attention='auto' or 'xla', or leave dropout_rng out"
             )
         inputs = prepare_decoder_inputs(
             input_ids, attention_mask, position_ids, segment_ids, cache, settings.positions
@@ -105,27 +107,13 @@ def _check_options(settings: Any, options: Options) -> None:
     if options.attention == "cudnn" and settings.attention_cap is not None:
         raise ModelError(
             "attention is 'cudnn', which knows no soft cap, but config field "
-            f"'attn_logit_softcapping' is {settings.attention_cap}; pass attention='xla'"
+            f"'attn_logit_softcapping' is {settings.attention_cap}; pass attention='auto'"
         )
     if options.frozen_layers >= settings.num_hidden_layers:
         raise ModelError(
             f"frozen_layers is {options.frozen_layers}, and config field 'num_hidden_layers' "
             f"{settings.num_hidden_layers}: a layer above them must be left"
         )
-    if options.attention == "cudnn" and options.scan_layers:
-        _refuse_varying(settings)
-
-
-def _refuse_varying(settings: Any) -> None:
-    """Refuse what cuDNN must be told when a program is compiled and differs between layers."""
-    for name, values in (("windows", settings.windows), ("factors of scores", settings.scales)):
-        if len(set(values)) > 1:
-            listed = ", ".join(map(str, set(values)))
-            raise ModelError(
-                "attention is 'cudnn' and scan_layers is True, which makes one program for all "
-                f"layers, but theirs have different {name} ({listed}); pass "
-                "attention='xla', or scan_layers=False"
-            )
 
 
 class _Headed(nnx.Module):
@@ -151,9 +139,10 @@ class _LanguageModel(_Headed):
                 settings.hidden_size, settings.vocab_size, options.dtype, rngs, bias=False
             )
 
-    def outputs(self, inputs: DecoderInputs, key: Any, with_logits: bool) -> ModelOutput:
+    def outputs(self, inputs: DecoderInputs, key: Any, with_logits: bool | str) -> ModelOutput:
         hidden, cache = self.base(inputs, key)
-        logits = self._score(hidden) if with_logits else None
+        scored = hidden[:, -1:] if with_logits == "last" else hidden
+        logits = self._score(scored) if with_logits else None
         return ModelOutput(last_hidden_state=hidden, logits=logits, cache=cache)
 
     def _score(
@@ -187,7 +176,7 @@ class _Classifier(_Headed):
             settings.hidden_size, settings.num_labels, options.dtype, rngs, bias=False
         )
 
-    def outputs(self, inputs: DecoderInputs, key: Any, with_logits: bool) -> ModelOutput:
+    def outputs(self, inputs: DecoderInputs, key: Any, with_logits: bool | str) -> ModelOutput:
         hidden, cache = self.base(inputs, key)
         if not with_logits:
             return ModelOutput(last_hidden_state=hidden, cache=cache)

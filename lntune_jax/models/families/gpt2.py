@@ -14,8 +14,8 @@ from flax import nnx
 
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, LayerNorm, dense, dropout, split_key
-from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
-from ..nn.stack import Context, run_layers, scan_layers, stack_layers
+from ..nn.sharding import Specs, gather_tokens, keep_tokens_apart, spread_lookup
+from ..nn.stack import make_contexts, place_states, run_layers, scan_layers, stack_layers
 from . import base as fields
 from . import gguf
 from .base import VARIANTS, WITHOUT_EFFECT, read_padding, refuse_unknown_fields
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from ..inputs import DecoderInputs
-    from ..nn.stack import Kept
+    from ..nn.stack import Context, Kept
     from ..types import Cache, Options
 
     Hidden = Float[Array, "batch length hidden"]
@@ -78,9 +78,13 @@ class Settings:
     prefix: str = "transformer"
     table: str = "wte"
     final_cap: None = None
-    windows: tuple[None, ...] = ()
     attention_cap: None = None
     turning_point: None = None
+
+    @property
+    def windows(self) -> tuple[None, ...]:
+        """None in any layer."""
+        return (None,) * self.num_hidden_layers
 
     @property
     def num_key_value_heads(self) -> int:
@@ -196,6 +200,7 @@ class Gpt2(nnx.Module):
     def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the modules."""
         width, dtype = settings.hidden_size, options.dtype
+        self.settings = settings
         self.wte = Embed(settings.vocab_size, width, dtype=dtype, rngs=rngs)
         self.wpe = Embed(settings.positions, width, dtype=dtype, rngs=rngs)
         scales = settings.scales
@@ -219,11 +224,13 @@ class Gpt2(nnx.Module):
         first, rest = split_key(key, 2)
         hidden = spread_lookup(self.wte(inputs.input_ids)) + self.wpe(inputs.position_ids)
         hidden = dropout(hidden, self.rate, first)
-        mask = inputs.mask(None)
-        contexts = [Context(mask, scale=scale) for scale in self.scales]
+        seen = make_contexts(self.options, self.settings, inputs, hidden, key)
+        contexts = [
+            context._replace(scale=scale) for context, scale in zip(seen, self.scales, strict=True)
+        ]
         run = scan_layers if self.options.scan_layers else run_layers
         hidden, cache = run(self.h, hidden, contexts, inputs, self.options.remat, rest)
-        return keep_rows_apart(self.ln_f(hidden)), cache
+        return place_states(self.ln_f(hidden), inputs), cache
 
 
 class Block(nnx.Module):
@@ -251,28 +258,26 @@ class Attention(nnx.Module):
         self.c_proj = dense(width, width, dtype, rngs)
         self.settings = settings
         self.scale = scale
-        self.implementation = options.attention
 
     def __call__(self, hidden: Hidden, context: Context, key: Any) -> tuple[Hidden, Kept | None]:
         first, second = split_key(key, 2)
         shape = (*hidden.shape[:2], self.settings.num_attention_heads, -1)
         query, keys, values = (
-            part.reshape(shape) for part in jnp.split(self.c_attn(hidden), 3, axis=-1)
+            part.reshape(shape)
+            for part in jnp.split(self.c_attn(gather_tokens(hidden)), 3, axis=-1)
         )
         (keys, values), kept = context.remember(keys, values)
         mixed = attend_causally(
             query,
             keys,
             values,
-            context.mask,
-            window=None,
+            context.masking,
             scale=self.scale if context.scale is None else context.scale,
             cap=None,
-            implementation=self.implementation,
             rate=self.settings.attention_dropout,
             dropout_rng=first,
         )
-        mixed = self.c_proj(mixed.reshape(hidden.shape))
+        mixed = keep_tokens_apart(self.c_proj(mixed.reshape(hidden.shape)))
         return dropout(mixed, self.settings.residual_dropout, second), kept
 
 
@@ -287,8 +292,8 @@ class MLP(nnx.Module):
         self.rate = settings.residual_dropout
 
     def __call__(self, hidden: Hidden, key: Any) -> Hidden:
-        inner = ACTIVATIONS[self.activation](self.c_fc(hidden))
-        return dropout(self.c_proj(inner), self.rate, key)
+        inner = ACTIVATIONS[self.activation](self.c_fc(gather_tokens(hidden)))
+        return dropout(keep_tokens_apart(self.c_proj(inner)), self.rate, key)
 
 
 def _norm(settings: Settings, options: Options, rngs: nnx.Rngs) -> LayerNorm:

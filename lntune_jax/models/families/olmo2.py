@@ -60,9 +60,9 @@ OLMO2 = gguf.Architecture(
 class Attention(rotary_decoder.Attention):
     """Attention whose queries, and whose keys, are normalised all together."""
 
-    def __init__(self, settings: Settings, window: int | None, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the modules."""
-        super().__init__(settings, window, options, rngs)
+        super().__init__(settings, options, rngs)
         own, shared = settings.num_attention_heads, settings.num_key_value_heads
         self.q_norm = norm(settings, own * settings.head_dim, options, rngs)
         self.k_norm = norm(settings, shared * settings.head_dim, options, rngs)
@@ -77,10 +77,10 @@ class Attention(rotary_decoder.Attention):
 class Layer(nnx.Module):
     """Attention, then the MLP, what each gives being normalised before it is added."""
 
-    def __init__(self, settings: Settings, own: LayerSettings, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the modules."""
         width = settings.hidden_size
-        self.self_attn = Attention(settings, own.window, options, rngs)
+        self.self_attn = Attention(settings, options, rngs)
         self.post_attention_layernorm = norm(settings, width, options, rngs)
         self.mlp = MLP(settings, options, rngs)
         self.post_feedforward_layernorm = norm(settings, width, options, rngs)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ..nn.layers import ACTIVATIONS, dense, dropout, split_key
-from ..nn.sharding import Specs
+from ..nn.sharding import Specs, gather_tokens, keep_tokens_apart
 from . import base as fields
 from . import gguf, rotary_decoder
 from .base import VARIANTS, WITHOUT_EFFECT, refuse_unknown_fields
@@ -108,9 +108,9 @@ PHI3 = gguf.Architecture(
 class Attention(rotary_decoder.RotaryAttention):
     """Attention whose queries, keys and values come from one product."""
 
-    def __init__(self, settings: Settings, window: int | None, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the modules."""
-        super().__init__(settings, window, options, rngs)
+        super().__init__(settings, options, rngs)
         heads = settings.num_attention_heads + 2 * settings.num_key_value_heads
         wide = heads * settings.head_dim
         self.qkv_proj = dense(settings.hidden_size, wide, options.dtype, rngs, bias=False)
@@ -135,18 +135,18 @@ class MLP(nnx.Module):
 
     def __call__(self, hidden: Hidden) -> Hidden:
         """Compute the inner states and the way back."""
-        gate, inner = jnp.split(self.gate_up_proj(hidden), 2, axis=-1)
-        return self.down_proj(inner * ACTIVATIONS[self.activation](gate))
+        gate, inner = jnp.split(self.gate_up_proj(gather_tokens(hidden)), 2, axis=-1)
+        return keep_tokens_apart(self.down_proj(inner * ACTIVATIONS[self.activation](gate)))
 
 
 class Layer(nnx.Module):
     """Attention, then the MLP, each on a normalised state, dropped from, and added to it."""
 
-    def __init__(self, settings: Settings, own: LayerSettings, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the modules."""
         width = settings.hidden_size
         self.input_layernorm = norm(settings, width, options, rngs)
-        self.self_attn = Attention(settings, own.window, options, rngs)
+        self.self_attn = Attention(settings, options, rngs)
         self.post_attention_layernorm = norm(settings, width, options, rngs)
         self.mlp = MLP(settings, options, rngs)
         self.rate = settings.residual_dropout

@@ -19,8 +19,8 @@ from lntune_jax.errors import ModelError
 from ..nn.attention import attend_causally
 from ..nn.layers import ACTIVATIONS, Embed, RMSNorm, dense
 from ..nn.rope import Rope, rotate, rotations
-from ..nn.sharding import Specs, keep_rows_apart, spread_lookup
-from ..nn.stack import Context, run_layers, scan_layers, stack_layers
+from ..nn.sharding import Specs, gather_tokens, keep_tokens_apart, spread_lookup
+from ..nn.stack import make_contexts, place_states, run_layers, scan_layers, stack_layers
 from . import base as fields
 from .base import read_padding
 from .names import name_decoder
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from ..inputs import DecoderInputs
-    from ..nn.stack import Kept
+    from ..nn.stack import Context, Kept
     from ..types import Cache, Options
 
     Hidden = Float[Array, "batch length hidden"]
@@ -239,15 +239,13 @@ SPECS = Specs(
 class RotaryAttention(nnx.Module):
     """Grouped-query attention over rotated queries and keys, however these are made."""
 
-    def __init__(self, settings: Settings, window: int | None, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the way out; a subclass makes the way in."""
         own = settings.num_attention_heads * settings.head_dim
         self.o_proj = dense(
             own, settings.hidden_size, options.dtype, rngs, bias=settings.output_bias
         )
         self.settings = settings
-        self.window = window
-        self.implementation = options.attention
 
     def project(self, hidden: Hidden) -> tuple[Heads, Heads, Heads]:
         """Give queries, keys and values, by heads."""
@@ -259,7 +257,7 @@ class RotaryAttention(nnx.Module):
 
     def __call__(self, hidden: Hidden, context: Context, key: Any) -> tuple[Hidden, Kept | None]:
         """Attend, and give what a cache keeps."""
-        query, keys, values = self.project(hidden)
+        query, keys, values = self.project(gather_tokens(hidden))
         assert context.angles is not None
         query, keys = rotate(query, *context.angles), rotate(keys, *context.angles)
         (keys, values), kept = context.remember(keys, values)
@@ -267,23 +265,21 @@ class RotaryAttention(nnx.Module):
             query,
             keys,
             values,
-            context.mask,
-            window=self.window,
+            context.masking,
             scale=self.settings.attention_scale,
             cap=self.settings.attention_cap,
-            implementation=self.implementation,
             rate=self.settings.attention_dropout,
             dropout_rng=key,
         )
-        return self.o_proj(mixed.reshape(*hidden.shape[:2], -1)), kept
+        return keep_tokens_apart(self.o_proj(mixed.reshape(*hidden.shape[:2], -1))), kept
 
 
 class Attention(RotaryAttention):
     """Attention with a product each for queries, keys and values."""
 
-    def __init__(self, settings: Settings, window: int | None, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the modules."""
-        super().__init__(settings, window, options, rngs)
+        super().__init__(settings, options, rngs)
         width, size, dtype = settings.hidden_size, settings.head_dim, options.dtype
         own, shared = settings.num_attention_heads * size, settings.num_key_value_heads * size
         biased = settings.attention_bias
@@ -319,19 +315,20 @@ class MLP(nnx.Module):
 
     def __call__(self, hidden: Hidden) -> Hidden:
         """Compute the inner states and the way back."""
+        hidden = gather_tokens(hidden)
         gate = ACTIVATIONS[self.activation](self.gate_proj(hidden))
-        return self.down_proj(gate * self.up_proj(hidden))
+        return keep_tokens_apart(self.down_proj(gate * self.up_proj(hidden)))
 
 
 class Layer(nnx.Module):
     """Attention, then the MLP, each on a normalised state and added to it."""
 
-    def __init__(self, settings: Settings, own: LayerSettings, options: Options, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, options: Options, rngs: nnx.Rngs):
         """Make the modules."""
         width = settings.hidden_size
         self.sandwich = settings.feedforward_norms
         self.input_layernorm = norm(settings, width, options, rngs)
-        self.self_attn = Attention(settings, own.window, options, rngs)
+        self.self_attn = Attention(settings, options, rngs)
         self.post_attention_layernorm = norm(settings, width, options, rngs)
         if self.sandwich:
             self.pre_feedforward_layernorm = norm(settings, width, options, rngs)
@@ -361,15 +358,13 @@ class Decoder(nnx.Module):
         self.embed_tokens = Embed(
             settings.vocab_size, settings.hidden_size, dtype=options.dtype, rngs=rngs
         )
-        layers = settings.layers
+        count = settings.num_hidden_layers
         if options.scan_layers:
             self.layers: Any = stack_layers(
-                lambda: self.layer(settings, layers[0], options, rngs),
-                len(layers),
-                options.frozen_layers,
+                lambda: self.layer(settings, options, rngs), count, options.frozen_layers
             )
         else:
-            self.layers = nnx.List([self.layer(settings, own, options, rngs) for own in layers])
+            self.layers = nnx.List([self.layer(settings, options, rngs) for _ in range(count)])
         self.norm = norm(settings, settings.hidden_size, options, rngs)
 
     def __call__(self, inputs: DecoderInputs, key: Any) -> tuple[Hidden, Cache | None]:
@@ -380,13 +375,14 @@ class Decoder(nnx.Module):
             hidden = hidden * jnp.asarray(self.settings.hidden_size**0.5, hidden.dtype)
         layers = self.settings.layers
         angles = {own.rope: rotations(own.rope, inputs.position_ids) for own in layers}
-        scanned, windows = self.options.scan_layers, {own.window for own in layers}
-        varying = scanned and len(windows) > 1
-        masks = {window: inputs.mask(window, varying) for window in windows}
-        contexts = [Context(masks[own.window], angles[own.rope]) for own in layers]
-        run = scan_layers if scanned else run_layers
+        seen = make_contexts(self.options, self.settings, inputs, hidden, key)
+        contexts = [
+            context._replace(angles=angles[own.rope])
+            for context, own in zip(seen, layers, strict=True)
+        ]
+        run = scan_layers if self.options.scan_layers else run_layers
         hidden, cache = run(self.layers, hidden, contexts, inputs, self.options.remat, key)
-        return keep_rows_apart(self.norm(hidden)), cache
+        return place_states(self.norm(hidden), inputs), cache
 
 
 def norm(settings: Settings, width: int, options: Options, rngs: nnx.Rngs) -> RMSNorm:

@@ -1,4 +1,4 @@
-"""Weights in one GGUF file, dequantised one tensor at a time, and the config in its metadata.
+"""Weights in one GGUF file, dequantised a tensor or a part of one at a time, and its config.
 
 Every field of the metadata is honoured or refused by its name.
 """
@@ -81,22 +81,39 @@ class GgufFile:
         shape = tuple(int(size) for size in self._tensors[key].shape)
         return shape if self._is_transposed(key) else shape[::-1]
 
-    def read(self, key: str) -> np.ndarray:
-        """Read one tensor and dequantise it.
+    def read(self, key: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """Read one tensor, or a part of it, and dequantise it.
+
+        Args:
+            key: the tensor's.
+            index: slices with a start and a stop, one for each axis in PyTorch's order; of a row
+                the blocks are read that hold the part. Nothing stands for the whole.
 
         Raises:
             ModelError: it is stored in a way that is unknown, or holds what is no number.
         """
-        array = self._dequantized(self._tensors[key])
+        turned = self._is_transposed(key)
+        index = index or tuple(slice(0, size) for size in self.shape(key))
+        rows, columns = (index[::-1] if turned else index)[:-1], index[0 if turned else -1]
+        module = key.split(".")[-2]
+        tensor = self._tensors[key]
+        if module not in self._heads:
+            array = self._dequantized(tensor, rows, columns)
+        elif rows:
+            array = self._dequantized(tensor, (self._order(key)[rows[0]],), columns)
+        else:  # the bias of these rows, whose numbers are never in blocks
+            array = self._dequantized(tensor)[self._order(key)[columns]]
         # A damaged scale of a quantised block shows as an infinity or as no number at all.
         if not np.isfinite(array).all():
             raise ModelError(f"{self.directory}: tensor {key} holds no numbers; fetch it again")
-        module = key.split(".")[-2]
         if self.kind.norm_offset and module.endswith("norm"):
             array = array - np.float32(self.kind.norm_offset)
-        if module in self._heads:
-            array = _halves(array, self._heads[module])
-        return array.T if self._is_transposed(key) else array
+        return array.T if turned else array
+
+    def _order(self, key: str) -> np.ndarray:
+        """Where in the file each row of queries or keys is."""
+        module = key.split(".")[-2]
+        return _halves(np.arange(self.shape(key)[0]), self._heads[module])
 
     def rope_factors(self) -> dict[str, np.ndarray]:
         """Give what stretches the rotary frequencies, by the tensors' names."""
@@ -119,17 +136,27 @@ class GgufFile:
         _, module, leaf = f".{key}".rsplit(".", 2)
         return leaf == "weight" and module in self.kind.transposed
 
-    def _dequantized(self, tensor: Any) -> np.ndarray:
-        from gguf import dequantize  # pyright: ignore[reportMissingImports]
+    def _dequantized(
+        self, tensor: Any, rows: tuple[Any, ...] = (), columns: slice | None = None
+    ) -> np.ndarray:
+        """Give the numbers of some rows and columns, of which only whole blocks can be read."""
+        from gguf import GGML_QUANT_SIZES, dequantize  # pyright: ignore[reportMissingImports]
 
+        columns = columns or slice(0, int(tensor.shape[0]))
+        numbers, octets = GGML_QUANT_SIZES[tensor.tensor_type]
+        first, last = columns.start // numbers, -(-columns.stop // numbers)
+        items = octets // tensor.data.itemsize  # of a block; a number of a plain type is one
+        blocks = tensor.data[(*rows, slice(first * items, last * items))]
         try:
             with np.errstate(all="ignore"):  # Whatever overflows is found by its value.
-                return np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+                array = dequantize(np.ascontiguousarray(blocks), tensor.tensor_type)
         except NotImplementedError as error:
             raise ModelError(
                 f"{self.directory}: tensor {tensor.name} is stored as {tensor.tensor_type.name}, "
                 "which the package gguf cannot dequantise"
             ) from error
+        array = np.asarray(array, np.float32)
+        return array[..., columns.start - first * numbers : columns.stop - first * numbers]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ nothing of places, which a merge writes to. Values stay in their file until they
 
 from __future__ import annotations
 
+import mmap
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,11 +51,13 @@ class Weights(NamedTuple):
         directory: the model directory.
         tensors: every tensor by its key, file by file, in the order of the bytes.
         listing: the content of the index, or None for a single file.
+        alone: whether what lies around a part is not wanted, as another process reads it.
     """
 
     directory: Path
     tensors: dict[str, Tensor]
     listing: dict[str, Any] | None = None
+    alone: bool = False
 
     def keys(self) -> list[str]:
         """Every tensor's key."""
@@ -64,13 +67,27 @@ class Weights(NamedTuple):
         """A tensor's shape, from the header alone."""
         return self.tensors[key].shape
 
-    def read(self, key: str) -> np.ndarray:
-        """Read one tensor.
+    def read(self, key: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """Give one tensor, or a part of it; nothing is read but what is then copied.
+
+        Args:
+            key: the tensor's.
+            index: slices with a start and a stop, one for each axis. Nothing stands for the whole.
 
         Raises:
             ModelError: it holds no floating-point numbers of a known type.
         """
-        return np.array(map_tensor(self.tensors[key]))
+        tensor = self.tensors[key]
+        if not index or index[0] == slice(0, tensor.shape[0]):
+            return map_tensor(tensor, alone=self.alone)[index]
+        start, stop = index[0].start, index[0].stop
+        row = tensor.size // tensor.shape[0]
+        rows = tensor._replace(
+            shape=(stop - start, *tensor.shape[1:]),
+            start=tensor.start + start * row,
+            size=(stop - start) * row,
+        )
+        return map_tensor(rows, alone=self.alone)[:, *index[1:]]
 
 
 def read_weights(directory: Path) -> Weights:
@@ -93,8 +110,13 @@ def read_weights(directory: Path) -> Weights:
     return Weights(directory, tensors, read_json(index, _MOST_BYTES))
 
 
-def map_tensor(tensor: Tensor) -> np.ndarray:
+def map_tensor(tensor: Tensor, *, alone: bool = False) -> np.ndarray:
     """The tensor as an array whose bytes stay in the file until they are read.
+
+    Args:
+        tensor: where it is.
+        alone: whether what lies around it is not wanted. Otherwise the system reads ahead, by
+            megabytes on some disks.
 
     Raises:
         ModelError: it holds no floating-point numbers of a known type.
@@ -107,6 +129,9 @@ def map_tensor(tensor: Tensor) -> np.ndarray:
     if not tensor.size:  # no file maps nothing
         return np.empty(tensor.shape, TYPES[tensor.kind])
     octets = np.memmap(tensor.file, np.uint8, "r", tensor.start, (tensor.size,))
+    if alone and isinstance(octets.base, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
+        octets.base.madvise(mmap.MADV_RANDOM)
+        octets.base.madvise(mmap.MADV_WILLNEED)  # at once, rather than page by page
     # Not a memmap any more, whose operations would give memmaps again.
     return octets.view(np.ndarray).view(TYPES[tensor.kind]).reshape(tensor.shape)
 

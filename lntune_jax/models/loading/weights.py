@@ -1,14 +1,13 @@
 """Which tensor of a checkpoint goes to which leaf, and the reading of them, one at a time.
 
 All keys and shapes are compared before anything is read: what is missing, left over or of the
-wrong shape is one error that lists it. The host holds one tensor more than the model's own share
-at any moment; of a scanned model, one stacked leaf and the layer that is being read into it.
-Leaves that the checkpoint lacks are drawn from the seed and their path, so that no other leaf
-changes them.
+wrong shape is one error that lists it. Leaves that the checkpoint lacks are drawn from the seed and
+their path, so that no other leaf changes them.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from dataclasses import dataclass
@@ -23,11 +22,23 @@ from lntune_jax.errors import FreshWeightsWarning, ModelError, UnreadWeightsWarn
 from lntune_jax.messages import list_names, warn
 from lntune_jax.peft.config import list_above
 from lntune_jax.sharding import fit_spec, warn_of
+from lntune_jax.storage.processes import meet
 
 from ..families.names import TENSORFLOW_LEAVES, Layout
 from ..families.registry import FAMILIES, base_specs
 from ..nn.quantized import is_quantized, place_parts, quantize_kernel
 from ..nn.sharding import keep_heads_whole
+from .safetensors import Weights
+from .shards import (
+    Source,
+    along_rows,
+    move,
+    move_part,
+    own_mesh,
+    place,
+    spans_all_processes,
+    with_auto_axes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +49,6 @@ if TYPE_CHECKING:
     from ..families.names import Layout, Stacks
     from ..types import Leaves
     from .gguf import GgufFile
-    from .safetensors import Weights
 
 
 LISTED = 8
@@ -259,32 +269,40 @@ def load_leaves(
     Raises:
         ModelError: tied weights differ, or a tensor is not floating point.
     """
-    if plan.tied is not None:
-        _check_tied(weights, plan.tied, names[layout.embeddings])
+    tied = None if plan.tied is None else (plan.tied, names[layout.embeddings])
+    several = spans_all_processes(mesh)
+    if several and isinstance(weights, Weights):
+        weights = weights._replace(alone=True)
+    source = Source(weights, plan.sources, layout, stacks, tied)
+    source.check_tied_shapes()
     arrays, misfits = {}, []
     total, done = sum(map(_bytes, leaves.values())), 0
     for path, leaf in leaves.items():
-        if path in stacks:
-            array = np.empty(leaf.shape, leaf.dtype)
-            for index, part in enumerate(stacks[path]):
-                array[index] = _read(part, plan, weights, layout)
-        elif path in plan.sources:
-            array = _read(path, plan, weights, layout)
-        else:
-            array = draw(path, leaf.shape, seed, spread)
-        sharding = None
+        sharding = reading = None
         if mesh is not None:
             spec, found = _spec(".".join(path), leaf, mesh, specs, settings)
             misfits += found
-            sharding = jax.sharding.NamedSharding(mesh, spec)
-        if quantize is not None and is_quantized(path, layout.layers):
-            # From float32, so that the few bits are the same whatever the model's dtype is.
-            exact = np.ascontiguousarray(array, np.float32)
-            found = place_parts(path, quantize_kernel(exact, quantize))
-            placed = {part: _place_part(value, sharding) for part, value in found.items()}
+            sharding = reading = jax.sharding.NamedSharding(mesh, spec)
+        if several:
+            rows = leaf.ndim - 1 if layout.transposed(path) else int(path in stacks)
+            reading = along_rows(sharding, leaf.shape, rows)
+        kind = quantize if is_quantized(path, layout.layers) else None
+        # From float32, so that the few bits are the same whatever the model's dtype is.
+        dtype = leaf.dtype if kind is None else np.dtype(np.float32)
+        if path in stacks or path in plan.sources:
+            read = functools.partial(source.read, path, dtype)
         else:
-            placed = {path: _place(np.ascontiguousarray(array, leaf.dtype), sharding)}
-        # Without waiting, reading runs ahead and the host holds every tensor still on its way.
+            read = draw(path, leaf.shape, seed, spread).astype(dtype).__getitem__
+        array = place(read, leaf.shape, dtype, with_auto_axes(reading))
+        if several and (kind is not None or reading != sharding):
+            meet()
+        with own_mesh(array):
+            if kind is None:
+                placed = {path: move(array, sharding)}
+            else:
+                found = place_parts(path, quantize_kernel(array, kind))
+                placed = {part: move_part(value, sharding) for part, value in found.items()}
+        del array  # where it was read to, which may not be where it lies
         arrays |= jax.block_until_ready(placed)
         done += _bytes(leaf)
         if progress is not None:
@@ -294,23 +312,8 @@ def load_leaves(
     return arrays
 
 
-def _read(
-    path: tuple[str, ...], plan: Plan, weights: Weights | GgufFile, layout: Layout
-) -> np.ndarray:
-    array = weights.read(plan.sources[path])
-    return array.T if layout.transposed(path) else array
-
-
 def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return leaf.size * leaf.dtype.itemsize
-
-
-def _check_tied(weights: Weights | GgufFile, output: str, embeddings: str) -> None:
-    if not np.array_equal(weights.read(output), weights.read(embeddings)):
-        raise ModelError(
-            f"{weights.directory}: {output} and {embeddings} differ, but config field "
-            "'tie_word_embeddings' is True; set it to False in config.json if the file is right"
-        )
 
 
 def draw(path: tuple[str, ...], shape: tuple[int, ...], seed: int, spread: float) -> np.ndarray:
@@ -337,21 +340,6 @@ def _spec(
     own = FAMILIES[settings.model_type].specs
     spec, cut = keep_heads_whole(own, settings, path, spec, mesh.shape)
     return spec, [*misfits, *cut]
-
-
-def _place(array: np.ndarray, sharding: Any) -> jax.Array:
-    if sharding is None:
-        return jnp.asarray(array)
-    # By callback: each process of several hands over its own devices' parts.
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _place_part(array: jax.Array, sharding: Any) -> jax.Array:
-    """Place a part of a quantised kernel like the kernel; an axis that does not divide is whole."""
-    if sharding is None:
-        return array
-    spec, _ = fit_spec("", array.shape, sharding.spec, sharding.mesh.shape)
-    return _place(np.asarray(array), jax.sharding.NamedSharding(sharding.mesh, spec))
 
 
 def _warn(plan: Plan, weights: Keys) -> None:

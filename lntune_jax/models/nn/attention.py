@@ -1,23 +1,28 @@
 """Attention: to every position that the mask leaves, or to the ones before.
 
 Written out in two products and a softmax, which is faster on a CPU than JAX's own function, and
-knows dropout on the probabilities and a soft cap on the scores; "cudnn" goes through JAX's.
+knows dropout on the probabilities. On a TPU and on NVIDIA's GPUs a kernel computes it without
+holding the scores of all pairs of positions: splash (`splash.py`) and cuDNN's.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 
-from ..inputs import sees
+from ..inputs import sees, sees_segment
 from .layers import dropout
 from .primitives import FLASH_ATTENTION
+from .splash import LANES, attend_splash
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from collections.abc import Callable
+
+    from jaxtyping import Array, Bool, Float, Int
 
 
 def attend(
@@ -44,16 +49,78 @@ def attend(
     return attend_explicitly(query, key, value, spread, rate, dropout_rng, drawn=drawn)
 
 
+class Masking(NamedTuple):
+    """Which positions a position attends to in a layer, and the program that computes it.
+
+    Attributes:
+        kernel: from `pick_kernel`.
+        mask: true where a position attends to a slot, the order of positions and the window
+            included; `None` where these two, and the segments, decide.
+        segments: for a kernel that takes no mask, a number for each position, which attends to
+            others of the same number only; `None` for one.
+        windows: how many positions are attended to, its own included; `None` for all before. Of
+            scanned layers all windows that there are.
+        which: of scanned layers with several windows, the index of this one's.
+    """
+
+    kernel: str = "xla"
+    mask: Bool[Array, "_ 1 length slots"] | None = None
+    segments: Int[Array, "batch length"] | None = None
+    windows: tuple[int | None, ...] = (None,)
+    which: Int[Array, ""] | None = None
+
+
+def pick_kernel(
+    asked: str, settings: Any, x: Float[Array, "batch length width"], *, dropping: bool
+) -> str:
+    """Give the program for attention without a cache: "xla", "splash", "cudnn" or `BY_SHAPES`.
+
+    Args:
+        asked: one of these, or "auto" for the one of the platform that is traced for: that of
+            the mesh which `x` lies on, and off a mesh that of JAX's default device.
+        settings: of the decoder.
+        x: its hidden states.
+        dropping: whether probabilities are dropped.
+    """
+    if asked != "auto":
+        return asked
+    short = x.shape[1] < LANES
+    return "xla" if dropping or short else find_kernel(_find_platform(x), settings, x.dtype)
+
+
+def find_kernel(platform: str, settings: Any, dtype: Any) -> str:
+    """Give the program for attention that a platform has.
+
+    Args:
+        platform: as JAX calls it.
+        settings: of the decoder.
+        dtype: of its states.
+    """
+    if platform == "tpu":
+        return "splash"
+    size = settings.head_dim
+    fits = dtype == jnp.bfloat16 and size % 8 == 0 and size <= LANES
+    is_gpu = platform in ("gpu", "cuda")
+    return "cudnn" if is_gpu and fits and settings.attention_cap is None else "xla"
+
+
+def _find_platform(x: Any) -> str:
+    device = getattr(jax.typeof(x).sharding.mesh, "abstract_device", None)
+    if device is None:
+        device = jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
+
+
 def attend_causally(
     query: Float[Array, "batch length heads size"],
     key: Float[Array, "batch slots shared size"],
     value: Float[Array, "batch slots shared size"],
-    mask: Bool[Array, "_ 1 length slots"] | None,
+    masking: Masking,
     *,
-    window: int | None,
     scale: Any,
     cap: float | None,
-    implementation: Any,
     rate: float,
     dropout_rng: Any,
 ) -> Float[Array, "batch length heads size"]:
@@ -63,34 +130,64 @@ def attend_causally(
         query: what each position looks for.
         key: what each position offers, each of its heads to a group of the query's.
         value: what each position passes on.
-        mask: true where a query sees a key, the order of positions and the window included;
-            `None` where only these two decide.
-        window: how many positions a query sees, its own included; `None` for all before.
+        masking: which positions each attends to, and the program that computes it.
         scale: what the products are multiplied by.
         cap: the bound that the scores approach through tanh, or `None`.
-        implementation: "xla" or "cudnn"; `BY_SHAPES` where a program is only traced.
         rate: the share of probabilities dropped when there is a key for it.
         dropout_rng: a JAX random key, or `None` for no dropout.
     """
-    if implementation == BY_SHAPES:
+    if masking.kernel == BY_SHAPES:
         return _attend_by_shapes(query, key, value)
-    if implementation == "cudnn" and (dropout_rng is None or rate == 0):
-        near = None if mask is not None or window is None else (window - 1, 0)
-        # JAX's function promotes inside; the caller's strict mode is not meant for it.
-        with jax.numpy_dtype_promotion("standard"):
-            return jax.nn.dot_product_attention(
-                query,
-                key,
-                value,
-                mask=mask,
-                scale=scale,
-                is_causal=mask is None,
-                local_window_size=near,
-                implementation=implementation,
-            )
-    if mask is None:
-        mask = sees(jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None], window)
-    return attend_explicitly(query, key, value, mask, rate, dropout_rng, scale=scale, cap=cap)
+    marks = () if masking.segments is None else (masking.segments,)
+
+    def attend(window: int | None) -> Callable[..., Any]:
+        def attend_plainly(query: Any, key: Any, value: Any, *marks: Any) -> Any:
+            mask = masking.mask
+            if mask is None:
+                columns, slots = (jnp.arange(x.shape[1])[None] for x in (query, key))
+                mask = sees(columns, slots, window)
+                mask = mask & sees_segment(*marks) if marks else mask
+            given = (mask, rate, dropout_rng)
+            return attend_explicitly(query, key, value, *given, scale=scale, cap=cap)
+
+        if masking.kernel == "splash":
+            own = partial(attend_splash, window=window, scale=scale, cap=cap)
+            platform = "tpu"
+        elif masking.kernel == "cudnn" and (dropout_rng is None or rate == 0):
+            own = partial(_attend_cudnn, mask=masking.mask, window=window, scale=scale)
+            platform = "cuda"
+        else:
+            return attend_plainly
+        # Lowered for another platform after all, it is the same in plain operations. These are
+        # computed again in the backward pass: what they stored would be stored on each platform.
+        plainly: Any = jax.checkpoint(attend_plainly)
+        branches: Any = {platform: own, "default": plainly}
+        return partial(jax.lax.platform_dependent, **branches)
+
+    each = [attend(window) for window in masking.windows]
+    if masking.which is None:
+        return each[0](query, key, value, *marks)
+    return jax.lax.switch(masking.which, each, query, key, value, *marks)
+
+
+def _attend_cudnn(
+    query: Any, key: Any, value: Any, *, mask: Any, window: int | None, scale: Any
+) -> Any:
+    near = None if mask is not None or window is None else (window - 1, 0)
+    if isinstance(scale, jax.Array):  # of a loop over layers, which the kernel does not take
+        query, scale = (query.astype(jnp.float32) * scale).astype(query.dtype), 1.0
+    # JAX's function promotes inside; the caller's strict mode is not meant for it.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=mask,
+            scale=scale,
+            is_causal=mask is None,
+            local_window_size=near,
+            implementation="cudnn",
+        )
 
 
 # What a program with cuDNN's attention holds can be traced without a device: JAX's own function

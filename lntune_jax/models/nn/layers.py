@@ -8,6 +8,7 @@ the model, and `None` splits into `None`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,26 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class WideWeights:
+    """A kernel or a table of words of a bfloat16 model, its numbers in float32.
+
+    A CPU multiplies in float32. It would convert weights of bfloat16 anew for each product, which
+    takes ten times as long as the product of one token with them.
+
+    Attributes:
+        values: float32; each is a number of bfloat16.
+    """
+
+    values: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weights."""
+        return self.values.shape
+
+
 def dense(
     inputs: int, outputs: int, dtype: Any, rngs: nnx.Rngs, *, bias: bool = True
 ) -> nnx.Linear:
@@ -39,9 +60,13 @@ class Dense(nnx.Linear):
     def __call__(self, inputs: Any, out_sharding: Any = None) -> Any:
         """Multiply by the kernel and add the bias."""
         kernel: Any = self.kernel.get_value()
-        if not isinstance(kernel, QuantizedKernel):
+        if isinstance(kernel, WideWeights):
+            inputs, numbers = _operands(inputs, kernel, self.dtype)
+            product = jnp.matmul(inputs, numbers).astype(self.dtype)
+        elif isinstance(kernel, QuantizedKernel):
+            product = multiply(inputs.astype(self.dtype), kernel)
+        else:
             return super().__call__(inputs, out_sharding)
-        product = multiply(inputs.astype(self.dtype), kernel)
         if self.bias is None:
             return product
         return product + jnp.asarray(self.bias[...]).astype(product.dtype)
@@ -110,7 +135,7 @@ class Embed(nnx.Embed):
         self, inputs: Int[Array, "*axes"]
     ) -> Float[Array, "... width"]:
         """Look up the vector of every index."""
-        table = jnp.asarray(self.embedding[...])
+        table = _numbers(self.embedding.get_value())
         found = table.at[inputs].get(
             mode="fill",
             fill_value=jnp.nan,
@@ -125,11 +150,25 @@ class Embed(nnx.Embed):
         With one token in each of several rows, as in decoding, the table is the left operand: in
         that place a CPU's library reads it as it lies, and need not pack it anew for each token.
         """
-        if query.ndim != 3 or query.shape[1] != 1 or query.shape[0] == 1 or out_sharding:
+        weights = self.embedding.get_value()
+        one_each = query.ndim == 3 and query.shape[1] == 1 and query.shape[0] > 1
+        if out_sharding or not (one_each or isinstance(weights, WideWeights)):
             return super().attend(query, out_sharding)
-        table = jnp.asarray(self.embedding[...]).astype(self.dtype)
-        scores = jnp.einsum("vw,rlw->vrl", table, query.astype(self.dtype))
-        return scores.transpose(1, 2, 0)
+        query, table = _operands(query, weights, self.dtype)
+        if not one_each:
+            return jnp.matmul(query, table.T).astype(self.dtype)
+        scores = jnp.einsum("vw,rlw->vrl", table, query)
+        return scores.transpose(1, 2, 0).astype(self.dtype)
+
+
+def _numbers(weights: Any) -> Array:
+    return weights.values if isinstance(weights, WideWeights) else jnp.asarray(weights)
+
+
+def _operands(x: Any, weights: Any, dtype: Any) -> tuple[Array, Array]:
+    """Give activations and weights in the type in which they are multiplied."""
+    wide = jnp.float32 if isinstance(weights, WideWeights) else dtype
+    return x.astype(dtype).astype(wide), _numbers(weights).astype(wide)
 
 
 def _per_row(parameter: Any, x: Float[Array, "batch *axes width"]) -> Array:

@@ -16,13 +16,18 @@ LOOPS = frozenset((SCAN, "while", "cond"))
 
 # cuDNN's attention on the way forward: the beginning of the name, which has versions.
 FLASH_ATTENTION = "dot_product_attention_fwd"
+# A kernel of Pallas, and `jax.ad_checkpoint.checkpoint_name`, by which splash attention calls what
+# its backward pass reads: of each row's sum the kernel itself gives 128 copies.
+KERNEL, NAMED = "pallas_call", "name"
 
-# Not worth storing from one loop to another.
+# Not worth storing from one loop to another: an activation costs nothing beside the product that
+# it is computed from.
 CHEAP_IN_LOOPS = frozenset(
     (
         *("add", "add_any", "and", "broadcast_in_dim", "convert_element_type", "copy"),
-        *("dynamic_slice", "eq", "ge", "gt", "iota", "le", "lt", "mul", "ne", "neg"),
-        *("not", "or", "reshape", "select_n", "slice", "split", "squeeze", "sub", "transpose"),
+        *("dynamic_slice", "eq", "erf", "ge", "gt", "integer_pow", "iota", "le", "logistic", "lt"),
+        *("mul", "ne", "neg", "not", "or", "pad", "reshape", "select_n", "slice", "split"),
+        *("square", "squeeze", "sub", "tanh", "transpose"),
     )
 )
 

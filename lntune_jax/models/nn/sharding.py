@@ -5,6 +5,8 @@ its own part of the MLP, and along the other over "fsdp", from which XLA gathers
 for its turn. Norms, heads and what else trains lie on every device. The rows of a batch stay on the
 devices that hold them, and features are whole: asked for nothing, XLA has been seen to divide
 activations as weights are, and to repeat every row on every device, at several times the memory.
+Between the products that "tensor" divides, the tokens of a row are divided over it (sequence
+parallelism): what a device keeps of a layer's states, and computes of its norms, is its part.
 """
 
 from __future__ import annotations
@@ -109,11 +111,72 @@ def keep_rows_apart(x: Float[Array, "rows ..."]) -> Float[Array, "rows ..."]:
     Nothing is said off a mesh, of a mesh without such axes or with rows that they do not divide,
     and of a mesh whose axes are explicit, where the program says it itself.
     """
+    return _say(x, ())
+
+
+def keep_tokens_apart(x: Float[Array, "rows length ..."]) -> Float[Array, "rows length ..."]:
+    """Say what `keep_rows_apart` says, and that the length is divided over "tensor".
+
+    It is left whole where "tensor" does not divide it. Nothing is said of single tokens: see
+    `divide_features`.
+    """
+    return x if x.shape[1] == 1 else _say(x, ("tensor",))
+
+
+def gather_tokens(x: Float[Array, "rows length ..."]) -> Float[Array, "rows length ..."]:
+    """Say that the length is whole before a product which "tensor" divides by features."""
+    whole = x.shape[1] == 1 or not is_auto(jax.typeof(x).sharding.mesh, "tensor")
+    return x if whole else _say(x, ())
+
+
+def _say(x: Any, axes: tuple[str, ...]) -> Any:
+    """Say over which axes for rows, and over which others for the length, an array is divided."""
     mesh = jax.typeof(x).sharding.mesh
-    names = tuple(name for name in ROW_AXES if is_auto(mesh, name))
-    if not names or x.shape[0] % math.prod(mesh.shape[name] for name in names):
+    rows = tuple(name for name in ROW_AXES if is_auto(mesh, name))
+    rows = () if x.shape[0] % _count(mesh, rows) else rows
+    if not rows and not is_auto(mesh, "tensor"):
         return x
-    spec = PartitionSpec(names, *(None,) * (x.ndim - 1))
+    tokens = tuple(name for name in axes if is_auto(mesh, name))
+    tokens = () if tokens and x.shape[1] % _count(mesh, tokens) else tokens
+    spec = PartitionSpec(rows or None, *([tokens or None] + [None] * x.ndim)[: x.ndim - 1])
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def _count(mesh: Any, names: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def find_rows_and_heads(query: Any, key: Any) -> tuple[Any, Any, Any]:
+    """Give what a kernel of attention, which runs on one device, is divided over.
+
+    Args:
+        query: (batch, length, heads, size).
+        key: (batch, length, shared, size).
+
+    Returns:
+        The mesh, and its axes for rows and for heads, each `None` where none divides them; the
+        mesh is `None` off a mesh, and where its axes are divided by hand already.
+    """
+    mesh = jax.typeof(query).sharding.mesh
+    if not any(is_auto(mesh, name) for name in mesh.axis_names):
+        return None, None, None
+    rows = tuple(name for name in ROW_AXES if is_auto(mesh, name))
+    if query.shape[0] % _count(mesh, rows):
+        rows = ()
+    parts = mesh.shape["tensor"] if is_auto(mesh, "tensor") else 1
+    return mesh, rows or None, "tensor" if parts > 1 and key.shape[2] % parts == 0 else None
+
+
+def divide_features(x: Float[Array, "rows 1 width"]) -> Float[Array, "rows 1 width"]:
+    """Say that all rows are on every device, which has its part of their features over "fsdp".
+
+    So each device multiplies with its own part of a kernel, and sums of single tokens are sent.
+    With rows apart every kernel would be gathered for every token.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if not is_auto(mesh, "fsdp") or x.shape[-1] % mesh.shape["fsdp"]:
+        return keep_rows_apart(x)
+    spec = PartitionSpec(*(None,) * (x.ndim - 1), "fsdp")
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 

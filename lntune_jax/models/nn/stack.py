@@ -14,17 +14,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from .attention import Masking, pick_kernel
 from .layers import split_key
-from .primitives import CHEAP_IN_LOOPS, FLASH_ATTENTION
-from .sharding import keep_rows_apart
+from .primitives import CHEAP_IN_LOOPS, FLASH_ATTENTION, KERNEL, NAMED
+from .sharding import divide_features, keep_rows_apart, keep_tokens_apart
+from .splash import RESULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Float, Int
 
     from ..inputs import DecoderInputs
-    from ..types import Cache
+    from ..types import Cache, Options
 
     Hidden = Float[Array, "batch length hidden"]
     Heads = Float[Array, "batch length heads size"]
@@ -37,7 +39,7 @@ class Context(NamedTuple):
     """What a layer needs beside the hidden states.
 
     Attributes:
-        mask: what each token sees; `None` for all before it in the layer's window.
+        masking: which tokens a token attends to.
         angles: the rotary positions' cosines and sines, where the model has such.
         slots: with a cache, where the new keys and values go.
         before: with a cache, the keys and values so far.
@@ -45,7 +47,7 @@ class Context(NamedTuple):
         scale: what scores are multiplied by, where that differs between scanned layers.
     """
 
-    mask: Bool[Array, "_ 1 length slots"] | None
+    masking: Masking
     angles: Angles | None = None
     slots: Int[Array, "batch length"] | None = None
     before: Kept | None = None
@@ -64,9 +66,37 @@ class Context(NamedTuple):
         return (seen[0].astype(keys.dtype), seen[1].astype(values.dtype)), (first, second)
 
 
-def _is_flash_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Whether a result is that of cuDNN's attention, a product which is no `dot_general`."""
-    return primitive.name.startswith(FLASH_ATTENTION)
+def make_contexts(
+    options: Options, settings: Any, inputs: DecoderInputs, hidden: Hidden, key: Any
+) -> list[Context]:
+    """Give each layer's context, as far as it says whom its tokens see.
+
+    Args:
+        options: of the decoder.
+        settings: of the decoder, with the windows of its layers.
+        inputs: its inputs.
+        hidden: the first layer's states.
+        key: for dropout, or `None`.
+    """
+    windows, distinct = settings.windows, dict.fromkeys(settings.windows)
+    kernel = options.attention
+    if inputs.cache is None:
+        dropping = key is not None and settings.attention_dropout > 0
+        kernel = pick_kernel(kernel, settings, hidden, dropping=dropping)
+    elif kernel in ("auto", "splash"):
+        kernel = "xla"
+    if kernel == "splash":
+        segments = inputs.visible_segments()
+        return [Context(Masking(kernel, None, segments, (window,))) for window in windows]
+    varying = options.scan_layers and len(distinct) > 1 and kernel == "xla"
+    masks = {window: inputs.mask(window, varying) for window in distinct}
+    return [Context(Masking(kernel, masks[window], None, (window,))) for window in windows]
+
+
+def _is_flash_attention(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Whether a result is that of a kernel of attention, a product which is no `dot_general`."""
+    is_splash = primitive.name == NAMED and params["name"] == RESULT
+    return is_splash or primitive.name.startswith(FLASH_ATTENTION)
 
 
 # Policies of `jax.checkpoint` by the names users give, which are JAX's own for two of them: how
@@ -95,12 +125,19 @@ def run_layers(
         if inputs.cache is not None:
             before = inputs.cache.keys[index], inputs.cache.values[index]
             context = context._replace(slots=inputs.slots, before=before)
-        hidden, after = _run(layers[index], keep_rows_apart(hidden), context, own, remat)
+        hidden, after = _run(layers[index], place_states(hidden, inputs), context, own, remat)
         kept.append(after)
     if inputs.cache is None or inputs.slots is None:
         return hidden, None
     keys, values = zip(*kept, strict=True)
     return mark_overflow(hidden, inputs), inputs.cache._replace(keys=keys, values=values)
+
+
+def place_states(hidden: Hidden, inputs: DecoderInputs) -> Hidden:
+    """Say how states lie on a mesh: by tokens, or, of single ones, as the weights they meet."""
+    if hidden.shape[1] > 1:
+        return keep_tokens_apart(hidden)
+    return keep_rows_apart(hidden) if inputs.cache is None else divide_features(hidden)
 
 
 def mark_overflow(hidden: Hidden, inputs: DecoderInputs) -> Hidden:
@@ -133,6 +170,27 @@ def store(
         slots: where to.
         layer: the number of the layer.
     """
+    given = (old, new, slots, layer)
+    if new.shape[1] > 1:
+        return scatter_slots(*given)
+    return jax.lax.platform_dependent(*given, tpu=select_slots, default=scatter_slots)
+
+
+def select_slots(old: Any, new: Any, slots: Any, layer: Any) -> Any:
+    """Store one token of each row by writing a layer anew, which attention reads in any case.
+
+    For a scatter, or an update of a slice, a TPU's compiler turns the whole cache into another
+    layout and back: four copies for each token.
+    """
+    entries = new.transpose(0, 2, 1, 3).astype(old.dtype)
+    own = old if layer is None else jax.lax.dynamic_index_in_dim(old, layer, keepdims=False)
+    is_place = jnp.arange(own.shape[-2], dtype=slots.dtype) == slots
+    own = jnp.where(is_place[:, None, :, None], entries, own)
+    return own if layer is None else jax.lax.dynamic_update_index_in_dim(old, own, layer, 0)
+
+
+def scatter_slots(old: Any, new: Any, slots: Any, layer: Any) -> Any:
+    """Store the tokens of each row by writing their slots alone."""
     if new.shape[:2] == (1, 1):
         # A second place, past the end, which is dropped. XLA takes a scatter to one place for an
         # update of a slice, and fuses that into each reader: on a CPU it copied the cache thrice.
@@ -156,6 +214,7 @@ class _Turn(NamedTuple):
     mask: Any
     angles: Any
     scale: Any
+    which: Any
     key: Any
 
 
@@ -216,7 +275,14 @@ def _scan(
 ) -> tuple[Any, Any]:
     """Run the layers of one stack, of which the lowest has the number `first`."""
     graph, state = nnx.split(stack)
-    mask_of, masks = _choose([context.mask for context in contexts])
+    shared = contexts[0].masking
+    windows = [context.masking.windows[0] for context in contexts]
+    distinct = tuple(dict.fromkeys(windows))
+    which = None
+    if shared.mask is None and len(distinct) > 1:
+        which = jnp.asarray([distinct.index(window) for window in windows], jnp.int32)
+        shared = shared._replace(windows=distinct)
+    mask_of, masks = _choose([context.masking.mask for context in contexts])
     angles_of, angles = _choose([context.angles for context in contexts])
     turns = _Turn(
         nnx.to_pure_dict(state),
@@ -224,16 +290,20 @@ def _scan(
         masks,
         angles,
         _scales(contexts),
+        which,
         keys,
     )
 
     def body(carry: tuple[Any, Any], turn: _Turn) -> tuple[tuple[Any, Any], None]:
         states, before = carry
-        context = Context(mask_of(turn.mask), angles_of(turn.angles), scale=turn.scale)
+        masking = shared._replace(mask=mask_of(turn.mask), which=turn.which)
+        context = Context(masking, angles_of(turn.angles), scale=turn.scale)
         if before is not None:
             context = context._replace(slots=inputs.slots, before=before, layer=turn.layer)
         layer = nnx.merge(graph, turn.weights)
-        return layer(keep_rows_apart(states), context, turn.key), None
+        states, after = layer(place_states(states, inputs), context, turn.key)
+        # The loop's own state too, which its first turn need not decide.
+        return (place_states(states, inputs) if inputs.cache is not None else states, after), None
 
     # Two loops are never merged into one: no barrier is needed to keep them apart.
     policy = POLICIES.get(remat, _is_worth_storing)
@@ -247,7 +317,7 @@ def _is_worth_storing(primitive: Any, *_: Any, **__: Any) -> bool:
     In separate layers the compiler computes cheap elementwise work again where it is read; from
     one loop to another it cannot, and would store all of it.
     """
-    return primitive.name not in CHEAP_IN_LOOPS
+    return primitive.name not in CHEAP_IN_LOOPS and primitive.name != KERNEL
 
 
 def _choose(values: list[Any]) -> tuple[Callable[[Any], Any], Any]:

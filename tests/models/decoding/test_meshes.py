@@ -6,6 +6,7 @@ from tests.support.devices import run_on_devices
 from tests.support.paths import REFERENCE
 
 PROGRAM = """
+import math
 import sys
 import warnings
 import jax
@@ -29,9 +30,9 @@ for kind in (AxisType.Auto, AxisType.Explicit):
     model = from_pretrained(directory, "CAUSAL_LM", mesh=mesh, scan_layers=scanned)
     found = generate(model, model.params, tokens, max_new_tokens=6).tokens
     np.testing.assert_array_equal(found, expected)
-    padded = np.pad(tokens, ((0, 0), (13, 0)))
+    padded = np.pad(tokens, ((0, 0), (12, 0)))
     mask, shapes = padded > 0, cache_shapes(model, 2, 16)
-    given = read_prompts(model.apply, model.params, padded, mask, shapes, 32)
+    given = read_prompts(model.apply, model.params, padded, mask, shapes, 32, None, None)
     program = take_step.lower(model.apply, model.params, *given, None, None, np.uint32(0))
     # Each device has the keys and values of its heads (and rows), and no step sends any.
     for leaf in jax.tree.leaves((given[2].keys, given[2].values)):
@@ -42,10 +43,12 @@ for kind in (AxisType.Auto, AxisType.Explicit):
     assert sent
     ends = [shape[-2:] for each in sent for shape in each.shapes]
     assert not [shape for shape in ends if shape == (32, width)], sent
-    # Nor a whole table of words, over "tensor": its part's scores are sent.
-    tables = {(settings.vocab_size, settings.hidden_size)}
-    tables |= {shape[::-1] for shape in tables}
-    assert not [shape for shape in ends if shape in tables], sent
+    # Nor a kernel or a table, over "tensor" or "fsdp": sums of each row's token are sent.
+    most = 2 * max(settings.vocab_size, settings.intermediate_size)
+    leaves = jax.tree_util.tree_flatten_with_path(model.params)[0]
+    sizes = [math.prod(leaf.shape[-2:]) for path, leaf in leaves if path[-1].key == "kernel"]
+    assert most < min(sizes) / 2
+    assert max(math.prod(shape) for each in sent for shape in each.shapes) <= most, sent
 
     # With rows divided by the caller the cache keeps them apart too.
     rows = NamedSharding(mesh, P("fsdp"))

@@ -19,8 +19,6 @@ from lntune_jax.models.nn.skeleton import by_path
 from tests.support.small import relax
 from tests.support.step_memory import TINY, compile_step
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Enough layers that all kernels together are much more than one, and few tokens, so that
 # activations are little.
 DEEP = {**TINY, "vocab_size": 256, "num_hidden_layers": 6}

@@ -10,7 +10,6 @@ from lntune_jax.models.families.encoders import ENCODER
 from lntune_jax.models.families.registry import FAMILIES
 from tests.support.devices import run_on_devices
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 SIZES = {
     "vocab_size": 50,
     "hidden_size": 16,

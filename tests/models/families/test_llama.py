@@ -178,7 +178,10 @@ def test_options_that_do_not_go_together():
             {"task": "SEQ_CLS", "pooling": "mean"},
             "pooling is 'mean', which llama does not have",
         ),
-        ({"attention": "flash"}, "attention is 'flash'; supported: 'xla', 'cudnn'"),
+        (
+            {"attention": "flash"},
+            "attention is 'flash'; supported: 'auto', 'xla', 'cudnn', 'splash'",
+        ),
         ({"remat": "some"}, "remat is 'some'; supported: 'none', 'dots_saveable', 'dots_with_"),
         ({"remat": "dots"}, "no_batch_dims_saveable', 'full'"),
     ):

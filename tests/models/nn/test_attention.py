@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lntune_jax.models.nn.attention import attend, attend_causally
+from lntune_jax.models.nn.attention import Masking, attend, attend_causally
 from lntune_jax.models.nn.layers import ACTIVATIONS
 
 
@@ -23,8 +23,8 @@ def test_attention_to_what_a_mask_leaves_is_jaxs(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_grouped_attention_to_the_positions_before_is_jaxs(dtype, window):
     def ours(query, key, value):
-        options = {"cap": None, "implementation": "xla", "rate": 0.0, "dropout_rng": None}
-        return attend_causally(query, key, value, None, window=window, scale=0.3, **options)
+        options = {"scale": 0.3, "cap": None, "rate": 0.0, "dropout_rng": None}
+        return attend_causally(query, key, value, Masking(windows=(window,)), **options)
 
     def theirs(query, key, value):
         near = None if window is None else (window - 1, 0)

@@ -6,6 +6,8 @@ from itertools import chain
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import pallas as pl
 from jax.extend.core import primitives as known
 
 from lntune_jax.models.nn import primitives
@@ -39,6 +41,9 @@ def test_calls_and_recomputation_have_the_names_that_are_looked_for():
     assert list_traced(jax.jit(jnp.sin)) == {"jit"}
     assert list_traced(lambda x: x @ x) == {primitives.PRODUCT}
     assert list_traced(lambda x: jax.lax.scan(lambda c, _: (c, None), x, length=3)[0]) == {"scan"}
+    assert list_traced(lambda x: checkpoint_name(x, "x")) == {primitives.NAMED}
+    kernel = pl.pallas_call(lambda x, y: None, out_shape=jax.ShapeDtypeStruct((4, 4), "float32"))
+    assert list_traced(kernel) == {primitives.KERNEL}
     own = jax.custom_vjp(jnp.sin)
     own.defvjp(lambda x: (x, x), lambda _, g: (g,))
     assert list_traced(own) == {primitives.OWN_GRADIENT}

@@ -27,8 +27,6 @@ from lntune_jax.models.nn.skeleton import by_path
 from tests.support.devices import run_on_devices
 from tests.support.quantizing import MODELS, TOKENS, dequantized, gradients
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WIDE = {
     "model_type": "llama",
     "vocab_size": 64,

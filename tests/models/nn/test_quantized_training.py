@@ -21,8 +21,6 @@ from tests.support.checkpoints import assert_same
 from tests.support.quantizing import MODELS, TOKENS, loss_of
 from tests.support.small import relax
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 30
 CONFIG = lnt.LNTuningConfig()
 
