@@ -214,7 +214,7 @@ class PlanSettings:
     remat: Annotated[Remat | None, shown("none", "KIND")] = None
     """What a decoder's backward pass computes again to store less: none, dots_saveable,
     dots_with_no_batch_dims_saveable or full."""
-    attention: Annotated[str | None, shown("xla", "KIND")] = None
+    attention: Annotated[str | None, shown("the chip's kernel", "KIND")] = None
     """How a decoder computes attention, as `attention=` of lntune_jax.models."""
     quantize: Annotated[Quantize | None, shown("off", "KIND")] = None
     """Kernels of the layers in few bits: int8, int4, nf4 or fp8."""

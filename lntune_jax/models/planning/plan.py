@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+import jax.numpy as jnp
+
 from lntune_jax.config import TASK_HEADS, LNTuningConfig
 from lntune_jax.errors import ConfigError, ModelError
 from lntune_jax.selection import report_params
@@ -22,6 +24,7 @@ from ..estimating.memory import check_base, check_mesh, check_numbers, estimate_
 from ..families.registry import FAMILIES, find_task
 from ..loading.sources import config_from, config_of, find_directory
 from ..model import REMATS, PretrainedModel, from_config
+from ..nn.attention import find_kernel
 from ..nn.sharding import ROW_AXES
 from .chips import read_slice
 from .compiled import Compiled, Request, check_compiler, compile_apart
@@ -114,8 +117,7 @@ def plan(
     built = from_config(config, task, num_labels=num_labels, **made)
     check_base(method, built.quantize)
     check_length(built, length)
-    if built.options.attention == "cudnn" and place.chip.platform != "cuda":
-        raise ConfigError(f"attention is 'cudnn', which is of GPUs, but chips is {place}")
+    check_attention(built.options.attention, place)
     check_compiler(place)
     given = dataclasses.asdict(built.options) | {"task": task, "num_labels": num_labels}
     fields = {name: value for name, value in given.items() if _is_own(built, name)}
@@ -133,7 +135,9 @@ def plan(
     steps = {}
     for each in methods:
         steps[each] = compile_said(replace(asked, method=each), say)
-    estimates = {each: _estimate(built, each, sizes, rows // groups, length) for each in methods}
+    estimates = {
+        each: _estimate(built, place, each, sizes, rows // groups, length) for each in methods
+    }
     first = steps[method]
     tried: tuple[Attempt, ...] = ()
     if search and not first.fits and not _is_hopeless(built, method, sizes, place):
@@ -185,6 +189,20 @@ def check_length(model: PretrainedModel, length: int) -> None:
         raise ConfigError(
             f"length is {length}, but the model has positions for {model.max_length}: the config's "
             "max_position_embeddings"
+        )
+
+
+def check_attention(attention: str, place: Slice) -> None:
+    """Check that a kernel for attention is one of the chips.
+
+    Raises:
+        ConfigError: it is of others.
+    """
+    of = {"cudnn": "cuda", "splash": "tpu"}.get(attention, place.chip.platform)
+    if of != place.chip.platform:
+        kind = "GPUs" if of == "cuda" else "TPUs"
+        raise ConfigError(
+            f"attention is {attention!r}, which is of {kind}, but chips is {place}; leave it out"
         )
 
 
@@ -312,11 +330,14 @@ def _targets(model: PretrainedModel) -> LNTuningConfig:
 
 
 def _estimate(
-    model: PretrainedModel, method: str, sizes: dict[str, int], rows: int, length: int
+    model: PretrainedModel, place: Slice, method: str, sizes: dict[str, int], rows: int, length: int
 ) -> int | None:
     """What `estimate_memory` says, where it follows such a step."""
     if method == "lora" and model.options.scan_layers:
         return None
+    if model.options.attention == "auto" and _is_own(model, "attention"):
+        kernel = find_kernel(place.chip.platform, model.settings, jnp.dtype(model.dtype))
+        model = replace(model, options=replace(model.options, attention=kernel))
     try:
         found = estimate_memory(
             model, method, config=_targets(model), batch_size=rows, length=length, mesh=sizes

@@ -23,7 +23,9 @@ _LOOP = re.compile(r" while\(%?([\w.-]+)\)")
 _BODY = re.compile(r"body=%?([\w.-]+)")
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_CALLED = re.compile(r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|true_computation|false_computation|called_computations)=\{?%?([\w.-]+)"
+)
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*? ([a-z][\w-]*)\((.*?)\)")
 _INDEX = re.compile(r" index=(\d+)")

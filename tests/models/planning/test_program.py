@@ -108,6 +108,14 @@ def test_what_a_tpu_sends():
     assert total(list(found.values()), "all-gather") == gather.bytes
 
 
+def test_what_a_core_of_its_own_sends():
+    old = "fusion(%x), kind=kCustom, calls=%gather_start"
+    new = "custom-call-start(), called_computations={%gather_start}"
+    assert old in TPU
+    found = list_collectives(TPU.replace(old, new).replace("calls=%gather_done", "kind=k"), 8)
+    assert sorted(found) == sorted(list_collectives(TPU, 8))
+
+
 def test_scores_are_found_where_they_are_in_memory():
     assert find_square(TPU, 64) == ("f32[4,64,64]", 4 * 4 * 64 * 64)
     assert find_square(TPU, 512) is None

@@ -37,7 +37,7 @@ def test_a_step_that_fits():
 
 
 def test_a_step_that_does_not_fit():
-    sizes = {"batch": 256, "length": 4096, "search": False}
+    sizes = {"batch": 256, "length": 4096, "search": False, "attention": "xla"}
     found = lnt.models.plan(TINY, chips="v5e-8", mesh={"data": 8}, **sizes)
     assert not found.fits
     assert found.steps["ln"].needed > found.steps["ln"].memory == 15.75 * 2**30
