@@ -17,6 +17,7 @@ from jax.extend.core import Primitive
 from ..inputs import sees, sees_segment
 from .layers import dropout
 from .primitives import FLASH_ATTENTION
+from .sharding import are_rows_divided
 from .splash import LANES, attend_splash
 
 if TYPE_CHECKING:
@@ -84,8 +85,13 @@ def pick_kernel(
     """
     if asked != "auto":
         return asked
-    short = x.shape[1] < LANES
-    return "xla" if dropping or short else find_kernel(_find_platform(x), settings, x.dtype)
+    # Of rows that a mesh does not divide, as of one row under `vmap`, a kernel would take all on
+    # each device.
+    repeated = not are_rows_divided(jax.typeof(x).sharding.mesh, x.shape[0])
+    if dropping or repeated or x.shape[1] < LANES:
+        return "xla"
+    kernel = find_kernel(_find_platform(x), settings, x.dtype)
+    return "xla" if kernel == "cudnn" and not _takes_cudnn(settings, x) else kernel
 
 
 def find_kernel(platform: str, settings: Any, dtype: Any) -> str:
@@ -111,6 +117,23 @@ def _find_platform(x: Any) -> str:
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
+
+
+def _takes_cudnn(settings: Any, x: Any) -> bool:
+    """Whether JAX's function for cuDNN takes heads of these shapes, with a mask, to train on."""
+    rows, length, _ = x.shape
+    counts = (settings.num_attention_heads, *(settings.num_key_value_heads,) * 2)
+    heads = [jax.ShapeDtypeStruct((rows, length, n, settings.head_dim), x.dtype) for n in counts]
+    mask = jax.ShapeDtypeStruct((rows, 1, length, length), "bool")
+
+    def attend(query: Any, key: Any, value: Any, mask: Any) -> Any:
+        return _attend_cudnn(query, key, value, mask=mask, window=None, scale=1.0)
+
+    try:
+        jax.eval_shape(lambda *given: jax.vjp(attend, *given[:3], given[3])[0], *heads, mask)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return False  # no cuDNN, or an old one; or an odd length
+    return True
 
 
 def attend_causally(

@@ -156,7 +156,13 @@ def _say(x: Any, axes: tuple[str, ...]) -> Any:
 def find_row_axes(mesh: Any, rows: int) -> tuple[str, ...] | None:
     """Give the axes of a mesh that divide so many rows of a batch, or `None`."""
     names = tuple(name for name in ROW_AXES if is_auto(mesh, name))
-    return None if rows % _count(mesh, names) else names or None
+    return names or None if are_rows_divided(mesh, rows) else None
+
+
+def are_rows_divided(mesh: Any, rows: int) -> bool:
+    """Whether so many rows of a batch lie in parts, as far as a mesh has axes for rows."""
+    names = tuple(name for name in ROW_AXES if is_auto(mesh, name))
+    return rows % _count(mesh, names) == 0
 
 
 def _count(mesh: Any, names: tuple[str, ...]) -> int:

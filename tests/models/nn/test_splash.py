@@ -10,7 +10,7 @@ import pytest
 import lntune_jax as lnt
 from lntune_jax.models import causal_lm_loss, from_config
 from lntune_jax.models.inputs import sees, sees_segment
-from lntune_jax.models.nn.attention import attend_explicitly, find_kernel
+from lntune_jax.models.nn.attention import attend_explicitly, find_kernel, pick_kernel
 from lntune_jax.models.nn.splash import attend_splash
 
 TINY = {
@@ -115,6 +115,33 @@ def test_a_program_for_tpus_has_the_kernel_and_no_matrix_of_scores(remat, calls)
     assert "@tpu_custom_call" not in elsewhere
     # Of each row's sum the kernel gives 128 copies; the loop over layers stores one.
     assert not re.search(r"tensor<2x1x4x384x128xf32>", text)
+
+
+def test_rows_that_a_mesh_does_not_divide_take_plain_operations(monkeypatch):
+    """One row under `vmap`, say: a kernel would have all rows on each device."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    settings = from_config(LLAMA).settings
+    mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    wide = jax.sharding.AbstractMesh((4,), ("fsdp",), mesh.abstract_mesh.axis_types)
+    for rows, expected in ((4, "splash"), (2, "xla")):
+        states = jax.ShapeDtypeStruct(
+            (rows, 256, 32), "bfloat16", sharding=jax.NamedSharding(wide, jax.P())
+        )
+        picked = []
+
+        def look(x, picked=picked):
+            picked.append(pick_kernel("auto", settings, x, dropping=False))
+            return x
+
+        jax.eval_shape(look, states)
+        assert picked == [expected]
+
+
+def test_auto_is_plain_where_cudnn_is_not_to_be_had(monkeypatch):
+    """On a GPU of another maker, say. There is none here, and so JAX's function refuses."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    states = jnp.zeros((2, 256, 32), jnp.bfloat16)
+    assert pick_kernel("auto", from_config(LLAMA).settings, states, dropping=False) == "xla"
 
 
 def test_auto_takes_what_the_platform_has():
