@@ -1,9 +1,10 @@
 """What a step of models of all sizes takes on TPUs, by the compiler for them; no TPU takes part.
 
 Each row is compiled by `lntune_jax.models.plan` from sizes alone: LN tuning in bfloat16, layers in
-one loop. Large models take minutes each: rows that are in the
-results are passed over, so that a run can be stopped and continued. Beside what the compiler says
-stands what `estimate_memory` says.
+one loop, attention by the chips' kernel where a row says "auto". Operations inside of the kernel
+are not counted. Large models take minutes each: rows that are in the results are passed over, so
+that a run can be stopped and continued. Beside what the compiler says stands what
+`estimate_memory` says.
 
 Needs the extra `plan`: make plan.
 """
