@@ -167,8 +167,10 @@ def estimate_memory(
     few, (more, larger) = min(_FEW, layers), trace(min(_MORE, layers))
     base, smaller = trace(few) if few < min(_MORE, layers) else (more, larger)
     between = max(min(_MORE, layers) - few, 1)
-    each = max(more - base, 0) // between
+    each = whole = max(more - base, 0) // between
     gathered = 0
+    if model.options.remat == "full" and length % tensor == 0:
+        each //= tensor  # a layer's input, of which a device keeps its part of the length
     if axes["fsdp"] > 1:
         largest = largest_leaf(model) // tensor
         gathered = max((larger - smaller) // between, largest) * (2 if method == "full" else 1)
@@ -179,7 +181,7 @@ def estimate_memory(
         gradients=held.gradients // shards,
         optimizer=held.optimizer // shards,
         activations=each * passed,
-        working=max(base - each * few, 0),
+        working=max(base - whole * few, 0),
         gathered=gathered,
     )
 
