@@ -64,7 +64,8 @@ def read_commands():
                 (found,) = re.findall(rf"^ +{inserted[1]}: \[(.*)\]", text, re.MULTILINE)
                 values = [value.strip(' "') for value in found.split(",")]
             for value in values:
-                yield path.name, (line.replace(inserted[0], value) if inserted else line)
+                words = line.replace(inserted[0], value) if inserted else line
+                yield path.name, words.partition(" >")[0]  # without where its output goes
 
 
 def test_every_make_target_and_variable_that_ci_names_exists():

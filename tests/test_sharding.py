@@ -164,9 +164,11 @@ def look(rules):
 
 
 whole, cut = look(model_specs(model, mesh)), look(base_specs)
-# An attention and an MLP a layer, and the embeddings: sums of hidden states, and nothing else.
+# An attention and an MLP a layer, and the embeddings: hidden states are gathered before and added
+# up after each, and nothing else is sent.
 layers = LLAMA["num_hidden_layers"]
-assert [each.kind for each in whole] == ["all-reduce"] * (2 * layers + 1), whole
+expected = ["all-reduce"] + ["all-gather", "all-reduce"] * (2 * layers)
+assert [each.kind for each in whole] == expected, whole
 assert {each.shapes for each in whole} == {((4, 64, 256),)}
 # With a head in two, each layer also sends halves of its keys, its values or its scores.
 assert len(cut) >= len(whole) + layers, cut
@@ -244,7 +246,8 @@ assert added >= base - table, added
 
 # Divided heads: activations alone, no weight or gradient of one.
 found, full = measure({"tensor": 8}, "ln"), measure({"tensor": 8}, "full")
-assert kinds(found) <= {"all-reduce"}, kinds(found)
+assert kinds(found) <= {"all-gather", "all-reduce", "reduce-scatter"}, kinds(found)
+assert sum(each.sent for each in found) < sum(each.sent for each in full)
 weights = {(64, 64), (64, 96), (96, 64), (256, 64), (64, 256), (64, 8), (64, 12), (12, 64), (8, 64)}
 for each in found:
     assert not weights & set(each.shapes), each

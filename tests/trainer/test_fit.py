@@ -100,7 +100,7 @@ def test_a_run_may_get_more_steps_and_nothing_else(tmp_path):
     other = trainer.Recipe(max_steps=30, schedule="constant", learning_rate=0.06)
     with pytest.raises(ConfigError, match=r"started with learning_rate 0\.05, not 0\.06"):
         trainer.fit(make_task(), other, output=tmp_path / "run", resume=True)
-    with pytest.raises(ConfigError, match="started with max_steps = 20, not 10"):
+    with pytest.raises(ConfigError, match="started with max_steps 20, not 10"):
         trainer.fit(make_task(), recipe, output=tmp_path / "run", resume=True)
 
 

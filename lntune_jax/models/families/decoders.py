@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lntune_jax.errors import ModelError
+from lntune_jax.messages import Argument
 
 from ..inputs import prepare_decoder_inputs
 from ..nn.layers import dense
@@ -67,8 +68,9 @@ def build(
         if dropping and dropout_rng is not None:
             raise ModelError(
                 f"attention is {options.attention!r}, which drops no probabilities, but config "
-                f"field 'attention_dropout' is {settings.attention_dropout}; pass "
-                "attention='auto' or 'xla', or leave dropout_rng out"
+                f"field 'attention_dropout' is {settings.attention_dropout}; pass ",
+                Argument("attention", "auto"),
+                ", or leave dropout_rng out",
             )
         inputs = prepare_decoder_inputs(
             input_ids, attention_mask, position_ids, segment_ids, cache, settings.positions
@@ -107,7 +109,8 @@ def _check_options(settings: Any, options: Options) -> None:
     if options.attention == "cudnn" and settings.attention_cap is not None:
         raise ModelError(
             "attention is 'cudnn', which knows no soft cap, but config field "
-            f"'attn_logit_softcapping' is {settings.attention_cap}; pass attention='auto'"
+            f"'attn_logit_softcapping' is {settings.attention_cap}; pass ",
+            Argument("attention", "auto"),
         )
     if options.frozen_layers >= settings.num_hidden_layers:
         raise ModelError(

@@ -269,7 +269,7 @@ class Attention(nnx.Module):
         first, second = split_key(key, 2)
         shape = (*hidden.shape[:2], self.settings.num_attention_heads, -1)
         query, keys, values = (
-            part.reshape(shape)
+            keep_features_apart(part.reshape(shape))
             for part in jnp.split(self.c_attn(gather_tokens(hidden)), 3, axis=-1)
         )
         (keys, values), kept = context.remember(keys, values)
@@ -283,7 +283,7 @@ class Attention(nnx.Module):
             rate=self.settings.attention_dropout,
             dropout_rng=first,
         )
-        mixed = keep_tokens_apart(self.c_proj(mixed.reshape(hidden.shape)))
+        mixed = keep_tokens_apart(self.c_proj(keep_features_apart(mixed).reshape(hidden.shape)))
         return dropout(mixed, self.settings.residual_dropout, second), kept
 
 

@@ -263,7 +263,7 @@ class RotaryAttention(nnx.Module):
 
     def __call__(self, hidden: Hidden, context: Context, key: Any) -> tuple[Hidden, Kept | None]:
         """Attend, and give what a cache keeps."""
-        query, keys, values = self.project(gather_tokens(hidden))
+        query, keys, values = map(keep_features_apart, self.project(gather_tokens(hidden)))
         assert context.angles is not None
         query, keys = rotate(query, *context.angles), rotate(keys, *context.angles)
         (keys, values), kept = context.remember(keys, values)
@@ -277,7 +277,8 @@ class RotaryAttention(nnx.Module):
             rate=self.settings.attention_dropout,
             dropout_rng=key,
         )
-        return keep_tokens_apart(self.o_proj(mixed.reshape(*hidden.shape[:2], -1))), kept
+        mixed = keep_features_apart(mixed).reshape(*hidden.shape[:2], -1)
+        return keep_tokens_apart(self.o_proj(mixed)), kept
 
 
 class Attention(RotaryAttention):

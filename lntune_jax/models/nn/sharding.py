@@ -129,15 +129,17 @@ def gather_tokens(x: Float[Array, "rows length ..."]) -> Float[Array, "rows leng
     return x if whole else _say(x, ())
 
 
-def keep_features_apart(x: Float[Array, "rows length wide"]) -> Float[Array, "rows length wide"]:
-    """Say that what a product which "tensor" divides gives is divided by features, both ways.
+def keep_features_apart(
+    x: Float[Array, "rows length wide *size"],
+) -> Float[Array, "rows length wide *size"]:
+    """Say that what a product which "tensor" divides gives is divided by features, or by heads.
 
     Told the length alone, a TPU's compiler has been seen to gather whole kernels on the way back.
     """
     mesh = jax.typeof(x).sharding.mesh
-    if x.shape[1] == 1 or not is_auto(mesh, "tensor") or x.shape[-1] % mesh.shape["tensor"]:
+    if x.shape[1] == 1 or not is_auto(mesh, "tensor") or x.shape[2] % mesh.shape["tensor"]:
         return x
-    spec = PartitionSpec(find_row_axes(mesh, x.shape[0]), None, "tensor")
+    spec = PartitionSpec(find_row_axes(mesh, x.shape[0]), None, "tensor", *(None,) * (x.ndim - 3))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 

@@ -50,7 +50,7 @@ def test_a_model_is_estimated_by_the_remat_it_was_made_with(remat, scan):
         for given, more in ((model, {}), (TINY, {"dtype": "float32", **made}), (plain, {}))
     )
     assert found == said
-    assert found.activations < 0.7 * none.activations
+    assert found.activations < 0.8 * none.activations
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_options_that_do_not_go_together():
         ({"task": "MASKED_LM"}, "task is 'MASKED_LM'; supported by llama: None, 'CAUSAL_LM'"),
         (
             {"task": "SEQ_CLS", "pooling": "mean"},
-            "pooling is 'mean', which llama does not have",
+            "pooling='mean' is given, which llama does not have",
         ),
         (
             {"attention": "flash"},

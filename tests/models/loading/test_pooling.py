@@ -94,7 +94,7 @@ def test_own_is_true_of_a_decoder_too():
     directory = REFERENCE / "decoders/llama"
     model = from_pretrained(directory, "SEQ_CLS", pooling="own")
     assert model.options.pooling is None
-    with pytest.raises(ModelError, match="pooling is 'mean', which llama does not have"):
+    with pytest.raises(ModelError, match="pooling='mean' is given, which llama does not have"):
         from_pretrained(directory, "SEQ_CLS", pooling="mean")
 
 
