@@ -6,7 +6,7 @@
 # `make coverage` says which lines the tests run, `make fuzz` feeds the readers random files.
 # `make bench` measures what a step costs, and writes docs/benchmarks.md (benchmarks/).
 # `make compat` runs the libraries that people have models in, in an environment each (compat/).
-# `make plan` compiles for TPUs, with no TPU: the tests that need libtpu, and benchmarks/results/plan.json.
+# `make tpu` compiles small steps for TPUs, with no TPU; `make plan` writes benchmarks/results/plan.json so.
 # `make docs` builds the site, `make docs-serve` shows it, `make docs-check` reads it in Chromium.
 # Another Python: make test PYTHON=python3.12 VENV=.venv312
 
@@ -65,7 +65,7 @@ BENCH_LONG := accuracy memory_by_length longest_sequence scan_layers many_adapte
 	loading_shards
 BENCH_LONG_TORCH := torchax_step torchax_types torchax_ways generation
 
-.PHONY: demo test test-core test-models doctests quick coverage fuzz parity lowest compat plan wheel lint types bench bench-long page clean
+.PHONY: demo test test-core test-models doctests quick coverage fuzz parity lowest compat tpu plan wheel lint types bench bench-long page clean
 .PHONY: $(addprefix measure-,$(BENCH) $(BENCH_TORCH) $(BENCH_LONG) $(BENCH_LONG_TORCH))
 # What measures time has the machine to itself, whatever -j says.
 .NOTPARALLEL:
@@ -108,8 +108,10 @@ compat:
 
 # One test at a time: compilers for TPUs take all processors. PLAN_ROWS=2 writes the quick rows alone.
 PLAN_ROWS ?= 100
+tpu: $(VENV)-plan/.plan
+	$(TEST_ENV) $(VENV)-plan/bin/python -m pytest --junitxml=.ci/out/$@.xml tests/models/planning/test_tpu.py
+
 plan: $(VENV)-plan/.plan
-	$(TEST_ENV) $(VENV)-plan/bin/python -m pytest --junitxml=.ci/out/$@.xml tests/models/planning
 	$(VENV)-plan/bin/python benchmarks/plan_table.py --first $(PLAN_ROWS)
 
 lowest: $(VENV)-lowest/.lowest

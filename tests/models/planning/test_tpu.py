@@ -1,4 +1,4 @@
-"""Steps of a tiny Llama, compiled for TPUs: needs libtpu (`make plan`), and no TPU."""
+"""Steps of a tiny Llama, compiled for TPUs: needs libtpu (`make tpu`), and no TPU."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
-        reason="libtpu, the compiler for TPUs, is not installed: make plan",
+        reason="libtpu, the compiler for TPUs, is not installed: make tpu",
     ),
 ]
 
@@ -34,6 +34,20 @@ def test_a_step_that_fits():
     assert sum(each.sent for each in step.sent.values()) > 0
     assert step.square[0].endswith("96,96]")
     assert "fits" in str(found)
+
+
+def test_attention_holds_no_scores_and_the_backward_pass_computes_nothing_twice():
+    """Two layers of Llama 2 7B's shape: what each adds, times 32, is what its step holds."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+    config = TINY | sizes | {"num_key_value_heads": 32, "head_dim": 128, "num_hidden_layers": 2}
+    found = lnt.models.plan(config, chips="v5e-8", batch=8, length=2048)
+    step = found.steps["ln"]
+    assert step.has_no_square
+    assert found.passes(step) < 2.03
+    # A layer's two states, queries, keys, values and their mixture, and the MLP's two inner states.
+    kept = 2 * 2048 * (6 * 4096 + 2 * 11008)
+    assert step.temporaries < 2 * 1.05 * kept + 2 * 2**28
+    assert sum(each.sent for kind, each in step.sent.items() if "reduce" in kind) < 2**18
 
 
 def test_a_step_that_does_not_fit():
