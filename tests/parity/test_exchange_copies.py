@@ -45,7 +45,7 @@ def test_copies_are_imported_with_a_warning(case, tmp_path):
     wrapped = move(wrap(make_module(name), target_modules=targets))
     directory = save(wrapped, tmp_path, *EMBEDDINGS)
     batch = make_batch(name, seed=99)
-    with pytest.warns(CopiedModuleWarning, match="imported whole, as modules_to_save"):
+    with pytest.warns(CopiedModuleWarning, match="imported whole, as saved modules"):
         check_import(wrapped, directory, make_ours(name).model, batch)
 
 
