@@ -237,15 +237,16 @@ def _forward(
     """The losses, and, if asked for, the gradient of each by its own state."""
     if plan.mesh is None:
         return _sum_up(plan, states, weights, wanted, with_gradient)
-    rows, tokens = find_row_axes(plan.mesh, wanted.shape[0]), PartitionSpec
-    table = tokens("tensor") if plan.rule.axis == 0 else tokens(None, "tensor")
+    rows = find_row_axes(plan.mesh, wanted.shape[0])
+    own = PartitionSpec(rows)
+    table = PartitionSpec("tensor") if plan.rule.axis == 0 else PartitionSpec(None, "tensor")
     # The gradient comes as the states do: each device has that of its part of the length.
-    results = (tokens(rows), tokens(rows, "tensor") if with_gradient else None)
+    part = PartitionSpec(rows, "tensor") if with_gradient else None
     return jax.shard_map(
         partial(_sum_up, plan, with_gradient=with_gradient),
         mesh=plan.mesh,
-        in_specs=(tokens(rows), table, tokens(rows)),
-        out_specs=results,
+        in_specs=(own, table, own),
+        out_specs=(own, part),
         check_vma=False,
     )(states, weights, wanted)
 
@@ -253,12 +254,11 @@ def _forward(
 def _sum_up(
     plan: _Plan, states: Array, weights: Array, wanted: Array, with_gradient: bool
 ) -> tuple[Array, Array | None]:
+    """Go through the entries of one device, and add up what those of all have."""
     shape, divided = wanted.shape, plan.mesh is not None
     states, wanted = keep_rows_apart(states.reshape(-1, states.shape[-1])), wanted.reshape(-1)
-    total_rows = plan.rows
-    if divided:
-        total_rows *= plan.mesh.shape["tensor"]
-    known = (wanted >= 0) & (wanted < total_rows)
+    whole = plan.rows * (plan.mesh.shape["tensor"] if divided else 1)
+    known = (wanted >= 0) & (wanted < whole)
     if divided:
         wanted = wanted - jax.lax.axis_index("tensor") * plan.rows
 
@@ -310,9 +310,7 @@ def _sum_up(
 def vocabulary_mesh(rows: int, states: Float[Array, "rows length hidden"]) -> Any:
     """Give the mesh whose axis "tensor" divides the vocabulary and the length, or `None`."""
     mesh = jax.typeof(states).sharding.mesh
-    if not is_auto(mesh, "tensor"):
-        return None
-    parts = mesh.shape["tensor"]
+    parts = mesh.shape["tensor"] if is_auto(mesh, "tensor") else 1
     return mesh if parts > 1 and rows % parts == 0 and states.shape[1] % parts == 0 else None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,7 +38,7 @@ from .liveness import peak_bytes
 from .lora import add_lora, lora_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
 
 _FEW, _MORE = 2, 4  # layers traced
@@ -314,8 +315,10 @@ def check_mesh(mesh: Mapping[str, int]) -> dict[str, int]:
     """Check names and sizes of a mesh's axes.
 
     Raises:
-        ConfigError: an axis is not known, or its size is below 1.
+        ConfigError: it does not say sizes of axes, an axis is not known, or a size is below 1.
     """
+    if not isinstance(mesh, Mapping):
+        raise ConfigError(f"mesh is {mesh!r}; expected sizes of axes, such as {{'fsdp': 8}}")
     for axis, size in mesh.items():
         if axis not in AXES:
             raise ConfigError(f"mesh has the axis {axis!r}; supported: {', '.join(AXES)}")

@@ -111,7 +111,7 @@ def keep_rows_apart(x: Float[Array, "rows ..."]) -> Float[Array, "rows ..."]:
     Nothing is said off a mesh, of a mesh without such axes or with rows that they do not divide,
     and of a mesh whose axes are explicit, where the program says it itself.
     """
-    return _say(x, ())
+    return _constrain(x, ())
 
 
 def keep_tokens_apart(x: Float[Array, "rows length ..."]) -> Float[Array, "rows length ..."]:
@@ -120,13 +120,13 @@ def keep_tokens_apart(x: Float[Array, "rows length ..."]) -> Float[Array, "rows 
     It is left whole where "tensor" does not divide it. Nothing is said of single tokens: see
     `divide_features`.
     """
-    return x if x.shape[1] == 1 else _say(x, ("tensor",))
+    return x if x.shape[1] == 1 else _constrain(x, ("tensor",))
 
 
 def gather_tokens(x: Float[Array, "rows length ..."]) -> Float[Array, "rows length ..."]:
     """Say that the length is whole before a product which "tensor" divides by features."""
     whole = x.shape[1] == 1 or not is_auto(jax.typeof(x).sharding.mesh, "tensor")
-    return x if whole else _say(x, ())
+    return x if whole else _constrain(x, ())
 
 
 def keep_features_apart(
@@ -143,8 +143,8 @@ def keep_features_apart(
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def _say(x: Any, axes: tuple[str, ...]) -> Any:
-    """Say over which axes for rows, and over which others for the length, an array is divided."""
+def _constrain(x: Any, axes: tuple[str, ...]) -> Any:
+    """Divide the first axis over those for rows, and the length over these others."""
     mesh = jax.typeof(x).sharding.mesh
     rows = find_row_axes(mesh, x.shape[0])
     if not rows and not is_auto(mesh, "tensor"):

@@ -23,7 +23,7 @@ from lntune_jax.storage.sealed import read_json
 from ..estimating.memory import check_base, check_mesh, check_numbers, estimate_memory, total_bytes
 from ..families.registry import FAMILIES, find_task
 from ..loading.sources import config_from, config_of, find_directory
-from ..model import REMATS, PretrainedModel, from_config
+from ..model import REMATS, PretrainedModel, from_config, read_options
 from ..nn.attention import find_kernel
 from ..nn.sharding import ROW_AXES
 from .chips import read_slice
@@ -89,6 +89,7 @@ def plan(
             are scanned.
 
     Raises:
+        TypeError: there is no option of a name.
         ConfigError: there are no such chips, the mesh is not one of them, the rows do not divide,
             or a method or size is not supported.
         ModelError: as `from_config`; the compiler is not installed, or fails.
@@ -102,6 +103,7 @@ def plan(
         ...     print(error)
         mesh has fsdp=4, which is 4 devices, but v5e-8 has 8
     """
+    read_options(options, plan)
     check_numbers(method, length=length, rank=rank)
     place = read_slice(chips)
     sizes = check_place(place, mesh)

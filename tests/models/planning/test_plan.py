@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 import lntune_jax as lnt
@@ -51,6 +52,17 @@ def test_defaults(compiler):
     assert found.products == 2 * layer + 64 * 512
     assert found.estimates["ln"] > 0
     assert found.passes(FITS) == 10**9 * 8 / (2 * found.products * 8 * 128)
+
+
+def test_a_mesh_that_says_no_sizes_and_an_option_that_there_is_not():
+    devices = jax.make_mesh((1,), ("fsdp",))
+    for mesh in (["fsdp", 8], devices):
+        with pytest.raises(ConfigError, match=r"expected sizes of axes, such as \{'fsdp': 8\}"):
+            lnt.models.plan(TINY, chips="v5e-8", mesh=mesh)
+        with pytest.raises(ConfigError, match="expected sizes of axes"):
+            lnt.models.estimate_memory(TINY, mesh=mesh)
+    with pytest.raises(TypeError, match=r"plan has no argument 'remta' \(did you mean 'remat'"):
+        lnt.models.plan(TINY, chips="v5e-8", remta="full")
 
 
 def test_the_report(compiler):
